@@ -1,0 +1,1 @@
+"""Recipes: typed, strict, YAML with extends and dotted overrides."""

@@ -1,0 +1,1 @@
+"""Sampling text with a KV cache."""

@@ -1,0 +1,1 @@
+"""Matched comparisons of finished runs: tables, figures, one HTML file. Reads run folders only."""

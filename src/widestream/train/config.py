@@ -1,0 +1,85 @@
+"""Configuration of optimisation and of the training loop."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW. The published RMT settings are the defaults (paper, App. C.1)."""
+
+    lr: float = 1e-2
+    """Peak learning rate; a parameter's own rate is this times its muP factor."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 1e-4
+    """Decay strength; see `decay`."""
+    decay: Literal["coupled", "independent"] = "independent"
+    """coupled: w -= lr_t * weight_decay * w (PyTorch's AdamW). independent: w -= s_t * weight_decay * w with s_t the
+    schedule in [0, 1], so the peak rate does not scale it (the published RMT code)."""
+    decay_keys: bool = True
+    """Whether the stream's keys (and mixing weights) are decayed. Embedding, unembedding and norms never are."""
+    grad_clip: float | None = None
+    """Largest global gradient norm; `null` for no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over training, as a factor in [0, 1] of the peak."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    """cosine: warm-up, then a half cosine to `floor`. wsd: warm-up, stable, linear decay to `floor`. constant: warm-up only."""
+    warmup: float = 0.05
+    """Linear warm-up: a fraction of all steps if below 1, else a number of steps."""
+    floor: float = 0.1
+    """Final factor, as a fraction of the peak."""
+    decay: float = 0.2
+    """wsd only: length of the final decay, a fraction of all steps if below 1, else a number of steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int | None = None
+    """Optimizer steps. Give this or `tokens`."""
+    tokens: int | None = None
+    """Training tokens; rounded up to whole steps."""
+    batch_size: int = 64
+    """Windows per optimizer step, over all processes and micro-batches."""
+    micro_batch_size: int | None = None
+    """Windows per forward pass and process; the rest is gradient accumulation. Default: no accumulation."""
+    seed: int = 0
+    """Seed of the initial weights."""
+    z_loss: float = 1e-4
+    """Weight of (log sum exp logits)^2; kept apart from the reported loss."""
+    device: str = "auto"
+    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ..."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16: autocast to bfloat16, weights stay float32. auto: bf16 where the machine multiplies it faster."""
+    threads: int | None = None
+    """CPU threads; default: torch's choice."""
+    compile: bool = False
+    """Compile the blocks and the stream with torch.compile."""
+    activation_checkpointing: bool = False
+    """Keep only what crosses layer boundaries for the backward pass; recompute the rest."""
+    deterministic: bool = True
+    """Use deterministic algorithms, so that a resumed run is bit-identical to an uninterrupted one."""
+    log_every: int = 1
+    """Steps between training lines in metrics.jsonl."""
+    eval_every: int = 100
+    """Steps between held-out evaluations (one is always made at the end)."""
+    eval_windows: int | None = None
+    """Windows per evaluation during training; default: the whole held-out split. The final one is always whole."""
+    save_every: int = 100
+    """Steps between checkpoints (one is always made at the end)."""
+    keep: int = 2
+    """Newest checkpoints kept; older ones are removed after a newer one is complete."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """When the loss or gradient is not finite: stop and save the batch, or skip the step and count it."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the `track` extra)."""
