@@ -1,5 +1,30 @@
 """What a user can put right is one exception; the command line turns it into one sentence and exit code 2."""
 
+import difflib
+import os.path
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used. The message is one clear sentence that says how to mend it."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
+    """An unknown name, with the nearest known one, or with all of them where none is near.
+
+    Args:
+        what: what is unknown, as the sentence shall say it; for example `key model.numlayers`.
+        name: the name as given.
+        known: the names that exist.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if not near:
+        return UserError(f"Unknown {what}; known are: {', '.join(known)}.")
+    # Equally near ones are told apart by how long they agree from the start.
+    best = max(near, key=lambda other: (difflib.SequenceMatcher(None, other, name).ratio(), _agreement(other, name)))
+    return UserError(f"Unknown {what}; did you mean {best}?")
+
+
+def _agreement(a: str, b: str) -> int:
+    return len(os.path.commonprefix([a, b]))

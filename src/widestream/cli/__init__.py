@@ -1,0 +1,21 @@
+"""The `widestream` command: one verb per task. A verb parses arguments and calls one function of the library."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line. What a user can mend is one sentence on stderr and exit code 2."""
+    from widestream.cli.app import build_app
+    from widestream.errors import UserError
+
+    try:
+        build_app()()
+    except UserError as error:
+        print(f"widestream: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except KeyboardInterrupt:
+        print("widestream: interrupted; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)

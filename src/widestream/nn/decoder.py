@@ -1,0 +1,163 @@
+"""The decoder: a row of blocks that talk to each other only through the stream. No line here knows which stream it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from widestream.errors import UserError
+from widestream.kernels.cross_entropy import linear_cross_entropy
+from widestream.nn.attention import AttentionContext, BareAttention, DenseAttention, attention_context
+from widestream.nn.cache import KVCache
+from widestream.nn.config import ModelConfig
+from widestream.nn.embedding import Embedding
+from widestream.nn.mlp import MLP
+from widestream.nn.roles import Declared, Role, Roles, named_roles
+from widestream.streams import stream_class
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A batch's loss. Only `total` carries gradients."""
+
+    total: Tensor
+    """Mean cross-entropy + z_loss * mean squared log-partition."""
+    cross_entropy: Tensor
+    """Mean cross-entropy in nats, float32; what is reported."""
+    z_loss: Tensor
+    """Mean squared log-partition, unweighted, float32."""
+    tokens: Tensor
+    """Target tokens, or the sum of their weights."""
+
+
+class Decoder(Declared):
+    """A decoder-only language model with an exchangeable residual stream. Make one with `nn.model.build_model`.
+
+    Args:
+        config: sizes and the stream.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        roles = Roles(config)
+        kind = stream_class(config.stream.kind)
+        spec = kind.spec(config)
+        self.stream = kind(config, roles)
+        axes = self.stream.width_axes(roles)
+        self.embedding = Embedding(config, roles, axes)
+        self.blocks = nn.ModuleList()
+        for index, block in enumerate(kind.blocks(config)):
+            layer = kind.blocks(config)[:index].count("attention")
+            if block == "mlp":
+                self.blocks.append(MLP(config, roles, axes, scale_output=not spec.scales_mlp_write))
+            elif spec.attention == "bare":
+                self.blocks.append(BareAttention(config, layer))
+            else:
+                self.blocks.append(DenseAttention(config, layer, roles))
+        head = roles.unembedding(axes)
+        self.output_multiplier = head.multiplier
+        if config.tied_head:
+            # The shared table keeps the embedding's scale; as a head it acts at the scale a head of its own would have.
+            self.output_multiplier *= (head.std or 1.0) / (self.embedding.own_roles["token"].std or 1.0)
+        else:
+            self.declare("unembedding", (config.vocab_size, config.embed_dim), head)
+        self.checkpoint_layers = False
+        """Keep only what crosses layer boundaries for the backward pass; recompute the rest."""
+        self._compiled_depth: Callable[..., Tensor] | None = None
+
+    def forward(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden vectors that the head reads.
+
+        Args:
+            tokens: [B, T] int64.
+            segments: document of every token [B, T]; attention stays inside (if `config.document_mask`).
+            cache: keys and values of earlier tokens; those of `tokens` are appended.
+            mask: allowed (query, key) pairs [B, T, T] bool, instead of causal and same document.
+
+        Returns:
+            [B, T, D].
+
+        Raises:
+            UserError: more tokens than the context or the cache holds.
+        """
+        start = cache.length if cache else 0
+        num_tokens = tokens.shape[1]
+        if self.config.positions == "learned" and start + num_tokens > self.config.context:
+            raise UserError(
+                f"{start + num_tokens} tokens exceed the model's context of {self.config.context}; shorten the text."
+            )
+        if cache is not None:
+            cache.check_room(num_tokens)
+        positions = torch.arange(start, start + num_tokens, device=tokens.device)
+        context = attention_context(self.config, positions, segments, mask, cache)
+        through_depth = self._compiled_depth or self._exchange_through_depth
+        hidden = through_depth(self.embedding(tokens, positions), context)
+        if cache is not None:
+            cache.advance(num_tokens)
+        return hidden
+
+    def _exchange_through_depth(self, embedding: tuple[Tensor, Tensor | None], context: AttentionContext) -> Tensor:
+        """The whole decoder: write, read, compute; and again."""
+        state, inputs = self.stream.exchange(0, self.stream.empty(), embedding)
+        for site in range(1, len(self.blocks) + 1, 2):
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                state, inputs = checkpoint(self._layer, site, state, inputs, context, use_reentrant=False)
+            else:
+                state, inputs = self._layer(site, state, inputs, context)
+        return inputs["x"]
+
+    def _layer(self, first: int, state: Any, inputs: dict[str, Tensor], context: AttentionContext) -> tuple[Any, Any]:
+        """Two blocks and the exchanges behind them."""
+        for site in range(first, min(first + 2, len(self.blocks) + 1)):
+            written = self.blocks[site - 1](inputs, context)
+            state, inputs = self.stream.exchange(site, state, written)
+        return state, inputs
+
+    def head_weight(self) -> Tensor:
+        """The unembedding [V, D]."""
+        return self.embedding.token if self.config.tied_head else self.unembedding
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        return nn.functional.linear(hidden * self.output_multiplier, self.head_weight())
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segments: Tensor | None = None,
+        weights: Tensor | None = None,
+        z_loss: float = 0.0,
+        mask: Tensor | None = None,
+    ) -> LossTerms:
+        """Loss of predicting `targets` [B, T] from `tokens` [B, T]; `weights` [B, T] leaves tokens out. See `forward`."""
+        hidden = self(tokens, segments, mask=mask).flatten(0, 1) * self.output_multiplier
+        flat = None if weights is None else weights.flatten()
+        total, cross_entropy, z = linear_cross_entropy(hidden, self.head_weight(), targets.flatten(), flat, z_loss)
+        count = targets.new_tensor(targets.numel(), dtype=torch.float32) if flat is None else flat.float().sum()
+        return LossTerms(total, cross_entropy, z, count)
+
+    def new_cache(self, batch_size: int, length: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty KV cache for sequences up to `length` tokens."""
+        config, weight = self.config, self.head_weight()
+        dtype = torch.float32 if config.upcast_attention else dtype or weight.dtype
+        shape = (batch_size, config.num_heads, length, config.head_dim)
+        return KVCache(config.num_layers, shape, dtype, weight.device)
+
+    def compile_blocks(self) -> None:
+        """Compile everything between embedding and head; masks are built outside, so shapes stay fixed."""
+        self._compiled_depth = torch.compile(self._exchange_through_depth, dynamic=False)
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter, by its name."""
+        return named_roles(self)

@@ -1,0 +1,36 @@
+"""Token embedding and learned positions, kept apart: a stream may store them under keys of their own (paper eq. 13)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from widestream.nn.config import ModelConfig
+from widestream.nn.roles import Axis, Declared, Roles
+
+
+class Embedding(Declared):
+    """Look-up tables of tokens and, if the model has learned positions, of positions.
+
+    Args:
+        config: the model's.
+        roles: for the weights' roles.
+        axes: axes of the embedding, whose sizes multiply to the width D.
+    """
+
+    def __init__(self, config: ModelConfig, roles: Roles, axes: tuple[Axis, ...]):
+        super().__init__()
+        self.multiplier = config.mup.input_multiplier
+        self.declare("token", (config.vocab_size, config.embed_dim), roles.embedding(roles.vocab, axes, "embedding"))
+        if config.positions == "learned":
+            role = roles.embedding(roles.positions, axes, "positions")
+            self.declare("position", (config.context, config.embed_dim), role)
+        else:
+            self.register_parameter("position", None)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, T] and their positions [T] -> token vectors [B, T, D], position vectors [1, T, D] or None."""
+        token = F.embedding(tokens, self.token)
+        position = None if self.position is None else F.embedding(positions, self.position)[None]
+        if self.multiplier != 1.0:
+            token = token * self.multiplier
+            position = None if position is None else position * self.multiplier
+        return token, position

@@ -1,0 +1,102 @@
+"""The contract of a residual stream: a row of exchanges, each a write followed by a read.
+
+Places where something is written are numbered: 0 is the embedding, 1..S the blocks' outputs in order. After each write exactly
+one consumer reads: the next block, or, after the last write, the head. nn/decoder.py is the loop that drives any stream.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from widestream.nn.config import ModelConfig
+from widestream.nn.roles import Axis, Declared, Roles
+from widestream.streams.config import StreamConfig
+
+Reader = Literal["attention", "mlp", "head"]
+BlockKind = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """What others may know of a stream without knowing which it is."""
+
+    state_shape: tuple[int, ...]
+    """Shape of one token's state, as the literature writes it; RMT: (D_k, D_v)."""
+    attention: Literal["dense", "bare"]
+    """Form of the attention block: with projections of its own, or fed with q, k, v heads by the stream."""
+    starts_plain: bool
+    """Whether the initial model computes what the plain transformer with the same blocks does."""
+    history: str = "none"
+    """What it keeps of earlier writes."""
+    scales_mlp_write: bool = False
+    """Whether depth scaling acts on the stream's own storage keys instead of the MLP's W_2."""
+
+
+@dataclass(frozen=True)
+class StreamCost:
+    """What a stream costs, beside the blocks, the embedding and the head. Per token, summed over its sites."""
+
+    flops: int
+    """Forward FLOPs, two per multiply-add, matrix products only; a training step takes three times as many."""
+    bytes_moved: int
+    """Bytes of state read and written in the forward pass, with one read and one write of the state per exchange."""
+    bytes_saved: int
+    """Bytes kept for the backward pass by exchanges that autograd records as written."""
+
+
+class Stream(Declared):
+    """Base of all streams. Subclasses give `write`, `read`, `spec` and `cost`; a fused stream may override `exchange`.
+
+    A stream owns everything indexed by site: keys, gates, mixing weights, the norm in front of a read. Its state is a
+    tensor or a small structure of tensors, never changed from outside.
+
+    Args:
+        config: the model's; `config.stream` is the stream's own.
+        roles: for the roles of its parameters.
+    """
+
+    Config: ClassVar[type[StreamConfig]]
+
+    def __init__(self, config: ModelConfig, roles: Roles):
+        super().__init__()
+        self.readers: list[Reader] = [*self.blocks(config), "head"]
+
+    @classmethod
+    def blocks(cls, config: ModelConfig) -> list[BlockKind]:
+        """The blocks between the exchanges, in order; default: attention, MLP, attention, MLP, ..."""
+        return ["attention", "mlp"] * config.num_layers
+
+    @classmethod
+    def spec(cls, config: ModelConfig) -> StreamSpec:
+        """What others may know of this stream."""
+        raise NotImplementedError
+
+    def cost(self) -> StreamCost:
+        """What this stream costs."""
+        raise NotImplementedError
+
+    def width_axes(self, roles: Roles) -> tuple[Axis, ...]:
+        """Axes of the vectors that embedding, MLP and head exchange with the stream; default: the width D."""
+        return (roles.width,)
+
+    def empty(self) -> Any:
+        """The state before the first write; None where a first write makes it."""
+        return None
+
+    def write_embedding(self, state: Any, token: Tensor, position: Tensor | None) -> Any:
+        """Site 0: store token vectors [B, T, D] and, if the model has them, position vectors [1, T, D]."""
+        return self.write(0, state, token if position is None else token + position)
+
+    def write(self, site: int, state: Any, written: Tensor) -> Any:
+        """Store what the block before `site` has put out; returns the new state."""
+        raise NotImplementedError
+
+    def read(self, site: int, state: Any) -> dict[str, Tensor]:
+        """What the consumer at `site` needs, by role: `x` [B, T, D], or `q`, `k`, `v` [B, T, H, D_h]."""
+        raise NotImplementedError
+
+    def exchange(self, site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
+        """A write, then a read. `written` is (token, position) at site 0, a block's output afterwards."""
+        state = self.write_embedding(state, *written) if site == 0 else self.write(site, state, written)
+        return state, self.read(site, state)

@@ -1,0 +1,137 @@
+"""The Residual Matrix Transformer's stream: an outer-product memory (Mak & Flanigan, arXiv 2506.22696, section 2.2).
+
+    write   X <- X + sum_h w^(h) (x) y^(h)        R data vectors y^(h) in R^{D_v}, stored under keys w^(h) in R^{D_k}
+    read    y^(h) = r^(h) . norm(X)               retrieved with keys r^(h) in R^{D_k}
+
+Attention has no W_Q, W_K, W_V, W_O: its heads are reads and its outputs are writes. The MLP keeps its matrices and reads and
+writes R data vectors. The state has D_k x D_v cells, so D_k widens it without widening any matrix. It does not start as
+the plain transformer.
+
+Letters: B batch, T tokens, R rank (= heads), K key axis D_k, V value axis D_v. The state is kept as [B, T, V, K] and data vectors
+as [B, T, V, R], so that storing and retrieving are plain products with the keys as weights; that layout is private.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from widestream.errors import UserError
+from widestream.nn.config import ModelConfig
+from widestream.nn.norm import Norm
+from widestream.nn.roles import Axis, Roles
+from widestream.streams.base import Stream, StreamCost, StreamSpec
+from widestream.streams.config import StreamConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixConfig(StreamConfig):
+    """Rank R is the model's num_heads and the value axis D_v its head_dim."""
+
+    kind: Literal["matrix"] = "matrix"
+    """This stream."""
+    key_dim: int
+    """[D_k] Length of the keys; the state has key_dim * head_dim cells."""
+    norm_gain: Literal["full", "row", "none"] = "full"
+    """Gain of the joint norm: one per cell (the paper), one per key row, or none."""
+    depth_scale_site: Literal["w_FF", "W2"] = "w_FF"
+    """Where depth scaling acts on the MLP's way out: its storage keys (the published code) or its last matrix."""
+
+    def __post_init__(self):
+        if self.key_dim < 1:
+            raise UserError(f"model.stream.key_dim is {self.key_dim}; it must be at least 1.")
+
+
+class MatrixStream(Stream):
+    """X [B, T, V, K]; a joint norm over (V, K) in front of every read."""
+
+    Config = MatrixConfig
+
+    def __init__(self, config: ModelConfig, roles: Roles):
+        super().__init__(config, roles)
+        own: MatrixConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        if config.width not in (None, config.num_heads * config.head_dim):
+            raise UserError("A matrix stream has model.width = num_heads * head_dim; leave model.width out.")
+        self.rank, self.key_dim, self.value_dim = config.num_heads, own.key_dim, config.head_dim
+        keys = Axis(own.key_dim, config.mup.base_key_dim or own.key_dim)
+
+        # Storage keys w: R -> D_k. One set per write; embedding and positions have their own (eq. 13).
+        def storage(name: str, scaled: bool) -> None:
+            role = roles.hidden((roles.heads,), (keys,), "keys", decay="key", output=scaled)
+            self.declare(name, (self.key_dim, self.rank), role)
+
+        # Retrieval keys r: D_k -> R, or -> 3 R for q, k, v together.
+        def retrieval(name: str, slots: int) -> None:
+            out = (roles.heads,) if slots == 1 else (roles.qkv, roles.heads)
+            zero = self.rank if slots == 3 and config.init.query_zero else 0
+            role = roles.hidden((keys,), out, "keys", decay="key", zero_rows=zero)
+            self.declare(name, (slots * self.rank, self.key_dim), role)
+
+        storage("write_0", scaled=False)
+        if config.positions == "learned":
+            storage("write_position", scaled=False)
+        for site, reader in enumerate(self.readers):
+            retrieval(f"read_{site}", 3 if reader == "attention" else 1)
+            if reader != "head":
+                storage(f"write_{site + 1}", scaled=reader == "attention" or own.depth_scale_site == "w_FF")
+        shape = (self.value_dim, self.key_dim)
+        gain = {"full": shape, "row": (self.key_dim,), "none": None}[own.norm_gain]
+        self.norms = nn.ModuleList(Norm(config.norm, shape, gain, config.norm_eps, roles.gain()) for _ in self.readers)
+
+    @classmethod
+    def spec(cls, config: ModelConfig) -> StreamSpec:
+        """A D_k x D_v matrix."""
+        own: MatrixConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        return StreamSpec(
+            state_shape=(own.key_dim, config.head_dim),
+            attention="bare",
+            starts_plain=False,
+            scales_mlp_write=own.depth_scale_site == "w_FF",
+        )
+
+    def cost(self) -> StreamCost:
+        """Two FLOPs per key entry and value column; what autograd saves is the state and its norm at every read."""
+        key_entries = sum(p.numel() for name, p in self.named_parameters(recurse=False))
+        state = 4 * self.key_dim * self.value_dim
+        exchanges = len(self.readers)
+        return StreamCost(
+            flops=2 * key_entries * self.value_dim,
+            bytes_moved=2 * state * exchanges,
+            bytes_saved=2 * state * exchanges,
+        )
+
+    def width_axes(self, roles: Roles) -> tuple[Axis, ...]:
+        """R data vectors of width D_v."""
+        return (roles.head_dim, roles.heads)
+
+    def store(self, keys: Tensor, data: Tensor) -> Tensor:
+        """sum_h w^(h) (x) y^(h): keys [K, R], data [B, T, V, R] -> [B, T, V, K] (eqs. 12, 14)."""
+        return F.linear(data, keys)
+
+    def retrieve(self, keys: Tensor, normed: Tensor) -> Tensor:
+        """r^(h) . X for every h: keys [R, K], normed state [B, T, V, K] -> [B, T, V, R] (eq. 15)."""
+        return F.linear(normed, keys)
+
+    def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> Tensor:
+        """X_0 = sum_h w_E^(h) (x) W_E^(h) s + sum_h w_P^(h) (x) W_P^(h) p (eq. 13)."""
+        X = self.store(self.write_0, token.unflatten(-1, (self.value_dim, self.rank)))
+        if position is None:
+            return X
+        return X + self.store(self.write_position, position.unflatten(-1, (self.value_dim, self.rank)))
+
+    def write(self, site: int, state: Tensor, written: Tensor) -> Tensor:
+        """X <- X + sum_h w_O^(h) (x) head_h (eq. 22), or the same with the MLP's output cut into R vectors (eq. 26)."""
+        if self.readers[site - 1] == "attention":
+            data = written.transpose(2, 3)  # heads [B, T, R, V]
+        else:
+            data = written.unflatten(-1, (self.value_dim, self.rank))
+        return state + self.store(getattr(self, f"write_{site}"), data)
+
+    def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
+        """q, k, v heads for attention (eqs. 18-20); R data vectors side by side for the MLP and the head (eqs. 24, 27)."""
+        data = self.retrieve(getattr(self, f"read_{site}"), self.norms[site](state))
+        if self.readers[site] == "attention":
+            q, k, v = data.transpose(2, 3).chunk(3, dim=2)  # [B, T, R, V] each
+            return {"q": q, "k": k, "v": v}
+        return {"x": data.flatten(2)}

@@ -1,0 +1,55 @@
+"""The plain transformer's stream: a vector to which every block adds (RMT paper, section 2.1).
+
+    x_{i+1} = x_i + block(norm(x_i))
+
+It changes nothing and is what every other stream is compared with.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from widestream.nn.config import ModelConfig
+from widestream.nn.norm import Norm
+from widestream.nn.roles import Roles
+from widestream.streams.base import Stream, StreamCost, StreamSpec
+from widestream.streams.config import StreamConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VectorConfig(StreamConfig):
+    """The plain stream has no settings beyond its kind."""
+
+    kind: Literal["vector"] = "vector"
+    """This stream."""
+
+
+class VectorStream(Stream):
+    """x [B, T, D]; one pre-norm in front of every block and of the head."""
+
+    Config = VectorConfig
+
+    def __init__(self, config: ModelConfig, roles: Roles):
+        super().__init__(config, roles)
+        self.width = config.embed_dim
+        shape = (self.width,)
+        self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
+
+    @classmethod
+    def spec(cls, config: ModelConfig) -> StreamSpec:
+        """One vector of width D."""
+        return StreamSpec(state_shape=(config.embed_dim,), attention="dense", starts_plain=True)
+
+    def cost(self) -> StreamCost:
+        """No product at all; a read and a write of D float32 per exchange; the input of every norm is saved."""
+        state = 4 * self.width
+        return StreamCost(flops=0, bytes_moved=2 * state * len(self.readers), bytes_saved=state * len(self.readers))
+
+    def write(self, site: int, state: Tensor | None, written: Tensor) -> Tensor:
+        """Add."""
+        return written if state is None else state + written
+
+    def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
+        """Normalise."""
+        return {"x": self.norms[site](state)}

@@ -1,0 +1,203 @@
+"""Hold the models against golden cases made by running the authors' own code.
+
+    python tests/parity/check_official.py FOLDER
+
+FOLDER holds pairs NAME.json + NAME.safetensors. Every case found is reported, one line per quantity; the exit code is 1 on a
+miss, 2 when the folder cannot be used. Tolerances are relative errors ||a - b|| / ||b||.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from widestream.nn.config import InitConfig, ModelConfig, MupConfig
+from widestream.nn.decoder import Decoder
+from widestream.nn.model import build_model
+from widestream.streams.matrix import MatrixConfig
+from widestream.streams.vector import VectorConfig
+from widestream.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from widestream.train.optim import build_optimizer, clip_gradients, set_lr
+from widestream.train.schedule import factor
+
+TOLERANCE = {"logits": 1e-5, "cross-entropy": 1e-5, "loss": 1e-5, "gradient": 1e-4, "parameter": 1e-5}
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a published parameter lives in our model: per layer, our name and the order of its axes."""
+
+    name: str
+    axes: tuple[str, ...]
+
+
+RMT = {
+    "embedding": Placed("embedding.token", ("Vocab", "ResVal", "Rank")),
+    "storage_linear": Placed("stream.write_0", ("ResKey", "Rank")),
+    "rmt_stack.stacked.attention.module.norm": Placed("stream.norms.{attention}.gain", ("ResVal", "ResKey")),
+    "rmt_stack.stacked.attention.module.qkv_linear": Placed("stream.read_{attention}", ("QKV", "Rank", "ResKey")),
+    "rmt_stack.stacked.attention.module.out_linear": Placed("stream.write_{mlp}", ("ResKey", "Rank")),
+    "rmt_stack.stacked.mlp.module.norm": Placed("stream.norms.{mlp}.gain", ("ResVal", "ResKey")),
+    "rmt_stack.stacked.mlp.module.retrieval_linear": Placed("stream.read_{mlp}", ("Rank", "ResKey")),
+    "rmt_stack.stacked.mlp.module.W1": Placed("blocks.{mlp}.w1", ("Neuron", "ResVal", "Rank")),
+    "rmt_stack.stacked.mlp.module.W2": Placed("blocks.{mlp}.w2", ("ResVal", "Rank", "Neuron")),
+    "rmt_stack.stacked.mlp.module.storage_linear": Placed("stream.write_{next}", ("ResKey", "Rank")),
+    "norm": Placed("stream.norms.{last}.gain", ("ResVal", "ResKey")),
+    "retrieval_linear": Placed("stream.read_{last}", ("Rank", "ResKey")),
+    "unembedding": Placed("unembedding", ("Vocab", "ResVal", "Rank")),
+}
+TRANSFORMER = {
+    "embedding": Placed("embedding.token", ("Vocab", "Embed")),
+    "transformer_stack.stacked.attention.module.norm": Placed("stream.norms.{attention}.gain", ("Embed",)),
+    "transformer_stack.stacked.attention.module.qkv_linear": Placed("blocks.{attention}.qkv", ("QKV", "Head", "HeadDim", "Embed")),
+    "transformer_stack.stacked.attention.module.out_linear": Placed("blocks.{attention}.out", ("Embed", "Head", "HeadDim")),
+    "transformer_stack.stacked.mlp.module.norm": Placed("stream.norms.{mlp}.gain", ("Embed",)),
+    "transformer_stack.stacked.mlp.module.W1": Placed("blocks.{mlp}.w1", ("Neuron", "Embed")),
+    "transformer_stack.stacked.mlp.module.W2": Placed("blocks.{mlp}.w2", ("Embed", "Neuron")),
+    "norm": Placed("stream.norms.{last}.gain", ("Embed",)),
+    "unembedding": Placed("unembedding", ("Vocab", "Embed")),
+}
+PLACES = {"rmt": RMT, "transformer": TRANSFORMER}
+
+
+def model_config(meta: dict[str, Any]) -> ModelConfig:
+    """The published constructor's arguments as our configuration: the `code` preset at the case's sizes."""
+    m = meta["model"]
+    init = InitConfig(
+        scheme="mup",
+        std=m.get("init_std", 0.02),
+        query_zero=m.get("query_zero_init", False),
+        output_zero=m.get("output_zero_init", False),
+    )
+    rmt = meta["kind"] == "rmt"
+    mup = MupConfig(
+        input_multiplier=m.get("input_multiplier", 1.0),
+        attention_multiplier=m.get("attn_multiplier", 1.0),
+        output_multiplier=m.get("output_multiplier", 1.0),
+        base_width=m.get("base_embed_dim"),
+        base_num_heads=m.get("base_rank" if rmt else "base_n_heads"),
+        base_head_dim=m.get("base_resval_dim" if rmt else "base_head_dim"),
+        base_mlp_dim=m.get("base_n_neurons"),
+        base_key_dim=m.get("base_reskey_dim"),
+    )
+    return ModelConfig(
+        vocab_size=m["vocab_size"],
+        num_layers=m["n_layers"],
+        num_heads=m["rank" if rmt else "n_heads"],
+        head_dim=m["resval_dim" if rmt else "head_dim"],
+        mlp_dim=m["n_neurons"],
+        width=None if rmt else m["embed_dim"],
+        stream=MatrixConfig(key_dim=m["reskey_dim"]) if rmt else VectorConfig(),
+        norm="rmsnorm",
+        positions="alibi",
+        init=init,
+        mup=mup,
+    )
+
+
+def ours(meta: dict[str, Any], tensors: dict[str, Tensor], prefix: str, model: Decoder) -> dict[str, Tensor]:
+    """Published tensors under `prefix` by our parameters' names, in our shapes."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for path, place in PLACES[meta["kind"]].items():
+        key = f"{path}.param.weight"
+        axes, tensor = list(meta["axes"][key]), tensors[f"{prefix}/{key}"]
+        layered = "Layer" in axes
+        order = [axes.index(axis) for axis in ((("Layer",) if layered else ()) + place.axes)]
+        tensor = tensor.permute(order)
+        for layer, piece in enumerate(tensor if layered else [tensor]):
+            sites = {"attention": 2 * layer, "mlp": 2 * layer + 1, "next": 2 * layer + 2, "last": len(model.blocks)}
+            name = place.name.format(**sites)
+            found[name] = piece.reshape(shapes[name])
+    missing = shapes.keys() - found.keys()
+    if missing:
+        raise ValueError(f"the case lacks values for {', '.join(sorted(missing))}")
+    return found
+
+
+def relative_error(a: Tensor | float, b: Tensor | float) -> float:
+    """||a - b|| / ||b||, in float64; where b is zero, ||a||."""
+    x, y = (torch.as_tensor(value, dtype=torch.float64) for value in (a, b))
+    norm = y.norm().item()
+    return (x - y).norm().item() / (norm or 1.0)
+
+
+def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[str, str, float]]:
+    """Errors of one rmt or transformer case: (kind of quantity, name, relative error)."""
+    model = build_model(model_config(meta))
+    model.load_state_dict(ours(meta, tensors, "param", model))
+    tokens, targets, mask = tensors["input_ids"].long(), tensors["target_ids"].long(), tensors["attention_mask"].bool()
+    errors: list[tuple[str, str, float]] = []
+    with torch.no_grad():
+        logits = model.logits(model(tokens, mask=mask))
+    order = [meta["logits_axes"].index(axis) for axis in ("Batch", "Pos", "Vocab")]
+    errors.append(("logits", "logits", relative_error(logits, tensors["logits"].permute(order))))
+
+    optimizer_config = OptimizerConfig(
+        lr=meta["lr"], beta1=meta["b1"], beta2=meta["b2"], eps=meta["eps"],
+        weight_decay=meta["weight_decay"], decay="independent", grad_clip=meta["grad_clip"],
+    )  # fmt: skip
+    schedule = ScheduleConfig(kind="cosine", warmup=meta["warmup_steps"], floor=meta["end_value"])
+    steps = TrainConfig(steps=meta["decay_steps"]).steps
+    assert steps is not None
+    optimizer = build_optimizer(model, optimizer_config)
+    for step in range(meta.get("steps", STEPS) + 1):
+        optimizer.zero_grad(set_to_none=True)
+        terms = model.loss(tokens, targets, mask=mask, z_loss=meta["z_loss_alpha"])
+        terms.total.backward()
+        errors.append(("loss", f"loss before step {step}", relative_error(terms.total.item(), meta["losses"][step])))
+        if step == 0:
+            errors.append(("cross-entropy", "cross-entropy", relative_error(terms.cross_entropy.item(), meta["ce_loss"])))
+            golden = ours(meta, tensors, "grad", model)
+            grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+            errors += [("gradient", name, relative_error(grads[name], golden[name])) for name in golden]  # pyright: ignore[reportArgumentType]
+        if step < meta.get("steps", STEPS):
+            clip_gradients(model.parameters(), optimizer_config.grad_clip)
+            set_lr(optimizer, factor(step, steps, schedule))
+            optimizer.step()
+    golden = ours(meta, tensors, "param_after_3_steps", model)
+    after = dict(model.named_parameters())
+    return errors + [("parameter", name, relative_error(after[name].detach(), golden[name])) for name in golden]
+
+
+def check_case(path: Path) -> bool | None:
+    """Print one case's lines. Returns whether it matched, or None where the case cannot be served yet."""
+    meta = json.loads(path.read_text())
+    name = path.stem
+    if meta.get("kind") not in PLACES:
+        print(f"{name:24s} not served yet: no counterpart of kind {meta.get('kind')!r}")
+        return None
+    errors = check_decoder(meta, load_file(path.with_suffix(".safetensors")))
+    matched = True
+    for kind, tolerance in TOLERANCE.items():
+        worst = max(((error, what) for k, what, error in errors if k == kind), key=lambda pair: pair[0])
+        count = sum(k == kind for k, _, _ in errors)
+        good = worst[0] <= tolerance  # NaN is not
+        matched &= good
+        print(f"{name:24s} {kind:14s} {count:3d} compared, worst {worst[0]:.1e} of {tolerance:.0e} ({worst[1]}) {'ok' if good else 'MISS'}")
+    return matched
+
+
+def main(arguments: list[str]) -> int:
+    """Check every case of the folder; returns the exit code."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        print("usage: python tests/parity/check_official.py FOLDER   (a folder of NAME.json + NAME.safetensors)", file=sys.stderr)
+        return 2
+    paths = [path for path in sorted(Path(arguments[0]).glob("*.json")) if path.with_suffix(".safetensors").is_file()]
+    if not paths:
+        print(f"no cases (NAME.json + NAME.safetensors) in {arguments[0]}", file=sys.stderr)
+        return 2
+    results = [check_case(path) for path in paths]
+    served = [result for result in results if result is not None]
+    print(f"{sum(served)} of {len(served)} cases match; {len(results) - len(served)} not served yet")
+    return 0 if all(served) and served else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
