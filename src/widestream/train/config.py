@@ -1,7 +1,10 @@
 """Configuration of optimisation and of the training loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from widestream.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,19 +29,29 @@ class OptimizerConfig:
     grad_clip: float | None = None
     """Largest global gradient norm; `null` for no clipping."""
 
+    def __post_init__(self):
+        _require(self, "optimizer", "at least 0", lambda value: value >= 0, "lr", "weight_decay")
+        _require(self, "optimizer", "at least 0 and below 1", lambda value: 0 <= value < 1, "beta1", "beta2")
+        _require(self, "optimizer", "above 0", lambda value: value > 0, "eps", "grad_clip")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
     """Learning rate over training, as a factor in [0, 1] of the peak."""
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    """cosine: warm-up, then a half cosine to `floor`. wsd: warm-up, stable, linear decay to `floor`. constant: warm-up only."""
+    """cosine: warm-up, then a half cosine to `floor`. wsd: warm-up, stable, linear decay to `floor`.
+    constant: warm-up only."""
     warmup: float = 0.05
     """Linear warm-up: a fraction of all steps if below 1, else a number of steps."""
     floor: float = 0.1
     """Final factor, as a fraction of the peak."""
     decay: float = 0.2
     """wsd only: length of the final decay, a fraction of all steps if below 1, else a number of steps."""
+
+    def __post_init__(self):
+        _require(self, "schedule", "at least 0", lambda value: value >= 0, "warmup", "decay")
+        _require(self, "schedule", "between 0 and 1", lambda value: 0 <= value <= 1, "floor")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,3 +96,21 @@ class TrainConfig:
     """When the loss or gradient is not finite: stop and save the batch, or skip the step and count it."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the `track` extra)."""
+
+    def __post_init__(self):
+        counts = ("steps", "tokens", "batch_size", "micro_batch_size", "threads")
+        counts += ("log_every", "eval_every", "eval_windows", "save_every", "keep")
+        _require(self, "train", "at least 1", lambda value: value >= 1, *counts)
+        _require(self, "train", "at least 0", lambda value: value >= 0, "seed", "z_loss")
+
+
+def _require(config: Any, section: str, wanted: str, holds: Callable[[Any], bool], *names: str) -> None:
+    """Check fields that were given a value.
+
+    Raises:
+        UserError: names the first field for which `holds` is false.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not holds(value):
+            raise UserError(f"{section}.{name} is {value}; it must be {wanted}.")

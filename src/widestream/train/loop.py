@@ -1,0 +1,174 @@
+"""The training loop. `train` is all of it; what it calls stands below, in the order of the calls."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from widestream.config import RunConfig
+from widestream.data.batches import Batch
+from widestream.eval.heldout import evaluate
+from widestream.train.clock import Stopwatch
+from widestream.train.folder import DONE, write_json
+from widestream.train.machine import memory_bytes, numerics
+from widestream.train.nonfinite import handle_nonfinite
+from widestream.train.optim import set_lr
+from widestream.train.parallel import join_world
+from widestream.train.progress import Progress
+from widestream.train.schedule import factor
+from widestream.train.setup import Run, prepare
+from widestream.train.step import StepResult, optimizer_step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a finished run comes to; also the contents of its done.json."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Training tokens seen."""
+    flops: float
+    """Training FLOPs spent, logits included."""
+    wall_s: float
+    """Seconds spent training; evaluation and saving are not in it."""
+    skipped: int
+    """Steps skipped because something was not finite."""
+    heldout: dict[str, Any] | None
+    """The evaluation of the whole held-out split at the end, if there is one (see `eval.heldout.Heldout`)."""
+
+
+def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result:
+    """Train a model, or go on training it from the newest checkpoint in its folder.
+
+    Args:
+        config: what to train, on what, and how.
+        run_dir: folder for everything that the run writes.
+        resume: go on from what the folder holds; if not, the folder is moved aside first.
+
+    Raises:
+        UserError: something has to be mended first (configuration, data, folder), the disk is full, or the loss is not
+            finite. What the folder holds stays usable.
+    """
+    with join_world(config.train.device) as world, numerics(config.train):
+        run = prepare(config, Path(run_dir), world, resume)
+        steps, settings, watch = run.plan.steps, config.train, Stopwatch(run.position.wall_s)
+        with run.metrics or contextlib.nullcontext(), _progress(run) as progress:
+            watch.start()
+            for step, batch in _upcoming(run):
+                watch.data_ready()
+                scale = factor(step, steps, config.schedule)
+                set_lr(run.optimizer, scale)
+                result = _take_step(run, batch)
+                watch.step_done()
+                run.position.step, run.position.wall_s = step + 1, watch.total_s
+
+                if not result.applied:
+                    handle_nonfinite(run, result)
+                elif _due(run, settings.log_every):
+                    _log(run, result, scale * config.optimizer.lr, watch)
+                if run.heldout is not None and _due(run, settings.eval_every):
+                    progress.say(_evaluate(run))
+                if _due(run, settings.save_every):
+                    run.save()
+                progress.step(result.loss, run.plan.tokens_per_step / watch.step_s)
+                watch.start()
+        return _finish(run)
+
+
+def _progress(run: Run) -> Progress:
+    return Progress(run.config.name, run.position.step, run.plan.steps, quiet=not run.world.is_main)
+
+
+def _upcoming(run: Run) -> Iterator[tuple[int, Batch]]:
+    """This process's batches from the run's position on, with their steps; the next one is read in the background."""
+
+    def read(step: int) -> Batch:
+        return run.batches.at(step, run.world.rank, run.world.size)
+
+    first, last = run.position.step, run.plan.steps - 1
+    with ThreadPoolExecutor(1, "batches") as reader:
+        pending = reader.submit(read, first)
+        for step in range(first, last + 1):
+            batch = pending.result()
+            if step < last:
+                pending = reader.submit(read, step + 1)
+            yield step, batch
+
+
+def _take_step(run: Run, batch: Batch) -> StepResult:
+    return optimizer_step(
+        run.model,
+        run.optimizer,
+        batch,
+        world=run.world,
+        micro_batches=run.plan.micro_batches,
+        precision=run.precision,
+        z_loss=run.config.train.z_loss,
+        grad_clip=run.config.optimizer.grad_clip,
+    )
+
+
+def _due(run: Run, every: int) -> bool:
+    """Whether something done every so many steps is due; at the end everything is."""
+    return run.position.step % every == 0 or run.position.step == run.plan.steps
+
+
+def _log(run: Run, result: StepResult, lr: float, watch: Stopwatch) -> None:
+    """Write the row of a training step."""
+    clock = watch.read(run.plan.tokens_per_step)
+    peak = run.info["peak_flops_per_s"] * run.world.size
+    run.record(
+        "train",
+        tokens=run.tokens,
+        flops=run.flops,
+        loss=result.loss,
+        z_loss=result.z_loss,
+        grad_norm=result.grad_norm,
+        lr=lr,
+        clock={
+            **clock,
+            "mfu": clock["tokens_per_s"] * run.flops_per_token / peak,
+            "memory_bytes": memory_bytes(run.world.device),
+        },
+    )
+
+
+def _evaluate(run: Run) -> str:
+    """Evaluate on held-out tokens (all of them at the end), write the row, and say the result in one line."""
+    assert run.heldout is not None
+    at_end = run.position.step == run.plan.steps
+    heldout = evaluate(
+        run.model,
+        run.heldout,
+        world=run.world,
+        sequence_length=run.plan.sequence_length,
+        batch_size=run.plan.micro_batch_size,
+        precision=run.precision,
+        limit=None if at_end else run.config.train.eval_windows,
+    )
+    run.position.heldout = asdict(heldout)
+    clock = {"wall_s": run.position.wall_s}
+    run.record("eval", tokens=run.tokens, flops=run.flops, **run.position.heldout, clock=clock)
+    return (
+        f"step {run.position.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
+        f"perplexity {heldout.perplexity:.2f}, {heldout.bits_per_byte:.4f} bits per byte"
+    )
+
+
+def _finish(run: Run) -> Result:
+    """Write done.json; the last step has evaluated and saved already."""
+    position = run.position
+    result = Result(
+        step=position.step,
+        tokens=run.tokens,
+        flops=run.flops,
+        wall_s=position.wall_s,
+        skipped=position.skipped,
+        heldout=position.heldout,
+    )
+    if run.world.is_main:
+        write_json(run.folder / DONE, asdict(result))
+    return result

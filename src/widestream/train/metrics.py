@@ -1,0 +1,85 @@
+"""metrics.jsonl: what a run measured, one JSON object a line; and the same numbers for TensorBoard."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from widestream.errors import UserError
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends rows to the metrics.jsonl of a run that stands at some step.
+
+    Every row has `kind` and `step`; what depends on the clock sits under `clock`, so that all else is the same, bit for
+    bit, in a resumed and in an uninterrupted run. A number that is not finite is written as null.
+
+    Args:
+        run_dir: the run's folder.
+        step: optimizer steps done; rows of later steps and a half-written last line are cut off.
+        tensorboard: also write TensorBoard events to `run_dir/tensorboard`.
+    """
+
+    def __init__(self, run_dir: Path, step: int, tensorboard: bool = False):
+        path = run_dir / METRICS
+        self._board = board_class()(str(run_dir / "tensorboard"), purge_step=step + 1) if tensorboard else None
+        if path.exists():
+            os.truncate(path, length_up_to(path, step))
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row and hand it to the operating system, so that it outlives a kill of this process."""
+        row = {key: _finite(value) for key, value in row.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in {**row, **row.get("clock", {})}.items():
+                if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
+                    self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+
+    def sync(self) -> None:
+        """Have all rows on the disk, so that they outlive a power cut, as the checkpoint does that is made next."""
+        os.fsync(self._file.fileno())
+
+
+def length_up_to(path: Path, step: int) -> int:
+    """Bytes of a metrics file that come before the first row of a step later than `step`, or before a damaged line."""
+    length = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        length += len(line)
+    return length
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def board_class() -> type[Any]:
+    """TensorBoard's writer.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "train.tensorboard=true needs TensorBoard: pip install 'widestream[track]', or set train.tensorboard=false."
+        ) from None
+    return SummaryWriter

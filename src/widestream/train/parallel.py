@@ -1,0 +1,132 @@
+"""Many processes that train one model: replicated weights, each with its slice of every batch.
+
+The rest of the code knows only `World`, so that sharded weights can replace this module without touching the loop.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from widestream.errors import UserError
+
+Value = TypeVar("Value")
+
+BUCKET_NUMBERS = 8 * 2**20
+"""Gradient entries sent in one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of a run, as one of them sees it."""
+
+    device: torch.device
+    """Where this process computes."""
+    rank: int = 0
+    """Number of this process."""
+    size: int = 1
+    """How many processes there are."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.rank == 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add up `tensor` over all processes, in place; all get the sum."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over all processes."""
+        if self.size == 1:
+            return
+        for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
+            flat = self.sum_(torch.cat([gradient.reshape(-1) for gradient in bucket])).div_(self.size)
+            pieces = flat.split([gradient.numel() for gradient in bucket])
+            torch._foreach_copy_(bucket, [piece.view_as(grad) for piece, grad in zip(pieces, bucket, strict=True)])
+
+    def on_main(self, function: Callable[[], Value]) -> Value:
+        """Call `function` in the main process only, and give its result, or its `UserError`, to all."""
+        if self.size == 1:
+            return function()
+        answer: list[object] = [None]
+        if self.is_main:
+            try:
+                answer = [function()]
+            except UserError as error:
+                answer = [error]
+        dist.broadcast_object_list(answer, src=0, device=self.device)
+        if isinstance(answer[0], UserError):
+            raise answer[0]
+        return answer[0]  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Join the processes that `torchrun` started, or be the only one.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; under torchrun every process takes the GPU of its local rank.
+
+    Raises:
+        UserError: the device does not exist.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = find_device(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(place)
+        return
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(place, dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+def find_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Turn the name of a device into one that exists.
+
+    Args:
+        name: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+        local_rank: number of this process on its machine, which chooses the GPU; None when there is one process.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"train.device={name} is not a device; use auto, cpu, cuda or cuda:NUMBER.") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise UserError(f"train.device={name} is not supported; use auto, cpu, cuda or cuda:NUMBER.")
+    index = (device.index or 0) if local_rank is None else local_rank
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"train.device={name} needs GPU number {index} but {torch.cuda.device_count()} can be seen; "
+            "use train.device=cpu."
+        )
+    return torch.device("cuda", index)
+
+
+def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    bucket: list[torch.Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(other.numel() for other in bucket) + gradient.numel() > BUCKET_NUMBERS:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket

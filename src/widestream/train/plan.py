@@ -1,0 +1,77 @@
+"""What a run will do, in numbers: worked out and checked before anything is allocated."""
+
+from dataclasses import dataclass
+
+from widestream.config import RunConfig
+from widestream.errors import UserError
+from widestream.train.config import TrainConfig
+from widestream.train.schedule import phases
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Sizes of a run."""
+
+    steps: int
+    """Optimizer steps."""
+    sequence_length: int
+    """Tokens per window, T."""
+    tokens_per_step: int
+    """Target tokens of one optimizer step, over all processes."""
+    micro_batches: int
+    """Forward and backward passes per optimizer step and process."""
+    micro_batch_size: int
+    """Windows of each of them."""
+
+
+def make_plan(config: RunConfig, world_size: int = 1) -> Plan:
+    """Work out a run.
+
+    Raises:
+        UserError: the sizes do not fit together; the message names the keys to change.
+    """
+    length = config.data.sequence_length or config.model.context
+    if length > config.model.context:
+        raise UserError(
+            f"data.sequence_length is {length} but the model reads at most model.context={config.model.context} "
+            "tokens; lower the first or raise the second."
+        )
+    micro_batch_size, micro_batches = _split(config.train, world_size)
+    tokens_per_step = config.train.batch_size * length
+    steps = _steps(config.train, tokens_per_step)
+    phases(steps, config.schedule)
+    return Plan(
+        steps=steps,
+        sequence_length=length,
+        tokens_per_step=tokens_per_step,
+        micro_batches=micro_batches,
+        micro_batch_size=micro_batch_size,
+    )
+
+
+def _split(train: TrainConfig, world_size: int) -> tuple[int, int]:
+    """Windows per micro-batch, and micro-batches per process."""
+    if train.batch_size % world_size:
+        raise UserError(
+            f"train.batch_size={train.batch_size} cannot be split evenly over {world_size} processes; "
+            f"make it a multiple of {world_size}."
+        )
+    local = train.batch_size // world_size
+    micro = train.micro_batch_size or local
+    if local % micro:
+        raise UserError(
+            f"train.micro_batch_size={micro} does not divide the {local} windows that each process has in a step "
+            f"(train.batch_size={train.batch_size} over {world_size} process{'es' if world_size > 1 else ''}); "
+            "change one of the two."
+        )
+    return micro, local // micro
+
+
+def _steps(train: TrainConfig, tokens_per_step: int) -> int:
+    if train.steps is not None and train.tokens is not None:
+        raise UserError("train.steps and train.tokens are both given; set one of them to null.")
+    if train.steps is not None:
+        return train.steps
+    if train.tokens is not None:
+        return -(-train.tokens // tokens_per_step)
+    raise UserError("The length of the run is not given; set train.steps or train.tokens.")

@@ -1,0 +1,170 @@
+"""From a configuration to a run that is ready to take its next step, whether it is its first or its thousandth."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from widestream.config import RunConfig, to_dict
+from widestream.data.batches import TrainBatches
+from widestream.data.store import TokenStore
+from widestream.errors import UserError
+from widestream.nn.decoder import Decoder
+from widestream.nn.model import build_model
+from widestream.train import checkpoint
+from widestream.train.folder import describe_data, move_aside, open_folder, require_same_model
+from widestream.train.metrics import MetricsWriter, board_class
+from widestream.train.optim import build_optimizer
+from widestream.train.parallel import World
+from widestream.train.plan import Plan, make_plan
+
+
+@dataclass(kw_only=True, slots=True)
+class Position:
+    """How far a run has come: all that changes besides weights, moments and files."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    wall_s: float = 0.0
+    """Seconds spent training; evaluation and saving are not in it."""
+    skipped: int = 0
+    """Steps skipped because something was not finite."""
+    heldout: dict[str, Any] | None = None
+    """The newest evaluation."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """Everything the training loop works with."""
+
+    config: RunConfig
+    """What was asked for."""
+    plan: Plan
+    """The same in numbers."""
+    world: World
+    """The processes that take part."""
+    folder: Path
+    """The run folder."""
+    info: dict[str, Any]
+    """Contents of run.json."""
+    model: Decoder
+    """The decoder, in training mode."""
+    optimizer: torch.optim.Optimizer
+    """Over its parameters."""
+    batches: TrainBatches
+    """The training data, addressed by step."""
+    heldout: TokenStore | None
+    """The data for evaluation, if any."""
+    metrics: MetricsWriter | None
+    """The log, in the main process."""
+    position: Position
+    """How far the run has come."""
+
+    @property
+    def precision(self) -> str:
+        """`bf16` or `float32`."""
+        return self.info["precision"]
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens so far."""
+        return self.position.step * self.plan.tokens_per_step
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs per token, logits included."""
+        return self.info["summary"]["flops_per_token"]["train"]
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs so far, logits included."""
+        return self.tokens * self.flops_per_token
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Write a row to metrics.jsonl."""
+        if self.metrics is not None:
+            self.metrics.write({"kind": kind, "step": self.position.step, **values})
+
+    def save(self) -> None:
+        """Write a checkpoint of where the run stands."""
+        if self.metrics is None:
+            return
+        self.metrics.sync()
+        position = self.position
+        state = {
+            "wall_s": position.wall_s,
+            "skipped": position.skipped,
+            "heldout": position.heldout,
+            "model": to_dict(self.config.model),
+            "data_fingerprint": self.info["data"]["fingerprint"],
+        }
+        checkpoint.save(self.folder, position.step, self.model, self.optimizer, state, self.config.train.keep)
+
+
+def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True) -> Run:
+    """Check everything, open data and run folder, build the model, and restore the newest checkpoint if there is one.
+
+    Args:
+        config: what to train.
+        run_dir: the run's folder.
+        world: the processes that take part; only the main one writes.
+        resume: go on from what the folder holds; if not, the folder is moved aside first.
+
+    Raises:
+        UserError: something does not fit together, or the folder belongs to another run.
+    """
+    plan = make_plan(config, world.size)
+    if config.train.tensorboard:
+        board_class()  # not installed? Better said now than when the folder has been made
+    store, heldout = _open_data(config)
+    batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
+    data = describe_data(config, plan, store, heldout)
+    if not resume:
+        world.on_main(lambda: move_aside(run_dir))
+    info = world.on_main(lambda: open_folder(run_dir, config, data, world.device))
+    model = build_model(config.model, config.train.seed, world.device)
+    optimizer = build_optimizer(model, config.optimizer)
+    position = _restore(config, run_dir, world, model, optimizer)
+    model.checkpoint_layers = config.train.activation_checkpointing
+    if config.train.compile:
+        model.compile_blocks()
+    return Run(
+        config=config,
+        plan=plan,
+        world=world,
+        folder=run_dir,
+        info=info,
+        model=model,
+        optimizer=optimizer,
+        batches=batches,
+        heldout=heldout,
+        metrics=MetricsWriter(run_dir, position.step, config.train.tensorboard) if world.is_main else None,
+        position=position,
+    )
+
+
+def _open_data(config: RunConfig) -> tuple[TokenStore, TokenStore | None]:
+    """The training split, and the held-out one unless it is `none`."""
+    data = config.data
+    store = TokenStore.open(data.path, data.train_split)
+    if store.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"The tokenizer of {data.path} has {store.vocab_size} ids but model.vocab_size is "
+            f"{config.model.vocab_size}; set model.vocab_size to at least {store.vocab_size}."
+        )
+    return store, None if data.heldout_split == "none" else TokenStore.open(data.path, data.heldout_split)
+
+
+def _restore(
+    config: RunConfig, run_dir: Path, world: World, model: Decoder, optimizer: torch.optim.Optimizer
+) -> Position:
+    """Load the newest complete checkpoint, if there is one."""
+    found = world.on_main(lambda: checkpoint.latest(run_dir))
+    if found is None:
+        return Position()
+    require_same_model(found, config)
+    checkpoint.load_weights(found.path, model)
+    checkpoint.load_optimizer(found.path, model, optimizer)
+    state = found.state
+    return Position(step=found.step, wall_s=state["wall_s"], skipped=state["skipped"], heldout=state["heldout"])

@@ -1,0 +1,96 @@
+"""One optimizer step: forward and backward over micro-batches, reduce, clip, check, update."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from widestream.data.batches import Batch
+from widestream.nn.decoder import Decoder
+from widestream.train.machine import autocast
+from widestream.train.optim import clip_gradients
+from widestream.train.parallel import World
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did."""
+
+    loss: float
+    """Mean cross-entropy of the whole batch before the update, in nats per token, without z-loss."""
+    z_loss: float
+    """Mean of (log sum exp logits)^2, not multiplied by its weight."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    applied: bool
+    """False when loss or gradient was not finite: the weights are as they were before."""
+    losses: torch.Tensor
+    """[processes, micro-batches] cross-entropy of each micro-batch."""
+
+
+def optimizer_step(
+    model: Decoder,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    world: World,
+    micro_batches: int = 1,
+    precision: str = "float32",
+    z_loss: float = 0.0,
+    grad_clip: float | None = None,
+) -> StepResult:
+    """Train on one batch.
+
+    The result does not depend on how the batch is cut into micro-batches, but for rounding: each counts by its tokens.
+
+    Args:
+        model: a decoder in training mode.
+        optimizer: over its parameters, rates already set.
+        batch: this process's windows. With several processes all must have the same number of target tokens.
+        world: the processes that hold the other slices of the batch.
+        micro_batches: equal parts that the batch is cut into.
+        precision: `bf16` computes under autocast.
+        z_loss: weight of (log sum exp logits)^2 in what is minimised.
+        grad_clip: largest global gradient norm.
+
+    Returns:
+        Losses and gradient norm, read back from the device: the one point at which the host waits for it.
+    """
+    assert batch.weights is None or world.size == 1, "processes with unequal token counts would be averaged wrongly"
+    optimizer.zero_grad(set_to_none=True)
+    shares = _shares(batch, micro_batches)
+    rows = torch.zeros(world.size, micro_batches, 2, device=world.device)
+    for index, part in enumerate(split(batch, micro_batches)):
+        part = part.to(world.device)
+        with autocast(world.device, precision):
+            terms = model.loss(part.tokens, part.targets, part.segments, part.weights, z_loss=z_loss)
+        (terms.total * shares[index]).backward()
+        rows[world.rank, index] = torch.stack((terms.cross_entropy, terms.z_loss))
+
+    parameters = list(model.parameters())
+    world.average_gradients(parameters)
+    world.sum_(rows)
+    norm = clip_gradients(parameters, grad_clip)
+    means = (rows * rows.new_tensor(shares)[:, None]).sum((0, 1)) / world.size
+    # Summed over the processes, so that all of them see what is not finite in any of them, and decide alike.
+    loss, z, grad_norm = (world.sum_(torch.cat((means, norm[None]))) / world.size).tolist()
+    applied = math.isfinite(loss) and math.isfinite(grad_norm)
+    if applied:
+        optimizer.step()
+    return StepResult(loss, z, grad_norm, applied, rows[..., 0])
+
+
+def split(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Cut a batch into equal parts along its windows."""
+    weights = [None] * parts if batch.weights is None else batch.weights.chunk(parts)
+    pieces = (batch.tokens.chunk(parts), batch.targets.chunk(parts), batch.segments.chunk(parts), weights)
+    for tokens, targets, segments, weight in zip(*pieces, strict=True):
+        yield Batch(tokens=tokens, targets=targets, segments=segments, weights=weight)
+
+
+def _shares(batch: Batch, parts: int) -> list[float]:
+    """Each part's fraction of the batch's target tokens."""
+    if batch.weights is None:
+        return [1 / parts] * parts
+    return [part.sum().item() / batch.weights.sum().item() for part in batch.weights.chunk(parts)]
