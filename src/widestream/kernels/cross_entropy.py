@@ -16,45 +16,39 @@ SOFTMAX_ELEMENTS = 2**20
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sums over tokens of weighted cross-entropy and squared log-partition, with gradients ready for the backward pass."""
+    """Weighted sums of cross-entropy and squared log-partition, with gradients made ready for the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z_loss: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
         """hidden [M, D], head [V, D], targets [M], weights [M] -> total, cross-entropy, squared log-partition (sums)."""
-        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        h_all, w = hidden.to(dtype), head.to(dtype)
-        grad_hidden = torch.empty_like(h_all) if needs_hidden else None
-        grad_head = None
-        ce, z = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.float32)
+        needs_grad = any(ctx.needs_input_grad[:2])
+        all_h, w = hidden.to(dtype), head.to(dtype)
+        grad_hidden = torch.empty_like(all_h) if needs_grad else None
+        grad_head: Tensor | None = None
+        ce, z = (torch.zeros((), device=hidden.device) for _ in range(2))
         for rows in _slices(len(targets), PRODUCT_ELEMENTS // len(w)):
-            h = h_all[rows]
+            h, weight = all_h[rows], weights[rows]
             logits = h @ w.T
-            grad = torch.empty_like(logits) if needs_hidden or needs_head else None
-            inner = SOFTMAX_ELEMENTS // len(w) if logits.device.type == "cpu" else len(h)
-            for part in _slices(len(h), inner):
-                part_ce, part_z = _softmax_rows(
-                    logits[part], targets[rows][part], weights[rows][part], z_loss, None if grad is None else grad[part]
-                )
-                ce, z = ce + part_ce, z + part_z
+            log_z, log_p = _softmax(logits, targets[rows], z_loss, in_place=needs_grad)
+            ce, z = ce - (weight * log_p).sum(), z + (weight * log_z.square()).sum()
             if grad_hidden is not None:
-                torch.mm(grad, w, out=grad_hidden[rows])
-            if needs_head:
-                product = grad.T @ h
+                # The rows' common factor goes to the narrow side of both products, which spares a pass over the logits.
+                factor = (weight * (1 + 2 * z_loss * log_z)).to(dtype)[:, None]
+                grad_hidden[rows] = (logits @ w).mul_(factor)
+                product = logits.T @ (h * factor)
                 grad_head = product.to(head.dtype) if grad_head is None else grad_head.add_(product)
         ctx.save_for_backward(grad_hidden, grad_head)
-        ctx.dtypes = hidden.dtype, head.dtype
+        ctx.hidden_dtype = hidden.dtype
         ctx.mark_non_differentiable(ce, z)
-        return ce + z_loss * z, ce.clone(), z.clone()
+        return ce + z_loss * z, ce, z
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale what the forward pass has prepared."""
+        """Scale what the forward pass has prepared, in place: a backward pass happens once."""
         grad_hidden, grad_head = ctx.saved_tensors
-        hidden_dtype, _head_dtype = ctx.dtypes
-        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden_dtype) * grad_total
-        return grad_hidden, None if grad_head is None else grad_head * grad_total, None, None, None, None
+        return grad_hidden.to(ctx.hidden_dtype).mul_(grad_total), grad_head.mul_(grad_total), None, None, None, None
 
 
 def linear_cross_entropy(
@@ -80,20 +74,26 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, head, targets, weights, z_loss, dtype)  # pyright: ignore[reportReturnType]
 
 
-def _softmax_rows(
-    logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float, grad: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Weighted sums of cross-entropy and squared log-partition of rows [m, V]; fills `grad` with their gradient."""
-    logits = logits.float()
-    log_z = logits.logsumexp(dim=-1)
-    ce = (weights * (log_z - logits.gather(1, targets[:, None])[:, 0])).sum()
-    if grad is not None:
-        # d/dlogits of ce + z_loss * log_z^2 = p (1 + 2 z_loss log_z) - onehot
-        p = logits.sub_(log_z[:, None]).exp_() if logits is not grad else logits
-        p.mul_((weights * (1 + 2 * z_loss * log_z))[:, None])
-        p.scatter_add_(1, targets[:, None], -weights[:, None])
-        grad.copy_(p)
-    return ce, (weights * log_z.square()).sum()
+def _softmax(logits: Tensor, targets: Tensor, z_loss: float, in_place: bool) -> tuple[Tensor, Tensor]:
+    """Log-partition [m] and log-probability of the target [m] of logits [m, V], in float32.
+
+    In place, `logits` turn into p - onehot / (1 + 2 z_loss log_z), which times weight * (1 + 2 z_loss log_z) is the gradient
+    of weight * (cross-entropy + z_loss log_z^2).
+    """
+    log_zs, log_ps = [], []
+    rows = SOFTMAX_ELEMENTS // logits.shape[1] if logits.device.type == "cpu" else len(logits)
+    for part in _slices(len(logits), rows):
+        own, target = logits[part], targets[part][:, None]
+        at_target = own.gather(1, target).float()
+        log_p = torch.log_softmax(own.float(), dim=-1)
+        log_p_target = log_p.gather(1, target)
+        log_z = at_target - log_p_target
+        if in_place:
+            p = log_p.exp_()
+            own.copy_(p.scatter_add_(1, target, -1 / (1 + 2 * z_loss * log_z)))
+        log_zs.append(log_z[:, 0])
+        log_ps.append(log_p_target[:, 0])
+    return torch.cat(log_zs), torch.cat(log_ps)
 
 
 def _slices(total: int, size: int) -> list[slice]:
