@@ -1,0 +1,205 @@
+"""The report: one HTML file that loads nothing, light and dark, for a phone as for a desk."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from functools import cache
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from widestream.report import tables, text
+from widestream.report.charts import gap_chart, loss_chart, search_chart
+from widestream.report.comparison import Comparison, compare
+from widestream.report.files import write_text
+from widestream.report.groups import Group
+from widestream.report.search import Search, load_search
+from widestream.report.svg import Chart, chart_css, css_variables, render
+from widestream.report.tables import Table
+
+WIDE, NARROW = (520, 350), (358, 300)
+"""Sizes of a chart beside others on a desk, and alone on a phone. Letters are 13 units high in both."""
+
+
+def write_report(
+    run_dirs: Iterable[str | Path], out: str | Path, search: str | Path | None = None, title: str | None = None
+) -> Comparison:
+    """Compare runs and write the report.
+
+    Args:
+        run_dirs: run folders, or folders that hold several.
+        out: the HTML file to write; an older one is replaced whole.
+        search: JSON record of a learning-rate search to show.
+        title: name of the report; default: the models' names.
+
+    Returns:
+        The comparison that the report shows.
+
+    Raises:
+        UserError: runs or search record cannot be read; the file cannot be written.
+    """
+    comparison = compare(run_dirs)
+    record = load_search(search) if search is not None else None
+    write_text(Path(out), page(comparison, record, title))
+    return comparison
+
+
+def page(comparison: Comparison, search: Search | None = None, title: str | None = None) -> str:
+    """The report as one HTML document."""
+    title = title or " and ".join(group.label for group in comparison.groups)
+    parts = [
+        _top(comparison, title),
+        _charts(comparison),
+        _table(tables.results(comparison), comparison.groups),
+        _table(tables.differences(comparison)),
+        _table(tables.resources(comparison)),
+        _table(tables.parameters(comparison)),
+        _samples(comparison.groups),
+        _search(search) if search else "",
+        _table(tables.configuration(comparison)),
+        _table(tables.run_table(comparison)),
+        _table(tables.machines(comparison)),
+        _commands(comparison),
+        _method(),
+    ]
+    body = "\n".join(filter(None, parts))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
+        f"<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+@cache
+def _css() -> str:
+    sheet = files("widestream.report").joinpath("page.css").read_text(encoding="utf-8")
+    light, dark = css_variables("light"), css_variables("dark")
+    return (
+        f":root {{ color-scheme: light dark; {light} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{sheet}{chart_css()}"
+    )
+
+
+def _top(comparison: Comparison, title: str) -> str:
+    """Title, banner where the models are not comparable, verdict, cautions."""
+    parts = [f"<header>\n<h1>{escape(title)}</h1>"]
+    for verdict in comparison.verdict:
+        facts = "".join(f"<li>{escape(fact)}</li>" for fact in verdict.details)
+        parts.append(f'<p class="headline">{escape(verdict.headline)}</p>\n<ul class="facts">{facts}</ul>')
+    if comparison.mismatches:
+        items = "".join(f"<li>{escape(mismatch.sentence)}</li>" for mismatch in comparison.mismatches)
+        shown = " Bits per byte are shown in place of loss." if comparison.metric == "bits_per_byte" else ""
+        parts.insert(
+            1, f'<div class="banner" role="alert"><strong>Not comparable.</strong>{shown}<ul>{items}</ul></div>'
+        )
+    warnings = [*comparison.cautions, *comparison.notes]
+    if warnings:
+        parts.append(f'<ul class="cautions">{"".join(f"<li>{escape(line)}</li>" for line in warnings)}</ul>')
+    return "\n".join([*parts, "</header>"])
+
+
+def _charts(comparison: Comparison) -> str:
+    charts = [loss_chart(comparison, "tokens")]
+    if comparison.pairs:
+        charts.append(gap_chart(comparison, comparison.pairs))
+    charts += [loss_chart(comparison, "flops"), loss_chart(comparison, "wall_s")]
+    seeds = (
+        "Thin lines are seeds, thick ones their mean, the band runs from the lowest to the highest seed. "
+        if any(len(group.runs) > 1 for group in comparison.groups)
+        else ""
+    )
+    figures = "\n".join(f"<figure>{_both_sizes(chart)}</figure>" for chart in charts)
+    return (
+        f'<div class="charts">\n{figures}\n</div>\n<p class="soft">{seeds}Curves are smoothed over neighbouring '
+        "evaluations; the first fall of the loss leaves the frame at the top.</p>"
+    )
+
+
+def _both_sizes(chart: Chart) -> str:
+    """The chart for a desk and for a phone; the style sheet shows one of them."""
+    return f'<div class="wide">{render(chart, *WIDE)}</div><div class="narrow">{render(chart, *NARROW)}</div>'
+
+
+def _table(table: Table | None, groups: Sequence[Group] = ()) -> str:
+    """A table in a box of its own to scroll in. Rows named after a model carry its colour."""
+    if table is None:
+        return ""
+    colours = {group.label: number for number, group in enumerate(groups)}
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
+    rows = "\n".join(
+        f'<tr><th scope="row">{_key(colours.get(first))}{escape(first)}</th>'
+        f"{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for first, *cells in table.rows
+    )
+    caption = f'<p class="soft">{escape(table.caption)}</p>\n' if table.caption else ""
+    return (
+        f'<section>\n<h2>{escape(table.title)}</h2>\n{caption}<div class="box" tabindex="0" role="region" '
+        f'aria-label="{escape(table.title)}"><table{" class=words" if table.words else ""}>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n</section>"
+    )
+
+
+def _key(number: int | None) -> str:
+    return "" if number is None else f'<span class="key" style="--c:var(--s{number % 6})"></span>'
+
+
+def _samples(groups: Sequence[Group]) -> str:
+    """Texts of the first run of every model that has some, the same prompt side by side."""
+    by_prompt: dict[str, list[str]] = {}
+    for number, group in enumerate(groups):
+        run = next((run for run in group.runs if run.samples), None)
+        for sample in run.samples if run else ():
+            card = _sample(sample, group.label, number, str(run.path) if run else "")
+            by_prompt.setdefault(str(sample.get("prompt", "")), []).append(card)
+    if not by_prompt:
+        return ""
+    rows = "\n".join(f'<div class="samples">{"".join(cards)}</div>' for cards in by_prompt.values())
+    return f'<section>\n<h2>Samples</h2>\n<p class="soft">The prompt is in bold.</p>\n{rows}\n</section>'
+
+
+def _sample(sample: dict[str, object], label: str, number: int, path: str) -> str:
+    prompt, whole = str(sample.get("prompt", "")), str(sample.get("text", ""))
+    rest = whole.removeprefix(prompt)
+    settings = ", ".join(
+        f"{name.replace('_', '-')} {sample[name]}"
+        for name in ("temperature", "top_k", "top_p", "seed")
+        if sample.get(name) is not None
+    )
+    return (
+        f'<div class="sample" style="--c:var(--s{number % 6})"><h3>{escape(label)}</h3>'
+        f"<p><b>{escape(prompt)}</b>{escape(rest)}</p><small>{escape(settings)} · {escape(path)}</small></div>"
+    )
+
+
+def _search(search: Search) -> str:
+    chart = search_chart(search)
+    figure = f'<figure class="alone">{_both_sizes(chart)}</figure>' if chart else ""
+    edge = (
+        f'<p class="soft">The best rate lies at the edge of the grid for {escape(text.listing(search.at_edge))}: '
+        "a better one may lie beyond it.</p>"
+        if search.at_edge
+        else ""
+    )
+    return _table(tables.search_table(search)).replace("</section>", f"{edge}{figure}\n</section>")
+
+
+def _commands(comparison: Comparison) -> str:
+    """Command lines that make the runs and this report again."""
+    folders = [str(run.path) for run in comparison.runs]
+    lines = [f"widestream train {shlex.quote(f'{folder}/config.yaml')}" for folder in folders]
+    lines.append(f"widestream compare {shlex.join(folders)} --out report.html")
+    shown = escape("\n".join(lines))
+    return (
+        '<section>\n<h2>Do it again</h2>\n<p class="soft">Each run folder holds its resolved recipe.</p>\n'
+        f'<pre tabindex="0">{shown}</pre>\n</section>'
+    )
+
+
+def _method() -> str:
+    return (
+        '<section>\n<h2>How the figures are made</h2>\n<p class="soft">Held-out curves are smoothed by local straight '
+        "lines through log loss over log tokens, two evaluations to either side; the last evaluation stays as "
+        "measured. Losses between evaluations are interpolated in log-log. Intervals are 95 % t-intervals over seeds, "
+        "of differences seed by seed where both models have the seed. The gap counts as growing or shrinking when its "
+        "size changes by a tenth or more over the last half of training, the same way for every seed.</p>\n</section>"
+    )

@@ -1,0 +1,193 @@
+"""The mathematics of a matched comparison: smoothing, interpolation, resources to a loss, gaps, their trend.
+
+Pure functions of numbers. A curve is one model's held-out loss (or bits per byte) beside the three resources spent to
+get there. Nothing here extrapolates: outside what was measured the answer is None.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+Resource = Literal["tokens", "flops", "wall_s"]
+RESOURCES: tuple[Resource, ...] = ("tokens", "flops", "wall_s")
+
+_KERNEL = (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3)
+"""Triangular weights of the local fit: two evaluations on either side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """Held-out loss over training. All four have one entry per evaluation, the resources strictly positive."""
+
+    tokens: tuple[float, ...]
+    """Training tokens."""
+    flops: tuple[float, ...]
+    """Training FLOPs, the logits matmul included."""
+    wall_s: tuple[float, ...]
+    """Seconds of training."""
+    loss: tuple[float, ...]
+    """Held-out loss."""
+
+    def axis(self, resource: Resource) -> tuple[float, ...]:
+        """The evaluations' places on one resource."""
+        return getattr(self, resource)
+
+    @property
+    def best(self) -> float:
+        """Lowest loss."""
+        return min(self.loss)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """What a model spends until its smoothed held-out loss first reaches a target."""
+
+    tokens: float
+    """Training tokens."""
+    flops: float
+    """Training FLOPs, the logits matmul included."""
+    wall_s: float
+    """Seconds of training."""
+    at_most: bool = False
+    """The first evaluation is already below the target, so these are upper bounds."""
+
+
+def smooth(curve: Curve) -> Curve:
+    """Local straight lines through log loss over log tokens, two evaluations to either side, nearer ones weighing more.
+
+    Held-out curves are close to straight in log-log, so a line through five neighbours removes wiggles without moving a
+    power law at all. The window shrinks towards the ends and is symmetric, so the first and last evaluation stay as
+    measured. An isotonic fit was not chosen because its flat steps make "first reached" ambiguous, a lower envelope
+    because it is biased by the noise it follows.
+    """
+    x = [math.log(value) for value in curve.tokens]
+    y = [math.log(value) for value in curve.loss]
+    fitted = [math.exp(_local_line(x, y, i)) for i in range(len(x))]
+    return Curve(tokens=curve.tokens, flops=curve.flops, wall_s=curve.wall_s, loss=tuple(fitted))
+
+
+def _local_line(x: Sequence[float], y: Sequence[float], i: int) -> float:
+    """Value at x[i] of the weighted least-squares line through the neighbours of i."""
+    half = min(2, i, len(x) - 1 - i)
+    near = range(i - half, i + half + 1)
+    weights = [_KERNEL[j - i + 2] for j in near]
+    total = sum(weights)
+    mean_x = sum(w * x[j] for w, j in zip(weights, near, strict=True)) / total
+    mean_y = sum(w * y[j] for w, j in zip(weights, near, strict=True)) / total
+    spread = sum(w * (x[j] - mean_x) ** 2 for w, j in zip(weights, near, strict=True))
+    if spread == 0:
+        return mean_y
+    slope = sum(w * (x[j] - mean_x) * (y[j] - mean_y) for w, j in zip(weights, near, strict=True)) / spread
+    return mean_y + slope * (x[i] - mean_x)
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve | None:
+    """Mean over runs at the evaluations (equal tokens) that all of them have; None where there is none."""
+    shared = set(curves[0].tokens).intersection(*(curve.tokens for curve in curves[1:]))
+    if not shared:
+        return None
+    rows = [[i for i, tokens in enumerate(curve.tokens) if tokens in shared] for curve in curves]
+
+    def mean(name: str) -> tuple[float, ...]:
+        columns = [[getattr(curve, name)[i] for i in kept] for curve, kept in zip(curves, rows, strict=True)]
+        return tuple(fmean(values) for values in zip(*columns, strict=True))
+
+    return Curve(tokens=mean("tokens"), flops=mean("flops"), wall_s=mean("wall_s"), loss=mean("loss"))
+
+
+def value_at(curve: Curve, resource: Resource, amount: float) -> float | None:
+    """Loss after spending an amount of a resource, by interpolation in log-log; None outside the curve."""
+    axis = curve.axis(resource)
+    if not axis[0] <= amount <= axis[-1]:
+        return None
+    for i in range(1, len(axis)):
+        if amount <= axis[i]:
+            part = (math.log(amount) - math.log(axis[i - 1])) / (math.log(axis[i]) - math.log(axis[i - 1]))
+            return _between(curve.loss[i - 1], curve.loss[i], part)
+    return curve.loss[-1]
+
+
+def reach(curve: Curve, target: float) -> Reach | None:
+    """Resources spent when the loss first is at or below a target (paper, Table 3); None when it never is.
+
+    Interpolates in log-log between the two evaluations around the crossing.
+    """
+    first = next((i for i, loss in enumerate(curve.loss) if loss <= target), None)
+    if first is None:
+        return None
+    if first == 0:
+        return Reach(
+            tokens=curve.tokens[0], flops=curve.flops[0], wall_s=curve.wall_s[0], at_most=curve.loss[0] < target
+        )
+    above, below = math.log(curve.loss[first - 1]), math.log(curve.loss[first])
+    part = (above - math.log(target)) / (above - below)
+    tokens, flops, wall_s = (
+        _between(curve.axis(resource)[first - 1], curve.axis(resource)[first], part) for resource in RESOURCES
+    )
+    return Reach(tokens=tokens, flops=flops, wall_s=wall_s)
+
+
+def _between(start: float, end: float, part: float) -> float:
+    """The point a part of the way from start to end, in log space; exact at both ends."""
+    if part in (0.0, 1.0):
+        return end if part else start
+    return math.exp(math.log(start) + part * (math.log(end) - math.log(start)))
+
+
+def gaps(reference: Curve, other: Curve, resource: Resource) -> list[tuple[float, float]]:
+    """Loss of other minus loss of reference where both have spent the same, at every evaluation of either, in order.
+
+    Only where both curves reach; empty where they do not overlap.
+    """
+    places = sorted({*reference.axis(resource), *other.axis(resource)})
+    found = []
+    for place in places:
+        ours, theirs = value_at(other, resource, place), value_at(reference, resource, place)
+        if ours is not None and theirs is not None:
+            found.append((place, ours - theirs))
+    return found
+
+
+def gap_at(reference: Curve, other: Curve, resource: Resource, amount: float) -> float | None:
+    """Loss of other minus loss of reference after the same amount; None where one of them did not get there."""
+    ours, theirs = value_at(other, resource, amount), value_at(reference, resource, amount)
+    return None if ours is None or theirs is None else ours - theirs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trend:
+    """How a gap moves over the last half of training."""
+
+    half_tokens: float
+    """Half of the tokens that both models have seen."""
+    half: float
+    """Mean gap there."""
+    end: float
+    """Mean gap at the last tokens that both have seen."""
+    direction: Literal["growing", "shrinking", "flat", "crossing"]
+    """growing, shrinking: the gap's size changes by a tenth or more, the same way for every seed. crossing: the lead
+    changes hands. flat: neither."""
+
+
+def trend(pairs: Sequence[tuple[Curve, Curve]]) -> Trend | None:
+    """Compare the gap at half of the shared tokens with the gap at their end, for (reference, other) curves by seed.
+
+    None where the first evaluation lies beyond the half.
+    """
+    end = min(curve.tokens[-1] for pair in pairs for curve in pair)
+    halves = [gap_at(*pair, "tokens", end / 2) for pair in pairs]
+    ends = [gap_at(*pair, "tokens", end) for pair in pairs]
+    known = [(half, last) for half, last in zip(halves, ends, strict=True) if half is not None and last is not None]
+    if len(known) < len(pairs):
+        return None
+    half, last = fmean(half for half, _ in known), fmean(last for _, last in known)
+    changes = [abs(last) - abs(half) for half, last in known]
+    if half * last < 0:
+        direction = "crossing"
+    elif abs(abs(last) - abs(half)) < 0.1 * abs(half) or min(changes) * max(changes) < 0:
+        direction = "flat"
+    else:
+        direction = "growing" if abs(last) > abs(half) else "shrinking"
+    return Trend(half_tokens=end / 2, half=half, end=last, direction=direction)

@@ -1,0 +1,235 @@
+"""Run folders, read: configuration, environment, training and held-out rows, samples."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from widestream.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """One evaluation on the held-out split."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Training tokens seen."""
+    flops: float
+    """Training FLOPs spent, the logits matmul included."""
+    wall_s: float
+    """Seconds spent training (evaluation and saving excluded)."""
+    loss: float
+    """Mean cross-entropy in nats per token."""
+    bits_per_byte: float | None
+    """Loss in bits per byte of source text, or None where the bytes were not counted."""
+    target_tokens: int
+    """Held-out tokens the loss is a mean over."""
+    whole: bool
+    """Whether that is the whole held-out split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What one run folder says."""
+
+    path: Path
+    """The folder."""
+    config: dict[str, Any]
+    """Resolved recipe (config.yaml)."""
+    info: dict[str, Any]
+    """Environment, data and summary (run.json)."""
+    train: tuple[dict[str, Any], ...]
+    """Training rows of metrics.jsonl."""
+    evals: tuple[Evaluation, ...]
+    """Held-out evaluations with a finite loss, by step."""
+    samples: tuple[dict[str, Any], ...]
+    """Sampled texts, if any were written."""
+    done: dict[str, Any] | None
+    """done.json, or None while the run is unfinished."""
+    notes: tuple[str, ...]
+    """What a reader should know: unfinished, half-written line, lost evaluations."""
+
+    @property
+    def name(self) -> str:
+        """Name of the recipe; the folder's name where there is none."""
+        return str(self.config.get("name") or self.path.name)
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Seed of the initial weights, seed of the order of the batches."""
+        return int(self.config.get("train", {}).get("seed", 0)), int(self.info["data"]["seed"])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the run says of its data."""
+        return self.info["data"]
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Parameters by part, nested parts with dotted names."""
+        return {key: int(value) for key, value in flatten(self.info["summary"]["parameters"]).items()}
+
+    @property
+    def final(self) -> Evaluation:
+        """The last evaluation; the one of the whole held-out split where the last step has both."""
+        last = self.evals[-1].step
+        return max((row for row in self.evals if row.step == last), key=lambda row: (row.whole, row.target_tokens))
+
+    @property
+    def curve(self) -> tuple[Evaluation, ...]:
+        """The evaluations made on the same held-out tokens: those of the commonest size, one a step."""
+        sizes = Counter(row.target_tokens for row in self.evals)
+        size = max(sizes, key=lambda key: (sizes[key], key))
+        return tuple(row for row in self.evals if row.target_tokens == size)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder looks like a run."""
+    return (path / "config.yaml").is_file()
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Expand folders of runs into the runs directly inside them, each run once, in the order given.
+
+    Raises:
+        UserError: A path is neither a run nor a folder with runs in it.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        inside = [path] if is_run(path) else sorted(child for child in _children(path) if is_run(child))
+        if not inside:
+            raise UserError(
+                f"{path} is no run folder (no config.yaml) and holds none; give folders that training wrote."
+            )
+        for run in inside:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run folder, finished or not.
+
+    Raises:
+        UserError: A file of the run is missing or damaged, or there is no evaluation in it yet.
+    """
+    path = Path(path)
+    if not is_run(path):
+        raise UserError(f"{path} is no run folder: it has no config.yaml; give a folder that training wrote.")
+    config = _read_yaml(path / "config.yaml")
+    info = _read_json(path / "run.json")
+    for part in ("data", "summary"):
+        if part not in info:
+            raise UserError(f"{path / 'run.json'} has no `{part}`; train the run again, or leave it out.")
+    rows, notes = _read_lines(path / "metrics.jsonl")
+    try:
+        evals, lost = _evaluations(rows)
+    except KeyError as error:
+        raise UserError(f"A held-out row of {path / 'metrics.jsonl'} has no {error}; leave this run out.") from error
+    if lost:
+        notes.append(f"{lost} held-out evaluations without a finite loss are left out")
+    if not evals:
+        raise UserError(f"{path} has no held-out evaluation yet; let it train to its first one, or leave it out.")
+    done = _read_json(path / "done.json") if (path / "done.json").is_file() else None
+    if done is None:
+        notes.insert(0, f"unfinished: its last evaluation is at step {evals[-1].step:,}{_planned(config)}")
+    samples, _ = _read_lines(path / "samples.jsonl") if (path / "samples.jsonl").is_file() else ([], [])
+    return Run(
+        path=path,
+        config=config,
+        info=info,
+        train=tuple(row for row in rows if row.get("kind") == "train"),
+        evals=tuple(evals),
+        samples=tuple(samples),
+        done=done,
+        notes=tuple(notes),
+    )
+
+
+def _children(path: Path) -> Sequence[Path]:
+    return [child for child in path.iterdir() if child.is_dir()] if path.is_dir() else []
+
+
+def _planned(config: dict[str, Any]) -> str:
+    steps = config.get("train", {}).get("steps")
+    return f" of {steps:,}" if steps else ""
+
+
+def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], int]:
+    """Evaluations by step (the last one written wins), and how many had no finite loss."""
+    found: dict[tuple[int, int], Evaluation] = {}
+    lost = 0
+    for row in rows:
+        if row.get("kind") != "eval":
+            continue
+        if row["loss"] is None or not math.isfinite(row["loss"]):
+            lost += 1
+            continue
+        found[row["step"], row["target_tokens"]] = Evaluation(
+            step=row["step"],
+            tokens=row["tokens"],
+            flops=row["flops"],
+            wall_s=row["clock"]["wall_s"],
+            loss=row["loss"],
+            bits_per_byte=row.get("bits_per_byte"),
+            target_tokens=row["target_tokens"],
+            whole=row.get("whole", True),
+        )
+    return [found[key] for key in sorted(found)], lost
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as YAML; the folder is damaged, leave it out.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no configuration; the folder is damaged, leave it out.")
+    return value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {path.parent} is no complete run folder.") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as JSON; the folder is damaged, leave it out.") from error
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a JSON-lines file. A damaged last line is what a killed writer leaves: it is dropped, with a note."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {path.parent} is no complete run folder.") from error
+    rows: list[dict[str, Any]] = []
+    if lines == [""]:
+        return rows, []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(
+                    f"Line {number} of {path} is no JSON; the file is damaged, leave this run out."
+                ) from error
+            return rows, [f"the last line of {path.name} is half written and is left out"]
+    return rows, []

@@ -1,0 +1,121 @@
+"""The record of a learning-rate search, as the report shows it."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from widestream.errors import UserError
+from widestream.report.text import listing
+
+_FIELDS = ("model", "lr", "seed", "steps", "heldout_loss", "diverged")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """All runs of one model at one learning rate."""
+
+    lr: float
+    """Peak learning rate."""
+    losses: tuple[float, ...]
+    """Held-out losses of the runs that did not diverge."""
+    runs: int
+    """Runs, diverged ones too."""
+    steps: tuple[int, ...]
+    """Steps trained, each number once."""
+    chosen: bool
+    """Whether this is the model's best rate: lowest mean loss among the rates at which no run diverged."""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean held-out loss; None where some run diverged."""
+        return fmean(self.losses) if len(self.losses) == self.runs else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """A learning-rate search over several models."""
+
+    source: Path
+    """The file it was read from."""
+    models: dict[str, tuple[Trial, ...]]
+    """Trials of each model, by rate."""
+
+    @property
+    def sentence(self) -> str:
+        """Whether all models had the same chances, in words."""
+        grids = {
+            name: [(trial.lr, trial.runs, trial.steps) for trial in trials] for name, trials in self.models.items()
+        }
+        first = next(iter(grids.values()))
+        if len(grids) == 1:
+            return f"One model was searched, at {_grid(first)}."
+        if all(grid == first for grid in grids.values()):
+            return f"{listing(list(grids))} had the same grid: {_grid(first)}."
+        return "The grids differ: " + "; ".join(f"{name} had {_grid(grid)}" for name, grid in grids.items()) + "."
+
+    @property
+    def at_edge(self) -> list[str]:
+        """Models whose best rate is the lowest or highest tried, so that a better one may lie outside the grid."""
+        return [
+            name for name, trials in self.models.items() if len(trials) > 1 and (trials[0].chosen or trials[-1].chosen)
+        ]
+
+
+def load_search(path: str | Path) -> Search:
+    """Read rows {model, lr, seed, steps, heldout_loss, diverged} from a JSON file: a list, or {"rows": list}.
+
+    Raises:
+        UserError: The file is missing, is no JSON, or a row lacks a field.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"The search record {path} does not exist; give the JSON file that the search wrote."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"The search record {path} cannot be read as JSON.") from error
+    rows = content.get("rows") if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"The search record {path} holds no rows.")
+    for number, row in enumerate(rows, start=1):
+        missing = [field for field in _FIELDS if not isinstance(row, dict) or field not in row]
+        if missing:
+            raise UserError(f"Row {number} of the search record {path} has no {listing(missing)}.")
+    names = dict.fromkeys(str(row["model"]) for row in rows)
+    return Search(source=path, models={name: _trials([row for row in rows if row["model"] == name]) for name in names})
+
+
+def _trials(rows: Sequence[dict[str, Any]]) -> tuple[Trial, ...]:
+    by_rate = {lr: [row for row in rows if row["lr"] == lr] for lr in sorted({row["lr"] for row in rows})}
+    losses = {lr: tuple(row["heldout_loss"] for row in group if _sound(row)) for lr, group in by_rate.items()}
+    whole = {lr: fmean(losses[lr]) for lr, group in by_rate.items() if len(losses[lr]) == len(group)}
+    best = min(whole, key=lambda lr: whole[lr], default=None)
+    return tuple(
+        Trial(
+            lr=lr,
+            losses=losses[lr],
+            runs=len(group),
+            steps=tuple(sorted({row["steps"] for row in group})),
+            chosen=lr == best,
+        )
+        for lr, group in by_rate.items()
+    )
+
+
+def _sound(row: dict[str, Any]) -> bool:
+    return not row["diverged"] and row["heldout_loss"] is not None and math.isfinite(row["heldout_loss"])
+
+
+def _grid(trials: Sequence[tuple[float, int, tuple[int, ...]]]) -> str:
+    rates = listing([f"{lr:g}" for lr, _, _ in trials])
+    runs = sorted({runs for _, runs, _ in trials})
+    steps = sorted({step for _, _, all_steps in trials for step in all_steps})
+    seeds = f"{runs[0]} seed{'s' if runs[0] > 1 else ''}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]} seeds"
+    length = f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
+    return f"peak rates {rates}, {seeds} each, {length}"

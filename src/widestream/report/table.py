@@ -1,0 +1,45 @@
+"""The comparison in the terminal."""
+
+from typing import TextIO
+
+from widestream.report import tables
+from widestream.report.comparison import Comparison
+from widestream.report.tables import Table
+
+_NARROWEST = 110
+"""Columns of a file or pipe, which has no width of its own."""
+
+
+def print_table(comparison: Comparison, file: TextIO | None = None) -> None:
+    """Print warnings, results, resources to equal loss and the verdict; in colour on a terminal only."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, width=_NARROWEST)
+    for mismatch in comparison.mismatches:
+        console.print(Text(f"Not comparable: {mismatch.sentence}", style="bold red"))
+    shown = tables.results(comparison).without("perplexity", "bits per byte", "non-embedding")
+    for table in (shown, tables.differences(comparison), tables.resources(comparison)):
+        if table is not None:
+            console.print(_rich(table))
+    for verdict in comparison.verdict:
+        console.print(Text(verdict.headline, style="bold"))
+        for fact in verdict.details:
+            console.print(Text(f"  {fact}"))
+    for line in (*comparison.cautions, *comparison.notes):
+        console.print(Text(f"Note: {line}", style="yellow"))
+
+
+def _rich(table: Table):
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="left" if number == 0 or table.words else "right")
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown

@@ -1,0 +1,279 @@
+"""The tables of a comparison as text, shown by the terminal and by the HTML report alike."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from widestream.report import text
+from widestream.report.comparison import Comparison, train_figures
+from widestream.report.groups import stream_kind
+from widestream.report.matched import RESOURCES, Reach
+from widestream.report.pairs import Target
+from widestream.report.runs import Run, flatten
+from widestream.report.search import Search, Trial
+
+NONE = "–"
+"""Stands where there is no figure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table of text."""
+
+    title: str
+    """Heading."""
+    caption: str
+    """What the figures are, in a sentence or two; may be empty."""
+    columns: tuple[str, ...]
+    """Names of the columns; the first names the rows."""
+    rows: tuple[tuple[str, ...], ...]
+    """Cells."""
+    words: bool = False
+    """Cells are words, set to the left; else figures, set to the right (the first column is always words)."""
+
+    def without(self, *columns: str) -> "Table":
+        """The table less some columns."""
+        kept = [i for i, column in enumerate(self.columns) if column not in columns]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
+
+
+def results(comparison: Comparison) -> Table:
+    """Last evaluation of every model, and what it cost."""
+    rows = []
+    for group in comparison.groups:
+        finals = [run.final for run in group.runs]
+        losses = [row.loss for row in finals]
+        bits = [row.bits_per_byte for row in finals if row.bits_per_byte is not None]
+        rows.append(
+            (
+                group.label,
+                str(len(group.runs)),
+                _spread(losses),
+                f"{math.exp(fmean(losses)):.2f}",
+                text.loss(fmean(bits)) if len(bits) == len(finals) else NONE,
+                text.count(finals[0].tokens) if len({row.tokens for row in finals}) == 1 else "differ",
+                text.flops(fmean([row.flops for row in finals])),
+                text.duration(fmean([row.wall_s for row in finals])),
+                text.count(group.runs[0].parameters["total"]),
+                text.count(group.non_embedding),
+            )
+        )
+    return Table(
+        title="Results",
+        caption="Last held-out evaluation, mean over seeds (lowest to highest seed); loss in nats per token. FLOPs are "
+        "those of training, logits included; time is training time without evaluation and saving.",
+        columns=(
+            "model", "seeds", "held-out loss", "perplexity", "bits per byte", "tokens", "FLOPs", "time", "parameters",
+            "non-embedding",
+        ),
+        rows=tuple(rows),
+    )  # fmt: skip
+
+
+def differences(comparison: Comparison) -> Table | None:
+    """Differences at equal resources, with intervals; None where nothing can be compared."""
+    if not comparison.pairs or not comparison.comparable:
+        return None
+    words = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
+    rows = []
+    for pair in comparison.pairs:
+        for resource, interval in pair.at_equal.items():
+            rows.append(
+                (
+                    f"{pair.other.label} − {pair.reference.label}",
+                    words[resource],
+                    text.signed(interval.mean),
+                    text.interval(interval.low, interval.high),
+                    f"{interval.n} {'paired' if interval.method == 'paired' else 'unpaired'}",
+                )
+            )
+    return Table(
+        title="Difference at equal resources",
+        caption="Difference in held-out loss at the last point that all runs reach; below zero the first-named is "
+        "better. Paired: taken seed by seed, on the same batches. An interval from two seeds is wide.",
+        columns=("difference", "at equal", "held-out loss", "95 % interval", "seeds"),
+        rows=tuple(rows),
+    )
+
+
+def resources(comparison: Comparison) -> Table | None:
+    """Resources needed to reach the other model's best loss (paper, Tables 3 and 4); None where not comparable."""
+    if not comparison.pairs or not comparison.comparable:
+        return None
+    rows = []
+    for target in (target for pair in comparison.pairs for target in pair.targets):
+        goal = f"{target.label}'s best, {text.loss(target.loss)}"
+        rows.append((goal, target.label, *_spent(target.own), NONE))
+        rows.append((goal, target.other, *_reached(target), _by_seed(target)))
+    return Table(
+        title="Resources to reach the other's best loss",
+        caption="Where the smoothed mean held-out curve first reaches that loss, interpolated in log-log and never "
+        "beyond what was measured. Percentages are of what the model spent whose best loss it is.",
+        columns=("loss to reach", "model", "tokens", "FLOPs", "time", "tokens, by seed"),
+        rows=tuple(rows),
+    )
+
+
+def run_table(comparison: Comparison) -> Table:
+    """Every run with its folder."""
+    rows = []
+    for group in comparison.groups:
+        for run in group.runs:
+            last, speed = run.final, train_figures(run)
+            rows.append(
+                (
+                    str(run.path),
+                    group.label,
+                    "/".join(str(seed) for seed in run.seeds),
+                    f"{last.step:,}" + ("" if run.done is not None else " (unfinished)"),
+                    text.count(last.tokens),
+                    text.loss(last.loss),
+                    NONE if last.bits_per_byte is None else text.loss(last.bits_per_byte),
+                    text.flops(last.flops),
+                    text.duration(last.wall_s),
+                    NONE if speed["tokens_per_s"] is None else text.count(speed["tokens_per_s"]),
+                    NONE if speed["mfu"] is None else text.percent(speed["mfu"]),
+                    NONE if speed["memory_bytes"] is None else text.memory(speed["memory_bytes"]),
+                )
+            )
+    return Table(
+        title="Runs",
+        caption="Every figure of this report comes from these folders: metrics.jsonl for the curves, run.json for "
+        "model and machine. Seeds: weights/order of batches. Tokens/s and MFU are medians, memory is the peak.",
+        columns=(
+            "folder", "model", "seeds", "steps", "tokens", "held-out loss", "bits per byte", "FLOPs", "time",
+            "tokens/s", "MFU", "memory",
+        ),
+        rows=tuple(rows),
+    )  # fmt: skip
+
+
+def parameters(comparison: Comparison) -> Table:
+    """Parameters by part, size of the stream, FLOPs per token."""
+    groups = comparison.groups
+    parts = dict.fromkeys(part for group in groups for part in group.runs[0].parameters)
+    rows = [("stream", *(stream_kind(group.runs[0]) for group in groups))]
+    rows += [
+        (f"parameters: {_spoken(part)}", *(_whole(group.runs[0].parameters.get(part)) for group in groups))
+        for part in parts
+    ]
+    summaries = [group.runs[0].info["summary"] for group in groups]
+    rows.append(("stream size (numbers per token)", *(_whole(summary["stream_size"]) for summary in summaries)))
+    costs = [flatten(summary["flops_per_token"]) for summary in summaries]
+    rows += [
+        (f"FLOPs per token: {_spoken(name)}", *(_whole(cost.get(name)) for cost in costs))
+        for name in dict.fromkeys(name for cost in costs for name in cost)
+    ]
+    return Table(
+        title="Models",
+        caption="Counted from the shapes; FLOPs include the logits unless they say otherwise.",
+        columns=("", *(group.label for group in groups)),
+        rows=tuple(rows),
+    )
+
+
+def configuration(comparison: Comparison) -> Table | None:
+    """What differs between the configurations; None where nothing does."""
+    if not comparison.config_differences:
+        return None
+    labels = [group.label for group in comparison.groups]
+    rows = tuple(
+        (row.key, *(text.plain(row.values[label]) if label in row.values else NONE for label in labels))
+        for row in comparison.config_differences
+    )
+    return Table(
+        title="What differs in the configuration",
+        caption="All other keys are equal, but for seeds, names and how often to log and save.",
+        columns=("key", *labels),
+        rows=rows,
+        words=True,
+    )
+
+
+def search_table(search: Search) -> Table:
+    """Held-out loss of every model at every learning rate tried."""
+    rates = sorted({trial.lr for trials in search.models.values() for trial in trials})
+    rows = []
+    for name, trials in search.models.items():
+        by_rate = {trial.lr: trial for trial in trials}
+        rows.append((name, *(_trial(by_rate.get(rate)) for rate in rates)))
+    return Table(
+        title="Learning-rate search",
+        caption=f"{search.sentence} Held-out loss at the end, mean over seeds; ✓ marks the best rate. "
+        f"From {search.source}.",
+        columns=("peak learning rate", *(f"{rate:g}" for rate in rates)),
+        rows=tuple(rows),
+    )
+
+
+def machines(comparison: Comparison) -> Table:
+    """Machine and versions, one column for each setting that some runs share."""
+    settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in comparison.runs:
+        settings.setdefault(tuple(_environment(run).items()), []).append(run)
+    names = dict.fromkeys(name for setting in settings for name, _ in setting)
+    heads = (
+        [", ".join(str(run.path) for run in runs) for runs in settings.values()] if len(settings) > 1 else ["all runs"]
+    )
+    rows = tuple((name, *(dict(setting).get(name, NONE) for setting in settings)) for name in names)
+    return Table(title="Machine and versions", caption="", columns=("", *heads), rows=rows, words=True)
+
+
+def _environment(run: Run) -> dict[str, str]:
+    info, machine = run.info, run.info.get("machine", {})
+    peak, memory = info.get("peak_flops_per_s"), machine.get("memory_gb")
+    found = {
+        "CPU": machine.get("cpu"),
+        "cores, threads used": f"{machine.get('cores', '?')}, {machine.get('threads', '?')}",
+        "GPU": machine.get("gpu") or "none",
+        "memory": None if memory is None else f"{text.three(memory)} GB",
+        "precision": info.get("precision"),
+        "measured matmul peak": None if peak is None else f"{text.flops(peak)} FLOP/s",
+        "widestream": info.get("widestream"),
+        "PyTorch": info.get("torch"),
+        "Python": info.get("python"),
+        "data fingerprint": run.data["fingerprint"],
+        "tokenizer sha256": run.data.get("tokenizer_sha256"),
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _spent(reach: Reach) -> tuple[str, str, str]:
+    bound = "≤ " if reach.at_most else ""
+    return bound + text.count(reach.tokens), bound + text.flops(reach.flops), bound + text.duration(reach.wall_s)
+
+
+def _reached(target: Target) -> tuple[str, str, str]:
+    if target.others is None:
+        return "not reached", "not reached", "not reached"
+    shares = [text.percent(target.ratio(resource) or 0) for resource in RESOURCES]
+    tokens, flops, time = (f"{spent} ({share})" for spent, share in zip(_spent(target.others), shares, strict=True))
+    return tokens, flops, time
+
+
+def _by_seed(target: Target) -> str:
+    return ", ".join("not reached" if reach is None else text.count(reach.tokens) for reach in target.others_by_run)
+
+
+def _trial(trial: Trial | None) -> str:
+    if trial is None:
+        return NONE
+    if trial.mean is None:
+        failed = trial.runs - len(trial.losses)
+        return "diverged" if trial.runs == 1 else f"diverged ({failed} of {trial.runs})"
+    return f"{text.loss(trial.mean)}{' ✓' if trial.chosen else ''}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = text.loss(fmean(values))
+    return mean if len(values) == 1 else f"{mean} ({text.loss(min(values))}–{text.loss(max(values))})"
+
+
+def _whole(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def _spoken(key: str) -> str:
+    return key.replace("non_embedding", "non-embedding").replace("_", " ").replace(".", ", ")

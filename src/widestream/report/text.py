@@ -1,0 +1,102 @@
+"""Numbers as people read them."""
+
+import math
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def count(value: float) -> str:
+    """Three digits and a unit: 1640000 -> 1.64M."""
+    for size, unit in _UNITS:
+        if abs(value) >= 0.9995 * size:
+            return f"{three(value / size)}{unit}"
+    return three(value)
+
+
+def three(value: float) -> str:
+    """Three significant digits, never in exponent form, no needless zeros behind the point for whole numbers."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value) * 1.0005)))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if float(text) == int(float(text)) and "." in text else text
+
+
+def flops(value: float) -> str:
+    """Scientific form: 4.97e18 -> 4.97×10¹⁸."""
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    mantissa = f"{value / 10**exponent:.2f}"
+    if mantissa == "10.00":
+        mantissa, exponent = "1.00", exponent + 1
+    return f"{mantissa}×{power(10.0**exponent)}"
+
+
+def power(value: float) -> str:
+    """A power of ten: 1e18 -> 10¹⁸."""
+    return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPT)}"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def loss(value: float) -> str:
+    """Three decimals."""
+    return f"{value:.3f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Three decimals with a sign, four for differences under 0.01."""
+    text = f"{value:+.{4 if abs(value) < 0.01 else 3}f}".replace("-", "−")
+    return text.replace("−", "").replace("+", "") if float(f"{value:.4f}") == 0 else text
+
+
+def size(value: float) -> str:
+    """A difference without its sign."""
+    return signed(abs(value)).lstrip("+")
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends of an interval, or a dash."""
+    return "–" if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
+def percent(ratio: float) -> str:
+    """A ratio as a percentage: 0.712 -> 71 %, 1.8 -> 180 %."""
+    return f"{100 * ratio:.{0 if ratio >= 0.1 else 1}f}\N{NO-BREAK SPACE}%"
+
+
+def memory(value: float) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def listing(items: list[str]) -> str:
+    """a, b and c."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def ticks(values: list[float]) -> list[str]:
+    """Evenly spaced numbers, all with as many decimals as their distance asks for."""
+    digits = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9)) if len(values) > 1 else 2
+    return [f"{value:.{digits}f}".replace("-", "−") for value in values]
+
+
+def plain(value: object) -> str:
+    """A value of a configuration as YAML writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

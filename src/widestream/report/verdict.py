@@ -1,0 +1,155 @@
+"""The verdict: sentences made from the numbers, whichever way they fall."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from widestream.report import text
+from widestream.report.comparable import Mismatch
+from widestream.report.groups import Group, Metric
+from widestream.report.intervals import Interval
+from widestream.report.matched import Resource
+from widestream.report.pairs import Pair, Target
+
+CHINCHILLA = 20
+"""Tokens per non-embedding parameter of a compute-optimal run, as the RMT paper counts them."""
+
+METRIC_NAMES: dict[Metric, str] = {"loss": "held-out loss", "bits_per_byte": "held-out bits per byte"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The result in words."""
+
+    headline: str
+    """Who is ahead at equal tokens, or that nobody is, or why nothing can be said."""
+    details: tuple[str, ...]
+    """One sentence each: other resources, resources to equal loss, movement of the gap; the last one always says how
+    far into training this looks."""
+
+    def __str__(self) -> str:
+        """All sentences."""
+        return " ".join((self.headline, *self.details))
+
+
+def verdicts(
+    groups: Sequence[Group], pairs: Sequence[Pair], mismatches: Sequence[Mismatch], metric: Metric
+) -> list[Verdict]:
+    """One verdict for each model against the reference; a single one where there is nothing to decide."""
+    depth = (_reading_depth(groups),)
+    if len(groups) == 1:
+        headline = f"{groups[0].label} is the only model here: there is nothing to compare."
+        return [Verdict(headline=headline, details=depth)]
+    if mismatches:
+        fields = text.listing([mismatch.field for mismatch in mismatches])
+        headline = f"Not comparable, so no verdict about loss is given: the models differ in {fields}."
+        return [Verdict(headline=headline, details=depth)]
+    by_other = {pair.other.label: pair for pair in pairs}
+    return [
+        _verdict(by_other[other.label], metric)
+        if other.label in by_other
+        else Verdict(headline=f"{other.label} and {groups[0].label} share no stretch of training.", details=depth)
+        for other in groups[1:]
+    ]
+
+
+def _verdict(pair: Pair, metric: Metric) -> Verdict:
+    details = [_equal_cost(pair), *(_target(target) for target in pair.targets)]
+    if pair.trend:
+        details.append(_trend(pair))
+    details.append(_reading_depth((pair.reference, pair.other), pair.tokens))
+    return Verdict(headline=_difference(pair, metric), details=tuple(filter(None, details)))
+
+
+def _difference(pair: Pair, metric: Metric) -> str:
+    """At equal tokens: who is ahead, or that nobody is."""
+    ours, theirs, name = pair.other.label, pair.reference.label, METRIC_NAMES[metric]
+    told = f"At equal tokens {ours}'s {name} is {_lower(pair.difference)} than {theirs}'s ({_evidence(pair)})."
+    seen = not pair.difference.holds_zero and pair.difference.mean != 0
+    return told if seen else f"No difference seen. {told}"
+
+
+def _evidence(pair: Pair) -> str:
+    """What stands behind a difference: interval and seeds, and what each seed says where the interval is no help."""
+    difference = pair.difference
+    if difference.low is None:
+        return "one seed each, so no interval: a difference of this size may be chance"
+    kind = "seed pairs" if difference.method == "paired" else "seeds each, unpaired"
+    shown = f"95\N{NO-BREAK SPACE}% interval {_ends(difference)}, {difference.n} {kind}"
+    values = list(pair.by_seed.values())
+    if difference.holds_zero and values and min(values) * max(values) > 0:
+        shown += f"; yet every seed points the same way, by {text.size(min(values, key=abs))} or more"
+    return shown
+
+
+def _lower(interval: Interval) -> str:
+    """A difference in words: 0.056 lower."""
+    return f"{text.size(interval.mean)} {'higher' if interval.mean > 0 else 'lower'}"
+
+
+def _ends(interval: Interval) -> str:
+    """The interval, counted in the direction of its mean."""
+    assert interval.low is not None and interval.high is not None, "an interval of two seeds or more"
+    low, high = (interval.low, interval.high) if interval.mean > 0 else (-interval.high, -interval.low)
+    return f"{text.loss(low)} to {text.loss(high)}"
+
+
+def _equal_cost(pair: Pair) -> str:
+    """The same at equal training FLOPs and at equal wall time, and who is read before its end there."""
+    words: dict[Resource, str] = {"flops": "training FLOPs (logits included)", "wall_s": "wall time"}
+    parts = []
+    for resource, name in words.items():
+        if resource in pair.at_equal:
+            interval = pair.at_equal[resource]
+            ends = "" if interval.low is None else f" ({_ends(interval)})"
+            parts.append(f"at equal {name} it is {_lower(interval)}{ends}{_early(pair, resource)}")
+    told = "; ".join(parts)
+    return f"{told[:1].upper()}{told[1:]}." if told else ""
+
+
+def _early(pair: Pair, resource: Resource) -> str:
+    """Which of the two has not come to its end yet where both have spent the same."""
+    ends = {group.label: group.curve.axis(resource)[-1] for group in (pair.reference, pair.other)}
+    label = max(ends, key=lambda label: ends[label])
+    share = min(ends.values()) / ends[label]
+    return f", {label} being read at {text.percent(share)} of its run" if share < 0.995 else ""
+
+
+def _target(target: Target) -> str:
+    """What the other model spends to reach this one's best loss."""
+    goal = f"{target.label}'s best ({text.loss(target.loss)})"
+    if target.others is None:
+        return f"{target.other} does not reach {goal} in these runs."
+    names: dict[Resource, str] = {"tokens": "tokens", "flops": "FLOPs", "wall_s": "time"}
+    spent = [f"{text.percent(target.ratio(resource) or 0)} of its {name}" for resource, name in names.items()]
+    bound = "at most " if target.others.at_most else ""
+    return f"{target.other} reaches {goal} with {bound}{text.listing(spent)}."
+
+
+def _trend(pair: Pair) -> str:
+    """How the gap moves over the last half of training."""
+    trend = pair.trend
+    assert trend is not None, "asked for pairs with a trend only"
+    half, end, at = trend.half, trend.end, text.count(trend.half_tokens)
+    leader = (pair.other if end < 0 else pair.reference).label
+    if trend.direction == "crossing":
+        return (
+            f"Over the last half of training the lead changes hands: {leader} was {text.size(half)} behind at {at} tokens "
+            f"and is {text.size(end)} ahead at the end."
+        )
+    words = {"growing": "is growing", "shrinking": "is shrinking", "flat": "shows no clear movement"}
+    return (
+        f"Over the last half of training {leader}'s lead {words[trend.direction]}: {text.size(half)} at {at} tokens, "
+        f"{text.size(end)} at the end."
+    )
+
+
+def _reading_depth(groups: Iterable[Group], tokens: float | None = None) -> str:
+    """How far into training this looks."""
+    groups = list(groups)
+    seen = tokens if tokens is not None else min(group.curve.tokens[-1] for group in groups)
+    corpus = groups[0].runs[0].data["train_tokens"]
+    ratios = [f"{text.three(seen / group.non_embedding)} ({group.label})" for group in groups]
+    return (
+        f"This looks {text.count(seen)} tokens into training: {text.three(seen / corpus)} epochs of the corpus, and "
+        f"{text.listing(ratios)} tokens per non-embedding parameter, where a Chinchilla run has {CHINCHILLA}."
+    )
