@@ -1,0 +1,154 @@
+"""Windows and batches. Both are functions of numbers: nothing here has an iterator to save or restore.
+
+Window i covers tokens [i*T, i*T + T]: the first T are inputs, the last T targets, so that neighbouring windows share
+one token and every token of a split but the first is a target exactly once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from widestream.data.order import permute
+from widestream.data.store import TokenStore
+from widestream.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """B windows of T tokens."""
+
+    tokens: torch.Tensor
+    """int64 [B, T], inputs."""
+    targets: torch.Tensor
+    """int64 [B, T], the token after each input."""
+    segments: torch.Tensor
+    """int32 [B, T], the document of each input, counted from 0 in every window."""
+    weights: torch.Tensor | None = None
+    """float32 [B, T], 0 where a target does not count; None: all count."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device."""
+        return Batch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            segments=self.segments.to(device, non_blocking=True),
+            weights=None if self.weights is None else self.weights.to(device, non_blocking=True),
+        )
+
+
+class TrainBatches:
+    """Training batches in a seeded order, addressed by step.
+
+    Every epoch visits each window once, in a permutation of its own; batches run on across epochs. The tokens after
+    the last full window (fewer than T) are not visited.
+
+    Attributes:
+        windows_per_epoch: number of windows of T + 1 tokens.
+    """
+
+    def __init__(self, store: TokenStore, sequence_length: int, batch_size: int, seed: int):
+        """Address the batches of a store.
+
+        Args:
+            store: the training split.
+            sequence_length: T.
+            batch_size: windows in a global batch, over all ranks.
+            seed: seed of the order.
+
+        Raises:
+            UserError: the split is shorter than one window.
+        """
+        assert min(sequence_length, batch_size) >= 1, (sequence_length, batch_size)
+        if store.tokens < sequence_length + 1:
+            raise UserError(
+                f"The {store.split} split of {store.folder} has {store.tokens} tokens, one window needs "
+                f"{sequence_length + 1}: prepare more text, or set data.sequence_length to {store.tokens - 1} or less."
+            )
+        self.windows_per_epoch = (store.tokens - 1) // sequence_length
+        self._store = store
+        self._length = sequence_length
+        self._batch_size = batch_size
+        self._seed = seed
+
+    def window_indices(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """Which windows a rank sees at a step, int64 [batch_size / world]."""
+        if self._batch_size % world:
+            raise UserError(
+                f"A batch of {self._batch_size} windows cannot be shared by {world} processes: make it a multiple."
+            )
+        assert 0 <= rank < world, (rank, world)
+        assert step >= 0, step
+        share = self._batch_size // world
+        first = step * self._batch_size + rank * share
+        epochs, positions = np.divmod(np.arange(first, first + share), self.windows_per_epoch)
+        indices = np.empty(share, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = permute(positions[here], self.windows_per_epoch, self._seed, int(epoch))
+        return indices
+
+    def at(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The batch of a step, counted from 0.
+
+        Args:
+            step: optimizer step.
+            rank: which process asks.
+            world: number of processes. Ranks 0, 1, ... hold the rows of the same global batch, in this order.
+
+        Raises:
+            UserError: the batch cannot be divided evenly.
+        """
+        rows = [
+            self._store.window(int(index) * self._length, self._length + 1)
+            for index in self.window_indices(step, rank, world)
+        ]
+        tokens = torch.from_numpy(np.stack([tokens for tokens, _ in rows]))
+        segments = torch.from_numpy(np.stack([segments for _, segments in rows]))
+        return Batch(
+            tokens=tokens[:, :-1].contiguous(),
+            targets=tokens[:, 1:].contiguous(),
+            segments=segments[:, :-1].contiguous(),
+        )
+
+
+def eval_batches(store: TokenStore, sequence_length: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+    """Go through a split in order: every token but its first is a target exactly once.
+
+    All batches have the same shape; what is missing at the end is filled with boundary tokens of weight 0, in a
+    segment of their own.
+
+    Args:
+        store: the split.
+        sequence_length: T.
+        batch_size: windows in a batch.
+        limit: only the first `limit` windows.
+
+    Raises:
+        UserError: the split has no target (fewer than two tokens).
+    """
+    if store.tokens < 2:
+        raise UserError(f"The {store.split} split of {store.folder} has {store.tokens} token(s): prepare more text.")
+    assert min(sequence_length, batch_size) >= 1, (sequence_length, batch_size)
+    count = -(-(store.tokens - 1) // sequence_length)
+    count = count if limit is None else min(limit, count)
+    return (_eval_batch(store, sequence_length, first, batch_size, count) for first in range(0, count, batch_size))
+
+
+def _eval_batch(store: TokenStore, length: int, first: int, rows: int, count: int) -> Batch:
+    tokens = np.full((rows, length + 1), store.boundary_id, dtype=np.int64)
+    segments = np.zeros((rows, length), dtype=np.int32)
+    weights = np.zeros((rows, length), dtype=np.float32)
+    for row, index in enumerate(range(first, min(first + rows, count))):
+        targets = min(length, store.tokens - 1 - index * length)
+        tokens[row, : targets + 1], found = store.window(index * length, targets + 1)
+        segments[row, :targets] = found[:targets]
+        segments[row, targets:] = found[-1] + 1
+        weights[row, :targets] = 1
+    return Batch(
+        tokens=torch.from_numpy(tokens[:, :-1].copy()),
+        targets=torch.from_numpy(tokens[:, 1:].copy()),
+        segments=torch.from_numpy(segments),
+        weights=torch.from_numpy(weights),
+    )

@@ -1,0 +1,114 @@
+"""Documents to tokens, in worker processes, in the order of the documents."""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import numpy as np
+
+from widestream.data.sources import Document
+from widestream.data.tokenizer import Tokenizer
+from widestream.errors import UserError
+
+_BATCH_BYTES = 1 << 20
+_BATCH_DOCUMENTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The tokens of consecutive documents."""
+
+    documents: list[Document]
+    """The documents."""
+    tokens: np.ndarray
+    """All their tokens in a row, each document behind its boundary token."""
+    lengths: np.ndarray
+    """Tokens of each document, boundary included."""
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += document.source_bytes
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = tokenizer.encode_batch(texts)
+    lengths = np.array([row.size + 1 for row in rows], dtype=np.int64)
+    tokens = np.empty(int(lengths.sum()), dtype=np.int64)
+    ends = np.cumsum(lengths)
+    for row, end in zip(rows, ends.tolist(), strict=True):
+        tokens[end - row.size : end] = row
+    tokens[ends - lengths] = tokenizer.boundary_id
+    if int(tokens.max()) >= tokenizer.vocab_size or int(tokens.min()) < 0:
+        raise UserError(
+            f"The tokenizer made token {tokens.max()}, but its vocabulary has {tokenizer.vocab_size} ids: "
+            "its tokenizer.json is inconsistent; use another."
+        )
+    return tokens.astype(np.dtype(dtype).newbyteorder("<")), lengths
+
+
+_worker: tuple[Tokenizer, str] | None = None
+"""Tokenizer and dtype of this worker process."""
+
+
+def _start_worker(tokenizer: Tokenizer, dtype: str) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _worker = tokenizer, dtype
+
+
+def _work(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    assert _worker is not None
+    tokenizer, dtype = _worker
+    return _encode(tokenizer, texts, dtype)
+
+
+def encode_documents(
+    documents: Iterator[Document], tokenizer: Tokenizer, dtype: str, workers: int
+) -> Generator[Encoded, None, None]:
+    """Encode a stream of documents; the result does not depend on the number of workers.
+
+    Args:
+        documents: the stream; only a few batches of about 1 MiB of text are held at a time.
+        tokenizer: makes the ids.
+        dtype: of the tokens, uint16 or uint32.
+        workers: processes; 1 encodes in this one.
+
+    Raises:
+        UserError: a token lies outside the vocabulary, or a worker was killed.
+    """
+    if workers == 1:
+        for batch in _batches(documents):
+            yield Encoded(batch, *_encode(tokenizer, [document.text for document in batch], dtype))
+        return
+    # "spawn": forking a process that already runs threads (tokenizers, torch) can deadlock.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, dtype))
+    try:
+        waiting: deque[tuple[list[Document], Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+        for batch in _batches(documents):
+            waiting.append((batch, pool.submit(_work, [document.text for document in batch])))
+            if len(waiting) > 2 * workers:
+                done, future = waiting.popleft()
+                yield Encoded(done, *future.result())
+        for done, future in waiting:
+            yield Encoded(done, *future.result())
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process was killed, most likely for want of memory: run the same command again with fewer "
+            "--workers; it goes on from where it stopped."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

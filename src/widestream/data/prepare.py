@@ -1,0 +1,211 @@
+"""`widestream data prepare`: documents -> shards of tokens and a manifest."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from widestream.data.encode import Encoded, encode_documents
+from widestream.data.files import disk_errors
+from widestream.data.manifest import FORMAT, MANIFEST, Manifest, SplitInfo, TokenizerInfo, read_manifest
+from widestream.data.shards import ShardWriter
+from widestream.data.sources import Corpus, assign_split, open_corpus
+from widestream.data.staging import Staging, check_out, check_plan, plan_of
+from widestream.data.tokenizer import Tokenizer
+from widestream.errors import UserError
+
+RECORD_SECONDS = 10.0
+"""Time between two records of the progress: about as much work is lost when the process is killed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareOptions:
+    """What shapes the result, beside the text and the tokenizer."""
+
+    heldout: float = 0.005
+    """Fraction of the documents without a split of their own that is held out, in [0, 1)."""
+    shard_tokens: int = 100_000_000
+    """Tokens in a shard, at most (a longer document gets a shard of its own)."""
+    text_field: str = "text"
+    """Field or column that holds the text."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.heldout < 1:
+            raise UserError(f"--heldout is {self.heldout}: give a fraction from 0 up to, but not including, 1.")
+        if self.shard_tokens < 1:
+            raise UserError(f"--shard-tokens is {self.shard_tokens}: give 1 or more.")
+
+
+def prepare(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    tokenizer: Tokenizer,
+    options: PrepareOptions = PrepareOptions(),
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """Tokenize documents into shards.
+
+    The result is the same, byte for byte, for any number of workers, and whether or not the process was killed and
+    started again on the way. A folder that is already prepared in the same way is left as it is.
+
+    Args:
+        paths: what to read, see `open_corpus`.
+        out: folder to make. While the work goes on, it is in OUT.preparing.
+        tokenizer: makes the ids.
+        options: what else shapes the result.
+        workers: processes that tokenize; default: one for each CPU this process may use.
+        overwrite: replace data prepared in another way (they stay until the new ones are complete).
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: something given cannot be used, nothing ends up in a split, or the disk is full.
+    """
+    out = Path(out)
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}: give 1 or more.")
+    corpus = open_corpus(paths, options.text_field)
+    plan = plan_of(_manifest(tokenizer, options, corpus, 0, {}))
+    with disk_errors(out, "run the same command again; what was done is kept"):
+        check_out(out)
+        if (out / MANIFEST).exists() and not overwrite:
+            check_plan(plan, plan_of(read_manifest(out)), out, "already prepared")
+            return read_manifest(out)
+        staging = Staging(out, {**plan, "file times": corpus.last_change_ns})
+        with staging.locked():
+            if staging.complete and plan_of(read_manifest(staging.folder)) == plan:
+                staging.publish()
+                return read_manifest(out)
+            try:
+                _Job(staging, corpus, tokenizer, options, overwrite).run(workers or _cpus(), progress)
+            except UserError:
+                if not staging.recorded:
+                    staging.remove()
+                raise
+    return read_manifest(out)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _manifest(
+    tokenizer: Tokenizer, options: PrepareOptions, corpus: Corpus, empty_documents: int, splits: dict[str, Any]
+) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        tokenizer=TokenizerInfo(
+            kind=tokenizer.kind,
+            sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            boundary_id=tokenizer.boundary_id,
+        ),
+        dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        settings=asdict(options),
+        sources=tuple(corpus.describe()),
+        empty_documents=empty_documents,
+        splits=splits,
+    )
+
+
+class _Job:
+    """One preparation, from where it stands to its end."""
+
+    def __init__(
+        self, staging: Staging, corpus: Corpus, tokenizer: Tokenizer, options: PrepareOptions, overwrite: bool
+    ):
+        self._staging, self._corpus, self._tokenizer, self._options = staging, corpus, tokenizer, options
+        self._dtype = staging.plan["dtype"]
+        self._progress = staging.load(overwrite)
+        self._writers = {
+            split: ShardWriter(staging.folder, split, self._dtype, options.shard_tokens, state)
+            for split, state in self._progress.splits.items()
+        }
+
+    def run(self, workers: int, show: bool) -> None:
+        """Tokenize what is left, and publish."""
+        self._tokenizer.save(self._staging.folder)
+        try:
+            with self._bar(show) as bar:
+                documents = self._corpus.documents(self._progress.position)
+                batches = encode_documents(documents, self._tokenizer, self._dtype, self._useful(workers))
+                with contextlib.closing(batches):
+                    self._write(batches, bar)
+            for writer in self._writers.values():
+                writer.end_shard()
+        finally:
+            for writer in self._writers.values():
+                writer.close()
+        self._staging.finish(self._manifest())
+
+    def _useful(self, workers: int) -> int:
+        """No more processes than there are megabytes: starting one takes about as long as tokenizing one."""
+        return workers if self._corpus.size is None else max(1, min(workers, self._corpus.size >> 20))
+
+    def _bar(self, show: bool) -> "tqdm[Any]":
+        size = self._corpus.size
+        return tqdm(
+            total=size,
+            initial=self._progress.consumed,
+            desc="preparing",
+            unit=" documents" if size is None else "B",
+            unit_scale=True,
+            disable=not show,
+            dynamic_ncols=True,
+        )
+
+    def _write(self, batches: Iterable[Encoded], bar: "tqdm[Any]") -> None:
+        recorded = time.monotonic()
+        for batch in batches:
+            ends = np.cumsum(batch.lengths).tolist()
+            for document, start, end in zip(batch.documents, [0, *ends], ends, strict=False):
+                if document.source_bytes == 0:
+                    self._progress.empty_documents += 1
+                    continue
+                split = assign_split(document, self._options.heldout)
+                self._writers[split].add(batch.tokens[start:end], document.source_bytes)
+            last = batch.documents[-1]
+            bar.update(len(batch.documents) if bar.total is None else last.consumed - self._progress.consumed)
+            self._progress.position, self._progress.consumed = last.after, last.consumed
+            if time.monotonic() - recorded >= RECORD_SECONDS:
+                for writer in self._writers.values():
+                    writer.flush()
+                self._staging.save(self._progress)
+                recorded = time.monotonic()
+
+    def _manifest(self) -> Manifest:
+        totals = {split: writer.totals() for split, writer in self._writers.items()}
+        splits = {split: info for split, info in totals.items() if info.documents}
+        try:
+            _check_splits(splits, self._options)
+        except UserError:
+            self._staging.clear()
+            raise
+        if self._tokenizer.kind == "byte":
+            assert all(info.tokens == info.bytes + info.documents for info in splits.values()), splits
+        return _manifest(self._tokenizer, self._options, self._corpus, self._progress.empty_documents, splits)
+
+
+def _check_splits(splits: dict[str, SplitInfo], options: PrepareOptions) -> None:
+    if not splits:
+        raise UserError("The corpus is empty: none of its documents holds any text.")
+    if "train" not in splits:
+        raise UserError("No document is left for training: lower --heldout, or mark some with the split 'train'.")
+    if "heldout" not in splits and options.heldout > 0:
+        documents = splits["train"].documents
+        raise UserError(
+            f"No document was held out ({documents} in all, --heldout {options.heldout}): raise --heldout, "
+            "cut large texts into several documents, mark some with the field split = heldout, or do without "
+            "evaluation by --heldout 0."
+        )

@@ -1,0 +1,227 @@
+"""One generator per file format: a path in, records out. Checks of what a record holds are in sources.py."""
+
+import contextlib
+import gzip
+import importlib
+import io
+import itertools
+import json
+import lzma
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from widestream.errors import UserError
+
+SPLIT_FIELD = "split"
+"""Field of a record that says whether it is `train` or `heldout`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One raw record of a source."""
+
+    number: int
+    """Counted from 0 within its source: the line, the row, or 0 for a text file."""
+    text: Any
+    """The text field, of whatever type was found."""
+    split: Any
+    """The split field, or None."""
+    where: str
+    """For messages: file and line or row."""
+    consumed: int
+    """Bytes of the file on disk read so far; 0 if unknown."""
+
+
+Reader = Callable[[Path, str, int], Iterator[Record]]
+"""(path, name of the text field, number of records to skip) -> records."""
+
+
+def decode_utf8(data: bytes, path: Path, offset: int, detail: str = "") -> str:
+    """Decode, or say at which byte of which file the text stops being UTF-8. A byte order mark at 0 is dropped."""
+    try:
+        return data.decode("utf-8-sig" if offset == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        mark = 3 if offset == 0 and data.startswith(b"\xef\xbb\xbf") else 0
+        raise UserError(
+            f"{path}{detail} is not UTF-8 at byte {offset + mark + error.start}: convert the file to UTF-8."
+        ) from None
+
+
+def read_text(path: Path, text_field: str, skip: int) -> Iterator[Record]:
+    """A text file is one document and is read whole, so cut files of many gigabytes into several or use JSON lines."""
+    if skip == 0:
+        data = path.read_bytes()
+        yield Record(0, decode_utf8(data, path, 0), None, str(path), len(data))
+
+
+class _ZstdStream(io.RawIOBase):
+    """Decompressed bytes of a .zst file. The library's own reader takes a file cut short for a complete one."""
+
+    def __init__(self, raw: BinaryIO):
+        self._raw, self._rest = raw, b""
+        self._frame = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self._rest:
+            chunk = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            chunk = chunk or self._raw.read(1 << 17)
+            if not chunk:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("compressed file ended early")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._rest = self._frame.decompress(chunk)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+@contextlib.contextmanager
+def _decompressed(path: Path, raw: BinaryIO) -> Iterator[Iterable[bytes]]:
+    """The content of a file that may be compressed; a damaged one is a `UserError`."""
+    damaged: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, lzma.LZMAError)
+    try:
+        if path.suffix == ".gz":
+            import zlib
+
+            damaged = (*damaged, zlib.error)
+            with gzip.open(raw) as lines:
+                yield lines
+        elif path.suffix == ".xz":
+            with lzma.open(raw) as lines:
+                yield lines
+        elif path.suffix == ".zst":
+            damaged = (*damaged, _import_zstandard().ZstdError)
+            yield io.BufferedReader(_ZstdStream(raw), 1 << 17)
+        else:
+            yield raw
+    except damaged as error:
+        raise UserError(f"{path} is damaged or cut short ({error}): get the file again.") from error
+
+
+def _import_zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError("Reading .zst files needs zstandard: run `pip install 'widestream[data]'`.") from None
+    return zstandard
+
+
+def read_jsonl(path: Path, text_field: str, skip: int) -> Iterator[Record]:
+    """One JSON object a line, plain or compressed (.gz, .xz, .zst). Blank lines are passed over."""
+    with path.open("rb") as raw, _decompressed(path, raw) as lines:
+        offset = 0
+        for number, line in enumerate(lines):
+            if number >= skip and line.strip():
+                where = f"{path}, line {number + 1}"
+                value = _parse_line(decode_utf8(line, path, offset, f", line {number + 1},"), where, text_field)
+                yield Record(number, value[text_field], value.get(SPLIT_FIELD), where, raw.tell())
+            offset += len(line)
+
+
+def _parse_line(line: str, where: str, text_field: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}): mend or remove the line.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}: mend or remove the line.")
+    if text_field not in value:
+        raise UserError(_no_field(where, text_field, list(value)))
+    return value
+
+
+def _no_field(where: str, text_field: str, names: list[str]) -> str:
+    there = ", ".join(names) or "none"
+    return f"{where}: no field '{text_field}' (there is {there}): name the right one with --text-field."
+
+
+def read_parquet(path: Path, text_field: str, skip: int) -> Iterator[Record]:
+    """Rows of a parquet file, one row group at a time."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("Reading .parquet files needs pyarrow: run `pip install 'widestream[data]'`.") from None
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is not a parquet file or is cut short ({error}): get the file again.") from error
+    with file:
+        names = file.schema_arrow.names
+        if text_field not in names:
+            raise UserError(_no_field(f"{path}", text_field, names))
+        columns = [name for name in (text_field, SPLIT_FIELD) if name in names]
+        row_size = path.stat().st_size / max(1, file.metadata.num_rows)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = list(itertools.accumulate(sizes))
+        groups = [group for group, end in enumerate(ends) if end > skip]
+        number = ends[groups[0]] - sizes[groups[0]] if groups else 0
+        try:
+            for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=columns):
+                for row in batch.to_pylist():
+                    if number >= skip:
+                        where, consumed = f"{path}, row {number + 1}", int((number + 1) * row_size)
+                        yield Record(number, row[text_field], row.get(SPLIT_FIELD), where, consumed)
+                    number += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): get the file again.") from error
+
+
+def read_hub(name: str, text_field: str, skip: int) -> Iterator[Record]:
+    """The `train` split of a Hugging Face data set, streamed.
+
+    Args:
+        name: `hf:OWNER/NAME[:CONFIG][@REVISION]`, or a folder in the place of OWNER/NAME.
+        text_field: name of the column with the text.
+        skip: number of rows to pass over.
+
+    Raises:
+        UserError: the package is missing, or the data set cannot be reached or read.
+    """
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise UserError(f"Reading {name} needs the datasets package: run `pip install 'widestream[hub]'`.") from None
+    address, _, revision = name.removeprefix("hf:").partition("@")
+    path, _, config = address.partition(":")
+    try:
+        rows = datasets.load_dataset(path, config or None, split="train", revision=revision or None, streaming=True)
+        for number, row in enumerate(rows.skip(skip) if skip else rows, start=skip):
+            where = f"{name}, row {number + 1}"
+            if text_field not in row:
+                raise UserError(_no_field(where, text_field, list(row)))
+            yield Record(number, row[text_field], row.get(SPLIT_FIELD), where, 0)
+    except UserError:
+        raise
+    except Exception as error:  # the hub's clients raise errors of many libraries, without a common class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"Cannot read {name} ({reason}): check the name and the connection, then run the same command again, "
+            "or download it and give a local .parquet or .jsonl file."
+        ) from error
+
+
+READERS: dict[str, Reader] = {
+    ".txt": read_text,
+    ".md": read_text,
+    ".jsonl": read_jsonl,
+    ".jsonl.gz": read_jsonl,
+    ".jsonl.xz": read_jsonl,
+    ".jsonl.zst": read_jsonl,
+    ".parquet": read_parquet,
+}
+"""Reader by the end of a file's name."""
+
+
+def reader_for(path: Path) -> Reader | None:
+    """The reader of a file by its name, or None."""
+    return next((reader for suffix, reader in READERS.items() if path.name.lower().endswith(suffix)), None)
