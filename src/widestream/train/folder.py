@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,9 @@ def require_same_model(found: checkpoint.Checkpoint, config: RunConfig) -> None:
 
 def _describe(config: RunConfig, data: dict[str, Any], device: torch.device) -> dict[str, Any]:
     precision = choose_precision(config.train.precision, device)
+    model, length = config.model, data["sequence_length"]
+    summary = summarize(model)
+    at_length = summary if length == model.context else summarize(replace(model, context=length))
     return {
         "widestream": widestream.__version__,
         "torch": torch.__version__,
@@ -157,7 +161,8 @@ def _describe(config: RunConfig, data: dict[str, Any], device: torch.device) -> 
         "precision": precision,
         "peak_flops_per_s": matmul_peak(device, precision),
         "data": data,
-        "summary": summarize(config.model).to_dict(),
+        "summary": summary.to_dict(),
+        "train_flops_per_token": at_length.train_flops,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -75,7 +75,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
                     run.save()
                 progress.step(result.loss, run.plan.tokens_per_step / watch.step_s)
                 watch.start()
-        return _finish(run)
+            return _finish(run, progress)
 
 
 def _progress(run: Run) -> Progress:
@@ -158,7 +158,7 @@ def _evaluate(run: Run) -> str:
     )
 
 
-def _finish(run: Run) -> Result:
+def _finish(run: Run, progress: Progress) -> Result:
     """Write done.json; the last step has evaluated and saved already."""
     position = run.position
     result = Result(
@@ -171,4 +171,5 @@ def _finish(run: Run) -> Result:
     )
     if run.world.is_main:
         write_json(run.folder / DONE, asdict(result))
+    progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result

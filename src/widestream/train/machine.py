@@ -24,20 +24,21 @@ BF16_GAIN = 1.2
 def numerics(train: TrainConfig) -> Iterator[None]:
     """Set threads and determinism as a run asks for, and put back afterwards what was there before."""
     threads = torch.get_num_threads()
-    mode = torch.get_deterministic_debug_mode()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    mode = torch.get_deterministic_debug_mode()  # 0 off, 1 warn, 2 error
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when a process first uses the GPU
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+        memory.fill_uninitialized_memory = False  # a debugging aid that costs time
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+        memory.fill_uninitialized_memory = fill
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -83,5 +83,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> t
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if limit is not None:
-        torch._foreach_mul_(gradients, torch.clamp(limit / norm, max=1.0))
+        scale = torch.clamp(limit / norm, max=1.0)
+        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm

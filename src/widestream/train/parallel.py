@@ -49,8 +49,8 @@ class World:
             return
         for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
             flat = self.sum_(torch.cat([gradient.reshape(-1) for gradient in bucket])).div_(self.size)
-            pieces = flat.split([gradient.numel() for gradient in bucket])
-            torch._foreach_copy_(bucket, [piece.view_as(grad) for piece, grad in zip(pieces, bucket, strict=True)])
+            for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
     def on_main(self, function: Callable[[], Value]) -> Value:
         """Call `function` in the main process only, and give its result, or its `UserError`, to all."""

@@ -73,8 +73,8 @@ class Run:
 
     @property
     def flops_per_token(self) -> float:
-        """Training FLOPs per token, logits included."""
-        return self.info["summary"]["flops_per_token"]["train"]
+        """Training FLOPs per token at the run's sequence length, logits included."""
+        return self.info["train_flops_per_token"]
 
     @property
     def flops(self) -> float:

@@ -8,11 +8,11 @@ import numpy as np
 from widestream.config import RunConfig, from_dict
 from widestream.data.manifest import MANIFEST, Manifest, ShardInfo, SplitInfo, TokenizerInfo
 
-WORDS = "the matrix keeps what every head has stored under its key and reads it back with another one".split()
+WORDS = ("the", "matrix", "keeps", "what", "every", "head", "has", "stored", "under", "its", "own", "key")
 BOUNDARY = 256
 
 
-def write_data(folder: Path, train_documents: int = 60, heldout_documents: int = 12, seed: int = 0) -> Path:
+def write_data(folder: Path, train_documents: int = 60, heldout_documents: int = 4, seed: int = 0) -> Path:
     """A prepared folder of byte tokens: documents of random words."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -48,7 +48,7 @@ def _write_split(folder: Path, name: str, count: int, random: np.random.Generato
     return SplitInfo(shards=(shard,), tokens=len(tokens), documents=count, bytes=size)
 
 
-def tiny_config(data: Path, stream: str = "matrix", **sections: dict) -> RunConfig:
+def tiny_config(path: Path, /, stream: str = "matrix", **sections: dict) -> RunConfig:
     """A one-layer model that trains in well under a second; `sections` are laid over it."""
     values = {
         "name": "tiny",
@@ -61,7 +61,7 @@ def tiny_config(data: Path, stream: str = "matrix", **sections: dict) -> RunConf
             "mlp_dim": 32,
             "stream": {"kind": "matrix", "key_dim": 4} if stream == "matrix" else {"kind": "vector"},
         },
-        "data": {"path": str(data)},
+        "data": {"path": str(path)},
         "train": {
             "steps": 6,
             "batch_size": 4,

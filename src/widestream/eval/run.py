@@ -1,0 +1,52 @@
+"""Evaluate the model in a run folder."""
+
+from pathlib import Path
+
+from widestream.data.manifest import read_manifest
+from widestream.data.store import TokenStore
+from widestream.errors import UserError
+from widestream.eval.heldout import Heldout, evaluate
+from widestream.train.folder import load_config, load_info, load_model
+from widestream.train.machine import numerics
+from widestream.train.parallel import World, find_device
+from widestream.train.plan import make_plan
+
+
+def evaluate_run(run_dir: str | Path, data: str | Path | None = None) -> tuple[int, Heldout]:
+    """Evaluate a run's newest complete checkpoint on a whole held-out split.
+
+    It computes as the run did (precision, threads, windows), so that the numbers are those the run itself reports.
+
+    Args:
+        run_dir: folder of a run, finished or not.
+        data: another prepared folder, made with the same tokenizer; default: the run's own.
+
+    Returns:
+        The checkpoint's step, and the evaluation.
+
+    Raises:
+        UserError: no run folder, no usable checkpoint, no such data, or data of another tokenizer.
+    """
+    run_dir = Path(run_dir)
+    config, info = load_config(run_dir), load_info(run_dir)
+    folder = config.data.path if data is None else data
+    split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
+    store = TokenStore.open(folder, split)
+    if read_manifest(folder).tokenizer.sha256 != info["data"]["tokenizer_sha256"]:
+        raise UserError(
+            f"{folder} was prepared with another tokenizer than {run_dir} was trained with; "
+            "prepare the text again with the run's tokenizer."
+        )
+    device = find_device(config.train.device)
+    plan = make_plan(config)
+    with numerics(config.train):
+        model, found = load_model(run_dir, device)
+        heldout = evaluate(
+            model,
+            store,
+            world=World(device),
+            sequence_length=plan.sequence_length,
+            batch_size=plan.micro_batch_size,
+            precision=info["precision"],
+        )
+    return found.step, heldout

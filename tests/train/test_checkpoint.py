@@ -1,0 +1,213 @@
+import errno
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import tiny_config
+
+from widestream.errors import UserError
+from widestream.nn.model import build_model
+from widestream.train import checkpoint
+from widestream.train.checkpoint import latest, load_optimizer, load_weights, save
+from widestream.train.optim import build_optimizer
+
+
+@pytest.fixture
+def config(data):
+    return tiny_config(data)
+
+
+def trained(config, seed=0):
+    """A model and an optimizer that have taken a step."""
+    model = build_model(config.model, seed=seed)
+    optimizer = build_optimizer(model, config.optimizer)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.fixture
+def saved(config, tmp_path):
+    """A run folder with checkpoints of steps 1, 2 and 3."""
+    model, optimizer = trained(config)
+    for step in (1, 2, 3):
+        save(tmp_path, step, model, optimizer, {"note": step}, keep=3)
+    return tmp_path
+
+
+def names(run_dir):
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_weights_and_moments_come_back_bit_for_bit(config, tmp_path):
+    model, optimizer = trained(config)
+    path = save(tmp_path, 7, model, optimizer, {"wall_s": 1.5}, keep=1)
+    found = latest(tmp_path)
+    assert found is not None
+    assert (found.path, found.step, found.state) == (path, 7, {"step": 7, "wall_s": 1.5})
+    other, other_optimizer = trained(config, seed=5)
+    load_weights(found.path, other)
+    load_optimizer(found.path, other, other_optimizer)
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+        for kind, moment in optimizer.state[ours].items():
+            assert torch.equal(moment, other_optimizer.state[theirs][kind]), (name, kind)
+
+
+def test_shared_weights_are_one_plain_safetensors_file(config, tmp_path):
+    model, optimizer = trained(config)
+    path = save(tmp_path, 1, model, optimizer, {}, keep=1) / "model.safetensors"
+    assert load_file(path).keys() == dict(model.named_parameters()).keys()
+    other = build_model(config.model, seed=9)
+    load_weights(path, other)
+    assert torch.equal(other.head_weight(), model.head_weight())
+
+
+def test_a_tied_head_is_saved_once_and_comes_back(data, tmp_path):
+    config = tiny_config(data, stream="vector", model={"tied_head": True})
+    model, optimizer = trained(config)
+    path = save(tmp_path, 1, model, optimizer, {}, keep=1)
+    other = build_model(config.model, seed=9)
+    load_weights(path, other)
+    assert torch.equal(other.embedding.token, model.embedding.token)
+
+
+def test_only_the_newest_are_kept(config, tmp_path):
+    model, optimizer = trained(config)
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step, model, optimizer, {}, keep=2)
+    assert names(tmp_path) == ["step_00000015", "step_00000020"]
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert latest(tmp_path) is None
+
+
+def truncate(path):
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    return "model.safetensors has .* bytes instead of"
+
+
+def alter(path):
+    file = path / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    return "optimizer.safetensors was altered"
+
+
+def remove_file(path):
+    (path / "state.json").unlink()
+    return "state.json is missing"
+
+
+def never_finished(path):
+    (path / "complete.json").unlink()
+    return "complete.json is missing"
+
+
+def scribble(path):
+    (path / "complete.json").write_text("{")
+    return "complete.json is damaged"
+
+
+@pytest.mark.parametrize("harm", [truncate, alter, remove_file, never_finished, scribble])
+def test_damaged_checkpoints_are_named_and_skipped(saved, caplog, harm):
+    reason = harm(saved / "checkpoints" / "step_00000003")
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 2
+    assert re.search(reason, caplog.text)
+    assert "step_00000003" in caplog.text
+    assert "step_00000002" not in caplog.text
+
+
+def test_all_damaged_is_an_error(saved):
+    for step in (1, 2, 3):
+        truncate(saved / "checkpoints" / f"step_{step:08d}")
+    with pytest.raises(UserError, match=r"Every checkpoint in .* is damaged.*--fresh"):
+        latest(saved)
+
+
+def test_a_damaged_checkpoint_gives_way_when_its_step_is_reached_again(config, saved):
+    alter(saved / "checkpoints" / "step_00000003")
+    model, optimizer = trained(config)
+    save(saved, 3, model, optimizer, {}, keep=3)
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 3
+    save(saved, 4, model, optimizer, {}, keep=2)
+    assert names(saved) == ["step_00000003", "step_00000004"]
+
+
+def test_leftovers_of_a_killed_save_are_no_checkpoints_and_are_removed_by_the_next(config, saved):
+    shutil.copytree(saved / "checkpoints" / "step_00000003", saved / "checkpoints" / ".unfinished_step_00000009")
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 3
+    save(saved, 4, *trained(config), {}, keep=1)
+    assert names(saved) == ["step_00000004"]
+
+
+@pytest.mark.parametrize("culprit", ["_write_json", "_describe", "save_file"])
+def test_a_full_disk_is_one_sentence_and_leaves_the_older_ones(config, saved, monkeypatch, culprit):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, culprit, full)
+    with pytest.raises(
+        UserError, match=r"step_00000004 could not be written .*No space left.*older checkpoints are unt"
+    ):
+        save(saved, 4, *trained(config), {}, keep=1)
+    assert names(saved) == ["step_00000001", "step_00000002", "step_00000003"]
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 3
+
+
+def test_safetensors_own_error_for_a_full_disk_is_understood(config, saved, monkeypatch):
+    def full(*_, **__):
+        raise checkpoint.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save(saved, 4, *trained(config), {}, keep=1)
+    assert names(saved) == ["step_00000001", "step_00000002", "step_00000003"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"mlp_dim": 48}, r"blocks.1.w1 has shape \[32, 16\] there and \[48, 16\] here"),
+        ({"num_layers": 2}, "it lacks blocks.3.w1"),
+        ({"positions": "alibi"}, "it has embedding.position"),
+    ],
+)
+def test_weights_of_another_model_are_refused_with_the_first_difference(data, saved, changes, difference):
+    other = build_model(tiny_config(data, model=changes).model)
+    before = [parameter.detach().clone() for parameter in other.parameters()]
+    with pytest.raises(UserError, match=f"is of another model: {difference}"):
+        load_weights(saved / "checkpoints" / "step_00000003", other)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), before, strict=True))
+
+
+def test_a_file_that_is_not_there_or_not_safetensors_is_refused(config, tmp_path):
+    model = build_model(config.model)
+    with pytest.raises(UserError, match=r"none.safetensors does not exist"):
+        load_weights(tmp_path / "none.safetensors", model)
+    (tmp_path / "bad.safetensors").write_text("nothing of the kind")
+    with pytest.raises(UserError, match=r"bad.safetensors is no readable safetensors file"):
+        load_weights(tmp_path / "bad.safetensors", model)
+
+
+def test_complete_json_describes_every_other_file(saved):
+    folder = saved / "checkpoints" / "step_00000001"
+    described = json.loads((folder / "complete.json").read_text())["files"]
+    assert described.keys() == {path.name for path in folder.iterdir()} - {"complete.json"}
+    assert all(entry["bytes"] == (folder / name).stat().st_size for name, entry in described.items())

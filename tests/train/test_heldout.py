@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+from tiny_runs import tiny_config
+from torch.nn.functional import cross_entropy
+
+from widestream.data.store import TokenStore
+from widestream.eval.heldout import evaluate
+from widestream.nn.model import build_model
+from widestream.train.parallel import World
+
+WORLD = World(torch.device("cpu"))
+
+
+@pytest.fixture
+def store(data):
+    return TokenStore.open(data, "heldout")
+
+
+@pytest.fixture
+def model(data):
+    return build_model(tiny_config(data).model, seed=2)
+
+
+def nats(model, store, windows):
+    """Cross-entropy of every target of the first windows, one window at a time."""
+    found = []
+    for start in range(0, min(16 * windows, store.tokens - 1), 16):
+        tokens, segments = store.window(start, min(17, store.tokens - start))
+        tokens, segments = torch.from_numpy(tokens)[None], torch.from_numpy(segments)[None]
+        with torch.no_grad():
+            logits = model.logits(model(tokens[:, :-1], segments[:, :-1]))
+        found.append(cross_entropy(logits[0].double(), tokens[0, 1:], reduction="none"))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_whole_split_counts_every_target_once_whatever_the_batch(model, store, batch_size):
+    expected = nats(model, store, windows=10**9)
+    got = evaluate(model, store, world=WORLD, sequence_length=16, batch_size=batch_size)
+    assert got.whole
+    assert got.target_tokens == len(expected) == store.tokens - 1
+    assert got.loss == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert got.perplexity == pytest.approx(math.exp(got.loss))
+    assert got.bits_per_byte == pytest.approx(expected.sum().item() / math.log(2) / store.source_bytes, rel=1e-6)
+
+
+def test_part_of_a_split_estimates_its_bytes(model, store):
+    expected = nats(model, store, windows=5)
+    got = evaluate(model, store, world=WORLD, sequence_length=16, batch_size=3, limit=5)
+    assert not got.whole
+    assert got.target_tokens == len(expected) == 80
+    assert got.loss == pytest.approx(expected.mean().item(), rel=1e-6)
+    bytes_per_token = store.source_bytes / (store.tokens - 1)
+    assert got.bits_per_byte == pytest.approx(got.loss / math.log(2) / bytes_per_token)
+    assert evaluate(model, store, world=WORLD, sequence_length=16, batch_size=3, limit=10**6).whole
+
+
+def test_evaluation_leaves_no_trace(model, store):
+    model.train()
+    evaluate(model, store, world=WORLD, sequence_length=16, batch_size=4, limit=2)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,77 @@
+import hashlib
+import json
+import multiprocessing
+import random
+import signal
+import time
+
+import pytest
+from processes import train_and_die, train_quickly
+from tiny_runs import tiny_config
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Makes real processes that have torch imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["widestream.train.loop", "torch._dynamo"])
+    return context
+
+
+def run(processes, target, *args):
+    process = processes.Process(target=target, args=args)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def outcome(run_dir):
+    """Hashes of every safetensors file, and all rows and results but for the clock."""
+    files = {
+        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(run_dir.rglob("*.safetensors"))
+    }
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    done = json.loads((run_dir / "done.json").read_text())
+    return files, [{**row, "clock": None} for row in rows], {**done, "wall_s": None}
+
+
+@pytest.fixture(scope="module")
+def config(data):
+    return tiny_config(data, train={"steps": 36, "save_every": 3, "eval_every": 5, "log_every": 2})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(processes, config, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert run(processes, train_quickly, config, run_dir) == 0
+    return outcome(run_dir)
+
+
+def test_killed_inside_saves_and_resumed_ends_bit_identical(processes, config, uninterrupted, tmp_path):
+    points = random.Random(1)  # a save makes eight calls of fsync and, when it removes an old checkpoint, two of rename
+    calls = [("fsync", points.randint(1, 9)) for _ in range(6)] + [("rename", points.randint(1, 2)) for _ in range(3)]
+    for call, count in calls:
+        assert run(processes, train_and_die, config, tmp_path / "run", call, count) == -signal.SIGKILL
+    assert run(processes, train_quickly, config, tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == uninterrupted
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_killed_at_any_moment_and_resumed_ends_bit_identical(processes, config, uninterrupted, tmp_path):
+    moments = random.Random(2)
+    kills = 0
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(5):
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        process = processes.Process(target=train_quickly, args=(config, tmp_path / "run"))
+        process.start()
+        while process.is_alive() and (not metrics.exists() or metrics.stat().st_mtime_ns == before):
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.03))  # it trains now: three steps take about as long
+        process.kill()
+        process.join(60)
+        kills += process.exitcode == -signal.SIGKILL
+    assert kills >= 3
+    assert run(processes, train_quickly, config, tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == uninterrupted

@@ -1,0 +1,53 @@
+import time
+
+import pytest
+import torch
+
+from widestream.errors import UserError
+from widestream.train import machine
+from widestream.train.config import TrainConfig
+from widestream.train.parallel import find_device
+
+CPU = torch.device("cpu")
+
+
+def test_numerics_are_set_for_a_run_and_put_back_after_it():
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with machine.numerics(TrainConfig(threads=2)):
+        assert torch.get_num_threads() == 2
+        assert torch.are_deterministic_algorithms_enabled()
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    with machine.numerics(TrainConfig(deterministic=False)):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [(3e11, "bf16"), (1.1e11, "float32"), (1e9, "float32")])
+def test_automatic_precision_on_a_cpu_is_what_was_measured_to_be_faster(monkeypatch, bf16, chosen):
+    rates = {"float32": 1e11, "bf16": bf16}
+    monkeypatch.setattr(machine, "matmul_peak", lambda device, precision, seconds: rates[precision])
+    assert machine.choose_precision("auto", CPU) == chosen
+    assert machine.choose_precision("float32", CPU) == "float32"
+
+
+def test_matmul_peak_is_at_least_the_rate_of_a_small_product():
+    peak = machine.matmul_peak(CPU, "float32", seconds=0.2)
+    a = torch.randn(64, 64)
+    start = time.perf_counter()
+    for _ in range(20):
+        torch.mm(a, a)
+    assert peak > 20 * 2 * 64**3 / (time.perf_counter() - start)
+
+
+def test_memory_counts_what_was_allocated():
+    before = machine.memory_bytes(CPU)
+    held = torch.ones(before // 4)  # as many bytes as the process has had so far
+    assert machine.memory_bytes(CPU) > before + held.nbytes / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("gpu", "is not a device"), ("meta", "is not supported"), ("cuda:99", "99")]
+)
+def test_devices_that_do_not_exist_are_refused(name, reason):
+    with pytest.raises(UserError, match=reason):
+        find_device(name)
+    assert find_device("cpu") == CPU

@@ -1,0 +1,75 @@
+import json
+import multiprocessing
+import socket
+from dataclasses import replace
+
+import pytest
+from processes import train_as_rank, train_quickly
+from safetensors.torch import load_file
+from tiny_runs import tiny_config
+from torch.testing import assert_close
+
+from widestream.errors import UserError
+from widestream.train.plan import make_plan
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def train_on_two(config, run_dir):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["widestream.train.loop", "torch._dynamo"])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        context.Process(target=train_as_rank, args=(config, run_dir, {**shared, "RANK": rank, "LOCAL_RANK": rank}))
+        for rank in ("0", "1")
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    return [process.exitcode for process in ranks]
+
+
+def rows(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_two_processes_train_as_one_does(data, tmp_path, micro_batch_size):
+    config = tiny_config(data, train={"steps": 5, "micro_batch_size": micro_batch_size}, optimizer={"grad_clip": 0.5})
+    train_quickly(config, tmp_path / "one")
+    assert train_on_two(config, tmp_path / "two") == [0, 0]
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(two) == 7
+    for a, b in zip(one, two, strict=True):
+        assert (a["kind"], a["step"], a["tokens"]) == (b["kind"], b["step"], b["tokens"])
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        if a["kind"] == "train":
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
+    weights = [
+        load_file(tmp_path / name / "checkpoints" / "step_00000005" / "model.safetensors") for name in ("one", "two")
+    ]
+    assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
+    config = tiny_config(data, train={"steps": 6, "save_every": 3})
+    train_quickly(config, tmp_path / "run")
+    expected = rows(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step_00000006"
+    newest.rename(tmp_path / "elsewhere")
+    assert train_on_two(config, tmp_path / "run") == [0, 0]
+    for a, b in zip(expected, rows(tmp_path / "run"), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(data):
+    config = tiny_config(data)
+    with pytest.raises(UserError, match=r"train.batch_size=4 cannot be split evenly over 3 processes"):
+        make_plan(config, world_size=3)
+    with pytest.raises(UserError, match=r"train.micro_batch_size=4 does not divide the 2 windows"):
+        make_plan(replace(config, train=replace(config.train, micro_batch_size=4)), world_size=2)

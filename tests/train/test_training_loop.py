@@ -1,0 +1,313 @@
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import tiny_config, write_data
+
+from widestream.config import to_dict
+from widestream.errors import UserError
+from widestream.nn.decoder import Decoder
+from widestream.theory.summary import summarize
+from widestream.train import checkpoint
+from widestream.train.loop import train
+
+
+def rows(run_dir, kind=None):
+    """Rows of metrics.jsonl without what depends on the clock."""
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "clock"} for row in found if kind in (None, row["kind"])]
+
+
+def final_weights(run_dir):
+    return load_file(max((run_dir / "checkpoints").glob("step_*")) / "model.safetensors")
+
+
+def with_train(config, **changes):
+    return replace(config, train=replace(config.train, **changes))
+
+
+@pytest.mark.parametrize("stream", ["matrix", "vector"])
+def test_loss_falls_and_the_folder_tells_all(data, tmp_path, stream):
+    config = tiny_config(data, stream, train={"steps": 60, "eval_every": 30, "log_every": 10, "save_every": 50})
+    result = train(config, tmp_path / "run")
+
+    losses = [row["loss"] for row in rows(tmp_path / "run", "train")]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 1
+    assert [row["step"] for row in rows(tmp_path / "run", "eval")] == [30, 60]
+    last = rows(tmp_path / "run", "train")[-1]
+    assert last["tokens"] == result.tokens == 60 * 4 * 16
+    assert last["flops"] == result.flops == result.tokens * summarize(config.model).train_flops
+    clock = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-2])["clock"]
+    assert clock.keys() == {"wall_s", "tokens_per_s", "data_s", "mfu", "memory_bytes"}
+    assert 0 < clock["mfu"] < 1
+    done = json.loads((tmp_path / "run" / "done.json").read_text())
+    assert done["heldout"] == result.heldout
+    assert done["heldout"]["whole"]
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["precision"] == "float32"
+    assert info["peak_flops_per_s"] > 1e8
+    assert info["data"]["sequence_length"] == 16
+    assert info["summary"]["parameters"]["total"] == summarize(config.model).total_parameters
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_in_a_resumed_run_weights_and_rows_are_those_of_an_uninterrupted_one(data, tmp_path, monkeypatch):
+    config = tiny_config(data, train={"steps": 9, "save_every": 4, "eval_every": 3})
+    train(config, tmp_path / "whole")
+
+    save = checkpoint.save
+
+    def interrupted(run_dir, step, *rest):
+        if step == 8:
+            raise KeyboardInterrupt
+        return save(run_dir, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts")
+    monkeypatch.undo()
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    result = train(config, tmp_path / "parts")
+    assert result.step == 9
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    whole, parts = final_weights(tmp_path / "whole"), final_weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_finished_run_is_left_alone(data, tmp_path):
+    config = tiny_config(data)
+    first = train(config, tmp_path / "run")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
+    assert train(config, tmp_path / "run") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")} == files
+
+
+def test_training_goes_on_from_the_newest_good_checkpoint(data, tmp_path, caplog):
+    config = tiny_config(data)
+    train(config, tmp_path / "run")
+    expected, weights = rows(tmp_path / "run"), final_weights(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step_00000006" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING):
+        train(config, tmp_path / "run")
+    assert "step_00000006" in caplog.text
+    assert rows(tmp_path / "run") == expected
+    assert all(torch.equal(weights[name], tensor) for name, tensor in final_weights(tmp_path / "run").items())
+
+
+def test_activation_checkpointing_changes_no_number(data, tmp_path):
+    config = tiny_config(data, train={"steps": 3})
+    train(config, tmp_path / "plain")
+    train(with_train(config, activation_checkpointing=True), tmp_path / "checkpointed")
+    assert rows(tmp_path / "plain") == rows(tmp_path / "checkpointed")
+
+
+def test_accumulation_changes_only_rounding(data, tmp_path):
+    config = tiny_config(data, train={"steps": 3})
+    train(config, tmp_path / "one")
+    train(with_train(config, micro_batch_size=1), tmp_path / "four")
+    for one, four in zip(rows(tmp_path / "one"), rows(tmp_path / "four"), strict=True):
+        assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_length_in_tokens_is_rounded_up_to_whole_steps(data, tmp_path):
+    config = tiny_config(
+        data, train={"steps": None, "tokens": 65}, schedule={"warmup": 0}, data={"heldout_split": "none"}
+    )
+    result = train(config, tmp_path / "run")
+    assert (result.step, result.heldout) == (2, None)
+
+
+def test_part_of_the_heldout_split_on_the_way_and_all_of_it_at_the_end(data, tmp_path):
+    train(tiny_config(data, train={"eval_every": 3, "eval_windows": 2}), tmp_path / "run")
+    assert [row["whole"] for row in rows(tmp_path / "run", "eval")] == [False, True]
+
+
+# ---- a loss that is not finite
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """At the fourth batch of a run the loss is NaN."""
+    loss = Decoder.loss
+    calls = iter(range(100))
+
+    def poison(self, *args, **kwargs):
+        terms = loss(self, *args, **kwargs)
+        bad = self.training and next(calls) == 3
+        return (
+            replace(terms, total=terms.total * float("nan"), cross_entropy=terms.cross_entropy * float("nan"))
+            if bad
+            else terms
+        )
+
+    monkeypatch.setattr(Decoder, "loss", poison)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_by_default_the_run_stops_and_saves_the_batch(data, tmp_path):
+    config = tiny_config(data)
+    with pytest.raises(
+        UserError, match=r"stopped at step 4: the loss is nan .* saved as .*nonfinite_step_4.safetensors"
+    ):
+        train(config, tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "nonfinite_step_4.safetensors")
+    assert saved["tokens"].shape == saved["targets"].shape == saved["segments"].shape == (4, 16)
+    assert saved["step"] == 4
+    assert saved["losses"].isnan().all()
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_on_request_the_step_is_skipped_and_counted(data, tmp_path):
+    result = train(tiny_config(data, train={"nonfinite": "skip"}), tmp_path / "run")
+    assert (result.step, result.skipped) == (6, 1)
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3, 5, 6]
+    (event,) = rows(tmp_path / "run", "event")
+    assert event == {
+        "kind": "event", "step": 4, "event": "nonfinite_skipped", "loss": None, "grad_norm": None, "skipped": 1,
+    }  # fmt: skip
+    assert all(tensor.isfinite().all() for tensor in final_weights(tmp_path / "run").values())
+
+
+# ---- TensorBoard
+
+
+def test_tensorboard_has_the_same_numbers(data, tmp_path):
+    train(tiny_config(data, train={"tensorboard": True}), tmp_path / "run")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    logged = [row["loss"] for row in rows(tmp_path / "run", "train")]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(logged)
+    assert "train/tokens_per_s" in events.Tags()["scalars"]
+
+
+def test_without_tensorboard_one_sentence_says_how_to_get_it(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'widestream\[track\]'"):
+        train(tiny_config(data, train={"tensorboard": True}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- what a user can mend
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"path": "nowhere"}}, "nowhere holds no prepared data"),
+        ({"data": {"heldout_split": "other"}}, "has no split 'other'"),
+        ({"model": {"vocab_size": 256}}, "set model.vocab_size to at least 257"),
+        ({"data": {"sequence_length": 17}}, "data.sequence_length is 17 but .* model.context=16"),
+        ({"train": {"steps": None}}, "set train.steps or train.tokens"),
+        ({"train": {"tokens": 100}}, "set one of them to null"),
+        ({"train": {"micro_batch_size": 3}}, "train.micro_batch_size=3 does not divide the 4 windows"),
+        ({"schedule": {"warmup": 6}}, "schedule.warmup is 6 steps but the run has only 6"),
+        ({"train": {"device": "tpu"}}, "train.device=tpu"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(data, tmp_path, sections, message):
+    with pytest.raises(UserError, match=message):
+        train(tiny_config(data, **sections), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_shorter_than_a_window_is_refused(tmp_path):
+    short = write_data(tmp_path / "short", train_documents=1, seed=1)
+    config = tiny_config(short, model={"context": 4096})
+    with pytest.raises(UserError, match="one window needs 4097"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"keep": 0}, {"log_every": 0}, {"z_loss": -1.0}])
+def test_values_out_of_range_are_refused(data, wrong):
+    with pytest.raises(UserError, match=f"train.{next(iter(wrong))} is"):
+        tiny_config(data, train=wrong)
+
+
+def test_a_full_disk_during_a_save_leaves_a_run_that_can_go_on(data, tmp_path, monkeypatch):
+    config = tiny_config(data)
+    train(config, tmp_path / "whole")
+
+    def full(tensors, path, metadata):
+        if "step_00000004" in str(path):
+            raise OSError(28, "No space left on device")
+        return save_file(tensors, path, metadata)
+
+    save_file = checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        train(config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+    monkeypatch.undo()
+    train(config, tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_another_run_in_the_folder_is_refused_with_what_differs(data, tmp_path):
+    config = tiny_config(data)
+    train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    other = tiny_config(
+        data, train={"steps": 7}, optimizer={"lr": 0.5}, model={"stream": {"kind": "matrix", "key_dim": 8}}
+    )
+    with pytest.raises(UserError) as caught:
+        train(other, tmp_path / "run")
+    for part in (
+        "train.steps (6 there, 7 now)",
+        "optimizer.lr (0.01 there, 0.5 now)",
+        "model.stream.key_dim",
+        "--fresh",
+    ):
+        assert part in str(caught.value)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_fresh_moves_the_old_run_aside(data, tmp_path):
+    config = tiny_config(data)
+    for steps in (6, 7, 8):
+        train(with_train(config, steps=steps), tmp_path / "run", resume=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2"]
+    assert rows(tmp_path / "run.old-1")[-1]["step"] == 6
+    assert rows(tmp_path / "run.old-2")[-1]["step"] == 7
+
+
+def test_a_folder_with_something_else_in_it_is_refused(data, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"is no run folder and holds thesis.tex"):
+        train(tiny_config(data), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_other_data_under_the_same_path_is_noticed(tmp_path):
+    path = write_data(tmp_path / "data", seed=1)
+    train(tiny_config(path), tmp_path / "run")
+    path.rename(tmp_path / "old-data")
+    write_data(path, seed=2)
+    with pytest.raises(UserError, match=r"run data fingerprint"):
+        train(tiny_config(path), tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
+    config = tiny_config(data)
+    train(config, tmp_path / "run")
+    train(tiny_config(data, model={"norm": "rmsnorm"}, train={"steps": 8}), tmp_path / "other")
+    (tmp_path / "other" / "checkpoints" / "step_00000008").rename(tmp_path / "run" / "checkpoints" / "step_00000008")
+    with pytest.raises(UserError, match=r"is of another model: model.norm is rmsnorm there and layernorm here"):
+        train(config, tmp_path / "run")
+
+
+def test_the_recorded_configuration_builds_the_same_run(data, tmp_path):
+    config = tiny_config(data)
+    train(config, tmp_path / "run")
+    from widestream.train.folder import load_config
+
+    assert to_dict(load_config(tmp_path / "run")) == to_dict(config)
