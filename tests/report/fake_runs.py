@@ -16,15 +16,23 @@ MODELS: dict[str, dict[str, Any]] = {
         "lr": 0.003,
         "parameters": {
             "total": 5_312_768,
-            "non_embedding": 3_145_728,
-            "embedding": 1_048_576,
-            "unembedding": 1_048_576,
-            "positions": 65_536,
-            "attention": 1_048_576,
-            "mlp": 2_097_152,
+            "non_embedding": 3_150_080,
             "norm": 2_304,
+            "by_part": {
+                "embedding": 1_048_576,
+                "unembedding": 1_048_576,
+                "positions": 65_536,
+                "attention": 1_050_624,
+                "mlp": 2_097_152,
+                "norm": 2_304,
+            },
         },
-        "flops": {"forward": 8_650_000.0, "forward_without_logits": 6_552_848.0, "train": 25_950_000.0, "decode": 8.7e6},
+        "flops": {
+            "forward": 8_650_000.0,
+            "forward_without_logits": 6_552_848.0,
+            "train": 25_950_000.0,
+            "decode": 8.7e6,
+        },
         "stream_size": 256,
         "speed": 9100.0,
         "curve": (60.0, 0.2525),
@@ -34,15 +42,23 @@ MODELS: dict[str, dict[str, Any]] = {
         "lr": 0.01,
         "parameters": {
             "total": 4_283_392,
-            "non_embedding": 2_129_920,
-            "embedding": 1_048_576,
-            "unembedding": 1_048_576,
-            "positions": 65_536,
-            "keys": 26_624,
-            "mlp": 2_097_152,
+            "non_embedding": 2_120_704,
             "norm": 9_216,
+            "by_part": {
+                "embedding": 1_048_576,
+                "unembedding": 1_048_576,
+                "positions": 65_536,
+                "keys": 14_336,
+                "mlp": 2_097_152,
+                "norm": 9_216,
+            },
         },
-        "flops": {"forward": 7_100_000.0, "forward_without_logits": 5_002_848.0, "train": 21_300_000.0, "decode": 7.2e6},
+        "flops": {
+            "forward": 7_100_000.0,
+            "forward_without_logits": 5_002_848.0,
+            "train": 21_300_000.0,
+            "decode": 7.2e6,
+        },
         "stream_size": 1024,
         "speed": 6900.0,
         "curve": (17.0, 0.1887),
@@ -86,8 +102,7 @@ def write_run(
         (folder / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
     if finished:
         last = [row for row in lines if row["kind"] == "eval"][-1:]
-        done = {key: last[0][key] for key in ("step", "tokens", "flops")} if last else {}
-        (folder / "done.json").write_text(json.dumps(done))
+        (folder / "done.json").write_text(json.dumps({"step": last[0]["step"] if last else 0}))
     return folder
 
 

@@ -15,6 +15,9 @@ from widestream.report.verdict import METRIC_NAMES
 EARLY = 0.1
 """Part of training whose losses may leave the frame at the top: the fall from the start would hide all the rest."""
 
+EARLY_GAP = 0.03
+"""The same for differences."""
+
 _WORDS: dict[Resource, str] = {
     "tokens": "training tokens",
     "flops": "training FLOPs, logits included",
@@ -36,20 +39,27 @@ def loss_chart(comparison: Comparison, resource: Resource) -> Chart:
         if at >= EARLY * end
     ]
     low, high = min(seen), max(seen)
+    spread = high - low or 0.1
     metric = METRIC_NAMES[comparison.metric]
     return Chart(
         title=f"{metric} against {_WORDS[resource]}, {text.listing([group.label for group in comparison.groups])}",
         x_label=f"{_WORDS[resource]} ({name})",
         y_label=f"{metric} (nats per token)" if comparison.metric == "loss" else metric,
         series=tuple(series),
-        y_range=(low - 0.14 * (high - low), high + 0.04 * (high - low)),
+        y_range=(low - 0.14 * spread, high + 0.04 * spread),
         guide=_guide(comparison, resource, unit),
     )
 
 
-def gap_chart(comparison: Comparison, pairs: Sequence[Pair]) -> Chart:
-    """Difference in held-out loss over training tokens: each seed thin, the difference of the mean curves thick."""
-    end = max(pair.tokens for pair in pairs)
+def gap_chart(comparison: Comparison) -> Chart | None:
+    """Difference in held-out loss over training tokens: each seed thin, the difference of the mean curves thick.
+
+    None where no two models were evaluated over the same stretch.
+    """
+    pairs = [pair for pair in comparison.pairs if pair.gaps["tokens"]]
+    if not pairs:
+        return None
+    end = max(pair.gaps["tokens"][-1][0] for pair in pairs)
     unit, name = _unit("tokens", end)
     series = []
     for pair in pairs:
@@ -60,7 +70,7 @@ def gap_chart(comparison: Comparison, pairs: Sequence[Pair]) -> Chart:
         titles = tuple(f"{pair.other.label}, {text.count(at)} tokens: {text.signed(gap)}" for at, gap in mean)
         label, value = pair.other.label, text.signed(mean[-1][1])
         series.append(Series(points=_scaled(mean, unit), colour=number, label=label, value=value, titles=titles))
-    seen = [gap for line in series for at, gap in line.points if at * unit >= EARLY * end] + [0.0]
+    seen = [gap for line in series for at, gap in line.points if at * unit >= EARLY_GAP * end] + [0.0]
     margin = 0.1 * (max(seen) - min(seen) or 1.0)
     reference = pairs[0].reference.label
     return Chart(
@@ -74,7 +84,7 @@ def gap_chart(comparison: Comparison, pairs: Sequence[Pair]) -> Chart:
     )
 
 
-def search_chart(search: Search) -> Chart | None:
+def search_chart(search: Search, colours: dict[str, int]) -> Chart | None:
     """Held-out loss over the peak learning rate; None where there are not two rates to draw a line through."""
     drawn = {
         name: points
@@ -83,12 +93,12 @@ def search_chart(search: Search) -> Chart | None:
     }
     if not drawn:
         return None
-    series = []
-    for number, (name, trials) in enumerate(search.models.items()):
-        if name in drawn:
-            best = next(f"{trial.lr:g}" for trial in trials if trial.chosen)
-            titles = tuple(f"{name}, peak rate {lr:g}: {text.loss(loss)}" for lr, loss in drawn[name])
-            series.append(Series(points=drawn[name], colour=number, label=name, value=f"best {best}", titles=titles))
+    series, marks = [], []
+    for name, points in drawn.items():
+        titles = tuple(f"{name}, peak rate {lr:g}: {text.loss(loss)}" for lr, loss in points)
+        series.append(Series(points=points, colour=colours[name], label=name, titles=titles))
+        x, y = min(points, key=lambda point: point[1])
+        marks.append(Mark(x=x, y=y, text=f"best {x:g}", colour=colours[name]))
     seen = [loss for points in drawn.values() for _, loss in points]
     margin = 0.08 * (max(seen) - min(seen) or 1.0)
     return Chart(
@@ -96,7 +106,8 @@ def search_chart(search: Search) -> Chart | None:
         x_label="peak learning rate",
         y_label="held-out loss at the end of the search run",
         series=tuple(series),
-        y_range=(min(seen) - margin, max(seen) + margin),
+        y_range=(min(seen) - 2 * margin, max(seen) + margin),
+        marks=tuple(marks),
         log_x=True,
     )
 

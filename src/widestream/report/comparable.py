@@ -12,7 +12,8 @@ class Mismatch:
     """One thing that must agree between models and does not."""
 
     field: str
-    """What: `tokenizer`, `data`, `batch order`, `batch size`, `sequence length`, `held-out tokens`."""
+    """What: `tokenizer`, `data`, `held-out data`, `held-out tokens` (evaluated), `held-out bytes` (where tokenizers
+    differ), `batch size`, `sequence length` or `batch order`."""
     values: dict[str, str]
     """Value by label."""
 
@@ -31,6 +32,8 @@ def mismatches(models: Sequence[tuple[str, Sequence[Run]]]) -> list[Mismatch]:
     found = [_differs("tokenizer", {label: _short(run.data.get("tokenizer_sha256")) for label, run in first.items()})]
     if found == [None]:
         found.append(_differs("data", {label: _short(run.data["fingerprint"]) for label, run in first.items()}))
+        heldout = {label: _short(run.data.get("heldout_fingerprint")) for label, run in first.items()}
+        found.append(_differs("held-out data", heldout))
         found.append(_differs("held-out tokens", {label: f"{_evaluated(run):,}" for label, run in first.items()}))
     else:
         found.append(

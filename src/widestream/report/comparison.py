@@ -101,7 +101,7 @@ def _group_dict(group: Group) -> dict[str, Any]:
         "best_smoothed": group.curve.best,
         "curve": asdict(group.curve),
         "parameters": group.runs[0].parameters,
-        "flops_per_token": group.runs[0].info["summary"]["flops_per_token"],
+        "flops_per_token": group.runs[0].flops_per_token,
         "stream_size": group.runs[0].info["summary"]["stream_size"],
         "runs": [_run_dict(run, final) for run, final in zip(group.runs, group.finals, strict=True)],
     }

@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from widestream.report import tables, text
+from widestream.report import tables
 from widestream.report.charts import gap_chart, loss_chart, search_chart
 from widestream.report.comparison import Comparison, compare
 from widestream.report.files import write_text
@@ -53,8 +53,9 @@ def page(comparison: Comparison, search: Search | None = None, title: str | None
         _table(tables.differences(comparison)),
         _table(tables.resources(comparison)),
         _table(tables.parameters(comparison)),
+        _table(tables.flops(comparison)),
         _samples(comparison.groups),
-        _search(search) if search else "",
+        _search(search, comparison.groups) if search else "",
         _table(tables.configuration(comparison)),
         _table(tables.run_table(comparison)),
         _table(tables.machines(comparison)),
@@ -99,19 +100,25 @@ def _top(comparison: Comparison, title: str) -> str:
 
 
 def _charts(comparison: Comparison) -> str:
-    charts = [loss_chart(comparison, "tokens")]
-    if comparison.pairs:
-        charts.append(gap_chart(comparison, comparison.pairs))
-    charts += [loss_chart(comparison, "flops"), loss_chart(comparison, "wall_s")]
+    charts = {"Over tokens": loss_chart(comparison, "tokens")}
+    if (gap := gap_chart(comparison)) is not None:
+        charts["The gap over tokens"] = gap
+    charts["Over training FLOPs"] = loss_chart(comparison, "flops")
+    charts["Over wall time"] = loss_chart(comparison, "wall_s")
     seeds = (
         "Thin lines are seeds, thick ones their mean, the band runs from the lowest to the highest seed. "
         if any(len(group.runs) > 1 for group in comparison.groups)
         else ""
     )
-    figures = "\n".join(f"<figure>{_both_sizes(chart)}</figure>" for chart in charts)
+    figures = "\n".join(
+        f"<figure><figcaption>{name}</figcaption>{_both_sizes(chart)}</figure>" for name, chart in charts.items()
+    )
+    first = comparison.groups[0].runs[0]
+    part, whole = first.curve[0].target_tokens, first.final.target_tokens
+    partly = f"They are made on {part:,} held-out tokens; the last evaluation, on {whole:,}. " if part < whole else ""
     return (
         f'<div class="charts">\n{figures}\n</div>\n<p class="soft">{seeds}Curves are smoothed over neighbouring '
-        "evaluations; the first fall of the loss leaves the frame at the top.</p>"
+        f"evaluations. {partly}The first fall of the loss leaves the frame at the top.</p>"
     )
 
 
@@ -125,17 +132,19 @@ def _table(table: Table | None, groups: Sequence[Group] = ()) -> str:
     if table is None:
         return ""
     colours = {group.label: number for number, group in enumerate(groups)}
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
+    word = ["" if number >= table.words else ' class="word"' for number in range(len(table.columns))]
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for kind, name in zip(word, table.columns, strict=True))
     rows = "\n".join(
-        f'<tr><th scope="row">{_key(colours.get(first))}{escape(first)}</th>'
-        f"{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        f'<tr><th scope="row" class="word">{_key(colours.get(first))}{escape(first)}</th>'
+        + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(word[1:], cells, strict=True))
+        + "</tr>"
         for first, *cells in table.rows
     )
     caption = f'<p class="soft">{escape(table.caption)}</p>\n' if table.caption else ""
     return (
         f'<section>\n<h2>{escape(table.title)}</h2>\n{caption}<div class="box" tabindex="0" role="region" '
-        f'aria-label="{escape(table.title)}"><table{" class=words" if table.words else ""}>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n</section>"
+        f'aria-label="{escape(table.title)}"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>'
+        "</div>\n</section>"
     )
 
 
@@ -171,22 +180,25 @@ def _sample(sample: dict[str, object], label: str, number: int, path: str) -> st
     )
 
 
-def _search(search: Search) -> str:
-    chart = search_chart(search)
+def _search(search: Search, groups: Sequence[Group]) -> str:
+    """The record of the search, whether all models had the same grid, and whether the runs use what it found."""
+    colours = {group.label: number for number, group in enumerate(groups)}
+    for name in search.models:
+        colours.setdefault(name, len(colours))
+    chart = search_chart(search, colours)
     figure = f'<figure class="alone">{_both_sizes(chart)}</figure>' if chart else ""
-    edge = (
-        f'<p class="soft">The best rate lies at the edge of the grid for {escape(text.listing(search.at_edge))}: '
-        "a better one may lie beyond it.</p>"
-        if search.at_edge
-        else ""
-    )
-    return _table(tables.search_table(search)).replace("</section>", f"{edge}{figure}\n</section>")
+    used = {group.label: group.runs[0].config.get("optimizer", {}).get("lr") for group in groups}
+    remarks = "".join(f'<p class="soft">{escape(remark)}</p>' for remark in search.remarks(used))
+    return _table(tables.search_table(search), groups).replace("</section>", f"{remarks}{figure}\n</section>")
 
 
 def _commands(comparison: Comparison) -> str:
     """Command lines that make the runs and this report again."""
     folders = [str(run.path) for run in comparison.runs]
-    lines = [f"widestream train {shlex.quote(f'{folder}/config.yaml')}" for folder in folders]
+    lines = [
+        f"widestream train {shlex.quote(f'{folder}/config.yaml')} --run {shlex.quote(f'{folder}-again')}"
+        for folder in folders
+    ]
     lines.append(f"widestream compare {shlex.join(folders)} --out report.html")
     shown = escape("\n".join(lines))
     return (
@@ -197,9 +209,9 @@ def _commands(comparison: Comparison) -> str:
 
 def _method() -> str:
     return (
-        '<section>\n<h2>How the figures are made</h2>\n<p class="soft">Held-out curves are smoothed by local straight '
-        "lines through log loss over log tokens, two evaluations to either side; the last evaluation stays as "
-        "measured. Losses between evaluations are interpolated in log-log. Intervals are 95 % t-intervals over seeds, "
+        '<section>\n<h2>How the figures are made</h2>\n<p class="soft">Held-out curves are smoothed by local '
+        "parabolas through log loss over log tokens, three evaluations to either side; the last one stays as measured. "
+        "Losses between evaluations are interpolated in log-log. Intervals are 95 % t-intervals over seeds, "
         "of differences seed by seed where both models have the seed. The gap counts as growing or shrinking when its "
         "size changes by a tenth or more over the last half of training, the same way for every seed.</p>\n</section>"
     )

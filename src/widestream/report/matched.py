@@ -13,8 +13,8 @@ from typing import Literal
 Resource = Literal["tokens", "flops", "wall_s"]
 RESOURCES: tuple[Resource, ...] = ("tokens", "flops", "wall_s")
 
-_KERNEL = (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3)
-"""Triangular weights of the local fit: two evaluations on either side."""
+_HALF_WINDOW = 3
+"""Evaluations on either side that the local fit looks at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,32 +55,41 @@ class Reach:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Local straight lines through log loss over log tokens, two evaluations to either side, nearer ones weighing more.
+    """Local parabolas through log loss over log tokens, three evaluations to either side, nearer ones weighing more.
 
-    Held-out curves are close to straight in log-log, so a line through five neighbours removes wiggles without moving a
-    power law at all. The window shrinks towards the ends and is symmetric, so the first and last evaluation stay as
-    measured. An isotonic fit was not chosen because its flat steps make "first reached" ambiguous, a lower envelope
-    because it is biased by the noise it follows.
+    Held-out curves bend little in log-log, so a parabola through seven neighbours removes wiggles without moving the
+    curve; a straight line would lift it where it bends, unequally for two models, and so bias their gap. The window is
+    symmetric and shrinks towards the ends, so that the first and last evaluations stay as measured. An isotonic fit was
+    not chosen because its flat steps make "first reached" ambiguous, a lower envelope because it follows noise down.
     """
     x = [math.log(value) for value in curve.tokens]
     y = [math.log(value) for value in curve.loss]
-    fitted = [math.exp(_local_line(x, y, i)) for i in range(len(x))]
+    fitted = [math.exp(_local_parabola(x, y, i)) for i in range(len(x))]
     return Curve(tokens=curve.tokens, flops=curve.flops, wall_s=curve.wall_s, loss=tuple(fitted))
 
 
-def _local_line(x: Sequence[float], y: Sequence[float], i: int) -> float:
-    """Value at x[i] of the weighted least-squares line through the neighbours of i."""
-    half = min(2, i, len(x) - 1 - i)
+def _local_parabola(x: Sequence[float], y: Sequence[float], i: int) -> float:
+    """Value at x[i] of the weighted least-squares parabola through the neighbours of i."""
+    half = min(_HALF_WINDOW, i, len(x) - 1 - i)
+    if half < 2:
+        return y[i]
     near = range(i - half, i + half + 1)
-    weights = [_KERNEL[j - i + 2] for j in near]
-    total = sum(weights)
-    mean_x = sum(w * x[j] for w, j in zip(weights, near, strict=True)) / total
-    mean_y = sum(w * y[j] for w, j in zip(weights, near, strict=True)) / total
-    spread = sum(w * (x[j] - mean_x) ** 2 for w, j in zip(weights, near, strict=True))
-    if spread == 0:
-        return mean_y
-    slope = sum(w * (x[j] - mean_x) * (y[j] - mean_y) for w, j in zip(weights, near, strict=True)) / spread
-    return mean_y + slope * (x[i] - mean_x)
+    weights = [1 - abs(j - i) / (half + 1) for j in near]
+    places = [x[j] - x[i] for j in near]
+
+    def inner(one: Sequence[float], other: Sequence[float]) -> float:
+        return sum(w * a * b for w, a, b in zip(weights, one, other, strict=True))
+
+    value, basis = 0.0, []
+    for power in range(3):  # Gram-Schmidt on 1, x, x^2; `at` follows the polynomial's value at x[i], which is place 0
+        polynomial, at = [place**power for place in places], float(power == 0)
+        for other, other_at in basis:
+            share = inner(polynomial, other) / inner(other, other)
+            polynomial = [a - share * b for a, b in zip(polynomial, other, strict=True)]
+            at -= share * other_at
+        basis.append((polynomial, at))
+        value += at * inner([y[j] for j in near], polynomial) / inner(polynomial, polynomial)
+    return value
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve | None:

@@ -59,11 +59,21 @@ class Pair:
 
 
 def match(reference: Group, other: Group) -> Pair | None:
-    """Compare two models; None when their evaluations share no stretch of training."""
-    tokens = min(reference.curve.tokens[-1], other.curve.tokens[-1])
-    if value_at(reference.curve, "tokens", tokens) is None or value_at(other.curve, "tokens", tokens) is None:
+    """Compare two models; None when their evaluations share no stretch of training.
+
+    Where all runs end after the same tokens, their last evaluations are compared, as measured; else the smoothed curves
+    at the last tokens that all runs have seen.
+    """
+    groups = (reference, other)
+    last = {run.final.tokens for group in groups for run in group.runs}
+    if len(last) == 1:
+        tokens = last.pop()
+        values = [{run.seeds: end for run, end in zip(group.runs, group.finals, strict=True)} for group in groups]
+    else:
+        tokens = min(group.curve.tokens[-1] for group in groups)
+        values = [_values_at(group, "tokens", tokens) for group in groups]
+    if not all(values):
         return None
-    values = _values_at_end(reference, other, tokens)
     curves = _paired_curves(reference, other)
     return Pair(
         reference=reference,
@@ -76,14 +86,6 @@ def match(reference: Group, other: Group) -> Pair | None:
         trend=trend(curves or [(reference.curve, other.curve)]),
         targets=(_target(reference, other), _target(other, reference)),
     )
-
-
-def _values_at_end(reference: Group, other: Group, tokens: float) -> list[dict[tuple[int, int], float]]:
-    """Loss by seeds after so many tokens: the last evaluations themselves where every run ends there."""
-    groups = (reference, other)
-    if all(run.final.tokens == tokens for group in groups for run in group.runs):
-        return [{run.seeds: final for run, final in zip(group.runs, group.finals, strict=True)} for group in groups]
-    return [_values_at(group, "tokens", tokens) for group in groups]
 
 
 def _values_at(group: Group, resource: Resource, amount: float) -> dict[tuple[int, int], float]:

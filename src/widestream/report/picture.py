@@ -13,8 +13,8 @@ WIDTH, HEIGHT = 520, 330
 def write_picture(comparison: Comparison, stem: str | Path) -> tuple[Path, Path]:
     """Write STEM-light.svg and STEM-dark.svg, with transparent ground, and return their paths."""
     charts = [loss_chart(comparison, "tokens")]
-    if comparison.pairs:
-        charts.append(gap_chart(comparison, comparison.pairs))
+    if (gap := gap_chart(comparison)) is not None:
+        charts.append(gap)
     panels = [render(chart, WIDTH, HEIGHT) for chart in charts]
     title = " ".join(verdict.headline for verdict in comparison.verdict)
     light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))

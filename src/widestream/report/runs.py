@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -72,9 +73,14 @@ class Run:
         return self.info["data"]
 
     @property
-    def parameters(self) -> dict[str, int]:
-        """Parameters by part, nested parts with dotted names."""
-        return {key: int(value) for key, value in flatten(self.info["summary"]["parameters"]).items()}
+    def parameters(self) -> dict[str, Any]:
+        """Parameters: `total`, `non_embedding`, `by_part`."""
+        return self.info["summary"]["parameters"]
+
+    @property
+    def flops_per_token(self) -> dict[str, Any]:
+        """FLOPs per token: `forward`, `forward_without_logits`, `train`, `decode`, `by_part`."""
+        return self.info["summary"]["flops_per_token"]
 
     @property
     def final(self) -> Evaluation:
@@ -109,12 +115,14 @@ def is_run(path: Path) -> bool:
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """Expand folders of runs into the runs directly inside them, each run once, in the order given.
 
+    Runs that training moved aside (`NAME.old-1`) are found only when given themselves.
+
     Raises:
         UserError: A path is neither a run nor a folder with runs in it.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        inside = [path] if is_run(path) else sorted(child for child in _children(path) if is_run(child))
+        inside = [path] if is_run(path) else sorted(filter(is_run, _children(path)))
         if not inside:
             raise UserError(
                 f"{path} is no run folder (no config.yaml) and holds none; give folders that training wrote."
@@ -164,7 +172,8 @@ def load_run(path: str | Path) -> Run:
 
 
 def _children(path: Path) -> Sequence[Path]:
-    return [child for child in path.iterdir() if child.is_dir()] if path.is_dir() else []
+    children = path.iterdir() if path.is_dir() else ()
+    return [child for child in children if child.is_dir() and not re.search(r"\.old-\d+$", child.name)]
 
 
 def _planned(config: dict[str, Any]) -> str:

@@ -57,12 +57,24 @@ class Search:
             return f"{listing(list(grids))} had the same grid: {_grid(first)}."
         return "The grids differ: " + "; ".join(f"{name} had {_grid(grid)}" for name, grid in grids.items()) + "."
 
-    @property
-    def at_edge(self) -> list[str]:
-        """Models whose best rate is the lowest or highest tried, so that a better one may lie outside the grid."""
-        return [
-            name for name, trials in self.models.items() if len(trials) > 1 and (trials[0].chosen or trials[-1].chosen)
+    def remarks(self, used: dict[str, float | None]) -> list[str]:
+        """What else a reader should know, given the peak rate at which each model was then trained."""
+        best = {name: trial.lr for name, trials in self.models.items() for trial in trials if trial.chosen}
+        known = {name: used[name] for name in best if name in used}
+        found = [
+            f"{name} was then trained at {lr if lr is None else f'{lr:g}'}, not at its best rate, {best[name]:g}."
+            for name, lr in known.items()
+            if lr != best[name]
         ]
+        if known and not found:
+            found.append("The runs compared here use the best rate of each.")
+        found += [
+            f"The best rate of {name} is the {side} tried: a better one may lie beyond."
+            for name, trials in self.models.items()
+            for side, trial in (("lowest", trials[0]), ("highest", trials[-1]))
+            if len(trials) > 1 and trial.chosen
+        ]
+        return found
 
 
 def load_search(path: str | Path) -> Search:

@@ -26,6 +26,9 @@ THEMES = {
 """CSS variables by theme. s0, s1, ... are the series: blue and vermilion first, told apart by every kind of eye."""
 
 _COLOURS = 6
+_FEW = 12
+"""Up to so many points, each is shown as a dot: there is more line than measurement."""
+
 _HOVERS = 60
 """Most points of a line that carry a hover title; more would only weigh."""
 
@@ -118,8 +121,8 @@ def render(chart: Chart, width: int, height: int) -> str:
     parts = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img" aria-label="{escape(chart.title)}">',
-        f'<text class="axis-title" x="0" y="14">{escape(chart.y_label)}</text>',
-        f'<text class="axis-title" x="{left + inner_width}" y="{height - 6}" text-anchor="end">',
+        f'<text x="0" y="14">{escape(chart.y_label)}</text>',
+        f'<text x="{left + inner_width}" y="{height - 6}" text-anchor="end">',
         f"{escape(chart.x_label)}</text>",
         _legend(named) if compact else "",
         f'<g transform="translate({left} {top})">',
@@ -128,6 +131,7 @@ def render(chart: Chart, width: int, height: int) -> str:
         *(_line(series, x, y) for series in chart.series),
         "</svg>",
         _guide(chart.guide, x, y) if chart.guide else "",
+        *(_spots(series, x, y) for series in chart.series),
         _marks(chart.marks, x, y),
         _ends(named, x, y),
         "" if compact else _names(named, y, inner_width, inner_height),
@@ -200,6 +204,15 @@ def _line(series: Series, x: Scale, y: Scale) -> str:
     path = _points([(x(at), y(value)) for at, value in series.points])
     weight = "thick" if series.thick else "thin"
     return f'<g style="--c:{_colour(series.colour)}">{band}<polyline class="line {weight}" points="{path}"/></g>'
+
+
+def _spots(series: Series, x: Scale, y: Scale) -> str:
+    """Dots on the points of a mean of few points."""
+    if not series.thick or len(series.points) > _FEW:
+        return ""
+    inside = [(at, value) for at, value in series.points if y.low <= value <= y.high]
+    dots = "".join(f'<circle class="spot" cx="{x(at)}" cy="{y(value)}" r="3"/>' for at, value in inside)
+    return f'<g style="--c:{_colour(series.colour)}">{dots}</g>'
 
 
 def _marks(marks: Sequence[Mark], x: Scale, y: Scale) -> str:

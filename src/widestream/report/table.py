@@ -39,7 +39,7 @@ def _rich(table: Table):
 
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="left" if number == 0 or table.words else "right")
+        shown.add_column(Text(column), justify="left" if number < table.words else "right")
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row))
     return shown

@@ -1,16 +1,17 @@
 """The tables of a comparison as text, shown by the terminal and by the HTML report alike."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 from widestream.report import text
 from widestream.report.comparison import Comparison, train_figures
 from widestream.report.groups import stream_kind
 from widestream.report.matched import RESOURCES, Reach
 from widestream.report.pairs import Target
-from widestream.report.runs import Run, flatten
+from widestream.report.runs import Run
 from widestream.report.search import Search, Trial
 
 NONE = "–"
@@ -29,8 +30,8 @@ class Table:
     """Names of the columns; the first names the rows."""
     rows: tuple[tuple[str, ...], ...]
     """Cells."""
-    words: bool = False
-    """Cells are words, set to the left; else figures, set to the right (the first column is always words)."""
+    words: int = 1
+    """How many columns, from the first, hold words and are set to the left; the others hold figures."""
 
     def without(self, *columns: str) -> "Table":
         """The table less some columns."""
@@ -95,6 +96,7 @@ def differences(comparison: Comparison) -> Table | None:
         "better. Paired: taken seed by seed, on the same batches. An interval from two seeds is wide.",
         columns=("difference", "at equal", "held-out loss", "95 % interval", "seeds"),
         rows=tuple(rows),
+        words=2,
     )
 
 
@@ -113,6 +115,7 @@ def resources(comparison: Comparison) -> Table | None:
         "beyond what was measured. Percentages are of what the model spent whose best loss it is.",
         columns=("loss to reach", "model", "tokens", "FLOPs", "time", "tokens, by seed"),
         rows=tuple(rows),
+        words=2,
     )
 
 
@@ -147,31 +150,47 @@ def run_table(comparison: Comparison) -> Table:
             "tokens/s", "MFU", "memory",
         ),
         rows=tuple(rows),
+        words=2,
     )  # fmt: skip
 
 
 def parameters(comparison: Comparison) -> Table:
-    """Parameters by part, size of the stream, FLOPs per token."""
-    groups = comparison.groups
-    parts = dict.fromkeys(part for group in groups for part in group.runs[0].parameters)
-    rows = [("stream", *(stream_kind(group.runs[0]) for group in groups))]
-    rows += [
-        (f"parameters: {_spoken(part)}", *(_whole(group.runs[0].parameters.get(part)) for group in groups))
-        for part in parts
-    ]
-    summaries = [group.runs[0].info["summary"] for group in groups]
-    rows.append(("stream size (numbers per token)", *(_whole(summary["stream_size"]) for summary in summaries)))
-    costs = [flatten(summary["flops_per_token"]) for summary in summaries]
-    rows += [
-        (f"FLOPs per token: {_spoken(name)}", *(_whole(cost.get(name)) for cost in costs))
-        for name in dict.fromkeys(name for cost in costs for name in cost)
-    ]
+    """Parameters by part, and the size of the stream."""
+    runs = [group.runs[0] for group in comparison.groups]
     return Table(
-        title="Models",
-        caption="Counted from the shapes; FLOPs include the logits unless they say otherwise.",
-        columns=("", *(group.label for group in groups)),
-        rows=tuple(rows),
+        title="Parameters",
+        caption="Non-embedding leaves out embedding, learned positions and unembedding. The stream's size is how many "
+        "numbers it carries for each token.",
+        columns=("", *(group.label for group in comparison.groups)),
+        rows=(
+            ("stream", *(stream_kind(run) for run in runs)),
+            ("stream size", *(_whole(run.info["summary"]["stream_size"]) for run in runs)),
+            *_parts([run.parameters for run in runs], ("total", "non_embedding")),
+        ),
     )
+
+
+def flops(comparison: Comparison) -> Table:
+    """FLOPs per token, in all and by part."""
+    costs = [group.runs[0].flops_per_token for group in comparison.groups]
+    return Table(
+        title="FLOPs per token",
+        caption="The logits matmul is included unless the row says otherwise. The parts are those of a forward pass.",
+        columns=("", *(group.label for group in comparison.groups)),
+        rows=tuple(_parts(costs, ("train", "forward", "forward_without_logits", "decode"))),
+    )
+
+
+def _parts(counts: Sequence[dict[str, Any]], totals: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Rows of totals, then of parts, a column for each model."""
+    for name in totals:
+        yield (
+            name.replace("non_embedding", "non-embedding").replace("_", " "),
+            *(_whole(count[name]) for count in counts),
+        )
+    by_part = [count.get("by_part", {}) for count in counts]
+    for part in dict.fromkeys(name for parts in by_part for name in parts):
+        yield f"– {part.replace('_', ' ')}", *(_whole(parts.get(part)) for parts in by_part)
 
 
 def configuration(comparison: Comparison) -> Table | None:
@@ -188,7 +207,7 @@ def configuration(comparison: Comparison) -> Table | None:
         caption="All other keys are equal, but for seeds, names and how often to log and save.",
         columns=("key", *labels),
         rows=rows,
-        words=True,
+        words=1 + len(labels),
     )
 
 
@@ -218,7 +237,7 @@ def machines(comparison: Comparison) -> Table:
         [", ".join(str(run.path) for run in runs) for runs in settings.values()] if len(settings) > 1 else ["all runs"]
     )
     rows = tuple((name, *(dict(setting).get(name, NONE) for setting in settings)) for name in names)
-    return Table(title="Machine and versions", caption="", columns=("", *heads), rows=rows, words=True)
+    return Table(title="Machine and versions", caption="", columns=("", *heads), rows=rows, words=1 + len(heads))
 
 
 def _environment(run: Run) -> dict[str, str]:
@@ -273,7 +292,3 @@ def _spread(values: Sequence[float]) -> str:
 
 def _whole(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
-
-
-def _spoken(key: str) -> str:
-    return key.replace("non_embedding", "non-embedding").replace("_", " ").replace(".", ", ")

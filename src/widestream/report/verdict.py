@@ -88,7 +88,8 @@ def _lower(interval: Interval) -> str:
 
 def _ends(interval: Interval) -> str:
     """The interval, counted in the direction of its mean."""
-    assert interval.low is not None and interval.high is not None, "an interval of two seeds or more"
+    assert interval.low is not None
+    assert interval.high is not None
     low, high = (interval.low, interval.high) if interval.mean > 0 else (-interval.high, -interval.low)
     return f"{text.loss(low)} to {text.loss(high)}"
 
@@ -111,7 +112,7 @@ def _early(pair: Pair, resource: Resource) -> str:
     ends = {group.label: group.curve.axis(resource)[-1] for group in (pair.reference, pair.other)}
     label = max(ends, key=lambda label: ends[label])
     share = min(ends.values()) / ends[label]
-    return f", {label} being read at {text.percent(share)} of its run" if share < 0.995 else ""
+    return f", with {label} read at {text.percent(share)} of its run" if share < 0.995 else ""
 
 
 def _target(target: Target) -> str:
@@ -133,8 +134,8 @@ def _trend(pair: Pair) -> str:
     leader = (pair.other if end < 0 else pair.reference).label
     if trend.direction == "crossing":
         return (
-            f"Over the last half of training the lead changes hands: {leader} was {text.size(half)} behind at {at} tokens "
-            f"and is {text.size(end)} ahead at the end."
+            f"Over the last half of training the lead changes hands: {leader} was {text.size(half)} behind at {at} "
+            f"tokens and is {text.size(end)} ahead at the end."
         )
     words = {"growing": "is growing", "shrinking": "is shrinking", "flat": "shows no clear movement"}
     return (

@@ -1,0 +1,128 @@
+import math
+
+import pytest
+from fake_runs import write_run
+
+from widestream.errors import UserError
+from widestream.report.runs import find_runs, load_run
+
+
+def evaluation(step, loss, target_tokens=1000, whole=True):
+    return {
+        "kind": "eval", "step": step, "tokens": step * 10, "flops": step * 1e6, "loss": loss, "bits_per_byte": 1.0,
+        "target_tokens": target_tokens, "whole": whole, "clock": {"wall_s": step * 1.0},
+    }  # fmt: skip
+
+
+def test_a_finished_run(tmp_path):
+    run = load_run(write_run(tmp_path / "a", "rmt", seed=3, steps=100))
+    assert run.name == "demo/rmt"
+    assert run.seeds == (3, 3)
+    assert [row.step for row in run.evals] == [25, 50, 75, 100]
+    assert run.final.tokens == 100 * 4096
+    assert len(run.train) == 4
+    assert run.notes == ()
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    run = load_run(write_run(tmp_path / "a", "rmt", steps=100, finished=False))
+    assert run.done is None
+    assert run.notes == ("unfinished: its last evaluation is at step 50 of 100",)
+
+
+def test_a_half_written_last_line_is_left_out_with_a_note(tmp_path):
+    folder = write_run(tmp_path / "a", "rmt", steps=100)
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-30])
+    run = load_run(folder)
+    assert [row.step for row in run.evals] == [25, 50, 75]
+    assert any("half written" in note for note in run.notes)
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path):
+    folder = write_run(tmp_path / "a", "rmt", steps=100)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], lines[1][:20], *lines[2:]]) + "\n")
+    with pytest.raises(UserError, match=r"Line 2 of .*metrics\.jsonl"):
+        load_run(folder)
+
+
+def test_evaluations_that_are_not_finite_are_left_out_with_a_note(tmp_path):
+    rows = [evaluation(1, 5.0), evaluation(2, None), evaluation(3, math.nan)]
+    run = load_run(write_run(tmp_path / "a", "rmt", rows=rows))
+    assert [row.step for row in run.evals] == [1]
+    assert run.notes == ("2 held-out evaluations without a finite loss are left out",)
+
+
+def test_the_curve_keeps_to_one_set_of_tokens_and_the_last_evaluation_is_the_whole_one(tmp_path):
+    rows = [evaluation(step, 5.0 - step, 100, whole=False) for step in (1, 2, 3)] + [evaluation(3, 2.5)]
+    run = load_run(write_run(tmp_path / "a", "rmt", rows=rows))
+    assert [(row.step, row.target_tokens) for row in run.curve] == [(1, 100), (2, 100), (3, 100)]
+    assert run.final.loss == 2.5
+    assert run.final.whole
+
+
+def test_a_repeated_evaluation_counts_once_the_last_one_written(tmp_path):
+    run = load_run(write_run(tmp_path / "a", "rmt", rows=[evaluation(1, 5.0), evaluation(1, 4.0)]))
+    assert [row.loss for row in run.evals] == [4.0]
+
+
+def test_samples_may_hold_any_character(tmp_path):
+    text = "one\u2028two\x85three"
+    run = load_run(write_run(tmp_path / "a", "rmt", steps=25, samples=[{"prompt": "", "text": text}]))
+    assert run.samples[0]["text"] == text
+
+
+def test_a_folder_without_evaluations(tmp_path):
+    with pytest.raises(UserError, match="no held-out evaluation yet"):
+        load_run(write_run(tmp_path / "a", "rmt", steps=10))
+
+
+def test_an_empty_metrics_file(tmp_path):
+    folder = write_run(tmp_path / "a", "rmt", steps=25)
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="no held-out evaluation yet"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+def test_a_missing_file_is_named(tmp_path, name):
+    folder = write_run(tmp_path / "a", "rmt", steps=25)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("config.yaml", "a: [1"), ("config.yaml", "7"), ("run.json", "{"), ("run.json", "{}")]
+)
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    folder = write_run(tmp_path / "a", "rmt", steps=25)
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        load_run(folder)
+
+
+def test_a_row_that_lacks_a_field_is_named(tmp_path):
+    row = evaluation(1, 5.0)
+    del row["flops"]
+    with pytest.raises(UserError, match="'flops'"):
+        load_run(write_run(tmp_path / "a", "rmt", rows=[row]))
+
+
+def test_no_run_at_all(tmp_path):
+    with pytest.raises(UserError, match="no run folder"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="no run folder"):
+        find_runs([tmp_path])
+    with pytest.raises(UserError, match="no run folder"):
+        find_runs([tmp_path / "nowhere"])
+
+
+def test_a_folder_of_runs_is_expanded_and_every_run_taken_once(tmp_path):
+    for name in ("b", "a", "a.old-1"):
+        write_run(tmp_path / name, "rmt", steps=25)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "report.html").write_text("")
+    assert find_runs([tmp_path, tmp_path / "b"]) == [tmp_path / "a", tmp_path / "b"]
+    assert find_runs([tmp_path / "a.old-1"]) == [tmp_path / "a.old-1"]
