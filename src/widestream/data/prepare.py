@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -76,6 +77,11 @@ def prepare(
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}: give 1 or more.")
     corpus = open_corpus(paths, options.text_field)
+    if progress and corpus.ignored:
+        message = (
+            f"Ignoring {len(corpus.ignored)} file(s) of kinds that widestream does not read, {corpus.ignored[0]} first."
+        )
+        tqdm.write(message, file=sys.stderr)
     plan = plan_of(_manifest(tokenizer, options, corpus, 0, {}))
     with disk_errors(out, "run the same command again; what was done is kept"):
         check_out(out)

@@ -188,6 +188,8 @@ def _file_source(path: Path, given: str, label: str) -> Source:
         status = path.stat()
     except FileNotFoundError:
         raise UserError(f"There is no file or folder {given}: check the path.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror}): check the path.") from error
     return Source(str(path), given, label, status.st_size, status.st_mtime_ns)
 
 

@@ -1,0 +1,147 @@
+"""`widestream data`: prepare text, look at what was prepared, train a tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH...",
+        help="What to read: .txt or .md files (one document each), .jsonl (also .gz, .xz, .zst), .parquet, folders of "
+        "them, bundled:prose, or hf:OWNER/NAME\\[:CONFIG]\\[@REVISION].",
+    ),
+]
+Heldout = Annotated[
+    float,
+    typer.Option(
+        help="Fraction of the documents to hold out, chosen by a hash of their text; 0 for none. Documents with a "
+        "field split (train or heldout) keep theirs."
+    ),
+]
+TextField = Annotated[str, typer.Option(help="Field (.jsonl) or column (.parquet, hf:) that holds the text.")]
+
+
+def prepare(
+    paths: Paths,
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    tokenizer: Annotated[str, typer.Option(metavar="byte|gpt2|PATH", help="PATH is a tokenizer.json.")] = "byte",
+    boundary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="Token of a tokenizer.json to put between documents. Default: <|endoftext|> or its like.",
+        ),
+    ] = None,
+    heldout: Heldout = 0.005,
+    workers: Annotated[int | None, typer.Option(help="Processes that tokenize. Default: one a CPU.")] = None,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard, at most.")] = 100_000_000,
+    text_field: TextField = "text",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace data prepared in another way.")] = False,
+) -> None:
+    """Turn text into shards of tokens to train on.
+
+    If it is killed, the same command goes on from where it stopped.
+    The same text, tokenizer and options give the same files.
+
+    For example:
+
+        widestream data prepare bundled:prose --out data/prose
+
+        widestream data prepare my_texts/ more.jsonl.gz --out data/mine --tokenizer bpe.json --heldout 0.02
+
+        widestream data prepare hf:roneneldan/TinyStories --out data/stories --tokenizer gpt2
+    """
+    from widestream.data.prepare import PrepareOptions
+    from widestream.data.prepare import prepare as run
+    from widestream.data.tokenizer import resolve_tokenizer
+
+    options = PrepareOptions(heldout=heldout, shard_tokens=shard_tokens, text_field=text_field)
+    run(paths, out, resolve_tokenizer(tokenizer, boundary), options, workers=workers, overwrite=overwrite)
+    inspect(out)
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `widestream data prepare`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    documents: Annotated[
+        int, typer.Option(min=0, help="Show the beginnings of that many documents of each split.")
+    ] = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything and check hashes, document starts and token ids.")
+    ] = False,
+) -> None:
+    """Show what a prepared folder holds: tokens, bytes, documents, tokenizer.
+
+    For example:
+
+        widestream data inspect data/prose --documents 2
+
+        widestream data inspect data/prose --verify
+    """
+    from widestream.data.inspection import inspect_folder
+
+    description = inspect_folder(folder, documents, verify)
+    if as_json:
+        typer.echo(json.dumps(description, indent=2, ensure_ascii=False))
+    else:
+        _print(description)
+
+
+def train_tokenizer(
+    paths: Paths,
+    out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],
+    vocab_size: Annotated[int, typer.Option(help="Number of ids, at least 257.")],
+    heldout: Heldout = 0.005,
+    text_field: TextField = "text",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Train a byte-level BPE tokenizer on the training documents.
+
+    Give `data prepare` the same paths and --heldout:
+    then the held-out documents stay unseen.
+
+    For example:
+
+        widestream data train-tokenizer bundled:prose --out bpe4096.json --vocab-size 4096
+    """
+    from widestream.data.bpe import train_tokenizer as run
+
+    tokenizer = run(paths, vocab_size, out, heldout=heldout, text_field=text_field, overwrite=overwrite)
+    fewer = "" if tokenizer.vocab_size == vocab_size else f" ({vocab_size:,} asked for: the text has no more to merge)"
+    typer.echo(f"{out}: {tokenizer.vocab_size:,} ids{fewer}")
+
+
+def _print(description: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("split", "tokens", "bytes", "bytes/token", "documents", "shards")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, split in description["splits"].items():
+        counts = [f"{split[key]:,}" for key in ("tokens", "bytes")]
+        table.add_row(name, *counts, f"{split['bytes_per_token']:.3f}", f"{split['documents']:,}", str(split["shards"]))
+    console, tokenizer = Console(), description["tokenizer"]
+    console.print(table)
+    facts = (
+        f"tokenizer {tokenizer['kind']}, {tokenizer['vocab_size']:,} ids, boundary {tokenizer['boundary_id']}, "
+        f"SHA-256 {tokenizer['sha256'][:12]}...; {description['dtype']}; "
+        f"{description['empty_documents']:,} empty documents dropped"
+    )
+    checked = "; every hash, document start and token id is right" if description["verified"] else ""
+    console.print(facts + checked, markup=False, highlight=False)
+    for name, split in description["splits"].items():
+        for number, beginning in enumerate(split["beginnings"]):
+            console.print(f"\n{name} document {number}: {beginning!r}", markup=False, highlight=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `widestream data` and its commands."""
+    group = typer.Typer(no_args_is_help=True, help="Prepare text, inspect prepared data, train a tokenizer.")
+    group.command()(prepare)
+    group.command()(inspect)
+    group.command("train-tokenizer")(train_tokenizer)
+    app.add_typer(group, name="data")

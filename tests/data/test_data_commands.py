@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from small_corpora import texts, write_jsonl
+from typer.testing import CliRunner
+
+from widestream.cli.data import register
+from widestream.errors import UserError
+
+
+def invoke(*arguments):
+    app = typer.Typer()
+    register(app)
+    app.callback()(lambda: None)
+    return CliRunner().invoke(app, [str(argument) for argument in ("data", *arguments)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_jsonl(tmp_path / "a.jsonl", texts(200))
+
+
+def test_train_prepare_inspect(source, tmp_path):
+    trained = invoke(
+        "train-tokenizer", source, "--out", tmp_path / "bpe.json", "--vocab-size", "300", "--heldout", "0.1"
+    )
+    assert trained.exit_code == 0, trained.output
+    assert "300 ids" in trained.stdout
+    out = tmp_path / "out"
+    prepared = invoke("prepare", source, "--out", out, "--tokenizer", tmp_path / "bpe.json", "--heldout", "0.1")
+    assert prepared.exit_code == 0, prepared.output
+    assert "heldout" in prepared.stdout
+    shown = invoke("inspect", out, "--documents", "2", "--verify")
+    assert shown.exit_code == 0, shown.output
+    assert "every hash, document start and token id is right" in shown.stdout
+    assert shown.stdout.count("document 1:") == 2
+    description = json.loads(invoke("inspect", out, "--json", "--documents", "1").stdout)
+    train = description["splits"]["train"]
+    assert train["documents"] + description["splits"]["heldout"]["documents"] == 200
+    assert train["bytes_per_token"] == pytest.approx(train["bytes"] / train["tokens"])
+    assert train["beginnings"][0][:20] in "".join(texts(200))
+    assert description["tokenizer"]["vocab_size"] == 300
+    assert description["verified"] is False
+
+
+def test_fewer_ids_than_asked_for_is_said(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["ab"])
+    result = invoke("train-tokenizer", source, "--out", tmp_path / "bpe.json", "--vocab-size", "400", "--heldout", "0")
+    assert "258 ids (400 asked for" in result.stdout
+
+
+def test_every_option_is_explained():
+    for verb in ("prepare", "inspect", "train-tokenizer"):
+        result = invoke(verb, "--help")
+        assert result.exit_code == 0
+        assert "widestream data" in result.stdout
+    assert "0.005" in invoke("prepare", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prepare", "nowhere.txt", "--out", "out"), "There is no file"),
+        (("prepare", "bundled:prose", "--out", "out", "--tokenizer", "nowhere.json"), "Cannot read the tokenizer"),
+        (("prepare", "bundled:prose", "--out", "out", "--heldout", "2"), "--heldout is 2"),
+        (("inspect", "nowhere"), "holds no prepared data"),
+        (("train-tokenizer", "bundled:prose", "--out", "b.json", "--vocab-size", "5"), "at least 257"),
+    ],
+)
+def test_user_errors_reach_main(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_altered_shard_is_named_by_inspect(source, tmp_path):
+    assert invoke("prepare", source, "--out", tmp_path / "out", "--heldout", "0.1").exit_code == 0
+    shard = tmp_path / "out" / "train_00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"z\0")
+    assert invoke("inspect", tmp_path / "out").exit_code == 0
+    assert "was altered" in str(invoke("inspect", tmp_path / "out", "--verify").exception)
+
+
+def test_reading_the_help_imports_nothing_heavy():
+    heavy = "torch", "numpy", "tokenizers", "pyarrow", "tqdm"
+    script = f"import sys, widestream.cli.data, widestream.data.config; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"

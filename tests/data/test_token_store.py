@@ -1,0 +1,150 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_corpora import prepare_bytes, texts
+
+from widestream.data.manifest import read_manifest
+from widestream.data.store import TokenStore
+from widestream.errors import UserError
+
+DOCUMENTS = ["first", "x", "", "a third one", "東京", *texts(30)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return prepare_bytes(tmp_path_factory.mktemp("data"), DOCUMENTS, shard_tokens=500)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    return prepare_bytes(tmp_path, ["one", "two", "three"], ["four"])
+
+
+def expected() -> tuple[list[int], list[int]]:
+    """All tokens and the number of the document of each, made the plain way."""
+    kept = [text for text in DOCUMENTS if text]
+    tokens = [token for text in kept for token in (256, *text.encode())]
+    return tokens, [number for number, text in enumerate(kept) for _ in range(1 + len(text.encode()))]
+
+
+def test_totals(folder):
+    store = TokenStore.open(folder, "train", verify=True)
+    assert len(read_manifest(folder).splits["train"].shards) > 3
+    assert store.tokens == len(expected()[0])
+    assert store.documents == sum(1 for text in DOCUMENTS if text)
+    assert store.source_bytes == sum(len(text.encode()) for text in DOCUMENTS)
+    assert (store.vocab_size, store.boundary_id) == (257, 256)
+    assert read_manifest(folder).empty_documents == 1
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_windows_straddle_documents_and_shards(folder, data):
+    store = TokenStore.open(folder, "train")
+    start = data.draw(st.integers(0, store.tokens))
+    length = data.draw(st.integers(0, store.tokens - start))
+    all_tokens, owners = expected()
+    tokens, segments = store.window(start, length)
+    assert (tokens.dtype, segments.dtype) == (np.int64, np.int32)
+    assert tokens.tolist() == all_tokens[start : start + length]
+    assert segments.tolist() == [owner - owners[start] for owner in owners[start : start + length]]
+
+
+def test_segments_do_not_come_from_token_ids(tmp_path):
+    """A boundary id inside a document starts no segment, and documents of one token stay apart."""
+    folder = prepare_bytes(tmp_path, ["ab", "c", "d"])
+    tokens = np.array([256, 256, 98, 256, 99, 256, 100], dtype="<u2")
+    tokens.tofile(folder / "train_00000.bin")
+    assert TokenStore.open(folder, "train").window(0, 7)[1].tolist() == [0, 0, 0, 1, 1, 2, 2]
+    np.array([0, 1, 2], dtype="<u8").tofile(folder / "train_00000.idx")
+    assert TokenStore.open(folder, "train").window(0, 7)[1].tolist() == [0, 1, 2, 2, 2, 2, 2]
+
+
+def test_documents_one_by_one(folder):
+    store = TokenStore.open(folder, "train")
+    found = [bytes(store.document(i).tolist()).decode() for i in range(store.documents)]
+    assert found == [text for text in DOCUMENTS if text]
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder, last in zip(folders, ("same", "same", "other"), strict=True):
+        folder.mkdir()
+        prepare_bytes(folder, ["one", last])
+    prints = [TokenStore.open(folder / "prepared", "train").fingerprint for folder in folders]
+    assert prints[0] == prints[1] != prints[2]
+    assert TokenStore.open(folders[0] / "prepared", "heldout").fingerprint != prints[0]
+
+
+def test_not_a_prepared_folder(tmp_path):
+    with pytest.raises(UserError, match=r"holds no prepared data .*widestream data prepare"):
+        TokenStore.open(tmp_path, "train")
+
+
+def test_unknown_split(fresh):
+    with pytest.raises(UserError, match="has no split 'test'; it has train, heldout"):
+        TokenStore.open(fresh, "test")
+
+
+def test_altered_shard_is_found_by_verify(fresh):
+    shard = fresh / "train_00000.bin"
+    shard.write_bytes(shard.read_bytes().replace(b"o\0", b"0\0", 1))
+    TokenStore.open(fresh, "train")
+    with pytest.raises(UserError, match=r"train_00000.bin was altered .*--overwrite"):
+        TokenStore.open(fresh, "train", verify=True)
+    TokenStore.open(fresh, "heldout", verify=True)
+
+
+def test_altered_document_starts_are_found_by_verify(fresh):
+    np.array([0, 5, 8], dtype="<u8").tofile(fresh / "train_00000.idx")
+    with pytest.raises(UserError, match=r"train_00000.idx was altered"):
+        TokenStore.open(fresh, "train", verify=True)
+
+
+@pytest.mark.parametrize("name", ["train_00000.bin", "train_00000.idx"])
+def test_shard_of_another_size_is_always_found(fresh, name):
+    with (fresh / name).open("ab") as file:
+        file.write(b"\0\0")
+    with pytest.raises(UserError, match=rf"{name} has \d+ bytes, its manifest says \d+"):
+        TokenStore.open(fresh, "train")
+
+
+def test_missing_shard(fresh):
+    (fresh / "train_00000.bin").unlink()
+    with pytest.raises(UserError, match=r"train_00000.bin is missing"):
+        TokenStore.open(fresh, "train")
+
+
+def edit_manifest(folder, edit):
+    path = folder / "manifest.json"
+    raw = json.loads(path.read_text())
+    edit(raw)
+    path.write_text(json.dumps(raw))
+
+
+def test_manifest_of_another_format(fresh):
+    edit_manifest(fresh, lambda raw: raw.update(format=2))
+    with pytest.raises(UserError, match="has format 2, this version of widestream reads format 1"):
+        TokenStore.open(fresh, "train")
+
+
+def test_token_outside_the_vocabulary_is_found_by_verify(fresh):
+    edit_manifest(fresh, lambda raw: raw["tokenizer"].update(vocab_size=100))
+    with pytest.raises(UserError, match=r"holds token 256, but the vocabulary has 100 ids"):
+        TokenStore.open(fresh, "train", verify=True)
+
+
+def test_manifest_that_does_not_add_up(fresh):
+    edit_manifest(fresh, lambda raw: raw["splits"]["train"].update(tokens=3))
+    with pytest.raises(UserError, match="do not add up"):
+        TokenStore.open(fresh, "train")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "splits": {"train": 3}}'])
+def test_damaged_manifest(fresh, text):
+    (fresh / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest.json"):
+        TokenStore.open(fresh, "train")
