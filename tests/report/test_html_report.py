@@ -112,6 +112,7 @@ def test_not_comparable_gets_a_banner_and_no_verdict(tmp_path):
     assert "tokenizer differs" in text
     assert "Bits per byte are shown in place of loss" in text
     assert "Resources to reach" not in text
+    assert "The gap over tokens" not in text
     Page(text)
 
 

@@ -68,8 +68,8 @@ def test_it_always_says_how_far_into_training_it_looks(tmp_path):
     tokens = 400 * 4096
     assert told.startswith("This looks 1.64M tokens into training")
     assert f"{tokens / 3_400_000:.3f} epochs of the corpus" in told
-    assert f"{tokens / 3_150_080:.3f} (transformer)" in told
-    assert f"{tokens / 2_120_704:.3f} (rmt)" in told
+    assert f"{tokens / 3_150_080:.3f} tokens per non-embedding parameter for transformer" in told
+    assert f"{tokens / 2_120_704:.3f} for rmt" in told
     assert "20" in told
 
 

@@ -54,9 +54,9 @@ def loss_chart(comparison: Comparison, resource: Resource) -> Chart:
 def gap_chart(comparison: Comparison) -> Chart | None:
     """Difference in held-out loss over training tokens: each seed thin, the difference of the mean curves thick.
 
-    None where no two models were evaluated over the same stretch.
+    None where models are not comparable or were not evaluated over the same stretch.
     """
-    pairs = [pair for pair in comparison.pairs if pair.gaps["tokens"]]
+    pairs = [pair for pair in comparison.pairs if pair.gaps["tokens"] and comparison.comparable]
     if not pairs:
         return None
     end = max(pair.gaps["tokens"][-1][0] for pair in pairs)
@@ -76,10 +76,10 @@ def gap_chart(comparison: Comparison) -> Chart | None:
     return Chart(
         title=f"Difference in {METRIC_NAMES[comparison.metric]} from {reference} over training tokens",
         x_label=f"{_WORDS['tokens']} ({name})",
-        y_label=f"{METRIC_NAMES[comparison.metric]} minus {reference}'s",
+        y_label=f"{METRIC_NAMES[comparison.metric]} minus {reference}'s: below zero is better",
         series=tuple(series),
         y_range=(min(seen) - margin, max(seen) + margin),
-        hints=(f"↑ worse than {reference}", f"↓ better than {reference}"),
+        zero=True,
         marks=tuple(mark for pair in pairs if (mark := _half(comparison, pair, unit))),
     )
 
@@ -117,7 +117,7 @@ def _half(comparison: Comparison, pair: Pair, unit: float) -> Mark | None:
     if pair.trend is None:
         return None
     x, y, number = pair.trend.half_tokens / unit, pair.trend.half, comparison.groups.index(pair.other)
-    return Mark(x=x, y=y, text=f"{text.signed(y)} halfway", colour=number)
+    return Mark(x=x, y=y, text=f"{text.signed(y)} halfway", colour=number, above=pair.trend.end < y)
 
 
 def _lines(group: Group, number: int, resource: Resource, unit: float) -> list[Series]:

@@ -25,7 +25,7 @@ class Comparison:
     mismatches: tuple[Mismatch, ...]
     """What makes the models not comparable; empty when they are."""
     cautions: tuple[str, ...]
-    """What colours the verdict."""
+    """What colours the verdict; empty where there is none."""
     notes: tuple[str, ...]
     """What is to be known of single runs."""
     config_differences: tuple[ConfigDifference, ...]
@@ -76,7 +76,7 @@ def compare(run_dirs: Iterable[str | Path]) -> Comparison:
         groups=groups,
         metric=metric,
         mismatches=found,
-        cautions=tuple(cautions(models)),
+        cautions=() if found else tuple(cautions(models)),
         notes=tuple(f"{run.path}: {note}." for run in runs for note in run.notes),
         config_differences=tuple(config_differences(groups)),
         pairs=pairs,

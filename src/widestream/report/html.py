@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from widestream.report import tables
+from widestream.report import tables, text
 from widestream.report.charts import gap_chart, loss_chart, search_chart
 from widestream.report.comparison import Comparison, compare
 from widestream.report.files import write_text
@@ -45,7 +45,7 @@ def write_report(
 
 def page(comparison: Comparison, search: Search | None = None, title: str | None = None) -> str:
     """The report as one HTML document."""
-    title = title or " and ".join(group.label for group in comparison.groups)
+    title = title or text.listing([group.label for group in comparison.groups])
     parts = [
         _top(comparison, title),
         _charts(comparison),

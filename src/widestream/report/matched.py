@@ -170,11 +170,13 @@ class Trend:
     """How a gap moves over the last half of training."""
 
     half_tokens: float
-    """Half of the tokens that both models have seen."""
+    """Half of `end_tokens`."""
     half: float
     """Mean gap there."""
+    end_tokens: float
+    """Last tokens that both curves reach."""
     end: float
-    """Mean gap at the last tokens that both have seen."""
+    """Mean gap there."""
     direction: Literal["growing", "shrinking", "flat", "crossing"]
     """growing, shrinking: the gap's size changes by a tenth or more, the same way for every seed. crossing: the lead
     changes hands. flat: neither."""
@@ -199,4 +201,4 @@ def trend(pairs: Sequence[tuple[Curve, Curve]]) -> Trend | None:
         direction = "flat"
     else:
         direction = "growing" if abs(last) > abs(half) else "shrinking"
-    return Trend(half_tokens=end / 2, half=half, end=last, direction=direction)
+    return Trend(half_tokens=end / 2, half=half, end_tokens=end, end=last, direction=direction)

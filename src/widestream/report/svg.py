@@ -78,9 +78,11 @@ class Mark:
     y: float
     """Place."""
     text: str
-    """What is said of it, below and to the right."""
+    """What is said of it, to the right."""
     colour: int
     """Model."""
+    above: bool = False
+    """Whether the words stand above the line, as they must where it falls, or below."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +105,8 @@ class Chart:
     """A horizontal reading."""
     marks: tuple[Mark, ...] = ()
     """Named points."""
-    hints: tuple[str, str] | None = None
-    """What above and below zero mean; draws the zero line."""
+    zero: bool = False
+    """Draw a line at zero."""
 
 
 def render(chart: Chart, width: int, height: int) -> str:
@@ -114,7 +116,8 @@ def render(chart: Chart, width: int, height: int) -> str:
     """
     compact = width < 480
     named = [series for series in chart.series if series.label]
-    left, top, bottom = 46, 50 if compact else 32, 44
+    legend, rows = _legend(named, width) if compact else ("", 0)
+    left, top, bottom = 46, 33 + 17 * rows, 44
     right = 14 if compact else 16 + max((_text_width(_end_text(series)) for series in named), default=0)
     inner_width, inner_height = width - left - right, height - top - bottom
     x, y = _scales(chart, inner_width, inner_height)
@@ -124,7 +127,7 @@ def render(chart: Chart, width: int, height: int) -> str:
         f'<text x="0" y="14">{escape(chart.y_label)}</text>',
         f'<text x="{left + inner_width}" y="{height - 6}" text-anchor="end">',
         f"{escape(chart.x_label)}</text>",
-        _legend(named) if compact else "",
+        legend,
         f'<g transform="translate({left} {top})">',
         _axes(chart, x, y, inner_width, inner_height),
         f'<svg width="{inner_width}" height="{inner_height}" overflow="hidden">',
@@ -172,7 +175,7 @@ def _scales(chart: Chart, width: float, height: float) -> tuple[Scale, Scale]:
 
 
 def _axes(chart: Chart, x: Scale, y: Scale, width: float, height: float) -> str:
-    """Horizontal grid, tick labels, base line; the zero line and its hints where asked for."""
+    """Horizontal grid, tick labels, base line; the zero line where asked for."""
     parts = []
     y_ticks = linear_ticks(*chart.y_range, max(3, round(height / 48)))
     for tick, name in zip(y_ticks, ticks(y_ticks), strict=True):
@@ -183,14 +186,8 @@ def _axes(chart: Chart, x: Scale, y: Scale, width: float, height: float) -> str:
         parts.append(f'<line class="base" x1="{x(tick)}" x2="{x(tick)}" y1="{height}" y2="{height + 4}"/>')
         parts.append(f'<text x="{x(tick)}" y="{height + 18}" text-anchor="middle">{name}</text>')
     parts.append(f'<line class="base" x1="0" x2="{width}" y1="{height}" y2="{height}"/>')
-    if chart.hints:
-        above, below = chart.hints
+    if chart.zero:
         parts.append(f'<line class="zero" x1="0" x2="{width}" y1="{y(0)}" y2="{y(0)}"/>')
-        parts += [
-            f'<text x="6" y="{y(0) + shift}">{escape(hint)}</text>'
-            for hint, shift, room in ((above, -7, y(0)), (below, 17, height - y(0)))
-            if room > 24
-        ]
     return "".join(parts)
 
 
@@ -216,11 +213,14 @@ def _spots(series: Series, x: Scale, y: Scale) -> str:
 
 
 def _marks(marks: Sequence[Mark], x: Scale, y: Scale) -> str:
-    return "".join(
-        f'<g style="--c:{_colour(mark.colour)}"><circle class="hollow" cx="{x(mark.x)}" cy="{y(mark.y)}" r="4"/></g>'
-        f'<text class="note" x="{x(mark.x) + 7}" y="{y(mark.y) + 16:.1f}">{escape(mark.text)}</text>'
-        for mark in marks
-    )
+    parts = []
+    for mark in marks:
+        at_x, at_y = x(mark.x), y(mark.y)
+        parts.append(
+            f'<circle class="hollow" style="--c:{_colour(mark.colour)}" cx="{at_x}" cy="{at_y}" r="4"/>'
+            f'<text class="note" x="{at_x + 7}" y="{at_y + (-8 if mark.above else 16):.1f}">{escape(mark.text)}</text>'
+        )
+    return "".join(parts)
 
 
 def _ends(named: Sequence[Series], x: Scale, y: Scale) -> str:
@@ -241,14 +241,17 @@ def _names(named: Sequence[Series], y: Scale, width: float, height: float) -> st
     )
 
 
-def _legend(named: Sequence[Series]) -> str:
-    """Names in a row above the plot, for charts too narrow for names at the line ends."""
-    parts, at = [], 0.0
+def _legend(named: Sequence[Series], width: float) -> tuple[str, int]:
+    """Names in rows above the plot, for charts too narrow for names at the line ends; and how many rows."""
+    parts, at, row = [], 0.0, 0
     for series in named:
         text = _end_text(series)
-        parts.append(f'<text class="label" style="--c:{_colour(series.colour)}" x="{at}" y="34">{escape(text)}</text>')
+        if at and at + _text_width(text) > width:
+            at, row = 0.0, row + 1
+        place = f'x="{at}" y="{34 + 17 * row}"'
+        parts.append(f'<text class="label" style="--c:{_colour(series.colour)}" {place}>{escape(text)}</text>')
         at += _text_width(text) + 14
-    return "".join(parts)
+    return "".join(parts), row + 1
 
 
 def _guide(guide: Guide, x: Scale, y: Scale) -> str:
@@ -256,7 +259,7 @@ def _guide(guide: Guide, x: Scale, y: Scale) -> str:
     left = start > 0.45 * x.length
     return (
         f'<path class="guide" d="M{start} {floor}V{level}H{end}V{floor}"/>'
-        f'<g style="--c:{_colour(guide.colour)}"><circle class="hollow" cx="{start}" cy="{level}" r="4"/></g>'
+        f'<circle class="hollow" style="--c:{_colour(guide.colour)}" cx="{start}" cy="{level}" r="4"/>'
         f'<text class="note" x="{start - 7 if left else start + 7}" y="{floor - 8}" '
         f'text-anchor="{"end" if left else "start"}">{escape(guide.text)}</text>'
     )

@@ -131,16 +131,17 @@ def _trend(pair: Pair) -> str:
     trend = pair.trend
     assert trend is not None, "asked for pairs with a trend only"
     half, end, at = trend.half, trend.end, text.count(trend.half_tokens)
+    then = "the end" if trend.end_tokens == pair.tokens else f"{text.count(trend.end_tokens)} tokens"
     leader = (pair.other if end < 0 else pair.reference).label
     if trend.direction == "crossing":
         return (
             f"Over the last half of training the lead changes hands: {leader} was {text.size(half)} behind at {at} "
-            f"tokens and is {text.size(end)} ahead at the end."
+            f"tokens and is {text.size(end)} ahead at {then}."
         )
     words = {"growing": "is growing", "shrinking": "is shrinking", "flat": "shows no clear movement"}
     return (
         f"Over the last half of training {leader}'s lead {words[trend.direction]}: {text.size(half)} at {at} tokens, "
-        f"{text.size(end)} at the end."
+        f"{text.size(end)} at {then}."
     )
 
 
@@ -149,8 +150,12 @@ def _reading_depth(groups: Iterable[Group], tokens: float | None = None) -> str:
     groups = list(groups)
     seen = tokens if tokens is not None else min(group.curve.tokens[-1] for group in groups)
     corpus = groups[0].runs[0].data["train_tokens"]
-    ratios = [f"{text.three(seen / group.non_embedding)} ({group.label})" for group in groups]
+    first, *others = [(text.three(seen / group.non_embedding), group.label) for group in groups]
+    ratios = [
+        f"{first[0]} tokens per non-embedding parameter for {first[1]}",
+        *(f"{n} for {name}" for n, name in others),
+    ]
     return (
-        f"This looks {text.count(seen)} tokens into training: {text.three(seen / corpus)} epochs of the corpus, and "
-        f"{text.listing(ratios)} tokens per non-embedding parameter, where a Chinchilla run has {CHINCHILLA}."
+        f"This looks {text.count(seen)} tokens into training: {text.three(seen / corpus)} epochs of the corpus; "
+        f"{text.listing(ratios)}, where a Chinchilla run has {CHINCHILLA}."
     )
