@@ -1,0 +1,51 @@
+"""The demo's search for peak learning rates: the same grid for both models, at the demo's own length and data.
+
+    widestream demo --prepare-only        # the data, if runs/demo/data is not there yet
+    python lab/demo_search.py             # about 20 minutes on two cores; writes recipes/demo/search.json
+
+Runs that exist are not repeated. Seeds of the search are not used by the demo.
+"""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
+MODELS = {"demo-transformer": "demo/transformer", "demo-rmt": "demo/rmt"}
+SEED = 100
+RECORD = Path(__file__).parent.parent / "recipes" / "demo" / "search.json"
+
+
+def trial(model: str, rate: float) -> dict[str, object]:
+    """Train one model at one rate; a run that ends without a finite loss has diverged."""
+    run = Path("runs/demo-search") / f"{model}-{rate:g}"
+    command = [sys.executable, "-m", "widestream.cli", "train", MODELS[model], f"optimizer.lr={rate}"]
+    command += [f"train.seed={SEED}", f"data.seed={SEED}", "train.eval_every=100", "train.save_every=200"]
+    subprocess.run([*command, "--run", str(run)], check=False, stdin=subprocess.DEVNULL)
+    done = run / "done.json"
+    result = json.loads(done.read_text()) if done.is_file() else None
+    return {
+        "model": model,
+        "lr": rate,
+        "seed": SEED,
+        "steps": result["step"] if result else None,
+        "heldout_loss": result["heldout"]["loss"] if result else None,
+        "diverged": result is None,
+    }
+
+
+def main() -> None:
+    """Two runs at a time: each takes one core."""
+    trials = [(model, rate) for rate in RATES for model in MODELS]
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(lambda pair: trial(*pair), trials))
+    rows.sort(key=lambda row: (row["model"], row["lr"]))
+    RECORD.write_text(json.dumps({"command": "python lab/demo_search.py", "rows": rows}, indent=1) + "\n")
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""`widestream summary`."""
+
+from typing import Annotated
+
+import typer
+
+
+def summary(
+    recipe: Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped one (paper/rmt-134m).")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Changes to the recipe.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Parameters by part, stream size, FLOPs and activation bytes per token, without allocating the model."""
+    import json
+
+    from widestream.config import load_recipe
+    from widestream.theory.summary import summarize
+    from widestream.theory.table import print_summary
+
+    config = load_recipe(recipe, changes or [])
+    found = summarize(config.model)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print_summary(config, found)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command("summary")(summary)

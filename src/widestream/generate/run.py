@@ -1,0 +1,68 @@
+"""Sample from the model in a run folder."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from widestream.data import load_tokenizer
+from widestream.generate.sampling import SamplingConfig, generate
+from widestream.train.folder import load_config, load_model
+from widestream.train.parallel import find_device
+
+SAMPLES = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A continuation."""
+
+    prompt: str
+    """What was given."""
+    text: str
+    """What the model added."""
+    step: int
+    """The checkpoint's step."""
+    num_tokens: int
+    """Tokens added."""
+
+
+def sample_run(
+    run_dir: str | Path,
+    prompt: str,
+    config: SamplingConfig,
+    *,
+    data: str | Path | None = None,
+    use_cache: bool = True,
+    keep: bool = False,
+) -> Sample:
+    """Continue `prompt` with a run's newest complete checkpoint, in float32.
+
+    A document boundary stands in front of the prompt, as in training; a drawn boundary ends the text.
+
+    Args:
+        run_dir: folder of a run.
+        prompt: text; may be empty.
+        config: how tokens are chosen.
+        data: prepared folder that holds the tokenizer; default: the run's own.
+        use_cache: see `generate`.
+        keep: append the sample to the run's samples.jsonl.
+
+    Raises:
+        UserError: no run, no checkpoint, no tokenizer, or a prompt that does not fit.
+    """
+    run_dir = Path(run_dir)
+    run_config = load_config(run_dir)
+    tokenizer = load_tokenizer(run_config.data.path if data is None else data)
+    model, found = load_model(run_dir, find_device(run_config.train.device))
+    if run_config.train.threads is not None:
+        torch.set_num_threads(run_config.train.threads)
+    ids = [tokenizer.boundary_id, *tokenizer.encode_batch([prompt])[0].tolist()]
+    new = generate(model, ids, config, stop=tokenizer.boundary_id, use_cache=use_cache)
+    sample = Sample(prompt, tokenizer.decode(new), found.step, len(new))
+    if keep:
+        row = {**asdict(sample), **asdict(config)}
+        with (run_dir / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return sample

@@ -1,0 +1,104 @@
+"""Continue a prompt token by token, with a KV cache that changes no token."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from widestream.errors import UserError
+from widestream.nn.decoder import Decoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 100
+    """Tokens to add at most."""
+    temperature: float = 0.8
+    """Logits are divided by it; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Only the k likeliest tokens."""
+    top_p: float | None = None
+    """Only the likeliest tokens that together reach probability p (at least one)."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise UserError(f"The number of tokens must be at least 1, not {self.max_new_tokens}.")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"The temperature must be 0 or more, not {self.temperature}.")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top-k must be at least 1, not {self.top_k}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top-p must lie in (0, 1], not {self.top_p}.")
+
+
+@torch.no_grad()
+def generate(
+    model: Decoder, prompt: list[int], config: SamplingConfig, stop: int | None = None, use_cache: bool = True
+) -> list[int]:
+    """New tokens after `prompt`.
+
+    Args:
+        model: in evaluation mode, on any device.
+        prompt: token ids, at least one.
+        config: how tokens are chosen.
+        stop: a token that ends the text; it is not returned.
+        use_cache: keep keys and values of earlier tokens; without it every token is computed afresh.
+
+    Returns:
+        At most `config.max_new_tokens` ids; fewer where the context is full or `stop` is drawn.
+
+    Raises:
+        UserError: the prompt is empty, leaves no room in the context, or holds an unknown id.
+    """
+    check_prompt(model, prompt)
+    room = min(config.max_new_tokens, model.config.context - len(prompt))
+    generator = torch.Generator().manual_seed(config.seed)
+    device = model.head_weight().device
+    cache = model.new_cache(1, len(prompt) + room) if use_cache else None
+    tokens, fresh = list(prompt), list(prompt)
+    for _ in range(room):
+        ids = torch.tensor([fresh if use_cache else tokens], device=device)
+        logits = model.logits(model(ids, cache=cache)[:, -1])[0].float().cpu()
+        token = choose(logits, config, generator)
+        if token == stop:
+            break
+        tokens.append(token)
+        fresh = [token]
+    return tokens[len(prompt) :]
+
+
+def check_prompt(model: Decoder, prompt: list[int]) -> None:
+    """Refuse prompts that the model cannot continue.
+
+    Raises:
+        UserError: says why, and what to do.
+    """
+    context, vocab = model.config.context, model.config.vocab_size
+    if not prompt:
+        raise UserError("The prompt is empty; give at least one token.")
+    if len(prompt) >= context:
+        raise UserError(
+            f"The prompt has {len(prompt)} tokens, but the model's context is {context} and at least one must stay free; "
+            "shorten the prompt."
+        )
+    if (worst := max(prompt)) >= vocab or min(prompt) < 0:
+        raise UserError(f"The prompt holds the token id {worst}, outside the model's vocabulary of {vocab}; use its tokenizer.")
+
+
+def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:
+    """One token id from logits [V], float32 on the CPU."""
+    if config.temperature == 0:
+        return int(logits.argmax())
+    logits = logits / config.temperature
+    if config.top_k is not None and config.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(config.top_k).values[-1], float("-inf"))
+    if config.top_p is not None:
+        ordered, order = logits.sort(descending=True)
+        p = ordered.softmax(0)
+        outside = p.cumsum(0) - p >= config.top_p  # the mass before a token has reached p already
+        logits = logits.index_fill(0, order[outside], float("-inf"))
+    return int(torch.multinomial(logits.softmax(0), 1, generator=generator))

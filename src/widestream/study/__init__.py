@@ -1,0 +1,1 @@
+"""Many runs: made in parallel, resumable, compared at the end."""

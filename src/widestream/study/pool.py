@@ -1,0 +1,131 @@
+"""Several training runs as processes of their own, some at a time, with one progress bar for all of them."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from widestream.errors import UserError
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 30.0
+"""Seconds between lines where the output is no terminal."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """One run: what `widestream train` is called with."""
+
+    recipe: str
+    """Name or path."""
+    changes: tuple[str, ...]
+    """Changes to the recipe, `key.sub=value`."""
+    folder: Path
+    """Run folder; what the process prints goes to `FOLDER.log` beside it."""
+    steps: int
+    """Optimizer steps of the whole run."""
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    """While it runs."""
+
+    @property
+    def log(self) -> Path:
+        """Where the process writes what it has to say."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended well, now or in an earlier session."""
+        return (self.folder / "done.json").is_file()
+
+    @property
+    def steps_done(self) -> int:
+        """Steps so far, from the last whole line of the run's metrics."""
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
+            return int(json.loads(lines[-2])["step"])
+        return 0
+
+    def start(self) -> None:
+        """Start the process. It goes on from the run's newest checkpoint, if there is one."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "widestream.cli", "train", self.recipe, *self.changes, "--run", str(self.folder)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> None:
+    """Carry out all jobs that are not done yet.
+
+    Interrupted, it ends the processes; called again, every run goes on from its newest checkpoint.
+
+    Args:
+        jobs: in the order in which they are to start.
+        workers: how many run at a time.
+
+    Raises:
+        UserError: a run failed; says what its process said last. The other runs are ended and can go on later.
+    """
+    waiting = [job for job in jobs if not job.done]
+    running: list[Job] = []
+    try:
+        with _Bar(jobs) as bar:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    running.append(waiting.pop(0))
+                    running[-1].start()
+                time.sleep(POLL_S)
+                bar.update()
+                for job in [job for job in running if job.process and job.process.poll() is not None]:
+                    running.remove(job)
+                    if not job.done:
+                        raise UserError(f"The run {job.folder} failed: {_last_words(job)} (all of it: {job.log})")
+    finally:
+        for job in running:
+            if job.process is not None:
+                job.process.terminate()
+                job.process.wait()
+
+
+class _Bar:
+    """Steps of all jobs together; on a terminal a bar, elsewhere a line now and then."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self.jobs = jobs
+        self.total = sum(job.steps for job in jobs)
+        self.first = self.steps()
+        self.start = self.said = time.monotonic()
+        shown = sys.stderr.isatty()
+        what = f"training {len(jobs)} runs"
+        self.bar = tqdm(desc=what, total=self.total, initial=self.first, unit="step", dynamic_ncols=True, disable=not shown)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+        self.bar.close()
+
+    def steps(self) -> int:
+        """Steps done by all jobs."""
+        return sum(job.steps if job.done else job.steps_done for job in self.jobs)
+
+    def update(self) -> None:
+        """Look at the runs' metrics and show how far they are."""
+        done = self.steps()
+        self.bar.update(done - self.bar.n)
+        now = time.monotonic()
+        if self.bar.disable and done > self.first and now - self.said > PLAIN_EVERY_S:
+            self.said = now
+            left = (now - self.start) / (done - self.first) * (self.total - done)
+            print(f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
+
+
+def _last_words(job: Job) -> str:
+    lines: Iterator[str] = (line.strip() for line in reversed(job.log.read_text(errors="replace").splitlines()))
+    return next((line for line in lines if line), "it said nothing").removeprefix("widestream: ")

@@ -1,0 +1,156 @@
+"""What a model costs, without making it: parameters by part, stream size, FLOPs per token, activation bytes.
+
+FLOPs count two per multiply-add of matrix products, attention over the full T x T square (as the RMT paper and torch's counter do),
+no norms, no softmax, no look-ups, nothing computed twice. They agree with `torch.utils.flop_counter` on the real model.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from widestream.nn.attention import BareAttention
+from widestream.nn.config import ModelConfig
+from widestream.nn.decoder import Decoder
+from widestream.nn.model import meta_model
+from widestream.streams import stream_class
+
+EMBEDDINGS = ("embedding", "positions", "unembedding")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Costs of one model configuration."""
+
+    parts: dict[str, int]
+    """Parameters by part."""
+    flops: dict[str, int]
+    """Forward FLOPs per token by part, at full context."""
+    stream_shape: tuple[int, ...]
+    """Shape of one token's stream, as the literature writes it."""
+    stream_bytes: dict[str, int]
+    """Per token, float32: `moved` by the exchanges in a forward pass, `saved` by them for the backward pass."""
+    activation_bytes: dict[str, int]
+    """Per token, by precision: all that autograd keeps between embedding and head for the backward pass."""
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters."""
+        return sum(self.parts.values())
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """All but embedding, learned positions and unembedding."""
+        return self.total_parameters - sum(self.parts.get(part, 0) for part in EMBEDDINGS)
+
+    @property
+    def stream_size(self) -> int:
+        """Cells of one token's stream."""
+        return int(torch.Size(self.stream_shape).numel())
+
+    @property
+    def forward_flops(self) -> int:
+        """Forward FLOPs per token, logits included."""
+        return sum(self.flops.values())
+
+    @property
+    def train_flops(self) -> int:
+        """Training FLOPs per token: a backward pass costs two forward passes."""
+        return 3 * self.forward_flops
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        norm = self.parts.get("norm", 0)
+        forward = self.forward_flops
+        return {
+            "parameters": {
+                "total": self.total_parameters,
+                "non_embedding": self.non_embedding_parameters,
+                "norm": norm,
+                "total_without_norm": self.total_parameters - norm,
+                "non_embedding_without_norm": self.non_embedding_parameters - norm,
+                "by_part": self.parts,
+            },
+            "flops_per_token": {
+                "forward": forward,
+                "forward_without_logits": forward - self.flops["logits"],
+                "train": 3 * forward,
+                "train_without_logits": 3 * (forward - self.flops["logits"]),
+                "decode": forward,
+                "decode_without_logits": forward - self.flops["logits"],
+                "by_part": self.flops,
+            },
+            "stream_size": self.stream_size,
+            "stream_shape": list(self.stream_shape),
+            "stream_bytes_per_token": self.stream_bytes,
+            "activation_bytes_per_token": self.activation_bytes,
+        }
+
+
+def summarize(config: ModelConfig) -> Summary:
+    """Count without allocating.
+
+    Decoding one token behind a full context costs what one token of a forward pass does: the same products, and attention over
+    `context` keys.
+    """
+    model = meta_model(config)
+    cost = model.stream.cost()
+    return Summary(
+        parts=_parameters(model),
+        flops=_flops(model, cost.flops),
+        stream_shape=stream_class(config.stream.kind).spec(config).state_shape,
+        stream_bytes={"moved": cost.bytes_moved, "saved": cost.bytes_saved},
+        activation_bytes={precision: _activation_bytes(config, precision) for precision in ("float32", "bf16")},
+    )
+
+
+def _parameters(model: Decoder) -> dict[str, int]:
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    parts: Counter[str] = Counter()
+    for name, role in model.roles().items():
+        parts[role.part] += sizes[name]
+    return dict(parts)
+
+
+def _flops(model: Decoder, stream: int) -> dict[str, int]:
+    config = model.config
+    matrices: Counter[str] = Counter()
+    for block in model.blocks:
+        part = "mlp matrices" if hasattr(block, "w1") else "attention projections"
+        matrices[part] += 2 * sum(parameter.numel() for parameter in block.parameters())
+    layers = sum(isinstance(module, BareAttention) for module in model.modules())
+    return {
+        "attention projections": matrices["attention projections"],
+        "attention over keys": 4 * layers * config.context * config.num_heads * config.head_dim,
+        "mlp matrices": matrices["mlp matrices"],
+        "stream": stream,
+        "logits": 2 * config.vocab_size * config.embed_dim,
+    }
+
+
+def _activation_bytes(config: ModelConfig, precision: str) -> int:
+    """What a second window adds to what autograd keeps; that leaves out weights and their copies in lower precision."""
+    with FakeTensorMode(), torch.device("cpu"):
+        model = Decoder(config)
+        one, two = (_kept_bytes(model, windows, precision) for windows in (1, 2))
+    return (two - one) // config.context
+
+
+def _kept_bytes(model: Decoder, windows: int, precision: str) -> int:
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    tokens = torch.empty(windows, model.config.context, dtype=torch.int64)
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        hidden = model(tokens, torch.zeros_like(tokens))
+    assert hidden.requires_grad  # alive until here, and with it everything kept
+    return sum(kept.values())
