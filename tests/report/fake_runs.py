@@ -118,7 +118,7 @@ def write_demo(root: Path, **changes: Any) -> list[Path]:
             model,
             seed=seed,
             samples=[
-                {"prompt": prompt, "text": prompt + told[model] * 2, "seed": 0, "temperature": 0.8, "top_k": 50}
+                {"prompt": prompt, "text": told[model] * 2, "seed": 0, "temperature": 0.8, "top_k": 50}
                 for prompt in ("When he came back", "It was late, and")
             ],
             **changes,
@@ -135,7 +135,7 @@ def write_search(path: Path, rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.0
             "model": model,
             "lr": lr,
             "seed": 7,
-            "steps": 400,
+            "steps": None if model == "transformer" and lr == 0.03 else 400,
             "heldout_loss": None if model == "transformer" and lr == 0.03 else 4.6 + 0.3 * math.log10(lr / best) ** 2,
             "diverged": model == "transformer" and lr == 0.03,
         }

@@ -80,7 +80,7 @@ def test_what_users_wrote_is_escaped(tmp_path):
     evil = "<script>alert('x')</script> & \"q\""
     write_run(
         tmp_path / "<i>a", "rmt", steps=100, config={"name": evil, "optimizer.lr": evil}, info={"torch": evil},
-        samples=[{"prompt": evil, "text": evil + " <i>so</i>", "temperature": evil}],
+        samples=[{"prompt": evil, "text": " <i>so</i>", "temperature": evil}],
     )  # fmt: skip
     write_run(tmp_path / "b", "transformer", steps=100)
     text = page(compare([tmp_path]), title=evil)

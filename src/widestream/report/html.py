@@ -167,8 +167,7 @@ def _samples(groups: Sequence[Group]) -> str:
 
 
 def _sample(sample: dict[str, object], label: str, number: int, path: str) -> str:
-    prompt, whole = str(sample.get("prompt", "")), str(sample.get("text", ""))
-    rest = whole.removeprefix(prompt)
+    prompt, rest = str(sample.get("prompt", "")), str(sample.get("text", ""))
     settings = ", ".join(
         f"{name.replace('_', '-')} {sample[name]}"
         for name in ("temperature", "top_k", "top_p", "seed")

@@ -25,7 +25,7 @@ class Trial:
     runs: int
     """Runs, diverged ones too."""
     steps: tuple[int, ...]
-    """Steps trained, each number once."""
+    """Steps trained, each number once; a run that diverged may not know."""
     chosen: bool
     """Whether this is the model's best rate: lowest mean loss among the rates at which no run diverged."""
 
@@ -47,15 +47,13 @@ class Search:
     @property
     def sentence(self) -> str:
         """Whether all models had the same chances, in words."""
-        grids = {
-            name: [(trial.lr, trial.runs, trial.steps) for trial in trials] for name, trials in self.models.items()
-        }
+        grids = {name: _grid(trials) for name, trials in self.models.items()}
         first = next(iter(grids.values()))
         if len(grids) == 1:
-            return f"One model was searched, at {_grid(first)}."
-        if all(grid == first for grid in grids.values()):
-            return f"{listing(list(grids))} had the same grid: {_grid(first)}."
-        return "The grids differ: " + "; ".join(f"{name} had {_grid(grid)}" for name, grid in grids.items()) + "."
+            return f"One model was searched, at {first}."
+        if len(set(grids.values())) == 1:
+            return f"{listing(list(grids))} had the same grid: {first}."
+        return "The grids differ: " + "; ".join(f"{name} had {grid}" for name, grid in grids.items()) + "."
 
     def remarks(self, used: dict[str, float | None]) -> list[str]:
         """What else a reader should know, given the peak rate at which each model was then trained."""
@@ -113,7 +111,7 @@ def _trials(rows: Sequence[dict[str, Any]]) -> tuple[Trial, ...]:
             lr=lr,
             losses=losses[lr],
             runs=len(group),
-            steps=tuple(sorted({row["steps"] for row in group})),
+            steps=tuple(sorted({row["steps"] for row in group if row["steps"] is not None})),
             chosen=lr == best,
         )
         for lr, group in by_rate.items()
@@ -124,10 +122,13 @@ def _sound(row: dict[str, Any]) -> bool:
     return not row["diverged"] and row["heldout_loss"] is not None and math.isfinite(row["heldout_loss"])
 
 
-def _grid(trials: Sequence[tuple[float, int, tuple[int, ...]]]) -> str:
-    rates = listing([f"{lr:g}" for lr, _, _ in trials])
-    runs = sorted({runs for _, runs, _ in trials})
-    steps = sorted({step for _, _, all_steps in trials for step in all_steps})
+def _grid(trials: Sequence[Trial]) -> str:
+    """Rates, seeds and length of a search in words: the same words for the same grid."""
+    rates = listing([f"{trial.lr:g}" for trial in trials])
+    runs = sorted({trial.runs for trial in trials})
+    steps = sorted({step for trial in trials for step in trial.steps})
     seeds = f"{runs[0]} seed{'s' if runs[0] > 1 else ''}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]} seeds"
-    length = f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
+    length = (
+        f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps" if steps else "no steps"
+    )
     return f"peak rates {rates}, {seeds} each, {length}"
