@@ -38,9 +38,9 @@ def test_train_and_eval_agree_on_the_final_numbers(widestream, recipe, tmp_path,
     assert f"{done['heldout']['bits_per_byte']:.4f}" in capsys.readouterr().out
 
 
-def test_run_and_fresh_choose_the_folder(widestream, recipe, tmp_path):
-    widestream("train", recipe, "--run", "a/b")
-    widestream("train", recipe, "--run", "a/b", "--fresh")
+def test_out_and_fresh_choose_the_folder(widestream, recipe, tmp_path):
+    widestream("train", recipe, "--out", "a/b")
+    widestream("train", recipe, "--out", "a/b", "--fresh")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b", "b.old-1"]
 
 

@@ -11,7 +11,7 @@ def train(
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Changes to the recipe.")
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME, with the recipe's name.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME, with the recipe's name.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an existing run folder aside and begin anew.")] = False,
 ) -> None:
     """Train a model, or go on with an interrupted run.
@@ -24,7 +24,7 @@ def train(
 
     from widestream.train.loop import train as run_training
 
-    run_training(config, run or Path("runs") / config.name, resume=not fresh)
+    run_training(config, out or Path("runs") / config.name, resume=not fresh)
 
 
 def evaluate(

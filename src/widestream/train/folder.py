@@ -13,7 +13,7 @@ import yaml
 
 import widestream
 from widestream.config import RunConfig, from_dict, to_dict
-from widestream.data.files import disk_errors, write_atomic
+from widestream.data.files import write_atomic
 from widestream.data.manifest import read_manifest
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
@@ -49,18 +49,15 @@ def open_folder(run_dir: Path, config: RunConfig, data: dict[str, Any], device: 
     Raises:
         UserError: the folder belongs to another run, or holds something else; names what differs.
     """
-    with disk_errors(run_dir, "give the same command again"):
-        if (run_dir / CONFIG).exists():
-            return _resume(run_dir, config, data)
-        strangers = [
-            path.name for path in _contents(run_dir) if path.name not in (INFO, f"{CONFIG}.tmp", f"{INFO}.tmp")
-        ]
-        if strangers:
-            raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --run.")
-        run_dir.mkdir(parents=True, exist_ok=True)
-        info = _describe(config, data, device)
-        write_json(run_dir / INFO, info)
-        write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    if (run_dir / CONFIG).exists():
+        return _resume(run_dir, config, data)
+    strangers = [path.name for path in _contents(run_dir) if path.name not in (INFO, f"{CONFIG}.tmp", f"{INFO}.tmp")]
+    if strangers:
+        raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    info = _describe(config, data, device)
+    write_json(run_dir / INFO, info)
+    write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
     return info
 
 
@@ -144,7 +141,7 @@ def require_same_model(found: checkpoint.Checkpoint, config: RunConfig) -> None:
     for key, old, new in _differences(found.state.get("model", {}), to_dict(config.model)):
         raise UserError(
             f"{found.path} is of another model: model.{key} is {old} there and {new} here; "
-            "remove that checkpoint from the folder, or give another folder with --run."
+            "remove that checkpoint from the folder, or give another folder with --out."
         )
 
 
@@ -176,7 +173,7 @@ def _resume(run_dir: Path, config: RunConfig, data: dict[str, Any]) -> dict[str,
     if pairs:
         listed = ", ".join(f"{key} ({old} there, {new} now)" for key, old, new in pairs)
         raise UserError(
-            f"{run_dir} holds another run; it differs in {listed}. Give another folder with --run, "
+            f"{run_dir} holds another run; it differs in {listed}. Give another folder with --out, "
             "or --fresh to move that one aside and begin anew."
         )
     return info

@@ -9,10 +9,12 @@ from typing import Any
 
 from widestream.config import RunConfig
 from widestream.data.batches import Batch
+from widestream.data.files import disk_errors
 from widestream.eval.heldout import evaluate
 from widestream.train.clock import Stopwatch
 from widestream.train.folder import DONE, write_json
 from widestream.train.machine import memory_bytes, numerics
+from widestream.train.metrics import finite
 from widestream.train.nonfinite import handle_nonfinite
 from widestream.train.optim import set_lr
 from widestream.train.parallel import join_world
@@ -52,9 +54,10 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
         UserError: something has to be mended first (configuration, data, folder), the disk is full, or the loss is not
             finite. What the folder holds stays usable.
     """
-    with join_world(config.train.device) as world, numerics(config.train):
-        run = prepare(config, Path(run_dir), world, resume)
-        steps, settings, watch = run.plan.steps, config.train, Stopwatch(run.position.wall_s)
+    folder, settings = Path(run_dir), config.train
+    with join_world(settings.device) as world, numerics(settings), disk_errors(folder, "give the same command again"):
+        run = prepare(config, folder, world, resume)
+        steps, watch = run.plan.steps, Stopwatch(run.position.wall_s)
         with run.metrics or contextlib.nullcontext(), _progress(run) as progress:
             watch.start()
             for step, batch in _upcoming(run):
@@ -149,7 +152,7 @@ def _evaluate(run: Run) -> str:
         precision=run.precision,
         limit=None if at_end else run.config.train.eval_windows,
     )
-    run.position.heldout = asdict(heldout)
+    run.position.heldout = {name: finite(value) for name, value in asdict(heldout).items()}
     clock = {"wall_s": run.position.wall_s}
     run.record("eval", tokens=run.tokens, flops=run.flops, **run.position.heldout, clock=clock)
     return (

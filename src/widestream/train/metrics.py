@@ -40,7 +40,7 @@ class MetricsWriter:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row and hand it to the operating system, so that it outlives a kill of this process."""
-        row = {key: _finite(value) for key, value in row.items()}
+        row = {key: finite(value) for key, value in row.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -66,7 +66,8 @@ def length_up_to(path: Path, step: int) -> int:
     return length
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """None for a number that is not finite, which JSON cannot hold; anything else as it is."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
