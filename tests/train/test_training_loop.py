@@ -55,7 +55,19 @@ def test_loss_falls_and_the_folder_tells_all(data, tmp_path, stream):
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_in_a_resumed_run_weights_and_rows_are_those_of_an_uninterrupted_one(data, tmp_path, monkeypatch):
+@pytest.fixture(params=[0.0, 0.2])
+def dropout(request, monkeypatch):
+    """Models as they are, and models that draw random numbers in every forward pass."""
+    forward = Decoder.forward
+
+    def noisy(self, *args, **kwargs):
+        return torch.dropout(forward(self, *args, **kwargs), request.param, self.training)
+
+    monkeypatch.setattr(Decoder, "forward", noisy)
+
+
+@pytest.mark.usefixtures("dropout")
+def test_in_a_resumed_run_weights_and_rows_are_those_of_an_uninterrupted_one(data, tmp_path):
     config = tiny_config(data, train={"steps": 9, "save_every": 4, "eval_every": 3})
     train(config, tmp_path / "whole")
 
@@ -66,10 +78,10 @@ def test_in_a_resumed_run_weights_and_rows_are_those_of_an_uninterrupted_one(dat
             raise KeyboardInterrupt
         return save(run_dir, step, *rest)
 
-    monkeypatch.setattr(checkpoint, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts")
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "parts")
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     result = train(config, tmp_path / "parts")
@@ -227,7 +239,9 @@ def test_a_corpus_shorter_than_a_window_is_refused(tmp_path):
         train(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"keep": 0}, {"log_every": 0}, {"z_loss": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch_size": 0}, {"keep": 0}, {"log_every": 0}, {"z_loss": -1.0}, {"seed": -1}]
+)
 def test_values_out_of_range_are_refused(data, wrong):
     with pytest.raises(UserError, match=f"train.{next(iter(wrong))} is"):
         tiny_config(data, train=wrong)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from widestream.config import RunConfig
 from widestream.data.batches import Batch
 from widestream.data.files import disk_errors
@@ -102,6 +104,8 @@ def _upcoming(run: Run) -> Iterator[tuple[int, Batch]]:
 
 
 def _take_step(run: Run, batch: Batch) -> StepResult:
+    # A stream may draw random numbers. Seeded by the step they need no saving, and evaluation cannot disturb them.
+    torch.manual_seed((run.config.train.seed << 32) + run.position.step * run.world.size + run.world.rank)
     return optimizer_step(
         run.model,
         run.optimizer,
