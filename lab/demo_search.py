@@ -13,18 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
-MODELS = {"demo-transformer": "demo/transformer", "demo-rmt": "demo/rmt"}
+MODELS = {"transformer": "demo/transformer", "rmt": "demo/rmt"}
 SEED = 100
 RECORD = Path(__file__).parent.parent / "recipes" / "demo" / "search.json"
 
 
 def trial(model: str, rate: float) -> dict[str, object]:
     """Train one model at one rate; a run that ends without a finite loss has diverged."""
-    run = Path("runs/demo-search") / f"{model}-{rate:g}"
+    run = Path("runs/demo-search") / f"demo-{model}-{rate:g}"
     command = [sys.executable, "-m", "widestream.cli", "train", MODELS[model], f"optimizer.lr={rate}"]
     command += [f"train.seed={SEED}", f"data.seed={SEED}", "train.eval_every=100", "train.save_every=200"]
-    subprocess.run([*command, "--run", str(run)], check=False, stdin=subprocess.DEVNULL)
     done = run / "done.json"
+    if not done.is_file():
+        subprocess.run([*command, "--run", str(run)], check=False, stdin=subprocess.DEVNULL)
     result = json.loads(done.read_text()) if done.is_file() else None
     return {
         "model": model,

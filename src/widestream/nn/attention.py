@@ -86,10 +86,13 @@ class BareAttention(torch.nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """q, k, v [B, T, H, K] -> heads [B, T, H, K]."""
-        dtype = v.dtype
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if self.upcast:
-            q, k, v = q.float(), k.float(), v.float()
+            with torch.autocast(q.device.type, enabled=False):  # autocast would cast them down again
+                return self._attend(q.float(), k.float(), v.float(), context).to(v.dtype)
+        return self._attend(q, k, v, context)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+        q, k, v = (_with_head_rows(x.transpose(1, 2)) for x in (q, k, v))
         if context.rotary is not None:
             q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         if context.cache is not None:
@@ -97,8 +100,13 @@ class BareAttention(torch.nn.Module):
         mask = context.mask
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, scale=self.scale)
-        return out.transpose(1, 2).to(dtype)
+        causal = mask is None and q.shape[2] > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale).transpose(1, 2)
+
+
+def _with_head_rows(x: Tensor) -> Tensor:
+    """Heads [B, H, T, K] whose last axis is contiguous, which every fused attention kernel wants."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class DenseAttention(Declared):

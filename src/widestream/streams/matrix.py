@@ -8,12 +8,14 @@ writes R data vectors. The state has D_k x D_v cells, so D_k widens it without w
 the plain transformer.
 
 Letters: B batch, T tokens, R rank (= heads), K key axis D_k, V value axis D_v. The state is kept as [B, T, V, K] and data vectors
-as [B, T, V, R], so that storing and retrieving are plain products with the keys as weights; that layout is private.
+as [B, T, V, R], so that storing and retrieving are plain products with the keys as weights; that layout is private. State and
+keys stay in their own precision under autocast: the products are small, and casting a wide state costs more than it saves.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -107,11 +109,13 @@ class MatrixStream(Stream):
 
     def store(self, keys: Tensor, data: Tensor) -> Tensor:
         """sum_h w^(h) (x) y^(h): keys [K, R], data [B, T, V, R] -> [B, T, V, K] (eqs. 12, 14)."""
-        return F.linear(data, keys)
+        with torch.autocast(data.device.type, enabled=False):
+            return F.linear(data.to(keys.dtype), keys)
 
     def retrieve(self, keys: Tensor, normed: Tensor) -> Tensor:
         """r^(h) . X for every h: keys [R, K], normed state [B, T, V, K] -> [B, T, V, R] (eq. 15)."""
-        return F.linear(normed, keys)
+        with torch.autocast(normed.device.type, enabled=False):
+            return F.linear(normed, keys)
 
     def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> Tensor:
         """X_0 = sum_h w_E^(h) (x) W_E^(h) s + sum_h w_P^(h) (x) W_P^(h) p (eq. 13)."""
