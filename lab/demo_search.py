@@ -19,21 +19,24 @@ RECORD = Path(__file__).parent.parent / "recipes" / "demo" / "search.json"
 
 
 def trial(model: str, rate: float) -> dict[str, object]:
-    """Train one model at one rate; a run that ends without a finite loss has diverged."""
-    run = Path("runs/demo-search") / f"demo-{model}-{rate:g}"
-    command = [sys.executable, "-m", "widestream.cli", "train", MODELS[model], f"optimizer.lr={rate}"]
-    command += [f"train.seed={SEED}", f"data.seed={SEED}", "train.eval_every=100", "train.save_every=200"]
+    """Train one model at one rate. A run that its finite-loss guard has stopped has diverged; any other failure is one."""
+    run = Path("runs/demo-search") / f"{model}-{rate:g}"
     done = run / "done.json"
     if not done.is_file():
-        subprocess.run([*command, "--run", str(run)], check=False, stdin=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "widestream.cli", "train", MODELS[model], f"optimizer.lr={rate}"]
+        command += [f"train.seed={SEED}", f"data.seed={SEED}", "train.eval_every=100", "train.save_every=200"]
+        subprocess.run([*command, "--out", str(run)], check=False, stdin=subprocess.DEVNULL)
     result = json.loads(done.read_text()) if done.is_file() else None
+    diverged = any(run.glob("nonfinite_step_*"))
+    if result is None and not diverged:
+        raise RuntimeError(f"{run} failed; its own message stands above")
     return {
         "model": model,
         "lr": rate,
         "seed": SEED,
         "steps": result["step"] if result else None,
         "heldout_loss": result["heldout"]["loss"] if result else None,
-        "diverged": result is None,
+        "diverged": diverged,
     }
 
 

@@ -195,7 +195,7 @@ def _commands(comparison: Comparison) -> str:
     """Command lines that make the runs and this report again."""
     folders = [str(run.path) for run in comparison.runs]
     lines = [
-        f"widestream train {shlex.quote(f'{folder}/config.yaml')} --run {shlex.quote(f'{folder}-again')}"
+        f"widestream train {shlex.quote(f'{folder}/config.yaml')} --out {shlex.quote(f'{folder}-again')}"
         for folder in folders
     ]
     lines.append(f"widestream compare {shlex.join(folders)} --out report.html")

@@ -1,0 +1,129 @@
+"""Counts to the unit, FLOPs against torch's counter on the real model, activation bytes against what autograd keeps."""
+
+import gc
+import json
+
+import pytest
+import torch
+from models import STREAMS, tiny
+from torch.utils.flop_counter import FlopCounterMode
+
+from widestream.cli import main
+from widestream.config import load_recipe
+from widestream.nn.model import build_model
+from widestream.theory.summary import summarize
+
+# Totals without norm gains: paper Table 8 recomputed, and Table 9 with the rows of 206M and 305M corrected.
+TOTALS = {
+    "transformer-49m": 49_410_816, "transformer-160m": 162_522_624, "transformer-260m": 263_927_552,
+    "transformer-405m": 405_440_512, "rmt-46m": 45_886_848, "rmt-134m": 134_239_872, "rmt-206m": 206_199_392,
+    "rmt-305m": 304_927_744,
+}  # fmt: skip
+STATES = {"rmt-46m": (32, 32), "rmt-134m": (32, 64), "rmt-206m": (48, 64), "rmt-305m": (64, 64)}
+
+
+def rmt_formula(V, N, L, R, Dk, Dv, F):
+    return 2 * V * R * Dv + N * R * Dv + R * Dk * (6 * L + 3) + 2 * L * R * Dv * F
+
+
+def transformer_formula(V, N, L, D, H, Dh, F):
+    return 2 * V * D + N * D + L * (4 * D * H * Dh + 2 * D * F)
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_parameters_of_the_paper(name):
+    config = load_recipe(f"paper/{name}").model
+    summary = summarize(config)
+    counts = summary.to_dict()["parameters"]
+    assert counts["total_without_norm"] == counts["total"] - counts["norm"] == TOTALS[name]
+    sizes = config.vocab_size, config.context, config.num_layers
+    if name in STATES:
+        assert summary.stream_shape == STATES[name]
+        assert summary.stream_size == STATES[name][0] * STATES[name][1]
+        R, (Dk, Dv) = config.num_heads, STATES[name]
+        assert counts["norm"] == (2 * config.num_layers + 1) * Dk * Dv
+        assert TOTALS[name] == rmt_formula(*sizes, R, Dk, Dv, config.mlp_dim)
+    else:
+        D = config.embed_dim
+        assert counts["norm"] == (2 * config.num_layers + 1) * D
+        assert TOTALS[name] == transformer_formula(*sizes, D, config.num_heads, config.head_dim, config.mlp_dim)
+    embeddings = (2 * config.vocab_size + config.context) * config.embed_dim
+    assert counts["non_embedding"] == counts["total"] - embeddings
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_of_the_real_model(stream, tied):
+    config = tiny(stream, tied_head=tied)
+    assert summarize(config).total_parameters == sum(p.numel() for p in build_model(config).parameters())
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("changes", [{}, {"positions": "alibi"}, {"positions": "rotary", "document_mask": False}])
+def test_flops_of_the_real_model(stream, changes):
+    config = tiny(stream, vocab_size=300, mlp_dim=128, **changes)
+    summary = summarize(config)
+    model = build_model(config)
+    tokens, segments = torch.randint(300, (16, config.context)), torch.zeros(16, config.context, dtype=torch.int32)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model.logits(model(tokens, segments))
+    with FlopCounterMode(display=False) as train:
+        model.loss(tokens, tokens, segments, z_loss=1e-4).total.backward()
+    assert forward.get_total_flops() / tokens.numel() == pytest.approx(summary.forward_flops, rel=0.01)
+    assert train.get_total_flops() / tokens.numel() == pytest.approx(summary.train_flops, rel=0.01)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_decode_flops_of_the_real_model(stream):
+    config = tiny(stream, vocab_size=300, mlp_dim=128)
+    model = build_model(config).eval()
+    cache = model.new_cache(1, config.context)
+    with torch.no_grad():
+        model(torch.randint(300, (1, config.context - 1)), cache=cache)
+        with FlopCounterMode(display=False) as decode:
+            model.logits(model(torch.randint(300, (1, 1)), cache=cache))
+    assert decode.get_total_flops() == pytest.approx(summarize(config).to_dict()["flops_per_token"]["decode"], rel=0.01)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_activation_bytes_of_the_real_model(stream):
+    config = tiny(stream)
+    model = build_model(config)
+    kept = []
+    for windows in (1, 2):
+        seen = {}
+
+        def pack(tensor, seen=seen):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        tokens = torch.zeros(windows, config.context, dtype=torch.int64)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden = model(tokens, tokens)
+        kept.append(sum(seen.values()))
+        del hidden
+        gc.collect()
+    assert summarize(config).activation_bytes["float32"] == pytest.approx((kept[1] - kept[0]) / config.context, rel=0.02)
+
+
+def test_json_of_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["widestream", "summary", "paper/rmt-134m", "--json"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert not exit_.value.code
+    values = json.loads(capsys.readouterr().out)
+    assert values["parameters"]["total"] - values["parameters"]["norm"] == 134_239_872
+    assert values["stream_size"] == 2048
+    flops = values["flops_per_token"]
+    assert flops["forward"] - flops["forward_without_logits"] == 2 * 50257 * 768
+    assert flops["train"] == 3 * flops["forward"]
+    assert set(flops) >= {"forward", "forward_without_logits", "train", "decode"}
+
+
+def test_table_of_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["widestream", "summary", "paper/rmt-305m", "model.stream.key_dim=128"])
+    with pytest.raises(SystemExit):
+        main()
+    out = capsys.readouterr().out
+    assert "128 x 64 = 8,192 cells" in out
+    assert "keys" in out
