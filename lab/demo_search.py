@@ -23,7 +23,7 @@ def trial(model: str, rate: float) -> dict[str, object]:
     run = Path("runs/demo-search") / f"{model}-{rate:g}"
     done = run / "done.json"
     if not done.is_file():
-        command = [sys.executable, "-m", "widestream.cli", "train", MODELS[model], f"optimizer.lr={rate}"]
+        command = [sys.executable, "-m", "widestream", "train", MODELS[model], f"optimizer.lr={rate}"]
         command += [f"train.seed={SEED}", f"data.seed={SEED}", "train.eval_every=100", "train.save_every=200"]
         subprocess.run([*command, "--out", str(run)], check=False, stdin=subprocess.DEVNULL)
     result = json.loads(done.read_text()) if done.is_file() else None

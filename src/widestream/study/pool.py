@@ -54,7 +54,7 @@ class Job:
     def start(self) -> None:
         """Start the process. It goes on from the run's newest checkpoint, if there is one."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "widestream.cli", "train", self.recipe, *self.changes, "--out", str(self.folder)]
+        command = [sys.executable, "-m", "widestream", "train", self.recipe, *self.changes, "--out", str(self.folder)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
