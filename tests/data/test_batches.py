@@ -119,6 +119,12 @@ def test_limit_counts_windows(heldout):
     assert len(batches) == 2
 
 
+def test_limit_spreads_windows_over_the_split(heldout):
+    whole = torch.cat([batch.tokens for batch in eval_batches(heldout, 4, 1)])
+    part = torch.cat([batch.tokens for batch in eval_batches(heldout, 4, 2, limit=3)])[:3]
+    assert torch.equal(part, whole[[0, len(whole) // 3, 2 * len(whole) // 3]])
+
+
 def test_split_without_a_target(heldout, monkeypatch):
     monkeypatch.setattr(heldout, "tokens", 1)
     with pytest.raises(UserError, match="has 1 token"):

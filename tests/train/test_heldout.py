@@ -24,9 +24,11 @@ def model(data):
 
 
 def nats(model, store, windows):
-    """Cross-entropy of every target of the first windows, one window at a time."""
+    """Cross-entropy of every target of so many windows, spread evenly over the split, one window at a time."""
     found = []
-    for start in range(0, min(16 * windows, store.tokens - 1), 16):
+    count = -(-(store.tokens - 1) // 16)
+    windows = min(windows, count)
+    for start in [16 * (index * count // windows) for index in range(windows)]:
         tokens, segments = store.window(start, min(17, store.tokens - start))
         tokens, segments = torch.from_numpy(tokens)[None], torch.from_numpy(segments)[None]
         with torch.no_grad():

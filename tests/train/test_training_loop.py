@@ -137,7 +137,11 @@ def test_length_in_tokens_is_rounded_up_to_whole_steps(data, tmp_path):
 
 def test_part_of_the_heldout_split_on_the_way_and_all_of_it_at_the_end(data, tmp_path):
     train(tiny_config(data, train={"eval_every": 3, "eval_windows": 2}), tmp_path / "run")
-    assert [row["whole"] for row in rows(tmp_path / "run", "eval")] == [False, True]
+    found = rows(tmp_path / "run", "eval")
+    steps = [row["step"] for row in found]
+    assert [row["whole"] for row in found] == [False] * (len(found) - 1) + [True]
+    assert steps[-1] == steps[-2] > steps[-3]  # the last step is seen both ways
+    assert found[-2]["target_tokens"] == found[0]["target_tokens"] < found[-1]["target_tokens"]
 
 
 # ---- a loss that is not finite

@@ -123,7 +123,7 @@ def eval_batches(store: TokenStore, sequence_length: int, batch_size: int, limit
         store: the split.
         sequence_length: T.
         batch_size: windows in a batch.
-        limit: only the first `limit` windows.
+        limit: only so many windows, spread evenly over the split.
 
     Raises:
         UserError: the split has no target (fewer than two tokens).
@@ -132,15 +132,17 @@ def eval_batches(store: TokenStore, sequence_length: int, batch_size: int, limit
         raise UserError(f"The {store.split} split of {store.folder} has {store.tokens} token(s): prepare more text.")
     assert min(sequence_length, batch_size) >= 1, (sequence_length, batch_size)
     count = -(-(store.tokens - 1) // sequence_length)
-    count = count if limit is None else min(limit, count)
-    return (_eval_batch(store, sequence_length, first, batch_size, count) for first in range(0, count, batch_size))
+    shown = count if limit is None else min(limit, count)
+    windows = [index * count // shown for index in range(shown)]
+    starts = range(0, shown, batch_size)
+    return (_eval_batch(store, sequence_length, windows[i : i + batch_size], batch_size) for i in starts)
 
 
-def _eval_batch(store: TokenStore, length: int, first: int, rows: int, count: int) -> Batch:
+def _eval_batch(store: TokenStore, length: int, windows: list[int], rows: int) -> Batch:
     tokens = np.full((rows, length + 1), store.boundary_id, dtype=np.int64)
     segments = np.zeros((rows, length), dtype=np.int32)
     weights = np.zeros((rows, length), dtype=np.float32)
-    for row, index in enumerate(range(first, min(first + rows, count))):
+    for row, index in enumerate(windows):
         targets = min(length, store.tokens - 1 - index * length)
         tokens[row, : targets + 1], found = store.window(index * length, targets + 1)
         segments[row, :targets] = found[:targets]

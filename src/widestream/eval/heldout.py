@@ -50,7 +50,7 @@ def evaluate(
         sequence_length: tokens per window, T.
         batch_size: windows per forward pass.
         precision: `bf16` computes under autocast.
-        limit: only so many windows, from the start of the split.
+        limit: only so many windows, spread evenly over the split.
     """
     training = model.training
     model.eval()

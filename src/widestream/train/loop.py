@@ -144,21 +144,29 @@ def _log(run: Run, result: StepResult, lr: float, watch: Stopwatch) -> None:
 
 
 def _evaluate(run: Run) -> str:
-    """Evaluate on held-out tokens (all of them at the end), write the row, and say the result in one line."""
+    """Evaluate on held-out tokens, write the row, and say the result in one line.
+
+    The last step evaluates all of them; if the steps before it did not, it does so beside what they did, so that a curve
+    over training is of the same tokens throughout.
+    """
     assert run.heldout is not None
     at_end = run.position.step == run.plan.steps
-    heldout = evaluate(
-        run.model,
-        run.heldout,
-        world=run.world,
-        sequence_length=run.plan.sequence_length,
-        batch_size=run.plan.micro_batch_size,
-        precision=run.precision,
-        limit=None if at_end else run.config.train.eval_windows,
-    )
-    run.position.heldout = {name: finite(value) for name, value in asdict(heldout).items()}
-    clock = {"wall_s": run.position.wall_s}
-    run.record("eval", tokens=run.tokens, flops=run.flops, **run.position.heldout, clock=clock)
+    limit = run.config.train.eval_windows
+    for windows in (limit, None) if at_end and limit is not None else (limit,):
+        heldout = evaluate(
+            run.model,
+            run.heldout,
+            world=run.world,
+            sequence_length=run.plan.sequence_length,
+            batch_size=run.plan.micro_batch_size,
+            precision=run.precision,
+            limit=windows,
+        )
+        run.position.heldout = {name: finite(value) for name, value in asdict(heldout).items()}
+        clock = {"wall_s": run.position.wall_s}
+        run.record("eval", tokens=run.tokens, flops=run.flops, **run.position.heldout, clock=clock)
+        if heldout.whole:
+            break
     return (
         f"step {run.position.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
         f"perplexity {heldout.perplexity:.2f}, {heldout.bits_per_byte:.4f} bits per byte"
