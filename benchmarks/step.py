@@ -2,11 +2,11 @@
 
     python benchmarks/step.py --hf --nanogpt path/to/nanoGPT/model.py
 
-All candidates live in one process and take turns within every round, so a drift of the machine's speed hits all alike. A step is
-forward, backward, clipping to norm 1 and AdamW, on random tokens. Reported: the median step, and the median over rounds of the
-ratio to each reference. nanoGPT and Hugging Face's GPT-2 have tied heads, biases, learned positions and LayerNorm; `vector` here
-has the tied head too, so that all hold the same matrices, and no biases. `vector-untied` is the paper's baseline. They
-take torch's fused AdamW.
+All candidates live in one process and take turns within every round, so a drift of the machine's speed hits all
+alike. A step is forward, backward, clipping to norm 1 and AdamW, on random tokens. Reported: the median step, and the
+median over rounds of the ratio to each reference. nanoGPT and Hugging Face's GPT-2 have tied heads, biases, learned
+positions and LayerNorm; `vector` here has the tied head too, so that all hold the same matrices, and no biases.
+`vector-untied` is the paper's baseline. They take torch's fused AdamW.
 """
 
 import argparse
@@ -77,9 +77,10 @@ def theirs(args: argparse.Namespace, model: torch.nn.Module, loss_of: Callable[.
 
 
 def nanogpt(args: argparse.Namespace) -> Step:
-    """nanoGPT's model.py, from a path."""
+    """NanoGPT's model.py, from a path."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", args.nanogpt)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -91,7 +92,7 @@ def nanogpt(args: argparse.Namespace) -> Step:
 
 
 def hugging_face(args: argparse.Namespace) -> Step:
-    """transformers' GPT-2. It shifts its labels itself, so it predicts one token less per row."""
+    """Transformers' GPT-2. It shifts its labels itself, so it predicts one token less per row."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(

@@ -19,7 +19,7 @@ RECORD = Path(__file__).parent.parent / "recipes" / "demo" / "search.json"
 
 
 def trial(model: str, rate: float) -> dict[str, object]:
-    """Train one model at one rate. A run that its finite-loss guard has stopped has diverged; any other failure is one."""
+    """Train one model at one rate. A run stopped by its finite-loss guard has diverged; any other failure is one."""
     run = Path("runs/demo-search") / f"{model}-{rate:g}"
     done = run / "done.json"
     if not done.is_file():

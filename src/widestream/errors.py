@@ -1,7 +1,6 @@
 """What a user can put right is one exception; the command line turns it into one sentence and exit code 2."""
 
 import difflib
-import os.path
 from collections.abc import Iterable
 
 
@@ -27,4 +26,5 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def _agreement(a: str, b: str) -> int:
-    return len(os.path.commonprefix([a, b]))
+    """Length of the common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -2,8 +2,8 @@
 
     python tests/parity/check_official.py FOLDER
 
-FOLDER holds pairs NAME.json + NAME.safetensors. Every case found is reported, one line per quantity; the exit code is 1 on a
-miss, 2 when the folder cannot be used. Tolerances are relative errors ||a - b|| / ||b||.
+FOLDER holds pairs NAME.json + NAME.safetensors. Every case found is reported, one line per quantity; the exit code is
+1 on a miss, 2 when the folder cannot be used. Tolerances are relative errors ||a - b|| / ||b||.
 """
 
 import json
@@ -55,8 +55,12 @@ RMT = {
 TRANSFORMER = {
     "embedding": Placed("embedding.token", ("Vocab", "Embed")),
     "transformer_stack.stacked.attention.module.norm": Placed("stream.norms.{attention}.gain", ("Embed",)),
-    "transformer_stack.stacked.attention.module.qkv_linear": Placed("blocks.{attention}.qkv", ("QKV", "Head", "HeadDim", "Embed")),
-    "transformer_stack.stacked.attention.module.out_linear": Placed("blocks.{attention}.out", ("Embed", "Head", "HeadDim")),
+    "transformer_stack.stacked.attention.module.qkv_linear": Placed(
+        "blocks.{attention}.qkv", ("QKV", "Head", "HeadDim", "Embed")
+    ),
+    "transformer_stack.stacked.attention.module.out_linear": Placed(
+        "blocks.{attention}.out", ("Embed", "Head", "HeadDim")
+    ),
     "transformer_stack.stacked.mlp.module.norm": Placed("stream.norms.{mlp}.gain", ("Embed",)),
     "transformer_stack.stacked.mlp.module.W1": Placed("blocks.{mlp}.w1", ("Neuron", "Embed")),
     "transformer_stack.stacked.mlp.module.W2": Placed("blocks.{mlp}.w2", ("Embed", "Neuron")),
@@ -153,7 +157,9 @@ def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor]) -> list[tupl
         terms.total.backward()
         errors.append(("loss", f"loss before step {step}", relative_error(terms.total.item(), meta["losses"][step])))
         if step == 0:
-            errors.append(("cross-entropy", "cross-entropy", relative_error(terms.cross_entropy.item(), meta["ce_loss"])))
+            errors.append(
+                ("cross-entropy", "cross-entropy", relative_error(terms.cross_entropy.item(), meta["ce_loss"]))
+            )
             golden = ours(meta, tensors, "grad", model)
             grads = {name: parameter.grad for name, parameter in model.named_parameters()}
             errors += [("gradient", name, relative_error(grads[name], golden[name])) for name in golden]  # pyright: ignore[reportArgumentType]
@@ -180,14 +186,19 @@ def check_case(path: Path) -> bool | None:
         count = sum(k == kind for k, _, _ in errors)
         good = worst[0] <= tolerance  # NaN is not
         matched &= good
-        print(f"{name:24s} {kind:14s} {count:3d} compared, worst {worst[0]:.1e} of {tolerance:.0e} ({worst[1]}) {'ok' if good else 'MISS'}")
+        verdict = "ok" if good else "MISS"
+        figures = f"worst {worst[0]:.1e} of {tolerance:.0e} ({worst[1]})"
+        print(f"{name:24s} {kind:14s} {count:3d} compared, {figures} {verdict}")
     return matched
 
 
 def main(arguments: list[str]) -> int:
     """Check every case of the folder; returns the exit code."""
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
-        print("usage: python tests/parity/check_official.py FOLDER   (a folder of NAME.json + NAME.safetensors)", file=sys.stderr)
+        print(
+            "usage: python tests/parity/check_official.py FOLDER   (a folder of NAME.json + NAME.safetensors)",
+            file=sys.stderr,
+        )
         return 2
     paths = [path for path in sorted(Path(arguments[0]).glob("*.json")) if path.with_suffix(".safetensors").is_file()]
     if not paths:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from check_official import main
 from safetensors.torch import load_file, save_file
+
+from check_official import main
 
 HERE = Path(__file__).parent
 CASES = ("rmt_mup", "rmt_zero_init", "transformer_mup")

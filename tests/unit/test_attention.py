@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from models import tiny
 
+from models import tiny
 from widestream.nn.attention import BareAttention, attention_context
 from widestream.nn.positions import alibi_bias, alibi_slopes, rotary_angles, rotate
 
@@ -66,5 +66,7 @@ def test_an_explicit_mask_is_used_as_it_is():
     config = tiny("matrix", positions="none")
     mask = torch.eye(6, dtype=torch.bool)[None]
     q, k, v = torch.randn(3, 1, 6, 4, 8).unbind()
-    out = BareAttention(config, 0)({"q": q, "k": k, "v": v}, attention_context(config, torch.arange(6), None, mask, None))
+    out = BareAttention(config, 0)(
+        {"q": q, "k": k, "v": v}, attention_context(config, torch.arange(6), None, mask, None)
+    )
     torch.testing.assert_close(out, v)

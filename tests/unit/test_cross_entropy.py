@@ -12,7 +12,12 @@ def problem(tokens=37, width=16, vocab=101):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, width, generator=generator, requires_grad=True)
     head = torch.randn(vocab, width, generator=generator, requires_grad=True)
-    return hidden, head, torch.randint(vocab, (tokens,), generator=generator), torch.rand(tokens, generator=generator).round()
+    return (
+        hidden,
+        head,
+        torch.randint(vocab, (tokens,), generator=generator),
+        torch.rand(tokens, generator=generator).round(),
+    )
 
 
 def reference(hidden, head, targets, weights, z_loss):

@@ -1,12 +1,12 @@
-"""What holds for every stream: causality, isolation of documents, gradients everywhere, switches that change nothing."""
+"""What holds for every stream: causality, isolated documents, gradients everywhere, switches that change nothing."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from models import STREAMS, tiny
 
+from models import STREAMS, tiny
 from widestream.errors import UserError
 from widestream.nn.model import build_model
 

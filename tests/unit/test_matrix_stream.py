@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from models import tiny
 
+from models import tiny
 from widestream.errors import UserError
 from widestream.nn.model import build_model
 
@@ -133,5 +133,5 @@ def test_a_wider_stream_adds_keys_and_gains_only():
 def test_bad_sizes_are_refused():
     with pytest.raises(UserError, match="key_dim is 0"):
         tiny({"kind": "matrix", "key_dim": 0})
-    with pytest.raises(UserError, match="leave model.width out"):
+    with pytest.raises(UserError, match=r"leave model\.width out"):
         build_model(tiny("matrix", width=64))

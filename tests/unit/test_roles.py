@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from models import tiny
 
+from models import tiny
 from widestream.errors import UserError
 from widestream.nn.model import build_model, meta_model
 
@@ -21,13 +21,19 @@ MUP = {
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [
-        ({"scheme": "lecun"}, {"qkv": 1 / math.sqrt(32), "w2": 1 / math.sqrt(40), "head": 1 / math.sqrt(32), "token": 1.0}),
+        (
+            {"scheme": "lecun"},
+            {"qkv": 1 / math.sqrt(32), "w2": 1 / math.sqrt(40), "head": 1 / math.sqrt(32), "token": 1.0},
+        ),
         ({"scheme": "normal", "std": 0.02}, {"qkv": 0.02, "w2": 0.02, "head": 0.02, "token": 0.02}),
         (
             {"scheme": "xavier", "embedding_fan_in": "vocab"},
             {"qkv": math.sqrt(2 / 128), "w2": math.sqrt(2 / 72), "head": math.sqrt(2 / 82), "token": math.sqrt(2 / 82)},
         ),
-        ({"scheme": "mup", "std": 0.15}, {"qkv": 0.15 / math.sqrt(32), "w2": 0.15 / math.sqrt(40), "head": 0.15, "token": 0.15}),
+        (
+            {"scheme": "mup", "std": 0.15},
+            {"qkv": 0.15 / math.sqrt(32), "w2": 0.15 / math.sqrt(40), "head": 0.15, "token": 0.15},
+        ),
         ({"scheme": "lecun", "embedding_fan_in": "vocab"}, {"token": 1 / math.sqrt(50)}),
     ],
 )  # fmt: skip
@@ -76,7 +82,12 @@ def test_without_bases_mup_multipliers_are_the_standard_ones():
 def test_decay_and_muon():
     vector, matrix = (meta_model(tiny(stream)).roles() for stream in ("vector", "matrix"))
     kept = {name for name, role in vector.items() if role.decay == "none"}
-    assert kept == {"embedding.token", "embedding.position", "unembedding", *(f"stream.norms.{i}.gain" for i in range(5))}
+    assert kept == {
+        "embedding.token",
+        "embedding.position",
+        "unembedding",
+        *(f"stream.norms.{i}.gain" for i in range(5)),
+    }
     assert {name for name, role in matrix.items() if role.decay == "key"} == {
         name for name in matrix if name.startswith(("stream.read", "stream.write"))
     }

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models import STREAMS, tiny
 
+from models import STREAMS, tiny
 from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig, choose, generate
 from widestream.nn.model import build_model
@@ -73,7 +73,15 @@ def test_prompts_that_cannot_work(prompt, sentence):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_new_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}]
+    "settings",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.1},
+    ],
 )
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError):

@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from models import STREAMS, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import STREAMS, tiny
 from widestream.cli import main
 from widestream.config import load_recipe
 from widestream.nn.model import build_model
@@ -103,7 +103,9 @@ def test_activation_bytes_of_the_real_model(stream):
         kept.append(sum(seen.values()))
         del hidden
         gc.collect()
-    assert summarize(config).activation_bytes["float32"] == pytest.approx((kept[1] - kept[0]) / config.context, rel=0.02)
+    assert summarize(config).activation_bytes["float32"] == pytest.approx(
+        (kept[1] - kept[0]) / config.context, rel=0.02
+    )
 
 
 def test_json_of_the_command(monkeypatch, capsys):

@@ -6,19 +6,29 @@ from typing import Annotated, Any
 
 import typer
 
+from widestream.data.cutting import DEFAULT_CUT
+
 Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATH...",
-        help="What to read: .txt or .md files (one document each), .jsonl (also .gz, .xz, .zst), .parquet, folders of "
-        "them, bundled:prose, or hf:OWNER/NAME\\[:CONFIG]\\[@REVISION].",
+        help="What to read: .txt or .md files (cut into documents, see --cut), .jsonl (also .gz, .xz, .zst), .parquet, "
+        "folders of them, bundled:prose, or hf:OWNER/NAME\\[:CONFIG]\\[@REVISION].",
     ),
 ]
 Heldout = Annotated[
     float,
     typer.Option(
-        help="Fraction of the documents to hold out, chosen by a hash of their text; 0 for none. Documents with a "
-        "field split (train or heldout) keep theirs."
+        help="Fraction of the documents to hold out, chosen by a hash of their text, and at least one of five or more; "
+        "0 for none. Documents with a field split (train or heldout) keep theirs."
+    ),
+]
+Cut = Annotated[
+    int,
+    typer.Option(
+        metavar="BYTES",
+        help="Cut .txt and .md files into documents of that many bytes at most, behind a blank line if possible, else "
+        "behind a line or a word; 0 makes each file one document.",
     ),
 ]
 TextField = Annotated[str, typer.Option(help="Field (.jsonl) or column (.parquet, hf:) that holds the text.")]
@@ -39,6 +49,7 @@ def prepare(
     workers: Annotated[int | None, typer.Option(help="Processes that tokenize. Default: one a CPU.")] = None,
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard, at most.")] = 100_000_000,
     text_field: TextField = "text",
+    cut: Cut = DEFAULT_CUT,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace data prepared in another way.")] = False,
 ) -> None:
     """Turn text into shards of tokens to train on.
@@ -50,6 +61,8 @@ def prepare(
 
         widestream data prepare bundled:prose --out data/prose
 
+        widestream data prepare book.txt --out data/book --cut 20000
+
         widestream data prepare my_texts/ more.jsonl.gz --out data/mine --tokenizer bpe.json --heldout 0.02
 
         widestream data prepare hf:roneneldan/TinyStories --out data/stories --tokenizer gpt2
@@ -58,7 +71,7 @@ def prepare(
     from widestream.data.prepare import prepare as run
     from widestream.data.tokenizer import resolve_tokenizer
 
-    options = PrepareOptions(heldout=heldout, shard_tokens=shard_tokens, text_field=text_field)
+    options = PrepareOptions(heldout=heldout, shard_tokens=shard_tokens, text_field=text_field, cut=cut)
     run(paths, out, resolve_tokenizer(tokenizer, boundary), options, workers=workers, overwrite=overwrite)
     inspect(out)
 
@@ -96,11 +109,12 @@ def train_tokenizer(
     vocab_size: Annotated[int, typer.Option(help="Number of ids, at least 257.")],
     heldout: Heldout = 0.005,
     text_field: TextField = "text",
+    cut: Cut = DEFAULT_CUT,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer on the training documents.
 
-    Give `data prepare` the same paths and --heldout:
+    Give `data prepare` the same paths, --heldout and --cut:
     then the held-out documents stay unseen.
 
     For example:
@@ -109,7 +123,7 @@ def train_tokenizer(
     """
     from widestream.data.bpe import train_tokenizer as run
 
-    tokenizer = run(paths, vocab_size, out, heldout=heldout, text_field=text_field, overwrite=overwrite)
+    tokenizer = run(paths, vocab_size, out, heldout=heldout, text_field=text_field, cut=cut, overwrite=overwrite)
     fewer = "" if tokenizer.vocab_size == vocab_size else f" ({vocab_size:,} asked for: the text has no more to merge)"
     typer.echo(f"{out}: {tokenizer.vocab_size:,} ids{fewer}")
 

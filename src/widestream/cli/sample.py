@@ -12,7 +12,9 @@ def sample(
     max_new_tokens: Annotated[int, typer.Option("--tokens", help="Tokens to add at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only. Default: all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that reach p. Default: all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that reach p. Default: all.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     cache: Annotated[bool, typer.Option(help="Keep keys and values of earlier tokens; the text is the same.")] = True,
     data: Annotated[Path | None, typer.Option(help="Prepared folder with the tokenizer. Default: the run's.")] = None,
@@ -25,9 +27,7 @@ def sample(
     from widestream.generate.run import sample_run
     from widestream.generate.sampling import SamplingConfig
 
-    config = SamplingConfig(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
+    config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     found = sample_run(run, prompt, config, data=data, use_cache=cache)
     print(json.dumps({**asdict(found), **asdict(config)}, ensure_ascii=False) if as_json else found.prompt + found.text)
 

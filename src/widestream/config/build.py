@@ -42,7 +42,9 @@ def build(cls: type[Config], values: Any, path: str) -> Config:
             raise unknown_name(f"key {_join(path, key)}", str(key), fields)
     missing = [name for name, field in fields.items() if _required(field) and name not in values]
     if missing:
-        raise UserError(f"The recipe lacks {_join(path, missing[0])}; give it in the file or as {_join(path, missing[0])}=VALUE.")
+        raise UserError(
+            f"The recipe lacks {_join(path, missing[0])}; give it in the file or as {_join(path, missing[0])}=VALUE."
+        )
     hints = typing.get_type_hints(cls)
     return cls(**{name: _convert(hints[name], value, _join(path, name)) for name, value in values.items()})
 
@@ -62,7 +64,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    """Check `value` against a type hint; the only conversions are int to float and YAML's `1e-3` (a string) to float."""
+    """Check `value` against a type hint; it converts int to float and YAML's `1e-3` (a string) to float."""
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, path)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -80,7 +80,7 @@ def _read(path: Path, seen: tuple[Path, ...], extends: Any = None) -> dict[str, 
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """`top` over `base`, mapping by mapping. Another stream kind starts afresh: the fields of one kind mean nothing to another."""
+    """`top` over `base`, mapping by mapping. Another stream kind starts afresh, for fields are a kind's own."""
     if "kind" in top and "kind" in base and top["kind"] != base["kind"]:
         return dict(top)
     merged = dict(base)

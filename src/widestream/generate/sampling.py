@@ -82,11 +82,13 @@ def check_prompt(model: Decoder, prompt: list[int]) -> None:
         raise UserError("The prompt is empty; give at least one token.")
     if len(prompt) >= context:
         raise UserError(
-            f"The prompt has {len(prompt)} tokens, but the model's context is {context} and at least one must stay free; "
+            f"The prompt has {len(prompt)} tokens, but the model's context is {context} and one must stay free; "
             "shorten the prompt."
         )
     if (worst := max(prompt)) >= vocab or min(prompt) < 0:
-        raise UserError(f"The prompt holds the token id {worst}, outside the model's vocabulary of {vocab}; use its tokenizer.")
+        raise UserError(
+            f"The prompt holds the token id {worst}, outside the model's vocabulary of {vocab}; use its tokenizer."
+        )
 
 
 def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:

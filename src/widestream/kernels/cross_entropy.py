@@ -22,7 +22,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z_loss: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden [M, D], head [V, D], targets [M], weights [M] -> total, cross-entropy, squared log-partition (sums)."""
+        """Hidden [M, D], head [V, D], targets [M], weights [M] -> sums: total, cross-entropy, squared log-partition."""
         needs_grad = any(ctx.needs_input_grad[:2])
         all_h, w = hidden.to(dtype), head.to(dtype)
         grad_hidden = torch.empty_like(all_h) if needs_grad else None
@@ -45,7 +45,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return ce + z_loss * z, ce, z
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_total: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Scale what the forward pass has prepared, in place: a backward pass happens once."""
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_hidden.to(ctx.hidden_dtype).mul_(grad_total), grad_head.mul_(grad_total), None, None, None, None
@@ -67,7 +69,9 @@ def linear_cross_entropy(
         total: mean cross-entropy + z_loss * mean squared log-partition, to call backward on;
         cross_entropy, z: the two means, detached, float32.
     """
-    dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+    dtype = (
+        torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+    )
     weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.float()
     # Normalised before the sum, so that the gradients come out of the forward pass at their final size.
     weights = weights / weights.sum().clamp_min(1.0)
@@ -77,8 +81,8 @@ def linear_cross_entropy(
 def _softmax(logits: Tensor, targets: Tensor, z_loss: float, in_place: bool) -> tuple[Tensor, Tensor]:
     """Log-partition [m] and log-probability of the target [m] of logits [m, V], in float32.
 
-    In place, `logits` turn into p - onehot / (1 + 2 z_loss log_z), which times weight * (1 + 2 z_loss log_z) is the gradient
-    of weight * (cross-entropy + z_loss log_z^2).
+    In place, `logits` turn into p - onehot / (1 + 2 z_loss log_z), which times weight * (1 + 2 z_loss log_z) is the
+    gradient of weight * (cross-entropy + z_loss log_z^2).
     """
     log_zs, log_ps = [], []
     rows = SOFTMAX_ELEMENTS // logits.shape[1] if logits.device.type == "cpu" else len(logits)

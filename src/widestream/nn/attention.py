@@ -1,4 +1,4 @@
-"""Causal self-attention in two forms: dense (owns W_Q, W_K, W_V, W_O) and bare (the stream retrieves q, k, v and stores the heads).
+"""Causal self-attention in two forms: dense, with W_Q, W_K, W_V, W_O of its own; bare, fed with heads by the stream.
 
 Letters: B batch, T tokens, H heads, K head width (RMT: D_v), D width, S keys so far.
 """
@@ -15,8 +15,8 @@ from widestream.nn.config import ModelConfig
 from widestream.nn.positions import alibi_bias, rotary_angles, rotate
 from widestream.nn.roles import Declared, Roles
 
-# torch's FLOP counter has no entry for the attention kernel that CPUs use, and reports zero for it. What its backward pass
-# computes a second time is not counted, as nowhere in this package.
+# torch's FLOP counter has no entry for the attention kernel that CPUs use, and reports zero for it. What its backward
+# pass computes a second time is not counted, as nowhere in this package.
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 if _FORWARD not in flop_counter.flop_registry:
@@ -103,7 +103,9 @@ class BareAttention(torch.nn.Module):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
         causal = mask is None and q.shape[2] > 1
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale).transpose(
+            1, 2
+        )
 
 
 def _with_head_rows(x: Tensor) -> Tensor:
@@ -119,6 +121,11 @@ class DenseAttention(Declared):
         layer: index of the layer, from 0.
         roles: for the weights' roles.
     """
+
+    qkv: Tensor
+    """W_Q, W_K, W_V one above the other [3 H K, D]."""
+    out: Tensor
+    """W_O [D, H K]."""
 
     def __init__(self, config: ModelConfig, layer: int, roles: Roles):
         super().__init__()

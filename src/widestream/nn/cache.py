@@ -41,5 +41,6 @@ class KVCache:
         """
         if self.length + num_tokens > self.capacity:
             raise UserError(
-                f"{self.length + num_tokens} tokens do not fit a cache of {self.capacity}; shorten the prompt or ask for fewer."
+                f"{self.length + num_tokens} tokens do not fit a cache of {self.capacity}; "
+                "shorten the prompt or ask for fewer."
             )

@@ -12,7 +12,7 @@ class InitConfig:
     """Initial standard deviation of every weight, from the axes it was declared with."""
 
     scheme: Literal["mup", "lecun", "xavier", "normal"] = "lecun"
-    """mup: std/sqrt(fan_in), output weights std. lecun: 1/sqrt(fan_in). xavier: sqrt(2/(fan_in+fan_out)). normal: std."""
+    """mup: std/sqrt(fan_in), output std. lecun: 1/sqrt(fan_in). xavier: sqrt(2/(fan_in+fan_out)). normal: std."""
     std: float = 1.0
     """s of the mup scheme; the standard deviation itself under normal; unused by lecun and xavier."""
     embedding_fan_in: Literal["one", "vocab"] = "one"
@@ -27,7 +27,7 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MupConfig:
-    """muP (paper C.2.1): multipliers, and the sizes at which they were tuned. A base left out means: this model's own."""
+    """muP (paper C.2.1): multipliers, and the sizes at which they were tuned. A base left out: the model's own."""
 
     input_multiplier: float = 1.0
     """alpha_in, on the embedding."""

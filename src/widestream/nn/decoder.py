@@ -1,4 +1,4 @@
-"""The decoder: a row of blocks that talk to each other only through the stream. No line here knows which stream it is."""
+"""The decoder: blocks that talk to each other only through the stream. No line here knows which stream it is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +39,9 @@ class Decoder(Declared):
     Args:
         config: sizes and the stream.
     """
+
+    unembedding: Tensor
+    """[V, D], unless the head is tied."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -140,7 +143,7 @@ class Decoder(Declared):
         z_loss: float = 0.0,
         mask: Tensor | None = None,
     ) -> LossTerms:
-        """Loss of predicting `targets` [B, T] from `tokens` [B, T]; `weights` [B, T] leaves tokens out. See `forward`."""
+        """Loss of predicting `targets` [B, T] from `tokens` [B, T]; tokens of weight 0 are left out. See `forward`."""
         hidden = self(tokens, segments, mask=mask).flatten(0, 1) * self.output_multiplier
         flat = None if weights is None else weights.flatten()
         total, cross_entropy, z = linear_cross_entropy(hidden, self.head_weight(), targets.flatten(), flat, z_loss)

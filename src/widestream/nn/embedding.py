@@ -16,6 +16,11 @@ class Embedding(Declared):
         axes: axes of the embedding, whose sizes multiply to the width D.
     """
 
+    token: Tensor
+    """[V, D]."""
+    position: Tensor | None
+    """[N, D], for learned positions."""
+
     def __init__(self, config: ModelConfig, roles: Roles, axes: tuple[Axis, ...]):
         super().__init__()
         self.multiplier = config.mup.input_multiplier

@@ -18,6 +18,11 @@ class MLP(Declared):
         scale_output: whether depth scaling acts on W_2 (else the stream does it on its own keys).
     """
 
+    w1: Tensor
+    """W_1 [F, D]."""
+    w2: Tensor
+    """W_2 [D, F]."""
+
     def __init__(self, config: ModelConfig, roles: Roles, axes: tuple[Axis, ...], scale_output: bool):
         super().__init__()
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"

@@ -19,6 +19,8 @@ class Norm(Declared):
         role: role of the gain.
     """
 
+    gain: Tensor | None
+
     def __init__(
         self,
         kind: Literal["layernorm", "rmsnorm"],

@@ -16,7 +16,7 @@ def alibi_bias(num_heads: int, queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles [T, head_dim / 2] at positions [T] (Su et al., arXiv 2104.09864)."""
+    """Cos and sin of the rotary angles [T, head_dim / 2] at positions [T] (Su et al., arXiv 2104.09864)."""
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions.float()[:, None] * frequencies[None, :]
     return angles.cos(), angles.sin()

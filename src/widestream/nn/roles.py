@@ -1,9 +1,9 @@
 """Parameter roles: every parameter says which axes it maps from and to, and everything else follows from that.
 
-An axis is finite (vocabulary, positions, the q/k/v slots) or infinite (width, heads, head width, neurons, keys): infinite ones are
-those that grow with the model. From the axes come, with no matching of names, the initial standard deviation, the forward
-multiplier and the learning-rate factor under muP, whether weight decay applies, and whether Muon may take the parameter
-(RMT paper C.2.1; "Tensor Programs V", arXiv 2203.03466, table 8).
+An axis is finite (vocabulary, positions, the q/k/v slots) or infinite (width, heads, head width, neurons, keys):
+infinite ones are those that grow with the model. From the axes come, with no matching of names, the initial standard
+deviation, the forward multiplier and the learning-rate factor under muP, whether weight decay applies, and whether
+Muon may take the parameter (RMT paper C.2.1; "Tensor Programs V", arXiv 2203.03466, table 8).
 """
 
 import math
@@ -149,7 +149,7 @@ def named_roles(model: nn.Module) -> dict[str, Role]:
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """Fill every parameter from its role, each from a generator of its own, so that adding one leaves the others as they were."""
+    """Fill every parameter from its role, each from a generator of its own, so that a new one changes no other."""
     parameters = dict(model.named_parameters())
     for name, role in named_roles(model).items():
         parameter = parameters[name]

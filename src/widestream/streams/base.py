@@ -1,7 +1,8 @@
 """The contract of a residual stream: a row of exchanges, each a write followed by a read.
 
-Places where something is written are numbered: 0 is the embedding, 1..S the blocks' outputs in order. After each write exactly
-one consumer reads: the next block, or, after the last write, the head. nn/decoder.py is the loop that drives any stream.
+Places where something is written are numbered: 0 is the embedding, 1..S the blocks' outputs in order. After each
+write exactly one consumer reads: the next block, or, after the last write, the head. nn/decoder.py is the loop that
+drives any stream.
 """
 
 from dataclasses import dataclass

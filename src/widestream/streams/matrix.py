@@ -3,13 +3,14 @@
     write   X <- X + sum_h w^(h) (x) y^(h)        R data vectors y^(h) in R^{D_v}, stored under keys w^(h) in R^{D_k}
     read    y^(h) = r^(h) . norm(X)               retrieved with keys r^(h) in R^{D_k}
 
-Attention has no W_Q, W_K, W_V, W_O: its heads are reads and its outputs are writes. The MLP keeps its matrices and reads and
-writes R data vectors. The state has D_k x D_v cells, so D_k widens it without widening any matrix. It does not start as
-the plain transformer.
+Attention has no W_Q, W_K, W_V, W_O: its heads are reads and its outputs are writes. The MLP keeps its matrices and
+reads and writes R data vectors. The state has D_k x D_v cells, so D_k widens it without widening any matrix. It does
+not start as the plain transformer.
 
-Letters: B batch, T tokens, R rank (= heads), K key axis D_k, V value axis D_v. The state is kept as [B, T, V, K] and data vectors
-as [B, T, V, R], so that storing and retrieving are plain products with the keys as weights; that layout is private. State and
-keys stay in their own precision under autocast: the products are small, and casting a wide state costs more than it saves.
+Letters: B batch, T tokens, R rank (= heads), K key axis D_k, V value axis D_v. The state is kept as [B, T, V, K] and
+data vectors as [B, T, V, R], so that storing and retrieving are plain products with the keys as weights; that layout
+is private. State and keys stay in their own precision under autocast: the products are small, and casting a wide
+state costs more than it saves.
 """
 
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class MatrixStream(Stream):
     """X [B, T, V, K]; a joint norm over (V, K) in front of every read."""
 
     Config = MatrixConfig
+
+    write_0: Tensor
+    """Storage keys of the token embedding [K, R]; those of site i are `write_<i>`, its retrieval keys `read_<i>`."""
+    write_position: Tensor
+    """Storage keys of learned positions [K, R]."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
@@ -133,7 +139,7 @@ class MatrixStream(Stream):
         return state + self.store(getattr(self, f"write_{site}"), data)
 
     def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
-        """q, k, v heads for attention (eqs. 18-20); R data vectors side by side for the MLP and the head (eqs. 24, 27)."""
+        """Heads q, k, v for attention (eqs. 18-20); R data vectors side by side for MLP and head (eqs. 24, 27)."""
         data = self.retrieve(getattr(self, f"read_{site}"), self.norms[site](state))
         if self.readers[site] == "attention":
             q, k, v = data.transpose(2, 3).chunk(3, dim=2)  # [B, T, R, V] each

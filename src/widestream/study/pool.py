@@ -102,7 +102,9 @@ class _Bar:
         self.start = self.said = time.monotonic()
         shown = sys.stderr.isatty()
         what = f"training {len(jobs)} runs"
-        self.bar = tqdm(desc=what, total=self.total, initial=self.first, unit="step", dynamic_ncols=True, disable=not shown)
+        self.bar = tqdm(
+            desc=what, total=self.total, initial=self.first, unit="step", dynamic_ncols=True, disable=not shown
+        )
 
     def __enter__(self) -> "_Bar":
         return self
@@ -123,7 +125,9 @@ class _Bar:
         if self.bar.disable and done > self.first and now - self.said > PLAIN_EVERY_S:
             self.said = now
             left = (now - self.start) / (done - self.first) * (self.total - done)
-            print(f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
+            print(
+                f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True
+            )
 
 
 def _last_words(job: Job) -> str:

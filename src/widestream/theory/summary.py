@@ -1,7 +1,8 @@
 """What a model costs, without making it: parameters by part, stream size, FLOPs per token, activation bytes.
 
-FLOPs count two per multiply-add of matrix products, attention over the full T x T square (as the RMT paper and torch's counter do),
-no norms, no softmax, no look-ups, nothing computed twice. They agree with `torch.utils.flop_counter` on the real model.
+FLOPs count two per multiply-add of matrix products, attention over the full T x T square (as the RMT paper and
+torch's counter do), no norms, no softmax, no look-ups, nothing computed twice. They agree with
+`torch.utils.flop_counter` on the real model.
 """
 
 from collections import Counter
@@ -92,8 +93,8 @@ class Summary:
 def summarize(config: ModelConfig) -> Summary:
     """Count without allocating.
 
-    Decoding one token behind a full context costs what one token of a forward pass does: the same products, and attention over
-    `context` keys.
+    Decoding one token behind a full context costs what one token of a forward pass does: the same products, and
+    attention over `context` keys.
     """
     model = meta_model(config)
     cost = model.stream.cost()

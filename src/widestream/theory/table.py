@@ -12,7 +12,9 @@ def print_summary(config: RunConfig, summary: Summary) -> None:
     values = summary.to_dict()
     console = Console(highlight=False)
     shape = " x ".join(map(str, summary.stream_shape))
-    console.print(f"[bold]{config.name}[/bold]: stream {config.model.stream.kind}, {shape} = {summary.stream_size:,} cells")
+    console.print(
+        f"[bold]{config.name}[/bold]: stream {config.model.stream.kind}, {shape} = {summary.stream_size:,} cells"
+    )
     counts = values["parameters"]
     rows = [(part, f"{count:,}") for part, count in summary.parts.items()]
     totals = {

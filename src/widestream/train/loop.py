@@ -12,7 +12,7 @@ import torch
 from widestream.config import RunConfig
 from widestream.data.batches import Batch
 from widestream.data.files import disk_errors
-from widestream.eval.heldout import evaluate
+from widestream.eval.heldout import Heldout, evaluate
 from widestream.train.clock import Stopwatch
 from widestream.train.folder import DONE, write_json
 from widestream.train.machine import memory_bytes, numerics
@@ -144,33 +144,36 @@ def _log(run: Run, result: StepResult, lr: float, watch: Stopwatch) -> None:
 
 
 def _evaluate(run: Run) -> str:
-    """Evaluate on held-out tokens, write the row, and say the result in one line.
+    """Evaluate on held-out tokens, and say the result in one line.
 
-    The last step evaluates all of them; if the steps before it did not, it does so beside what they did, so that a curve
-    over training is of the same tokens throughout.
+    The last step evaluates all of them. If the steps before it did not, it does so beside what they did, so that a
+    curve over training is of the same tokens throughout.
     """
-    assert run.heldout is not None
-    at_end = run.position.step == run.plan.steps
-    limit = run.config.train.eval_windows
-    for windows in (limit, None) if at_end and limit is not None else (limit,):
-        heldout = evaluate(
-            run.model,
-            run.heldout,
-            world=run.world,
-            sequence_length=run.plan.sequence_length,
-            batch_size=run.plan.micro_batch_size,
-            precision=run.precision,
-            limit=windows,
-        )
-        run.position.heldout = {name: finite(value) for name, value in asdict(heldout).items()}
-        clock = {"wall_s": run.position.wall_s}
-        run.record("eval", tokens=run.tokens, flops=run.flops, **run.position.heldout, clock=clock)
-        if heldout.whole:
-            break
+    heldout = _evaluate_windows(run, run.config.train.eval_windows)
+    if run.position.step == run.plan.steps and not heldout.whole:
+        heldout = _evaluate_windows(run, None)
     return (
         f"step {run.position.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
         f"perplexity {heldout.perplexity:.2f}, {heldout.bits_per_byte:.4f} bits per byte"
     )
+
+
+def _evaluate_windows(run: Run, limit: int | None) -> Heldout:
+    """Evaluate on so many windows (None: all) and write the row."""
+    assert run.heldout is not None
+    heldout = evaluate(
+        run.model,
+        run.heldout,
+        world=run.world,
+        sequence_length=run.plan.sequence_length,
+        batch_size=run.plan.micro_batch_size,
+        precision=run.precision,
+        limit=limit,
+    )
+    run.position.heldout = {name: finite(value) for name, value in asdict(heldout).items()}
+    clock = {"wall_s": run.position.wall_s}
+    run.record("eval", tokens=run.tokens, flops=run.flops, **run.position.heldout, clock=clock)
+    return heldout
 
 
 def _finish(run: Run, progress: Progress) -> Result:

