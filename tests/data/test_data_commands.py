@@ -46,6 +46,19 @@ def test_train_prepare_inspect(source, tmp_path):
     assert description["verified"] is False
 
 
+def test_cut(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(texts(100, seed=1)), encoding="utf-8")
+    trained = invoke(
+        "train-tokenizer", tmp_path / "a.txt", "--out", tmp_path / "b.json", "--vocab-size", 280, "--cut", 1000
+    )
+    assert trained.exit_code == 0, trained.output
+    assert invoke("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--cut", 1000).exit_code == 0
+    description = json.loads(invoke("inspect", tmp_path / "out", "--json").stdout)
+    assert description["settings"]["cut"] == 1000
+    assert description["splits"]["train"]["documents"] > 10
+    assert description["splits"]["heldout"]["documents"] == 1
+
+
 def test_fewer_ids_than_asked_for_is_said(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", ["ab"])
     result = invoke("train-tokenizer", source, "--out", tmp_path / "bpe.json", "--vocab-size", "400", "--heldout", "0")
@@ -58,6 +71,7 @@ def test_every_option_is_explained():
         assert result.exit_code == 0
         assert "widestream data" in result.stdout
     assert "0.005" in invoke("prepare", "--help").stdout
+    assert "100000" in invoke("prepare", "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,18 @@ def test_prepared_twice_is_left_alone(source, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [("tokenizer", "tokenizer"), ("heldout", "settings"), ("shard_tokens", "settings"), ("text", "sources")],
+    [
+        ("tokenizer", "tokenizer"),
+        ("heldout", "settings"),
+        ("shard_tokens", "settings"),
+        ("cut", "settings"),
+        ("text", "sources"),
+    ],
 )
 def test_another_preparation_is_never_mixed_in(source, tmp_path, change, named):
+    if change == "cut":
+        source = tmp_path / "a.txt"
+        source.write_text("\n".join(texts(3000)), encoding="utf-8")
     run(source, tmp_path / "out")
     before = contents(tmp_path / "out")
     tokenizer, options = None, {}
@@ -114,7 +123,7 @@ def test_another_preparation_is_never_mixed_in(source, tmp_path, change, named):
     elif change == "text":
         write_jsonl(source, texts(301))
     else:
-        options = {change: {"heldout": 0.2, "shard_tokens": 999}[change]}
+        options = {change: {"heldout": 0.2, "shard_tokens": 999, "cut": 1000}[change]}
     with pytest.raises(UserError, match=rf"out is already prepared with different {named}.*--overwrite"):
         run(source, tmp_path / "out", tokenizer, **options)
     assert contents(tmp_path / "out") == before
@@ -150,6 +159,34 @@ def test_nothing_held_out(tmp_path):
     assert set(run(source, tmp_path / "out", heldout=0).splits) == {"train"}
 
 
+def test_nothing_held_out_of_text_files_is_mended_by_cut(tmp_path):
+    text = " ".join(texts(30))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    size = (tmp_path / "a.txt").stat().st_size
+    message = rf"No document was held out \(1 in all, --heldout 0.001\): cut text .* --cut {size // 10}\), mark"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "a.txt", tmp_path / "out", heldout=0.001)
+    assert run(tmp_path / "a.txt", tmp_path / "out", heldout=0.001, cut=size // 10).splits["heldout"].documents == 1
+    write_jsonl(tmp_path / "a.jsonl", [text])
+    with pytest.raises(UserError, match=r"--heldout 0.001\): mark some with the field split = heldout"):
+        run(tmp_path / "a.jsonl", tmp_path / "other", heldout=0.001)
+
+
+def test_one_big_text_file_needs_no_options(tmp_path):
+    text = "\n\n".join(texts(6000))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    manifest = prepare([tmp_path / "a.txt"], tmp_path / "out", ByteTokenizer(), workers=1, progress=False)
+    size = (tmp_path / "a.txt").stat().st_size
+    documents = size // 100_000 + 1
+    train, heldout = manifest.splits["train"], manifest.splits["heldout"]
+    assert (train.documents, heldout.documents) == (documents - 1, 1)
+    assert train.bytes + heldout.bytes == size == train.tokens + heldout.tokens - documents
+    held = TokenStore.open(tmp_path / "out", "heldout").document(0).astype(np.uint8).tobytes().decode()
+    kept = [TokenStore.open(tmp_path / "out", "train").document(i) for i in range(train.documents)]
+    before, after = text.split(held)
+    assert before + after == np.concatenate(kept).astype(np.uint8).tobytes().decode()
+
+
 def test_nothing_left_for_training(tmp_path):
     with pytest.raises(UserError, match="No document is left for training: lower --heldout"):
         run(write_jsonl(tmp_path / "a.jsonl", texts(3), ["heldout"] * 3), tmp_path / "out")
@@ -161,7 +198,9 @@ def test_missing_source_leaves_no_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [{"heldout": 1.0}, {"heldout": -0.1}, {"shard_tokens": 0}, {"workers": 0}])
+@pytest.mark.parametrize(
+    "options", [{"heldout": 1.0}, {"heldout": -0.1}, {"shard_tokens": 0}, {"workers": 0}, {"cut": 3}]
+)
 def test_options_out_of_range(source, tmp_path, options):
     (name,) = options
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is"):

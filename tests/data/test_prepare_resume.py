@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,17 @@ from small_corpora import CountingTokenizer, contents, texts, write_jsonl
 
 from widestream.data import staging
 from widestream.data.prepare import PrepareOptions, prepare
+from widestream.data.sources import open_corpus
 from widestream.data.tokenizer import ByteTokenizer
 from widestream.errors import UserError
 
-OPTIONS = PrepareOptions(heldout=0.1, shard_tokens=4000)
+OPTIONS = PrepareOptions(heldout=0.1, shard_tokens=4000, cut=500)
 SCRIPT = """
 import sys
 from widestream.data import encode, prepare
 from widestream.data.tokenizer import ByteTokenizer
 prepare.RECORD_SECONDS, encode._BATCH_BYTES = 0.0, 2000
-options = prepare.PrepareOptions(heldout=0.1, shard_tokens=4000)
+options = prepare.PrepareOptions(heldout=0.1, shard_tokens=4000, cut=500)
 prepare.prepare([sys.argv[1]], sys.argv[2], ByteTokenizer(), options, workers=1, progress=False)
 """
 
@@ -50,9 +52,17 @@ def consumed(out: Path) -> int:
         return -1
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_process_ends_with_the_same_bytes(tmp_path, seed):
-    source = write_jsonl(tmp_path / "source.jsonl", ["", *texts(1200, seed), ""])
+def write_source(path: Path, documents: list[str]) -> Path:
+    """A .jsonl file of documents, or one text file of them."""
+    if path.suffix == ".jsonl":
+        return write_jsonl(path, documents)
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("name", "seed"), [("source.jsonl", 0), ("source.jsonl", 1), ("source.txt", 0)])
+def test_killed_process_ends_with_the_same_bytes(tmp_path, name, seed):
+    source = write_source(tmp_path / name, ["", *texts(1200, seed), ""])
     run(source, tmp_path / "expected")
     draw, out, stops = random.Random(seed), tmp_path / "out", 0
     for fraction in sorted(draw.uniform(0, 0.9) for _ in range(3)):
@@ -69,15 +79,27 @@ def test_killed_process_ends_with_the_same_bytes(tmp_path, seed):
     assert contents(out) == contents(tmp_path / "expected")
 
 
-def test_nothing_is_tokenized_twice(often, tmp_path):
-    documents = texts(300)
-    source = write_jsonl(tmp_path / "source.jsonl", documents)
+@pytest.mark.parametrize("name", ["source.jsonl", "source.txt"])
+def test_nothing_is_tokenized_twice(often, tmp_path, name):
+    source = write_source(tmp_path / name, texts(300))
+    documents = [document.text for document in open_corpus([source], cut=500).documents()]
     first, second = CountingTokenizer(limit=100), CountingTokenizer()
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "out", first)
     run(source, tmp_path / "out", second)
     assert first.encoded + second.encoded == documents
-    assert len(second.encoded) < 201
+    assert len(second.encoded) <= len(documents) - 100
+
+
+def test_killed_while_recording(often, tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "source.jsonl", texts(300))
+    run(source, tmp_path / "expected")
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out", CountingTokenizer(limit=100))
+    (tmp_path / "out.preparing" / "progress.json.tmp").write_text("{")
+    monkeypatch.setattr("widestream.data.prepare.RECORD_SECONDS", 1000)
+    run(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
 def test_half_done_is_never_mixed_with_another(often, tmp_path):
@@ -85,9 +107,9 @@ def test_half_done_is_never_mixed_with_another(often, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "out", CountingTokenizer(limit=100))
     half = contents(tmp_path / "out.preparing")
-    other = PrepareOptions(heldout=0.2, shard_tokens=4000)
-    with pytest.raises(UserError, match=r"out.preparing is half prepared with different settings: .*--overwrite"):
-        run(source, tmp_path / "out", options=other)
+    for other in (replace(OPTIONS, cut=600), replace(OPTIONS, heldout=0.2)):
+        with pytest.raises(UserError, match=r"out.preparing is half prepared with different settings: .*--overwrite"):
+            run(source, tmp_path / "out", options=other)
     os.utime(source, (0, 0))
     with pytest.raises(UserError, match="half prepared with different file times"):
         run(source, tmp_path / "out")

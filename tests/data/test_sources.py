@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from small_corpora import texts, write_jsonl
 
-from widestream.data.sources import BUNDLED, Position, assign_split, open_corpus
+from widestream.data.sources import BUNDLED, Position, assign_split, heldout_limit, open_corpus
 from widestream.errors import UserError
 
 PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -26,11 +26,35 @@ def texts_of(*paths, **options) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "A.TXT"])
-def test_a_text_file_is_one_document_unchanged(tmp_path, name):
+def test_a_short_text_file_is_one_document_unchanged(tmp_path, name):
     (tmp_path / name).write_bytes("  first\r\n\r\nzwölf\n".encode())
     (document,) = read(tmp_path / name)
     assert document.text == "  first\r\n\r\nzwölf\n"
     assert document.source_bytes == len(document.text.encode())
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md"])
+def test_a_long_text_file_is_cut_unless_told_otherwise(tmp_path, name):
+    text = "\n\n".join(texts(1500))
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    documents = read(tmp_path / name)
+    assert [document.source_bytes <= 100_000 for document in documents] == [True] * 3
+    assert [document.text[-2:] for document in documents[:-1]] == ["\n\n"] * 2
+    assert "".join(document.text for document in documents) == text
+    assert documents[-1].consumed == (tmp_path / name).stat().st_size
+    assert texts_of(tmp_path / name, cut=0) == [text]
+
+
+def test_only_text_files_are_cut(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", texts(40))
+    write_parquet(tmp_path / "b.parquet", count=40)
+    assert texts_of(tmp_path, cut=16) == texts(40) * 2
+
+
+def test_cut_too_small(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UserError, match="--cut is 15: give at least 16 bytes, or 0"):
+        open_corpus([tmp_path / "a.txt"], cut=15)
 
 
 def test_folder_is_walked_in_sorted_order(tmp_path):
@@ -70,7 +94,7 @@ def test_fields(tmp_path):
     (tmp_path / "a.jsonl").write_text("\ufeff" + "\n\n".join(json.dumps(row) for row in rows))
     documents = read(tmp_path / "a.jsonl", text_field="body")
     assert [document.split for document in documents] == ["heldout", "train", None]
-    assert [assign_split(document, 0.0) for document in documents] == ["heldout", "train", "train"]
+    assert [assign_split(document, 0) for document in documents] == ["heldout", "train", "train"]
 
 
 @pytest.mark.parametrize(
@@ -181,21 +205,52 @@ def test_hub_without_connection_or_column(monkeypatch):
 
 
 def test_reading_goes_on_from_any_document(tmp_path):
-    for name in ("a.txt", "d.md"):
-        (tmp_path / name).write_text(name)
+    (tmp_path / "a.txt").write_text("\n".join(texts(30)), encoding="utf-8")
+    for name in ("d.md", "e.txt", "f.txt"):
+        (tmp_path / name).write_text("" if name == "e.txt" else name)
     write_jsonl(tmp_path / "b.jsonl", texts(20))
     write_parquet(tmp_path / "c.parquet", count=40, group=7)
-    corpus = open_corpus([tmp_path])
+    corpus = open_corpus([tmp_path], cut=1000)
     documents = list(corpus.documents())
-    assert len(documents) == 62
+    assert len(documents) > 67
+    assert sum(document.text == "" for document in documents) == 1
     for index, document in enumerate(documents):
         assert list(corpus.documents(document.after)) == documents[index + 1 :]
 
 
+def splits(path, heldout) -> dict[str, str]:
+    limit = heldout_limit(open_corpus([path]), heldout)
+    return {document.text: assign_split(document, limit) for document in read(path)}
+
+
+@pytest.mark.parametrize(("count", "heldout", "expected"), [(5, 0.001, 1), (4, 0.001, 0), (40, 0.001, 1), (40, 0, 0)])
+def test_one_of_five_or_more_documents_is_held_out(tmp_path, count, heldout, expected):
+    found = splits(write_jsonl(tmp_path / "a.jsonl", ["", "", *texts(count)]), heldout)
+    assert [text for text, split in found.items() if split == "heldout" and text == ""] == []
+    assert list(found.values()).count("heldout") == expected
+
+
+def test_equal_documents_are_not_all_held_out(tmp_path):
+    assert splits(write_jsonl(tmp_path / "a.jsonl", ["same"] * 40), 0.001) == {"same": "train"}
+
+
+def test_splits_of_the_source_are_left_alone(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", texts(40), [*["train"] * 39, None])
+    assert set(splits(path, 0.001).values()) == {"train"}
+
+
+def test_corpus_is_read_only_until_something_is_held_out(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [f"document {i}" for i in range(2000)])
+    path.write_text(path.read_text() + "not json\n")
+    assert heldout_limit(open_corpus([path]), 0.1) == int(0.1 * 2**64)
+    with pytest.raises(UserError, match="line 2001: not JSON"):
+        heldout_limit(open_corpus([path]), 1e-9)
+
+
 def test_split_by_hash_does_not_depend_on_the_order(tmp_path):
     names = texts(4000, longest=3)
-    forward = {d.text: assign_split(d, 0.1) for d in read(write_jsonl(tmp_path / "a.jsonl", names))}
-    backward = {d.text: assign_split(d, 0.1) for d in read(write_jsonl(tmp_path / "b.jsonl", names[::-1]))}
+    forward = splits(write_jsonl(tmp_path / "a.jsonl", names), 0.1)
+    backward = splits(write_jsonl(tmp_path / "b.jsonl", names[::-1]), 0.1)
     assert forward == backward
     assert 320 <= sum(split == "heldout" for split in forward.values()) <= 480  # 400, four standard deviations
 

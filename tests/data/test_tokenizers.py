@@ -9,7 +9,8 @@ from small_corpora import prepare_bytes, texts, write_jsonl
 
 from widestream.data import gpt2
 from widestream.data.bpe import train_tokenizer
-from widestream.data.prepare import prepare
+from widestream.data.prepare import PrepareOptions, prepare
+from widestream.data.store import TokenStore
 from widestream.data.tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer, resolve_tokenizer
 from widestream.errors import UserError
 
@@ -220,6 +221,18 @@ def test_training_sees_the_training_documents_only(tmp_path):
     ]
     assert "apple" in vocabulary
     assert not any("ze" in token for token in vocabulary)
+
+
+def test_the_pieces_of_a_text_that_prepare_holds_out_stay_unseen(tmp_path):
+    words = ["apple", "zebra", "violin", "quince", "hockey", "umbrella"]
+    source = tmp_path / "a.txt"
+    source.write_text("".join(f"{word} " * 40 + "\n\n" for word in words))
+    manifest = prepare([source], tmp_path / "out", ByteTokenizer(), PrepareOptions(cut=400), workers=1, progress=False)
+    held = TokenStore.open(tmp_path / "out", "heldout").document(0).astype("uint8").tobytes().decode().split()[0]
+    trained = train_tokenizer([source], 400, tmp_path / "bpe.json", cut=400, progress=False)
+    vocabulary = json.loads(trained.content)["model"]["vocab"]
+    assert manifest.splits["heldout"].documents == 1
+    assert [word for word in words if f"Ġ{word}" not in vocabulary] == [held]
 
 
 def test_training_twice_gives_the_same_file(bpe, tmp_path):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from widestream.data.cutting import DEFAULT_CUT
 from widestream.data.files import disk_errors, write_atomic
-from widestream.data.sources import Corpus, assign_split, open_corpus
+from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
 from widestream.data.tokenizer import BOUNDARY, FileTokenizer
 from widestream.errors import UserError
 
@@ -20,6 +21,7 @@ def train_tokenizer(
     *,
     heldout: float = 0.005,
     text_field: str = "text",
+    cut: int = DEFAULT_CUT,
     overwrite: bool = False,
     progress: bool = True,
 ) -> FileTokenizer:
@@ -32,8 +34,10 @@ def train_tokenizer(
         paths: what to read, see `open_corpus`.
         vocab_size: number of ids, at least 257. Fewer come out if the text has no more pairs to merge.
         out: the tokenizer.json to write.
-        heldout: held-out fraction; give the same here and to `prepare`, so that held-out documents stay unseen.
+        heldout: held-out fraction; see `cut`.
         text_field: field or column with the text.
+        cut: bytes of a document, at most, when a .txt or .md file is cut; 0: they are left whole. Give the same paths,
+            `heldout` and `cut` here and to `prepare`, so that held-out documents stay unseen.
         overwrite: replace an existing file.
         progress: show progress on stderr.
 
@@ -58,7 +62,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    library.train_from_iterator(_training_texts(open_corpus(paths, text_field), heldout, progress), trainer)
+    library.train_from_iterator(_training_texts(open_corpus(paths, text_field, cut), heldout, progress), trainer)
     content = library.to_str(pretty=True).encode()
     with disk_errors(out.parent, "run the same command again"):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +71,10 @@ def train_tokenizer(
 
 
 def _training_texts(corpus: Corpus, heldout: float, progress: bool) -> Iterator[str]:
-    found = False
+    found, limit = False, heldout_limit(corpus, heldout)
     with tqdm(total=corpus.size, desc="reading", unit="B", unit_scale=True, disable=not progress) as bar:
         for document in corpus.documents():
-            if document.text and assign_split(document, heldout) == "train":
+            if document.text and assign_split(document, limit) == "train":
                 found = True
                 yield document.text
             bar.update(document.consumed - bar.n)

@@ -16,4 +16,5 @@ class DataConfig:
     sequence_length: int | None = None
     """Tokens per window, T. Default: the model's context."""
     seed: int = 0
-    """Seed of the order of the windows. Two runs see the same batches when data, sequence_length, batch_size and this agree."""
+    """Seed of the order of the windows. Two runs see the same batches when data, sequence_length, batch_size and this
+    agree."""

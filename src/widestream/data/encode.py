@@ -1,17 +1,16 @@
 """Documents to tokens, in worker processes, in the order of the documents."""
 
-import multiprocessing
-import os
+import functools
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
 from widestream.data.sources import Document
 from widestream.data.tokenizer import Tokenizer
+from widestream.data.workers import WorkerPool
 from widestream.errors import UserError
 
 _BATCH_BYTES = 1 << 20
@@ -43,7 +42,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def _encode(tokenizer: Tokenizer, dtype: str, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     rows = tokenizer.encode_batch(texts)
     lengths = np.array([row.size + 1 for row in rows], dtype=np.int64)
     tokens = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -59,22 +58,6 @@ def _encode(tokenizer: Tokenizer, texts: list[str], dtype: str) -> tuple[np.ndar
     return tokens.astype(np.dtype(dtype).newbyteorder("<")), lengths
 
 
-_worker: tuple[Tokenizer, str] | None = None
-"""Tokenizer and dtype of this worker process."""
-
-
-def _start_worker(tokenizer: Tokenizer, dtype: str) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker = tokenizer, dtype
-
-
-def _work(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    assert _worker is not None
-    tokenizer, dtype = _worker
-    return _encode(tokenizer, texts, dtype)
-
-
 def encode_documents(
     documents: Iterator[Document], tokenizer: Tokenizer, dtype: str, workers: int
 ) -> Generator[Encoded, None, None]:
@@ -87,28 +70,25 @@ def encode_documents(
         workers: processes; 1 encodes in this one.
 
     Raises:
-        UserError: a token lies outside the vocabulary, or a worker was killed.
+        UserError: a token lies outside the vocabulary, a worker was killed, or the tokenizer's class cannot be found
+            from another process.
     """
+    encode = functools.partial(_encode, tokenizer, dtype)
     if workers == 1:
         for batch in _batches(documents):
-            yield Encoded(batch, *_encode(tokenizer, [document.text for document in batch], dtype))
+            yield Encoded(batch, *encode([document.text for document in batch]))
         return
-    # "spawn": forking a process that already runs threads (tokenizers, torch) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, dtype))
-    try:
+    if type(tokenizer).__module__ == "__main__":
+        raise UserError(
+            f"Worker processes cannot find the class {type(tokenizer).__name__}, which is defined in the script that "
+            "runs: move it to a module, or give workers=1."
+        )
+    with WorkerPool(encode, workers) as pool:
         waiting: deque[tuple[list[Document], Future[tuple[np.ndarray, np.ndarray]]]] = deque()
         for batch in _batches(documents):
-            waiting.append((batch, pool.submit(_work, [document.text for document in batch])))
+            waiting.append((batch, pool.submit([document.text for document in batch])))
             if len(waiting) > 2 * workers:
                 done, future = waiting.popleft()
                 yield Encoded(done, *future.result())
         for done, future in waiting:
             yield Encoded(done, *future.result())
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A worker process was killed, most likely for want of memory: run the same command again with fewer "
-            "--workers; it goes on from where it stopped."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from widestream.data.cutting import DEFAULT_CUT, SMALLEST_CUT
 from widestream.data.encode import Encoded, encode_documents
 from widestream.data.files import disk_errors
 from widestream.data.manifest import FORMAT, MANIFEST, Manifest, SplitInfo, TokenizerInfo, read_manifest
 from widestream.data.shards import ShardWriter
-from widestream.data.sources import Corpus, assign_split, open_corpus
+from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
 from widestream.data.staging import Staging, check_out, check_plan, plan_of
 from widestream.data.tokenizer import Tokenizer
 from widestream.errors import UserError
@@ -30,11 +31,13 @@ class PrepareOptions:
     """What shapes the result, beside the text and the tokenizer."""
 
     heldout: float = 0.005
-    """Fraction of the documents without a split of their own that is held out, in [0, 1)."""
+    """Fraction of the documents without a split of their own that is held out, in [0, 1); see `heldout_limit`."""
     shard_tokens: int = 100_000_000
     """Tokens in a shard, at most (a longer document gets a shard of its own)."""
     text_field: str = "text"
     """Field or column that holds the text."""
+    cut: int = DEFAULT_CUT
+    """Bytes of a document, at most, when a .txt or .md file is cut, see `read_pieces`; 0: they are left whole."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout < 1:
@@ -76,7 +79,7 @@ def prepare(
     out = Path(out)
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}: give 1 or more.")
-    corpus = open_corpus(paths, options.text_field)
+    corpus = open_corpus(paths, options.text_field, options.cut)
     if progress and corpus.ignored:
         message = (
             f"Ignoring {len(corpus.ignored)} file(s) of kinds that widestream does not read, {corpus.ignored[0]} first."
@@ -143,11 +146,12 @@ class _Job:
         """Tokenize what is left, and publish."""
         self._tokenizer.save(self._staging.folder)
         try:
+            limit = heldout_limit(self._corpus, self._options.heldout)
             with self._bar(show) as bar:
                 documents = self._corpus.documents(self._progress.position)
                 batches = encode_documents(documents, self._tokenizer, self._dtype, self._useful(workers))
                 with contextlib.closing(batches):
-                    self._write(batches, bar)
+                    self._write(batches, limit, bar)
             for writer in self._writers.values():
                 writer.end_shard()
         finally:
@@ -171,7 +175,7 @@ class _Job:
             dynamic_ncols=True,
         )
 
-    def _write(self, batches: Iterable[Encoded], bar: "tqdm[Any]") -> None:
+    def _write(self, batches: Iterable[Encoded], limit: int, bar: "tqdm[Any]") -> None:
         recorded = time.monotonic()
         for batch in batches:
             ends = np.cumsum(batch.lengths).tolist()
@@ -179,7 +183,7 @@ class _Job:
                 if document.source_bytes == 0:
                     self._progress.empty_documents += 1
                     continue
-                split = assign_split(document, self._options.heldout)
+                split = assign_split(document, limit)
                 self._writers[split].add(batch.tokens[start:end], document.source_bytes)
             last = batch.documents[-1]
             bar.update(len(batch.documents) if bar.total is None else last.consumed - self._progress.consumed)
@@ -194,7 +198,7 @@ class _Job:
         totals = {split: writer.totals() for split, writer in self._writers.items()}
         splits = {split: info for split, info in totals.items() if info.documents}
         try:
-            _check_splits(splits, self._options)
+            _check_splits(splits, self._options, self._corpus)
         except UserError:
             self._staging.clear()
             raise
@@ -203,15 +207,18 @@ class _Job:
         return _manifest(self._tokenizer, self._options, self._corpus, self._progress.empty_documents, splits)
 
 
-def _check_splits(splits: dict[str, SplitInfo], options: PrepareOptions) -> None:
+def _check_splits(splits: dict[str, SplitInfo], options: PrepareOptions, corpus: Corpus) -> None:
     if not splits:
         raise UserError("The corpus is empty: none of its documents holds any text.")
     if "train" not in splits:
         raise UserError("No document is left for training: lower --heldout, or mark some with the split 'train'.")
     if "heldout" not in splits and options.heldout > 0:
-        documents = splits["train"].documents
+        train = splits["train"]
+        mends = ["raise --heldout, "] if train.documents > 1 else []
+        if any(source.is_text_file for source in corpus.sources):
+            smaller = max(SMALLEST_CUT, min(DEFAULT_CUT, train.bytes // 10))
+            mends.append(f"cut text files into more documents (for example by --cut {smaller}), ")
         raise UserError(
-            f"No document was held out ({documents} in all, --heldout {options.heldout}): raise --heldout, "
-            "cut large texts into several documents, mark some with the field split = heldout, or do without "
-            "evaluation by --heldout 0."
+            f"No document was held out ({train.documents} in all, --heldout {options.heldout}): "
+            f"{''.join(mends)}mark some with the field split = heldout, or do without evaluation by --heldout 0."
         )

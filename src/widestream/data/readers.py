@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from widestream.data.cutting import DEFAULT_CUT, check_cut, decode_utf8, read_pieces
 from widestream.errors import UserError
 
 SPLIT_FIELD = "split"
@@ -22,8 +23,8 @@ SPLIT_FIELD = "split"
 class Record:
     """One raw record of a source."""
 
-    number: int
-    """Counted from 0 within its source: the line, the row, or 0 for a text file."""
+    after: int
+    """Where to start in order to read the next one: the number of lines or rows so far, or for a text file of bytes."""
     text: Any
     """The text field, of whatever type was found."""
     split: Any
@@ -34,26 +35,28 @@ class Record:
     """Bytes of the file on disk read so far; 0 if unknown."""
 
 
-Reader = Callable[[Path, str, int], Iterator[Record]]
-"""(path, name of the text field, number of records to skip) -> records."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How sources are read."""
+
+    text_field: str = "text"
+    """Field or column that holds the text."""
+    cut: int = DEFAULT_CUT
+    """Bytes of a document, at most, when a text file is cut; 0: text files are left whole."""
+
+    def __post_init__(self) -> None:
+        check_cut(self.cut)
 
 
-def decode_utf8(data: bytes, path: Path, offset: int, detail: str = "") -> str:
-    """Decode, or say at which byte of which file the text stops being UTF-8. A byte order mark at 0 is dropped."""
-    try:
-        return data.decode("utf-8-sig" if offset == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-        mark = 3 if offset == 0 and data.startswith(b"\xef\xbb\xbf") else 0
-        raise UserError(
-            f"{path}{detail} is not UTF-8 at byte {offset + mark + error.start}: convert the file to UTF-8."
-        ) from None
+Reader = Callable[[Path, ReadOptions, int], Iterator[Record]]
+"""(path, how to read it, where to start: 0 or a record's `after`) -> records."""
 
 
-def read_text(path: Path, text_field: str, skip: int) -> Iterator[Record]:
-    """A text file is one document and is read whole, so cut files of many gigabytes into several or use JSON lines."""
-    if skip == 0:
-        data = path.read_bytes()
-        yield Record(0, decode_utf8(data, path, 0), None, str(path), len(data))
+def read_text(path: Path, options: ReadOptions, start: int) -> Iterator[Record]:
+    """The pieces of a text file, see `read_pieces`."""
+    for text, end in read_pieces(path, start, options.cut):
+        # What comes after an empty file starts at 1: its one record is not to be read again.
+        yield Record(max(1, end), text, None, str(path), end)
 
 
 class _ZstdStream(io.RawIOBase):
@@ -115,15 +118,15 @@ def _import_zstandard() -> Any:
     return zstandard
 
 
-def read_jsonl(path: Path, text_field: str, skip: int) -> Iterator[Record]:
+def read_jsonl(path: Path, options: ReadOptions, start: int) -> Iterator[Record]:
     """One JSON object a line, plain or compressed (.gz, .xz, .zst). Blank lines are passed over."""
     with path.open("rb") as raw, _decompressed(path, raw) as lines:
         offset = 0
-        for number, line in enumerate(lines):
-            if number >= skip and line.strip():
-                where = f"{path}, line {number + 1}"
-                value = _parse_line(decode_utf8(line, path, offset, f", line {number + 1},"), where, text_field)
-                yield Record(number, value[text_field], value.get(SPLIT_FIELD), where, raw.tell())
+        for number, line in enumerate(lines, start=1):
+            if number > start and line.strip():
+                where = f"{path}, line {number}"
+                value = _parse_line(decode_utf8(line, path, offset, f", line {number},"), where, options.text_field)
+                yield Record(number, value[options.text_field], value.get(SPLIT_FIELD), where, raw.tell())
             offset += len(line)
 
 
@@ -144,7 +147,7 @@ def _no_field(where: str, text_field: str, names: list[str]) -> str:
     return f"{where}: no field '{text_field}' (there is {there}): name the right one with --text-field."
 
 
-def read_parquet(path: Path, text_field: str, skip: int) -> Iterator[Record]:
+def read_parquet(path: Path, options: ReadOptions, start: int) -> Iterator[Record]:
     """Rows of a parquet file, one row group at a time."""
     try:
         import pyarrow
@@ -156,33 +159,33 @@ def read_parquet(path: Path, text_field: str, skip: int) -> Iterator[Record]:
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path} is not a parquet file or is cut short ({error}): get the file again.") from error
     with file:
-        names = file.schema_arrow.names
+        names, text_field = file.schema_arrow.names, options.text_field
         if text_field not in names:
             raise UserError(_no_field(f"{path}", text_field, names))
         columns = [name for name in (text_field, SPLIT_FIELD) if name in names]
         row_size = path.stat().st_size / max(1, file.metadata.num_rows)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = list(itertools.accumulate(sizes))
-        groups = [group for group, end in enumerate(ends) if end > skip]
+        groups = [group for group, end in enumerate(ends) if end > start]
         number = ends[groups[0]] - sizes[groups[0]] if groups else 0
         try:
             for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=columns):
                 for row in batch.to_pylist():
-                    if number >= skip:
-                        where, consumed = f"{path}, row {number + 1}", int((number + 1) * row_size)
-                        yield Record(number, row[text_field], row.get(SPLIT_FIELD), where, consumed)
                     number += 1
+                    if number > start:
+                        where, consumed = f"{path}, row {number}", int(number * row_size)
+                        yield Record(number, row[text_field], row.get(SPLIT_FIELD), where, consumed)
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path} is damaged ({error}): get the file again.") from error
 
 
-def read_hub(name: str, text_field: str, skip: int) -> Iterator[Record]:
+def read_hub(name: str, options: ReadOptions, start: int) -> Iterator[Record]:
     """The `train` split of a Hugging Face data set, streamed.
 
     Args:
         name: `hf:OWNER/NAME[:CONFIG][@REVISION]`, or a folder in the place of OWNER/NAME.
-        text_field: name of the column with the text.
-        skip: number of rows to pass over.
+        options: names the column with the text.
+        start: number of rows to pass over.
 
     Raises:
         UserError: the package is missing, or the data set cannot be reached or read.
@@ -195,11 +198,11 @@ def read_hub(name: str, text_field: str, skip: int) -> Iterator[Record]:
     path, _, config = address.partition(":")
     try:
         rows = datasets.load_dataset(path, config or None, split="train", revision=revision or None, streaming=True)
-        for number, row in enumerate(rows.skip(skip) if skip else rows, start=skip):
-            where = f"{name}, row {number + 1}"
-            if text_field not in row:
-                raise UserError(_no_field(where, text_field, list(row)))
-            yield Record(number, row[text_field], row.get(SPLIT_FIELD), where, 0)
+        for number, row in enumerate(rows.skip(start) if start else rows, start=start + 1):
+            where = f"{name}, row {number}"
+            if options.text_field not in row:
+                raise UserError(_no_field(where, options.text_field, list(row)))
+            yield Record(number, row[options.text_field], row.get(SPLIT_FIELD), where, 0)
     except UserError:
         raise
     except Exception as error:  # the hub's clients raise errors of many libraries, without a common class

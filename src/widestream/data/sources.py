@@ -1,6 +1,6 @@
 """What a user names on the command line -> a stream of documents, in a fixed order.
 
-Files are read as streams: lines, row groups, rows. Only a .txt or .md file, which is one document, is read whole.
+Everything is read as a stream: lines, row groups, rows, pieces of text files.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from widestream.data.readers import READERS, Record, read_hub, reader_for
+from widestream.data.cutting import DEFAULT_CUT
+from widestream.data.readers import READERS, ReadOptions, Record, read_hub, read_text, reader_for
 from widestream.errors import UserError
 
 SPLITS = ("train", "heldout")
@@ -20,6 +21,8 @@ BUNDLED = "bundled:prose"
 """Name of the corpus that comes with the package (see bundled/NOTICE)."""
 _BUNDLED_FILE = Path(__file__).parent / "bundled" / "prose.jsonl.xz"
 _HUB = "hf:"
+_FEWEST = 5
+"""With fewer documents than that, none is held out against its hash: it could be half of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class Position:
 
     source: int = 0
     """Index of the source in the corpus."""
-    record: int = 0
-    """Index of the record in that source."""
+    offset: int = 0
+    """Where in that source: a number of lines or rows, or for a text file of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,18 @@ class Source:
     modified_ns: int
     """Time of the last change; 0 if unknown."""
 
-    def records(self, text_field: str, skip: int) -> Iterator[Record]:
-        """The records from number `skip` on."""
+    @property
+    def is_text_file(self) -> bool:
+        """Whether --cut concerns it."""
+        return not self.name.startswith(_HUB) and reader_for(Path(self.name)) is read_text
+
+    def records(self, options: ReadOptions, start: int) -> Iterator[Record]:
+        """The records from `start` on: 0, or what a record gave as `after`."""
         if self.name.startswith(_HUB):
-            return read_hub(self.name, text_field, skip)
+            return read_hub(self.name, options, start)
         reader = reader_for(Path(self.name))
         assert reader is not None, self.name
-        return reader(Path(self.name), text_field, skip)
+        return reader(Path(self.name), options, start)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +90,8 @@ class Corpus:
     """Files of a folder are sorted by path."""
     ignored: tuple[str, ...]
     """Files in folders whose suffix no reader knows."""
-    text_field: str
-    """Name of the field or column with the text."""
+    options: ReadOptions
+    """How they are read."""
 
     @property
     def size(self) -> int | None:
@@ -116,10 +124,10 @@ class Corpus:
         """
         before = sum(source.size or 0 for source in self.sources[: start.source])
         for index, source in enumerate(self.sources[start.source :], start=start.source):
-            skip = start.record if index == start.source else 0
+            offset = start.offset if index == start.source else 0
             try:
-                for record in source.records(self.text_field, skip):
-                    yield _document(record, Position(index, record.number + 1), before + record.consumed)
+                for record in source.records(self.options, offset):
+                    yield _document(record, Position(index, record.after), before + record.consumed)
             except OSError as error:
                 raise UserError(f"Cannot read {source.name} ({error.strerror or error}): check the file.") from error
             before += source.size or 0
@@ -141,24 +149,59 @@ def _document(record: Record, after: Position, consumed: int) -> Document:
     return Document(record.text, record.split, len(data), digest, after, consumed)
 
 
-def assign_split(document: Document, heldout: float) -> str:
-    """The document's own split, else one drawn by the hash of its text, so that order and neighbours do not matter."""
+def heldout_limit(corpus: Corpus, heldout: float) -> int:
+    """The hash below which documents are held out, for `assign_split`.
+
+    That is the fraction `heldout` of all hashes. But where it would hold out none of at least five different
+    documents, it is just enough for the one with the smallest hash: the text of one file, cut into a few dozen pieces,
+    needs a held-out split too.
+
+    The corpus is read until a document turns out to be held out (on average after 1/heldout of them), or to have a
+    split of its own; which are held out is then up to whoever marked them.
+
+    Args:
+        corpus: the documents.
+        heldout: fraction to hold out, in [0, 1).
+
+    Raises:
+        UserError: a record cannot be used.
+    """
+    limit = int(heldout * 2**64)
+    digests: set[int] = set()
+    for document in corpus.documents() if limit else ():
+        if document.source_bytes == 0:
+            continue
+        if document.split is not None or document.digest < limit:
+            return limit
+        digests.add(document.digest)
+    return min(digests) + 1 if len(digests) >= _FEWEST else limit
+
+
+def assign_split(document: Document, limit: int) -> str:
+    """The document's own split, else one drawn by the hash of its text, so that order and neighbours do not matter.
+
+    Args:
+        document: the document.
+        limit: of `heldout_limit`.
+    """
     if document.split is not None:
         return document.split
-    return "heldout" if document.digest < heldout * 2**64 else "train"
+    return "heldout" if document.digest < limit else "train"
 
 
-def open_corpus(paths: Sequence[str | Path], text_field: str = "text") -> Corpus:
+def open_corpus(paths: Sequence[str | Path], text_field: str = "text", cut: int = DEFAULT_CUT) -> Corpus:
     """Find what the arguments name. Nothing is read yet.
 
     Args:
         paths: files (.txt, .md, .jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst, .parquet), folders of them,
             `bundled:prose`, `hf:OWNER/NAME[:CONFIG][@REVISION]`.
         text_field: name of the field or column with the text.
+        cut: bytes of a document, at most, when a .txt or .md file is cut, see `read_pieces`; 0: they are left whole.
 
     Raises:
-        UserError: nothing there, an unknown suffix, or a file named twice.
+        UserError: nothing there, an unknown suffix, a file named twice, or `cut` is too small.
     """
+    options = ReadOptions(text_field=text_field, cut=cut)
     sources: list[Source] = []
     ignored: list[str] = []
     for given in map(str, paths):
@@ -180,7 +223,7 @@ def open_corpus(paths: Sequence[str | Path], text_field: str = "text") -> Corpus
         if key in seen:
             raise UserError(f"{source.name} is named twice; its documents would count twice: name it once.")
         seen.add(key)
-    return Corpus(sources=tuple(sources), ignored=tuple(ignored), text_field=text_field)
+    return Corpus(sources=tuple(sources), ignored=tuple(ignored), options=options)
 
 
 def _file_source(path: Path, given: str, label: str) -> Source:

@@ -161,7 +161,8 @@ class Staging:
 
     def publish(self) -> None:
         """The last steps of `finish`; they can be repeated if they were interrupted."""
-        (self.folder / _PROGRESS).unlink(missing_ok=True)
+        for name in (_PROGRESS, f"{_PROGRESS}.tmp"):  # the second is left by a process killed while it recorded
+            (self.folder / name).unlink(missing_ok=True)
         if self._out.is_dir():
             shutil.rmtree(self._old, ignore_errors=True)
             self._out.rename(self._old)
