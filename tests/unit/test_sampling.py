@@ -41,6 +41,13 @@ def test_a_stop_token_ends_the_text_and_is_left_out():
     assert cut == text[: text.index(text[4])]
 
 
+def test_rows_beyond_the_tokenizer_are_never_drawn():
+    model = build_model(tiny("vector")).eval()
+    hot = SamplingConfig(max_new_tokens=20, temperature=100.0)
+    assert max(generate(model, [1], hot)) >= 10
+    assert max(generate(model, [1], hot, num_ids=10)) < 10
+
+
 def draw(logits, count=400, **settings):
     generator = torch.Generator().manual_seed(0)
     config = SamplingConfig(temperature=1.0, **settings)

@@ -59,7 +59,7 @@ def sample_run(
     if run_config.train.threads is not None:
         torch.set_num_threads(run_config.train.threads)
     ids = [tokenizer.boundary_id, *tokenizer.encode_batch([prompt])[0].tolist()]
-    new = generate(model, ids, config, stop=tokenizer.boundary_id, use_cache=use_cache)
+    new = generate(model, ids, config, stop=tokenizer.boundary_id, num_ids=tokenizer.vocab_size, use_cache=use_cache)
     sample = Sample(prompt, tokenizer.decode(new), found.step, len(new))
     if keep:
         row = {**asdict(sample), **asdict(config)}

@@ -37,7 +37,13 @@ class SamplingConfig:
 
 @torch.no_grad()
 def generate(
-    model: Decoder, prompt: list[int], config: SamplingConfig, stop: int | None = None, use_cache: bool = True
+    model: Decoder,
+    prompt: list[int],
+    config: SamplingConfig,
+    *,
+    stop: int | None = None,
+    num_ids: int | None = None,
+    use_cache: bool = True,
 ) -> list[int]:
     """New tokens after `prompt`.
 
@@ -46,6 +52,7 @@ def generate(
         prompt: token ids, at least one.
         config: how tokens are chosen.
         stop: a token that ends the text; it is not returned.
+        num_ids: ids of the tokenizer, where the model has more rows than that; the others are never drawn.
         use_cache: keep keys and values of earlier tokens; without it every token is computed afresh.
 
     Returns:
@@ -62,7 +69,7 @@ def generate(
     tokens, fresh = list(prompt), list(prompt)
     for _ in range(room):
         ids = torch.tensor([fresh if use_cache else tokens], device=device)
-        logits = model.logits(model(ids, cache=cache)[:, -1])[0].float().cpu()
+        logits = model.logits(model(ids, cache=cache)[:, -1])[0, :num_ids].float().cpu()
         token = choose(logits, config, generator)
         if token == stop:
             break
