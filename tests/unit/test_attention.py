@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models import tiny
-from widestream.nn.attention import BareAttention, attention_context
+from widestream.nn.attention import BareAttention
+from widestream.nn.context import make_context
 from widestream.nn.positions import alibi_bias, alibi_slopes, rotary_angles, rotate
 
 
@@ -40,7 +41,7 @@ def test_attention_against_its_formula(layer, scaling):
     config = tiny("matrix", positions="alibi", inverse_layer_scaling=scaling)
     q, k, v = torch.randn(3, 2, 9, 4, 8).unbind()
     positions = torch.arange(9)
-    context = attention_context(config, positions, None, None, None)
+    context = make_context(config, positions)
     out = BareAttention(config, layer)({"q": q, "k": k, "v": v}, context)
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(8) / (layer + 1 if scaling else 1)
     logits = logits + alibi_bias(4, positions, positions)
@@ -54,7 +55,7 @@ def test_upcasting_keeps_softmax_out_of_bfloat16():
     results = {}
     for upcast in (True, False):
         config = tiny("matrix", positions="none", upcast_attention=upcast)
-        context = attention_context(config, torch.arange(16), None, None, None)
+        context = make_context(config, torch.arange(16))
         with torch.autocast("cpu", torch.bfloat16):
             results[upcast] = BareAttention(config, 0)({"q": q, "k": k, "v": v}, context).float()
     exact = BareAttention(tiny("matrix", positions="none"), 0)({"q": q, "k": k, "v": v}, context)
@@ -66,7 +67,5 @@ def test_an_explicit_mask_is_used_as_it_is():
     config = tiny("matrix", positions="none")
     mask = torch.eye(6, dtype=torch.bool)[None]
     q, k, v = torch.randn(3, 1, 6, 4, 8).unbind()
-    out = BareAttention(config, 0)(
-        {"q": q, "k": k, "v": v}, attention_context(config, torch.arange(6), None, mask, None)
-    )
+    out = BareAttention(config, 0)({"q": q, "k": k, "v": v}, make_context(config, torch.arange(6), mask=mask))
     torch.testing.assert_close(out, v)

@@ -1,4 +1,4 @@
-"""The KV cache for sampling. Attention's keys and values are plain heads for every stream, so one cache serves all."""
+"""The cache for sampling. Attention's keys and values are plain heads for every stream, so one cache serves all."""
 
 import torch
 from torch import Tensor
@@ -7,27 +7,29 @@ from widestream.errors import UserError
 
 
 class KVCache:
-    """Keys and values of the tokens so far, for every layer.
+    """Keys and values of the tokens so far, for every attention block, and what a stream that mixes tokens remembers.
 
     Args:
-        num_layers: layers L.
+        num_slots: attention blocks.
         shape: (batch B, heads H, longest length, head width D_h).
         dtype: of what is stored.
         device: where.
     """
 
-    def __init__(self, num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device):
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+    def __init__(self, num_slots: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device):
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_slots)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_slots)]
+        self.memory: dict[str, Tensor] = {}
+        """A stream's own, by name."""
         self.length = 0
         self.capacity = shape[2]
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, slot: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v [B, H, T, D_h] behind what is there; returns all keys and values so far."""
         end = self.length + k.shape[2]
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        self.keys[slot][:, :, self.length : end] = k
+        self.values[slot][:, :, self.length : end] = v
+        return self.keys[slot][:, :, :end], self.values[slot][:, :, :end]
 
     def advance(self, num_tokens: int) -> None:
         """Count tokens as stored, once all layers have them."""

@@ -10,12 +10,13 @@ from torch.utils.checkpoint import checkpoint
 
 from widestream.errors import UserError
 from widestream.kernels.cross_entropy import linear_cross_entropy
-from widestream.nn.attention import AttentionContext, BareAttention, DenseAttention, attention_context
+from widestream.nn.attention import BareAttention, DenseAttention
 from widestream.nn.cache import KVCache
 from widestream.nn.config import ModelConfig
+from widestream.nn.context import Context, make_context
 from widestream.nn.embedding import Embedding
 from widestream.nn.mlp import MLP
-from widestream.nn.roles import Declared, Role, Roles, named_roles
+from widestream.nn.roles import Declared, Role, Roles, named_roles, size
 from widestream.streams import stream_class
 
 
@@ -48,29 +49,35 @@ class Decoder(Declared):
         self.config = config
         roles = Roles(config)
         kind = stream_class(config.stream.kind)
-        spec = kind.spec(config)
         self.stream = kind(config, roles)
-        axes = self.stream.width_axes(roles)
-        self.embedding = Embedding(config, roles, axes)
-        self.blocks = nn.ModuleList()
-        for index, block in enumerate(kind.blocks(config)):
-            layer = kind.blocks(config)[:index].count("attention")
-            if block == "mlp":
-                self.blocks.append(MLP(config, roles, axes, scale_output=not spec.scales_mlp_write))
-            elif spec.attention == "bare":
-                self.blocks.append(BareAttention(config, layer))
-            else:
-                self.blocks.append(DenseAttention(config, layer, roles))
+        self.layout = kind.blocks(config)
+        self.embedding = Embedding(config, roles, self.stream.embedding_axes(roles), self.stream.position_axes(roles))
+        self.blocks = nn.ModuleList(self._make_block(index, roles) for index in range(len(self.layout)))
+        axes = self.stream.head_axes(roles)
         head = roles.unembedding(axes)
         self.output_multiplier = head.multiplier
         if config.tied_head:
+            if size(axes) != self.embedding.token.shape[1]:
+                raise UserError(
+                    f"A {config.stream.kind} stream embeds and reads out at different widths; use tied_head: false."
+                )
             # The shared table keeps the embedding's scale; as a head it acts at the scale a head of its own would have.
             self.output_multiplier *= (head.std or 1.0) / (self.embedding.own_roles["token"].std or 1.0)
         else:
-            self.declare("unembedding", (config.vocab_size, config.embed_dim), head)
+            self.declare("unembedding", (config.vocab_size, size(axes)), head)
         self.checkpoint_layers = False
         """Keep only what crosses layer boundaries for the backward pass; recompute the rest."""
         self._compiled_depth: Callable[..., Tensor] | None = None
+
+    def _make_block(self, index: int, roles: Roles) -> nn.Module:
+        config, block = self.config, self.layout[index]
+        spec, axes = type(self.stream).spec(config), self.stream.width_axes(roles)
+        if block.kind == "mlp":
+            return MLP(config, roles, axes, scale_output=not spec.scales_mlp_write, num_neurons=block.num_neurons)
+        slot = sum(earlier.kind == "attention" for earlier in self.layout[:index])
+        if spec.attention == "bare":
+            return BareAttention(config, block.layer, slot, block.window)
+        return DenseAttention(config, block.layer, roles, axes, slot, block.window)
 
     def forward(
         self,
@@ -102,29 +109,39 @@ class Decoder(Declared):
         if cache is not None:
             cache.check_room(num_tokens)
         positions = torch.arange(start, start + num_tokens, device=tokens.device)
-        context = attention_context(self.config, positions, segments, mask, cache)
+        windows = {block.window for block in self.layout if block.kind == "attention"}
+        context = make_context(self.config, positions, segments, mask, cache, windows)
         through_depth = self._compiled_depth or self._exchange_through_depth
         hidden = through_depth(self.embedding(tokens, positions), context)
         if cache is not None:
             cache.advance(num_tokens)
         return hidden
 
-    def _exchange_through_depth(self, embedding: tuple[Tensor, Tensor | None], context: AttentionContext) -> Tensor:
+    def _exchange_through_depth(self, embedding: tuple[Tensor, Tensor | None], context: Context) -> Tensor:
         """The whole decoder: write, read, compute; and again."""
-        state, inputs = self.stream.exchange(0, self.stream.empty(), embedding)
-        for site in range(1, len(self.blocks) + 1, 2):
+        state, inputs = self.stream.exchange(0, self.stream.empty(context), embedding)
+        for sites in self._layers():
             if self.checkpoint_layers and torch.is_grad_enabled():
-                state, inputs = checkpoint(self._layer, site, state, inputs, context, use_reentrant=False)
+                state, inputs = checkpoint(self._layer, sites, state, inputs, context, use_reentrant=False)
             else:
-                state, inputs = self._layer(site, state, inputs, context)
+                state, inputs = self._layer(sites, state, inputs, context)
         return inputs["x"]
 
-    def _layer(self, first: int, state: Any, inputs: dict[str, Tensor], context: AttentionContext) -> tuple[Any, Any]:
-        """Two blocks and the exchanges behind them."""
-        for site in range(first, min(first + 2, len(self.blocks) + 1)):
+    def _layer(
+        self, sites: list[int], state: Any, inputs: dict[str, Tensor], context: Context
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The blocks of one layer, and the exchange behind each."""
+        for site in sites:
             written = self.blocks[site - 1](inputs, context)
             state, inputs = self.stream.exchange(site, state, written)
         return state, inputs
+
+    def _layers(self) -> list[list[int]]:
+        """Sites behind the blocks, layer by layer."""
+        layers: dict[int, list[int]] = {}
+        for site, block in enumerate(self.layout, start=1):
+            layers.setdefault(block.layer, []).append(site)
+        return list(layers.values())
 
     def head_weight(self) -> Tensor:
         """The unembedding [V, D]."""
@@ -155,11 +172,15 @@ class Decoder(Declared):
         config, weight = self.config, self.head_weight()
         dtype = torch.float32 if config.upcast_attention else dtype or weight.dtype
         shape = (batch_size, config.num_heads, length, config.head_dim)
-        return KVCache(config.num_layers, shape, dtype, weight.device)
+        return KVCache(sum(block.kind == "attention" for block in self.layout), shape, dtype, weight.device)
 
-    def compile_blocks(self) -> None:
-        """Compile everything between embedding and head; masks are built outside, so shapes stay fixed."""
-        self._compiled_depth = torch.compile(self._exchange_through_depth, dynamic=False)
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile everything between embedding and head; masks are built outside, so shapes stay fixed.
+
+        Args:
+            options: for `torch.compile`.
+        """
+        self._compiled_depth = torch.compile(self._exchange_through_depth, dynamic=False, **options)
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter, by its name."""

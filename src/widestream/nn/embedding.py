@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from widestream.nn.config import ModelConfig
-from widestream.nn.roles import Axis, Declared, Roles
+from widestream.nn.roles import Axis, Declared, Roles, size
 
 
 class Embedding(Declared):
@@ -13,7 +13,8 @@ class Embedding(Declared):
     Args:
         config: the model's.
         roles: for the weights' roles.
-        axes: axes of the embedding, whose sizes multiply to the width D.
+        axes: axes of token vectors, whose sizes multiply to their width.
+        position_axes: the same of position vectors.
     """
 
     token: Tensor
@@ -21,13 +22,13 @@ class Embedding(Declared):
     position: Tensor | None
     """[N, D], for learned positions."""
 
-    def __init__(self, config: ModelConfig, roles: Roles, axes: tuple[Axis, ...]):
+    def __init__(self, config: ModelConfig, roles: Roles, axes: tuple[Axis, ...], position_axes: tuple[Axis, ...]):
         super().__init__()
         self.multiplier = config.mup.input_multiplier
-        self.declare("token", (config.vocab_size, config.embed_dim), roles.embedding(roles.vocab, axes, "embedding"))
+        self.declare("token", (config.vocab_size, size(axes)), roles.embedding(roles.vocab, axes, "embedding"))
         if config.positions == "learned":
-            role = roles.embedding(roles.positions, axes, "positions")
-            self.declare("position", (config.context, config.embed_dim), role)
+            role = roles.embedding(roles.positions, position_axes, "positions")
+            self.declare("position", (config.context, size(position_axes)), role)
         else:
             self.register_parameter("position", None)
 

@@ -1,11 +1,13 @@
 """The MLP (paper eqs. 10-11): x -> W_2 GELU(W_1 x). The same for every stream."""
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from widestream.nn.attention import AttentionContext
 from widestream.nn.config import ModelConfig
-from widestream.nn.roles import Axis, Declared, Roles
+from widestream.nn.context import Context
+from widestream.nn.roles import Axis, Declared, Roles, size
 
 
 class MLP(Declared):
@@ -15,6 +17,7 @@ class MLP(Declared):
         config: the model's.
         roles: for the weights' roles.
         axes: axes of the input and output, whose sizes multiply to the width D.
+        num_neurons: F; default: the model's. 0: no matrices, the non-linearity alone.
         scale_output: whether depth scaling acts on W_2 (else the stream does it on its own keys).
     """
 
@@ -23,13 +26,26 @@ class MLP(Declared):
     w2: Tensor
     """W_2 [D, F]."""
 
-    def __init__(self, config: ModelConfig, roles: Roles, axes: tuple[Axis, ...], scale_output: bool):
+    def __init__(
+        self,
+        config: ModelConfig,
+        roles: Roles,
+        axes: tuple[Axis, ...],
+        scale_output: bool,
+        num_neurons: int | None = None,
+    ):
         super().__init__()
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-        self.declare("w1", (config.mlp_dim, config.embed_dim), roles.hidden(axes, (roles.neurons,), "mlp"))
-        w2 = roles.hidden((roles.neurons,), axes, "mlp", output=scale_output)
-        self.declare("w2", (config.embed_dim, config.mlp_dim), w2)
+        self.bare = num_neurons == 0
+        if self.bare:
+            return
+        neurons = roles.neurons if num_neurons is None else replace(roles.neurons, size=num_neurons)
+        width = size(axes)
+        self.declare("w1", (neurons.size, width), roles.hidden(axes, (neurons,), "mlp"))
+        self.declare("w2", (width, neurons.size), roles.hidden((neurons,), axes, "mlp", output=scale_output))
 
-    def forward(self, inputs: dict[str, Tensor], context: AttentionContext) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor], context: Context) -> Tensor:
         """Role x [B, T, D] -> [B, T, D]."""
+        if self.bare:
+            return F.gelu(inputs["x"], approximate=self.approximate)
         return F.linear(F.gelu(F.linear(inputs["x"], self.w1), approximate=self.approximate), self.w2)

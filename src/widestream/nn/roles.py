@@ -66,7 +66,7 @@ class Roles:
     def embedding(self, entries: Axis, out: tuple[Axis, ...], part: str) -> Role:
         """A look-up table: finite to infinite. It is never decayed."""
         fan_in = 1 if self.config.init.embedding_fan_in == "one" else entries.size
-        std = self._std(fan_in, _size(out))
+        std = self._std(fan_in, size(out))
         return Role(std, "none", multiplier=self.config.mup.input_multiplier, part=part)
 
     def hidden(
@@ -89,7 +89,7 @@ class Roles:
             output: whether it is the block's last map, which depth scaling makes smaller by 1/sqrt(2 L).
             zero_rows: so many leading rows start at zero.
         """
-        std = self._std(_size(in_), _size(out))
+        std = self._std(size(in_), size(out))
         if output and self.config.init.depth_scale:
             std /= math.sqrt(2 * self.config.num_layers)
         return Role(std, decay, lr_factor=1 / _ratio(in_), muon=True, zero_rows=zero_rows, part=part)
@@ -97,7 +97,7 @@ class Roles:
     def unembedding(self, in_: tuple[Axis, ...]) -> Role:
         """Infinite to finite. Under muP its standard deviation does not shrink with width; its multiplier does."""
         init, mup = self.config.init, self.config.mup
-        std = init.std if init.scheme == "mup" else self._std(_size(in_), self.vocab.size)
+        std = init.std if init.scheme == "mup" else self._std(size(in_), self.vocab.size)
         multiplier = mup.output_multiplier / _ratio(in_)
         return Role(0.0 if init.output_zero else std, "none", multiplier=multiplier, part="unembedding")
 
@@ -164,7 +164,8 @@ def initialize(model: nn.Module, seed: int) -> None:
         parameter.copy_(values)
 
 
-def _size(axes: tuple[Axis, ...]) -> int:
+def size(axes: tuple[Axis, ...]) -> int:
+    """Product of the axes' sizes."""
     return math.prod(axis.size for axis in axes)
 
 

@@ -11,11 +11,25 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from widestream.nn.config import ModelConfig
+from widestream.nn.context import Context, Window
 from widestream.nn.roles import Axis, Declared, Roles
 from widestream.streams.config import StreamConfig
 
 Reader = Literal["attention", "mlp", "head"]
-BlockKind = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block between two exchanges."""
+
+    kind: Literal["attention", "mlp"]
+    """What it computes."""
+    layer: int
+    """Its layer, from 0."""
+    window: Window = None
+    """attention: how many tokens back it sees."""
+    num_neurons: int | None = None
+    """mlp: its own number of neurons; default: the model's. 0: no matrices, the non-linearity alone."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +38,18 @@ class StreamSpec:
 
     state_shape: tuple[int, ...]
     """Shape of one token's state, as the literature writes it; RMT: (D_k, D_v)."""
-    attention: Literal["dense", "bare"]
-    """Form of the attention block: with projections of its own, or fed with q, k, v heads by the stream."""
     starts_plain: bool
-    """Whether the initial model computes what the plain transformer with the same blocks does."""
+    """Whether the initial model computes what the plain transformer with the same blocks does, gradients included."""
+    attention: Literal["dense", "bare"] = "dense"
+    """Form of the attention block: with projections of its own, or fed with q, k, v heads by the stream."""
     history: str = "none"
-    """What it keeps of earlier writes."""
+    """What it keeps of earlier writes, in words."""
+    history_size: int = 0
+    """Numbers of earlier writes kept per token, at the end of the depth, beside the state."""
     scales_mlp_write: bool = False
     """Whether depth scaling acts on the stream's own storage keys instead of the MLP's W_2."""
+    papers: tuple[str, ...] = ()
+    """Where it comes from: arXiv numbers or addresses."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,7 @@ class StreamCost:
     flops: int
     """Forward FLOPs, two per multiply-add, matrix products only; a training step takes three times as many."""
     bytes_moved: int
-    """Bytes of state read and written in the forward pass, with one read and one write of the state per exchange."""
+    """Bytes of state and history read and written in the forward pass, each once per exchange that touches it."""
     bytes_saved: int
     """Bytes kept for the backward pass by exchanges that autograd records as written."""
 
@@ -58,15 +76,18 @@ class Stream(Declared):
     """
 
     Config: ClassVar[type[StreamConfig]]
+    """The dataclass of its settings."""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Settings that the contract tests run on; the first is the one that listings describe."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__()
-        self.readers: list[Reader] = [*self.blocks(config), "head"]
+        self.readers: list[Reader] = [*(block.kind for block in self.blocks(config)), "head"]
 
     @classmethod
-    def blocks(cls, config: ModelConfig) -> list[BlockKind]:
+    def blocks(cls, config: ModelConfig) -> list[Block]:
         """The blocks between the exchanges, in order; default: attention, MLP, attention, MLP, ..."""
-        return ["attention", "mlp"] * config.num_layers
+        return [Block(kind, layer) for layer in range(config.num_layers) for kind in ("attention", "mlp")]
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -77,12 +98,33 @@ class Stream(Declared):
         """What this stream costs."""
         raise NotImplementedError
 
+    @classmethod
+    def parameter_formula(cls, config: ModelConfig) -> int:
+        """Closed formula for the number of the stream's own parameters, norms included."""
+        raise NotImplementedError
+
     def width_axes(self, roles: Roles) -> tuple[Axis, ...]:
-        """Axes of the vectors that embedding, MLP and head exchange with the stream; default: the width D."""
+        """Axes of the vectors that blocks receive and put out; default: the width D."""
         return (roles.width,)
 
-    def empty(self) -> Any:
-        """The state before the first write; None where a first write makes it."""
+    def embedding_axes(self, roles: Roles) -> tuple[Axis, ...]:
+        """Axes of token vectors; default: those of blocks."""
+        return self.width_axes(roles)
+
+    def position_axes(self, roles: Roles) -> tuple[Axis, ...]:
+        """Axes of learned position vectors; default: those of token vectors."""
+        return self.embedding_axes(roles)
+
+    def head_axes(self, roles: Roles) -> tuple[Axis, ...]:
+        """Axes of what the head receives; default: those of blocks."""
+        return self.width_axes(roles)
+
+    def empty(self, context: Context) -> Any:
+        """The state before the first write; None where a first write makes it.
+
+        A stream that mixes tokens keeps `context` in its state, for documents (`segments`) and for what earlier tokens
+        left behind (`context.cache.memory`).
+        """
         return None
 
     def write_embedding(self, state: Any, token: Tensor, position: Tensor | None) -> Any:

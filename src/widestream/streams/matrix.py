@@ -50,6 +50,11 @@ class MatrixStream(Stream):
     """X [B, T, V, K]; a joint norm over (V, K) in front of every read."""
 
     Config = MatrixConfig
+    examples = (
+        {"key_dim": 16},
+        {"key_dim": 6, "norm_gain": "row"},
+        {"key_dim": 6, "norm_gain": "none", "depth_scale_site": "W2"},
+    )
 
     write_0: Tensor
     """Storage keys of the token embedding [K, R]; those of site i are `write_<i>`, its retrieval keys `read_<i>`."""
@@ -96,7 +101,16 @@ class MatrixStream(Stream):
             attention="bare",
             starts_plain=False,
             scales_mlp_write=own.depth_scale_site == "w_FF",
+            papers=("2506.22696",),
         )
+
+    @classmethod
+    def parameter_formula(cls, config: ModelConfig) -> int:
+        """R D_k (6 L + 3) keys (one set fewer without learned positions), and (2 L + 1) D_k D_v gains."""
+        own: MatrixConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        sets = 6 * config.num_layers + (3 if config.positions == "learned" else 2)
+        gain = {"full": config.head_dim * own.key_dim, "row": own.key_dim, "none": 0}[own.norm_gain]
+        return config.num_heads * own.key_dim * sets + (2 * config.num_layers + 1) * gain
 
     def cost(self) -> StreamCost:
         """Two FLOPs per key entry and value column; what autograd saves is the state and its norm at every read."""

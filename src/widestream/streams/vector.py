@@ -39,7 +39,12 @@ class VectorStream(Stream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D."""
-        return StreamSpec(state_shape=(config.embed_dim,), attention="dense", starts_plain=True)
+        return StreamSpec(state_shape=(config.embed_dim,), starts_plain=True, papers=("1706.03762",))
+
+    @classmethod
+    def parameter_formula(cls, config: ModelConfig) -> int:
+        """(2 L + 1) D gains."""
+        return (2 * config.num_layers + 1) * config.embed_dim
 
     def cost(self) -> StreamCost:
         """No product at all; a read and a write of D float32 per exchange; the input of every norm is saved."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from widestream.nn.attention import BareAttention
 from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import meta_model
@@ -118,16 +117,18 @@ def _parameters(model: Decoder) -> dict[str, int]:
 def _flops(model: Decoder, stream: int) -> dict[str, int]:
     config = model.config
     matrices: Counter[str] = Counter()
-    for block in model.blocks:
-        part = "mlp matrices" if hasattr(block, "w1") else "attention projections"
-        matrices[part] += 2 * sum(parameter.numel() for parameter in block.parameters())
-    layers = sum(isinstance(module, BareAttention) for module in model.modules())
+    over_keys = 0
+    for block, module in zip(model.layout, model.blocks, strict=True):
+        part = "mlp matrices" if block.kind == "mlp" else "attention projections"
+        matrices[part] += 2 * sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
+        if block.kind == "attention":  # windows are masked, not skipped
+            over_keys += 4 * config.context * config.num_heads * config.head_dim
     return {
         "attention projections": matrices["attention projections"],
-        "attention over keys": 4 * layers * config.context * config.num_heads * config.head_dim,
+        "attention over keys": over_keys,
         "mlp matrices": matrices["mlp matrices"],
         "stream": stream,
-        "logits": 2 * config.vocab_size * config.embed_dim,
+        "logits": 2 * model.head_weight().numel(),
     }
 
 

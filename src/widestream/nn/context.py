@@ -1,0 +1,82 @@
+"""What all blocks and the stream of one forward pass share: positions, documents, masks, the cache."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from widestream.nn.cache import KVCache
+from widestream.nn.config import ModelConfig
+from widestream.nn.positions import alibi_bias, rotary_angles
+
+Window = int | None
+"""How many tokens back attention sees, the token itself counted; None: all."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Built once per forward pass, outside of anything compiled."""
+
+    positions: Tensor
+    """Of the tokens in their sequence [T]."""
+    segments: Tensor | None
+    """Document of every token [B, T], or None where all tokens are of one document."""
+    masks: dict[Window, Tensor | None]
+    """By window: what is added to the logits (float) or which pairs are allowed (bool), broadcastable to [B, H, T, S];
+    None: causal alone."""
+    rotary: tuple[Tensor, Tensor] | None = None
+    """Cosines and sines of the tokens' rotary angles."""
+    cache: KVCache | None = None
+    """What earlier tokens left behind, when sampling."""
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    """What one block leaves for later ones, by name (the first layer's values)."""
+
+
+def make_context(
+    config: ModelConfig,
+    positions: Tensor,
+    segments: Tensor | None = None,
+    mask: Tensor | None = None,
+    cache: KVCache | None = None,
+    windows: Iterable[Window] = (None,),
+) -> Context:
+    """Build masks, biases and angles.
+
+    Args:
+        config: the model's.
+        positions: of the tokens in their sequence [T].
+        segments: document of every token [B, T]; used if `config.document_mask`.
+        mask: allowed (query, key) pairs [B, T, T] bool, instead of causal and same document.
+        cache: earlier tokens.
+        windows: those of the model's attention blocks.
+    """
+    segments = segments if config.document_mask else None
+    masks = {window: _mask(config, positions, segments, mask, cache, window) for window in windows}
+    rotary = rotary_angles(positions, config.head_dim, config.rotary_base) if config.positions == "rotary" else None
+    return Context(positions, segments, masks, rotary, cache)
+
+
+def _mask(
+    config: ModelConfig,
+    positions: Tensor,
+    segments: Tensor | None,
+    mask: Tensor | None,
+    cache: KVCache | None,
+    window: Window,
+) -> Tensor | None:
+    start = cache.length if cache else 0
+    keys = torch.arange(start + len(positions), device=positions.device)
+    if mask is not None:
+        mask = mask[:, None]
+    elif segments is not None:
+        mask = ((segments[:, :, None] == segments[:, None, :]) & (positions[:, None] >= keys[None, :]))[:, None]
+    elif config.positions == "alibi" or start or window is not None:
+        mask = (positions[:, None] >= keys[None, :])[None, None]
+    if mask is not None and window is not None:
+        mask = mask & (positions[:, None] - keys[None, :] < window)
+    if config.positions == "alibi":
+        assert mask is not None
+        bias = alibi_bias(config.num_heads, positions, keys)[None]
+        mask = bias.masked_fill(~mask, float("-inf"))
+    return mask
