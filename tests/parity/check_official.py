@@ -3,16 +3,20 @@
     python tests/parity/check_official.py FOLDER
 
 FOLDER holds pairs NAME.json + NAME.safetensors. Every case found is reported, one line per quantity; the exit code is
-1 on a miss, 2 when the folder cannot be used. Tolerances are relative errors ||a - b|| / ||b||.
+1 on a miss or a case that cannot be read, 2 when the folder cannot be used. Tolerances are relative errors
+||a - b|| / ||b||.
 """
 
 import json
+import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,12 +25,11 @@ from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
 from widestream.streams.matrix import MatrixConfig
 from widestream.streams.vector import VectorConfig
-from widestream.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from widestream.train.config import OptimizerConfig, ScheduleConfig
 from widestream.train.optim import build_optimizer, clip_gradients, set_lr
 from widestream.train.schedule import factor
 
 TOLERANCE = {"logits": 1e-5, "cross-entropy": 1e-5, "loss": 1e-5, "gradient": 1e-4, "parameter": 1e-5}
-STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def model_config(meta: dict[str, Any]) -> ModelConfig:
         width=None if rmt else m["embed_dim"],
         stream=MatrixConfig(key_dim=m["reskey_dim"]) if rmt else VectorConfig(),
         norm="rmsnorm",
+        norm_eps=m.get("rmsnorm_eps", 1e-6),
         positions="alibi",
         init=init,
         mup=mup,
@@ -148,10 +152,9 @@ def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor]) -> list[tupl
         weight_decay=meta["weight_decay"], decay="independent", grad_clip=meta["grad_clip"],
     )  # fmt: skip
     schedule = ScheduleConfig(kind="cosine", warmup=meta["warmup_steps"], floor=meta["end_value"])
-    steps = TrainConfig(steps=meta["decay_steps"]).steps
-    assert steps is not None
     optimizer = build_optimizer(model, optimizer_config)
-    for step in range(meta.get("steps", STEPS) + 1):
+    after, steps = last_parameters(tensors)
+    for step in range(steps + 1):
         optimizer.zero_grad(set_to_none=True)
         terms = model.loss(tokens, targets, mask=mask, z_loss=meta["z_loss_alpha"])
         terms.total.backward()
@@ -163,32 +166,44 @@ def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor]) -> list[tupl
             golden = ours(meta, tensors, "grad", model)
             grads = {name: parameter.grad for name, parameter in model.named_parameters()}
             errors += [("gradient", name, relative_error(grads[name], golden[name])) for name in golden]  # pyright: ignore[reportArgumentType]
-        if step < meta.get("steps", STEPS):
+        if step < steps:
             clip_gradients(model.parameters(), optimizer_config.grad_clip)
-            set_lr(optimizer, factor(step, steps, schedule))
+            set_lr(optimizer, factor(step, meta["decay_steps"], schedule))
             optimizer.step()
-    golden = ours(meta, tensors, "param_after_3_steps", model)
-    after = dict(model.named_parameters())
-    return errors + [("parameter", name, relative_error(after[name].detach(), golden[name])) for name in golden]
+    golden = ours(meta, tensors, after, model)
+    reached = dict(model.named_parameters())
+    return errors + [("parameter", name, relative_error(reached[name].detach(), golden[name])) for name in golden]
+
+
+def last_parameters(tensors: dict[str, Tensor]) -> tuple[str, int]:
+    """Prefix of the parameters at the end, `param_after_N_steps`, and N."""
+    found = [match for name in tensors if (match := re.match(r"param_after_(\d+)_steps(?=/)", name))]
+    if not found:
+        raise ValueError("the case has no tensor param_after_N_steps/...")
+    return found[0][0], int(found[0][1])
 
 
 def check_case(path: Path) -> bool | None:
     """Print one case's lines. Returns whether it matched, or None where the case cannot be served yet."""
-    meta = json.loads(path.read_text())
-    name = path.stem
-    if meta.get("kind") not in PLACES:
-        print(f"{name:24s} not served yet: no counterpart of kind {meta.get('kind')!r}")
-        return None
-    errors = check_decoder(meta, load_file(path.with_suffix(".safetensors")))
+    name = f"{path.stem:24s}"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        kind = meta["kind"]
+        if kind not in PLACES:
+            print(f"{name} not served yet: no counterpart of kind {kind!r}")
+            return None
+        errors = check_decoder(meta, load_file(path.with_suffix(".safetensors")))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        print(f"{name} cannot be compared: {type(error).__name__}: {error}")
+        return False
     matched = True
     for kind, tolerance in TOLERANCE.items():
-        worst = max(((error, what) for k, what, error in errors if k == kind), key=lambda pair: pair[0])
-        count = sum(k == kind for k, _, _ in errors)
-        good = worst[0] <= tolerance  # NaN is not
+        of_kind = [(error, what) for k, what, error in errors if k == kind]
+        error, what = max(of_kind, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
+        good = error <= tolerance  # NaN is not
         matched &= good
-        verdict = "ok" if good else "MISS"
-        figures = f"worst {worst[0]:.1e} of {tolerance:.0e} ({worst[1]})"
-        print(f"{name:24s} {kind:14s} {count:3d} compared, {figures} {verdict}")
+        figures = f"worst {error:.1e} of {tolerance:.0e} ({what})"
+        print(f"{name} {kind:14s} {len(of_kind):3d} compared, {figures} {'ok' if good else 'MISS'}")
     return matched
 
 
@@ -200,9 +215,14 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    paths = [path for path in sorted(Path(arguments[0]).glob("*.json")) if path.with_suffix(".safetensors").is_file()]
+    folder = Path(arguments[0])
+    halves = {suffix: {path.stem for path in folder.glob(f"*{suffix}")} for suffix in (".json", ".safetensors")}
+    for suffix, names in halves.items():
+        for name in sorted(names - set.intersection(*halves.values())):
+            print(f"{name:24s} no case: {name}{suffix} stands alone")
+    paths = [folder / f"{name}.json" for name in sorted(set.intersection(*halves.values()))]
     if not paths:
-        print(f"no cases (NAME.json + NAME.safetensors) in {arguments[0]}", file=sys.stderr)
+        print(f"no cases (NAME.json + NAME.safetensors) in {folder}", file=sys.stderr)
         return 2
     results = [check_case(path) for path in paths]
     served = [result for result in results if result is not None]

@@ -51,6 +51,35 @@ def test_logits_that_should_be_zero_are_compared_too(tmp_path):
     assert main([str(tmp_path)]) == 1
 
 
+def test_not_a_number_is_a_miss_wherever_it_stands(tmp_path):
+    path = copy_case("rmt_mup", tmp_path)
+    tensors = load_file(path)
+    tensors["grad/unembedding.param.weight"].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    assert main([str(tmp_path)]) == 1
+
+
+def test_epsilon_of_the_norm_is_the_cases_own(tmp_path):
+    path = copy_case("rmt_mup", tmp_path).with_suffix(".json")
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"model": meta["model"] | {"rmsnorm_eps": 1e-6}}))
+    assert main([str(tmp_path)]) == 0
+    path.write_text(json.dumps(meta | {"model": meta["model"] | {"rmsnorm_eps": 1e-2}}))
+    assert main([str(tmp_path)]) == 1
+
+
+def test_as_many_steps_are_taken_as_the_case_took(tmp_path, capsys):
+    """The first step changes nothing, so the initial parameters are also those after one step."""
+    path = copy_case("rmt_mup", tmp_path)
+    tensors = {name: value for name, value in load_file(path).items() if not name.startswith("param_after")}
+    ends = {name.replace("param/", "param_after_1_steps/", 1): value.clone() for name, value in tensors.items()}
+    save_file(ends | tensors, path)
+    meta = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(meta | {"steps": 1, "losses": meta["losses"][:2]}))
+    assert main([str(tmp_path)]) == 0
+    assert "loss             2 compared" in capsys.readouterr().out
+
+
 def test_axes_are_taken_by_name(tmp_path):
     """A case that stores a parameter's axes in another order is the same case."""
     path = copy_case("rmt_mup", tmp_path)
@@ -72,6 +101,30 @@ def test_unknown_kinds_are_said_not_failed(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("other"))
     assert "not served yet" in line
+
+
+@pytest.mark.parametrize("harm", ["not JSON", "[]", "{}", '{"kind": "rmt"}', "cut", "another size"])
+def test_a_case_that_cannot_be_read_is_reported_and_the_others_go_on(tmp_path, capsys, harm):
+    copy_case("rmt_zero_init", tmp_path)
+    path = copy_case("rmt_mup", tmp_path)
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif harm == "another size":
+        meta = json.loads(path.with_suffix(".json").read_text())
+        path.with_suffix(".json").write_text(json.dumps(meta | {"model": meta["model"] | {"n_neurons": 7}}))
+    else:
+        path.with_suffix(".json").write_text(harm)
+    assert main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "cannot be compared" in next(line for line in out.splitlines() if line.startswith("rmt_mup"))
+    assert "1 of 2 cases match" in out
+
+
+def test_half_a_case_is_said(tmp_path, capsys):
+    copy_case("rmt_zero_init", tmp_path)
+    copy_case("rmt_mup", tmp_path).unlink()
+    assert main([str(tmp_path)]) == 0
+    assert "rmt_mup.json stands alone" in capsys.readouterr().out
 
 
 def test_a_folder_without_cases_is_an_error(tmp_path):
