@@ -7,10 +7,12 @@ FOLDER holds pairs NAME.json + NAME.safetensors. Every case found is reported, o
 ||a - b|| / ||b||.
 """
 
+import importlib.util
 import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,14 @@ from widestream.train.config import OptimizerConfig, ScheduleConfig
 from widestream.train.optim import build_optimizer, clip_gradients, set_lr
 from widestream.train.schedule import factor
 
-TOLERANCE = {"logits": 1e-5, "cross-entropy": 1e-5, "loss": 1e-5, "gradient": 1e-4, "parameter": 1e-5}
+HERE = Path(__file__).resolve().parent
+TOLERANCE = {
+    "logits": 1e-5, "cross-entropy": 1e-5, "loss": 1e-5, "gradient": 1e-4, "parameter": 1e-5, "output": 1e-5,
+    "branch input": 1e-5,
+}  # fmt: skip
+
+Errors = list[tuple[str, str, float]]
+"""(kind of quantity, name, relative error)."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +145,12 @@ def relative_error(a: Tensor | float, b: Tensor | float) -> float:
     return (x - y).norm().item() / (norm or 1.0)
 
 
-def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[str, str, float]]:
+def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Errors:
     """Errors of one rmt or transformer case: (kind of quantity, name, relative error)."""
     model = build_model(model_config(meta))
     model.load_state_dict(ours(meta, tensors, "param", model))
     tokens, targets, mask = tensors["input_ids"].long(), tensors["target_ids"].long(), tensors["attention_mask"].bool()
-    errors: list[tuple[str, str, float]] = []
+    errors: Errors = []
     with torch.no_grad():
         logits = model.logits(model(tokens, mask=mask))
     order = [meta["logits_axes"].index(axis) for axis in ("Batch", "Pos", "Vocab")]
@@ -183,22 +192,40 @@ def last_parameters(tensors: dict[str, Tensor]) -> tuple[str, int]:
     return found[0][0], int(found[0][1])
 
 
+def checker(kind: str) -> Callable[[dict[str, Any], dict[str, Tensor]], Errors] | None:
+    """The function that compares cases of this kind: `check_decoder`, or `check` of case_<kind>.py beside this file."""
+    if kind in PLACES:
+        return check_decoder
+    path = HERE / f"case_{kind}.py"
+    if not re.fullmatch(r"\w+", kind) or not path.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.check
+
+
 def check_case(path: Path) -> bool | None:
     """Print one case's lines. Returns whether it matched, or None where the case cannot be served yet."""
     name = f"{path.stem:24s}"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         kind = meta["kind"]
-        if kind not in PLACES:
+        check = checker(kind)
+        if check is None:
             print(f"{name} not served yet: no counterpart of kind {kind!r}")
             return None
-        errors = check_decoder(meta, load_file(path.with_suffix(".safetensors")))
+        errors = check(meta, load_file(path.with_suffix(".safetensors")))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         print(f"{name} cannot be compared: {type(error).__name__}: {error}")
         return False
-    matched = True
+    matched = bool(errors)
     for kind, tolerance in TOLERANCE.items():
         of_kind = [(error, what) for k, what, error in errors if k == kind]
+        if not of_kind:
+            continue
         error, what = max(of_kind, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
         good = error <= tolerance  # NaN is not
         matched &= good

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from widestream.nn.config import ModelConfig
 
@@ -135,6 +135,10 @@ class Declared(nn.Module):
         self.own_roles[name] = role
         self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
+    def initial_values(self) -> dict[str, Tensor]:
+        """Values of own parameters that start neither at zero, at one, nor at random, by name."""
+        return {}
+
 
 def named_roles(model: nn.Module) -> dict[str, Role]:
     """The role of every parameter, by the parameter's full name, in the model's own order."""
@@ -162,6 +166,10 @@ def initialize(model: nn.Module, seed: int) -> None:
         values = torch.empty(parameter.shape).normal_(0, 1, generator=generator).mul_(role.std)
         values[: role.zero_rows] = 0
         parameter.copy_(values)
+    for prefix, module in model.named_modules():
+        if isinstance(module, Declared):
+            for name, value in module.initial_values().items():
+                parameters[f"{prefix}.{name}" if prefix else name].copy_(value)
 
 
 def size(axes: tuple[Axis, ...]) -> int:
