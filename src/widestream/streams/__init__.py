@@ -1,6 +1,10 @@
 """Residual streams: the one part of the model that is swapped. One file per stream; base.py is the contract."""
 
 import importlib
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from widestream.errors import UserError, unknown_name
@@ -14,18 +18,26 @@ KINDS = {
 }
 
 
+def kinds() -> dict[str, str]:
+    """All kinds by name: those here, and those of installed packages (entry points of group widestream.streams)."""
+    found = {point.name: point.value for point in entry_points(group="widestream.streams")}
+    return found | KINDS
+
+
 def stream_class(kind: str) -> "type[Stream]":
-    """The class of a stream kind: one of `KINDS`, or `module:Class` of the user's own.
+    """The class of a stream kind: a name from `kinds`, or `module:Class` of the user's own.
+
+    A module of the user's own is also looked for in the working directory.
 
     Raises:
         UserError: unknown kind (suggests the nearest), or a module or class that cannot be found.
     """
-    target = KINDS.get(kind, kind)
+    target = KINDS[kind] if kind in KINDS else kinds().get(kind, kind)
     module, colon, name = target.partition(":")
     if not colon:
-        raise unknown_name(f"stream kind {kind!r}", kind, [*KINDS, "module:Class of your own"])
+        raise unknown_name(f"stream kind {kind!r}", kind, [*kinds(), "module:Class of your own"])
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(_import(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"The stream {kind!r} cannot be loaded: {error}.") from error
 
@@ -33,3 +45,17 @@ def stream_class(kind: str) -> "type[Stream]":
 def config_class(kind: str) -> type:
     """The configuration dataclass of a stream kind."""
     return stream_class(kind).Config
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise  # the module is there; something that it needs is not
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(here)

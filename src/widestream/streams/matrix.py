@@ -51,7 +51,7 @@ class MatrixStream(Stream):
 
     Config = MatrixConfig
     examples = (
-        {"key_dim": 16},
+        {"key_dim": 32},
         {"key_dim": 6, "norm_gain": "row"},
         {"key_dim": 6, "norm_gain": "none", "depth_scale_site": "W2"},
     )

@@ -98,15 +98,16 @@ def summarize(config: ModelConfig) -> Summary:
     model = meta_model(config)
     cost = model.stream.cost()
     return Summary(
-        parts=_parameters(model),
-        flops=_flops(model, cost.flops),
+        parts=count_parameters(model),
+        flops=count_flops(model),
         stream_shape=stream_class(config.stream.kind).spec(config).state_shape,
         stream_bytes={"moved": cost.bytes_moved, "saved": cost.bytes_saved},
         activation_bytes={precision: _activation_bytes(config, precision) for precision in ("float32", "bf16")},
     )
 
 
-def _parameters(model: Decoder) -> dict[str, int]:
+def count_parameters(model: Decoder) -> dict[str, int]:
+    """Parameters by part of a model, which may be on the meta device."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     parts: Counter[str] = Counter()
     for name, role in model.roles().items():
@@ -114,7 +115,8 @@ def _parameters(model: Decoder) -> dict[str, int]:
     return dict(parts)
 
 
-def _flops(model: Decoder, stream: int) -> dict[str, int]:
+def count_flops(model: Decoder) -> dict[str, int]:
+    """Forward FLOPs per token by part, at full context, of a model, which may be on the meta device."""
     config = model.config
     matrices: Counter[str] = Counter()
     over_keys = 0
@@ -127,7 +129,7 @@ def _flops(model: Decoder, stream: int) -> dict[str, int]:
         "attention projections": matrices["attention projections"],
         "attention over keys": over_keys,
         "mlp matrices": matrices["mlp matrices"],
-        "stream": stream,
+        "stream": model.stream.cost().flops,
         "logits": 2 * model.head_weight().numel(),
     }
 

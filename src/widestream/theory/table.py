@@ -5,6 +5,7 @@ from rich.table import Table
 
 from widestream.config import RunConfig
 from widestream.theory.summary import Summary
+from widestream.theory.zoo import Row
 
 
 def print_summary(config: RunConfig, summary: Summary) -> None:
@@ -37,6 +38,41 @@ def print_summary(config: RunConfig, summary: Summary) -> None:
     kept = {f"kept for backward, {name}": size for name, size in summary.activation_bytes.items()}
     stream = {f"stream, {name}": size for name, size in summary.stream_bytes.items()}
     console.print(_table("bytes per token", [], {**kept, **stream}))
+
+
+def print_streams(config: RunConfig, rows: list[Row]) -> None:
+    """Print one line for each stream."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    table = Table(box=None, header_style="bold", pad_edge=False, title=f"Streams at the sizes of {config.name}")
+    for name in (
+        "kind",
+        "state",
+        "history",
+        "kept",
+        "starts plain",
+        "parameters",
+        "FLOPs/token",
+        "bytes/token",
+        "papers",
+    ):
+        right = name in ("kept", "parameters", "FLOPs/token", "bytes/token")
+        table.add_column(name, justify="right" if right else "left")
+    for row in rows:
+        table.add_row(
+            row.kind,
+            " x ".join(map(str, row.state_shape)),
+            row.history,
+            f"{row.history_size:,}",
+            "yes" if row.starts_plain else "no",
+            f"{row.extra_parameters:+,}",
+            f"{row.extra_flops:+,}",
+            f"{row.bytes_moved:,}",
+            ", ".join(row.papers),
+        )
+    console.print(table)
+    console.print("Parameters and forward FLOPs: more or fewer than the plain transformer's. Kept: numbers per token.")
 
 
 def _table(title: str, rows: list[tuple[str, str]], totals: dict[str, int]) -> Table:

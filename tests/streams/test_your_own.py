@@ -1,0 +1,82 @@
+"""A user's own stream: the tutorial's code, as it stands there, used by name and held to the contract."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from widestream.config import load_recipe
+from widestream.errors import UserError
+from widestream.streams import kinds, stream_class
+from widestream.streams.testing import CHECKS, check_stream
+
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "your-own-stream.md"
+STREAM = {"kind": "forgetful:ForgetfulStream"}
+
+
+@pytest.fixture
+def forgetful(tmp_path, monkeypatch):
+    """The tutorial's file in the working directory, as a user would have it."""
+    code = re.search(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "forgetful.py").write_text(code[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "forgetful", raising=False)
+    return tmp_path / "forgetful.py"
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_tutorials_stream_passes_the_contract(forgetful, check):
+    CHECKS[check](STREAM, {})
+
+
+def test_the_tutorials_stream_works_in_a_recipe(forgetful):
+    config = load_recipe("demo/transformer", ["model.stream.kind=forgetful:ForgetfulStream"])
+    assert type(config.model.stream).__name__ == "ForgetfulConfig"
+
+
+def test_forty_lines(forgetful):
+    lines = [line for line in forgetful.read_text().splitlines() if line.strip()]
+    assert len(lines) <= 45
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "failing"),
+    [
+        ('getattr(self, f"keep_{site}") * state + written', "state + written", "gradients"),
+        ("(4 * config.num_layers + 1)", "(2 * config.num_layers + 1)", "parameter_count"),
+        ("starts_plain=True", "starts_plain=False", "plain_start"),
+        ("* state + written", "* state + written.cumsum(1)", "documents"),
+        ("* state + written", "* state + written.flip(1)", "causality"),
+        ("flops=0", "flops=10**6", "cost"),
+    ],
+)
+def test_the_contract_notices_what_is_wrong(forgetful, old, new, failing):
+    code = forgetful.read_text()
+    assert old in code
+    forgetful.write_text(code.replace(old, new))
+    with pytest.raises(AssertionError, match=failing):
+        check_stream(STREAM)
+
+
+def test_kinds_that_cannot_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="did you mean matrix"):
+        stream_class("matrx")
+    with pytest.raises(UserError, match="cannot be loaded: No module named 'nowhere'"):
+        stream_class("nowhere:Stream")
+    with pytest.raises(UserError, match=r"cannot be loaded: .*NoSuchStream"):
+        stream_class("widestream.streams.vector:NoSuchStream")
+
+
+def test_installed_packages_offer_streams(tmp_path, monkeypatch):
+    package = tmp_path / "offered-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(
+        "[widestream.streams]\noffered = widestream.streams.vector:VectorStream\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "offered" in kinds()
+    assert stream_class("offered").__name__ == "VectorStream"
