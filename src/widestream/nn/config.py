@@ -22,7 +22,8 @@ class InitConfig:
     output_zero: bool = False
     """Start the unembedding at zero."""
     depth_scale: bool = True
-    """Scale the output maps of every block by 1/sqrt(2 L) (GPT-2); on which weights, the stream says."""
+    """Scale the output maps of every block by 1/sqrt(number of blocks), 2 L of them (GPT-2); on which weights, the
+    stream says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +84,8 @@ class ModelConfig:
     """Queries, keys and softmax in float32 under autocast."""
     inverse_layer_scaling: bool = True
     """Divide the attention logits of layer l = 0, 1, ... by l + 1."""
+    short_swa: int | None = None
+    """[w] Attention over the last w tokens as a block of its own at the entry of every layer; None: no such block."""
     tied_head: bool = False
     """Use the embedding as the unembedding."""
     init: InitConfig = field(default_factory=InitConfig)
@@ -94,6 +97,8 @@ class ModelConfig:
         for name in ("vocab_size", "context", "num_layers", "num_heads", "head_dim", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.short_swa is not None and self.short_swa < 1:
+            raise UserError(f"model.short_swa is {self.short_swa}; it must be at least 1, or null for no such block.")
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(f"Rotary positions need an even model.head_dim; it is {self.head_dim}.")
         if self.init.scheme != "mup" and self.mup_bases:
@@ -105,6 +110,11 @@ class ModelConfig:
         """The base sizes that were given."""
         names = [name for name in self.mup.__dataclass_fields__ if name.startswith("base_")]
         return {name: size for name in names if (size := getattr(self.mup, name)) is not None}
+
+    @property
+    def blocks_per_layer(self) -> int:
+        """Attention and MLP, and before them the attention over the last `short_swa` tokens, if there is one."""
+        return 2 if self.short_swa is None else 3
 
     @property
     def embed_dim(self) -> int:

@@ -86,12 +86,12 @@ class Roles:
             out: the other axes.
             part: heading for summaries.
             decay: `key` for what the stream owns.
-            output: whether it is the block's last map, which depth scaling makes smaller by 1/sqrt(2 L).
+            output: whether it is the block's last map, which depth scaling makes smaller by 1/sqrt(number of blocks).
             zero_rows: so many leading rows start at zero.
         """
         std = self._std(size(in_), size(out))
         if output and self.config.init.depth_scale:
-            std /= math.sqrt(2 * self.config.num_layers)
+            std /= math.sqrt(self.config.blocks_per_layer * self.config.num_layers)
         return Role(std, decay, lr_factor=1 / _ratio(in_), muon=True, zero_rows=zero_rows, part=part)
 
     def unembedding(self, in_: tuple[Axis, ...]) -> Role:

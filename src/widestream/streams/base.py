@@ -86,8 +86,14 @@ class Stream(Declared):
 
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:
-        """The blocks between the exchanges, in order; default: attention, MLP, attention, MLP, ..."""
-        return [Block(kind, layer) for layer in range(config.num_layers) for kind in ("attention", "mlp")]
+        """The blocks between the exchanges, in order; default: attention, MLP, attention, MLP, ...
+
+        With `model.short_swa` every layer begins with attention over the last w tokens (arXiv 2603.16039, section 2.4):
+        S = X + ShortSWA(norm(X); w), A = S + attention(norm(S)), X' = A + MLP(norm(A)).
+        """
+        short = [] if config.short_swa is None else [("attention", config.short_swa)]
+        kinds = [*short, ("attention", None), ("mlp", None)]
+        return [Block(kind, layer, window) for layer in range(config.num_layers) for kind, window in kinds]
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:

@@ -106,11 +106,15 @@ class MatrixStream(Stream):
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """R D_k (6 L + 3) keys (one set fewer without learned positions), and (2 L + 1) D_k D_v gains."""
+        """R D_k (6 L + 3) keys (one set fewer without learned positions), and (2 L + 1) D_k D_v gains.
+
+        With ShortSWA 4 L sets of keys and L norms more.
+        """
         own: MatrixConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        sets = 6 * config.num_layers + (3 if config.positions == "learned" else 2)
+        blocks = config.blocks_per_layer * config.num_layers
+        sets = 4 * blocks - 2 * config.num_layers + (3 if config.positions == "learned" else 2)
         gain = {"full": config.head_dim * own.key_dim, "row": own.key_dim, "none": 0}[own.norm_gain]
-        return config.num_heads * own.key_dim * sets + (2 * config.num_layers + 1) * gain
+        return config.num_heads * own.key_dim * sets + (blocks + 1) * gain
 
     def cost(self) -> StreamCost:
         """Two FLOPs per key entry and value column; what autograd saves is the state and its norm at every read."""
