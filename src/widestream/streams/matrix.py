@@ -17,23 +17,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from widestream.errors import UserError
 from widestream.nn.config import ModelConfig
 from widestream.nn.norm import Norm
-from widestream.nn.roles import Axis, Roles
-from widestream.streams.base import Stream, StreamCost, StreamSpec
+from widestream.nn.roles import Axis, Roles, size
+from widestream.streams.base import Reader, Stream, StreamCost, StreamSpec
 from widestream.streams.config import StreamConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MatrixConfig(StreamConfig):
-    """Rank R is the model's num_heads and the value axis D_v its head_dim."""
+class MatrixFields(StreamConfig):
+    """What every matrix stream is set by. Rank R is the model's num_heads and the value axis D_v its head_dim."""
 
-    kind: Literal["matrix"] = "matrix"
-    """This stream."""
     key_dim: int
     """[D_k] Length of the keys; the state has key_dim * head_dim cells."""
     norm_gain: Literal["full", "row", "none"] = "full"
@@ -44,6 +41,14 @@ class MatrixConfig(StreamConfig):
     def __post_init__(self):
         if self.key_dim < 1:
             raise UserError(f"model.stream.key_dim is {self.key_dim}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixConfig(MatrixFields):
+    """The Residual Matrix Transformer as published."""
+
+    kind: Literal["matrix"] = "matrix"
+    """This stream."""
 
 
 class MatrixStream(Stream):
@@ -63,39 +68,49 @@ class MatrixStream(Stream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: MatrixConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
         if config.width not in (None, config.num_heads * config.head_dim):
             raise UserError("A matrix stream has model.width = num_heads * head_dim; leave model.width out.")
         self.rank, self.key_dim, self.value_dim = config.num_heads, own.key_dim, config.head_dim
-        keys = Axis(own.key_dim, config.mup.base_key_dim or own.key_dim)
-
-        # Storage keys w: R -> D_k. One set per write; embedding and positions have their own (eq. 13).
-        def storage(name: str, scaled: bool) -> None:
-            role = roles.hidden((roles.heads,), (keys,), "keys", decay="key", output=scaled)
-            self.declare(name, (self.key_dim, self.rank), role)
-
-        # Retrieval keys r: D_k -> R, or -> 3 R for q, k, v together.
-        def retrieval(name: str, slots: int) -> None:
-            out = (roles.heads,) if slots == 1 else (roles.qkv, roles.heads)
-            zero = self.rank if slots == 3 and config.init.query_zero else 0
-            role = roles.hidden((keys,), out, "keys", decay="key", zero_rows=zero)
-            self.declare(name, (slots * self.rank, self.key_dim), role)
-
-        storage("write_0", scaled=False)
-        if config.positions == "learned":
-            storage("write_position", scaled=False)
-        for site, reader in enumerate(self.readers):
-            retrieval(f"read_{site}", 3 if reader == "attention" else 1)
-            if reader != "head":
-                storage(f"write_{site + 1}", scaled=reader == "attention" or own.depth_scale_site == "w_FF")
+        self.keys = Axis(own.key_dim, config.mup.base_key_dim or own.key_dim)
+        self.declare_keys(config, roles)
         shape = (self.value_dim, self.key_dim)
         gain = {"full": shape, "row": (self.key_dim,), "none": None}[own.norm_gain]
         self.norms = nn.ModuleList(Norm(config.norm, shape, gain, config.norm_eps, roles.gain()) for _ in self.readers)
 
+    def declare_keys(self, config: ModelConfig, roles: Roles) -> None:
+        """Keys of all sites. One storage set per write; embedding and positions have their own (eq. 13)."""
+        spec = type(self).spec(config)
+        # Depth scaling acts once on a block's way out: on its last matrix, or here.
+        scaled = {"attention": spec.attention == "bare", "mlp": spec.scales_mlp_write}
+        self.declare_storage("write_0", (roles.heads,), roles)
+        if config.positions == "learned":
+            self.declare_storage("write_position", (roles.heads,), roles)
+        for site, reader in enumerate(self.readers):
+            vectors = self.vectors(reader, roles)
+            zero_rows = self.rank if len(vectors) == 2 and config.init.query_zero else 0
+            self.declare_retrieval(site, vectors, roles, zero_rows)
+            if reader != "head":
+                self.declare_storage(f"write_{site + 1}", vectors[-1:], roles, scaled[reader])
+
+    def declare_storage(self, name: str, vectors: tuple[Axis, ...], roles: Roles, scaled: bool = False) -> None:
+        """Storage keys w: R -> D_k."""
+        role = roles.hidden(vectors, (self.keys,), "keys", decay="key", output=scaled)
+        self.declare(name, (self.key_dim, size(vectors)), role)
+
+    def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:
+        """Retrieval keys r: D_k -> R, or -> 3 R for q, k, v together, of which the query's may start at zero."""
+        role = roles.hidden((self.keys,), vectors, "keys", decay="key", zero_rows=zero_rows)
+        self.declare(f"read_{site}", (size(vectors), self.key_dim), role)
+
+    def vectors(self, reader: Reader, roles: Roles) -> tuple[Axis, ...]:
+        """Axes of the data vectors that a reader takes: R of them, or R each for q, k, v."""
+        return (roles.qkv, roles.heads) if reader == "attention" else (roles.heads,)
+
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """A D_k x D_v matrix."""
-        own: MatrixConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
         return StreamSpec(
             state_shape=(own.key_dim, config.head_dim),
             attention="bare",
@@ -110,7 +125,7 @@ class MatrixStream(Stream):
 
         With ShortSWA 4 L sets of keys and L norms more.
         """
-        own: MatrixConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
         blocks = config.blocks_per_layer * config.num_layers
         sets = 4 * blocks - 2 * config.num_layers + (3 if config.positions == "learned" else 2)
         gain = {"full": config.head_dim * own.key_dim, "row": own.key_dim, "none": 0}[own.norm_gain]
@@ -118,7 +133,7 @@ class MatrixStream(Stream):
 
     def cost(self) -> StreamCost:
         """Two FLOPs per key entry and value column; what autograd saves is the state and its norm at every read."""
-        key_entries = sum(p.numel() for name, p in self.named_parameters(recurse=False))
+        key_entries = sum(self.get_parameter(n).numel() for n, role in self.own_roles.items() if role.part == "keys")
         state = 4 * self.key_dim * self.value_dim
         exchanges = len(self.readers)
         return StreamCost(
@@ -132,34 +147,38 @@ class MatrixStream(Stream):
         return (roles.head_dim, roles.heads)
 
     def store(self, keys: Tensor, data: Tensor) -> Tensor:
-        """sum_h w^(h) (x) y^(h): keys [K, R], data [B, T, V, R] -> [B, T, V, K] (eqs. 12, 14)."""
+        """sum_h w^(h) (x) y^(h): keys [K, R], data [B, T, V, R] -> [B, T, V, K] (eqs. 12, 14).
+
+        Keys [B, T, K, R] are every token's own.
+        """
         with torch.autocast(data.device.type, enabled=False):
-            return F.linear(data.to(keys.dtype), keys)
+            return data.to(keys.dtype) @ keys.mT
 
     def retrieve(self, keys: Tensor, normed: Tensor) -> Tensor:
-        """r^(h) . X for every h: keys [R, K], normed state [B, T, V, K] -> [B, T, V, R] (eq. 15)."""
+        """r^(h) . X for every h: keys [R, K] or [B, T, R, K], normed state [B, T, V, K] -> [B, T, V, R] (eq. 15)."""
         with torch.autocast(normed.device.type, enabled=False):
-            return F.linear(normed, keys)
+            return normed @ keys.mT
 
-    def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> Tensor:
-        """X_0 = sum_h w_E^(h) (x) W_E^(h) s + sum_h w_P^(h) (x) W_P^(h) p (eq. 13)."""
-        X = self.store(self.write_0, token.unflatten(-1, (self.value_dim, self.rank)))
-        if position is None:
-            return X
-        return X + self.store(self.write_position, position.unflatten(-1, (self.value_dim, self.rank)))
+    def data(self, written: Tensor) -> Tensor:
+        """A block's output as data vectors [B, T, V, R]: heads [B, T, R, V], or all side by side [B, T, V * R]."""
+        return written.transpose(2, 3) if written.ndim == 4 else written.unflatten(-1, (self.value_dim, -1))
 
-    def write(self, site: int, state: Tensor, written: Tensor) -> Tensor:
-        """X <- X + sum_h w_O^(h) (x) head_h (eq. 22), or the same with the MLP's output cut into R vectors (eq. 26)."""
-        if self.readers[site - 1] == "attention":
-            data = written.transpose(2, 3)  # heads [B, T, R, V]
-        else:
-            data = written.unflatten(-1, (self.value_dim, self.rank))
-        return state + self.store(getattr(self, f"write_{site}"), data)
-
-    def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
-        """Heads q, k, v for attention (eqs. 18-20); R data vectors side by side for MLP and head (eqs. 24, 27)."""
-        data = self.retrieve(getattr(self, f"read_{site}"), self.norms[site](state))
+    def hand_over(self, site: int, data: Tensor) -> dict[str, Tensor]:
+        """Retrieved vectors as the reader wants them: heads q, k, v, or all side by side (inverse of `data`)."""
         if self.readers[site] == "attention":
             q, k, v = data.transpose(2, 3).chunk(3, dim=2)  # [B, T, R, V] each
             return {"q": q, "k": k, "v": v}
         return {"x": data.flatten(2)}
+
+    def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> Tensor:
+        """X_0 = sum_h w_E^(h) (x) W_E^(h) s + sum_h w_P^(h) (x) W_P^(h) p (eq. 13)."""
+        X = self.store(self.write_0, self.data(token))
+        return X if position is None else X + self.store(self.write_position, self.data(position))
+
+    def write(self, site: int, state: Tensor, written: Tensor) -> Tensor:
+        """X <- X + sum_h w_O^(h) (x) head_h (eq. 22), or the same with the MLP's output cut into R vectors (eq. 26)."""
+        return state + self.store(getattr(self, f"write_{site}"), self.data(written))
+
+    def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
+        """Heads q, k, v for attention (eqs. 18-20); R data vectors side by side for MLP and head (eqs. 24, 27)."""
+        return self.hand_over(site, self.retrieve(getattr(self, f"read_{site}"), self.norms[site](state)))
