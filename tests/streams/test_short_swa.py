@@ -86,5 +86,5 @@ def test_depth_scaling_counts_the_blocks():
 
 
 def test_refused():
-    with pytest.raises(UserError, match="model.short_swa is 0"):
+    with pytest.raises(UserError, match=r"model\.short_swa is 0"):
         tiny(short_swa=0)
