@@ -228,8 +228,7 @@ class DeepDeltaStream(Stream):
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
         own: DeepDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.own, self.width = own, config.embed_dim
-        shape = (self.width,)
+        self.own, self.width, shape = own, config.embed_dim, (config.embed_dim,)
         self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
         self.writes = nn.ModuleList(DeltaWrite(own, roles) for _ in self.readers[1:])
         if own.compressor != "none":
@@ -253,14 +252,15 @@ class DeepDeltaStream(Stream):
         return 2 * L * (D + 1) * (1 + V) + (L + 1) * kernel + expand + (2 * L + 1) * D
 
     def cost(self) -> StreamCost:
-        """Per block the products w_beta c, W_v x_in and k^T X; saved: X (TC: its padded copy too), h, k, x_in and c."""
-        D, V, exchanges = self.width, self.own.channels, len(self.readers)
-        products = 1 + V + (V if self.own.write == "delta" else 0)
-        copies = 2 if self.own.compressor == "token" else 1
+        """Products w_beta c, W_v x_in, k^T X. Saved: X, x_in per read, h, k, c per write; for TC a padded X too."""
+        D, V, exchanges, writes = self.width, self.own.channels, len(self.readers), len(self.writes)
+        erased = V if self.own.write == "delta" else 0
+        seen = V if self.own.compressor == "none" else V + 1
+        padded = erased if self.own.compressor == "token" else 0
         return StreamCost(
-            flops=2 * D * products * len(self.writes),
+            flops=2 * D * (1 + V + erased) * writes,
             bytes_moved=2 * 4 * V * D * exchanges,
-            bytes_saved=4 * D * (copies * V + (3 if V == 1 else 4)) * exchanges,
+            bytes_saved=4 * D * (seen * exchanges + (3 + padded) * writes),
         )
 
     def initial_values(self) -> dict[str, Tensor]:
