@@ -8,6 +8,8 @@
 
 The embedding is copied to every lane and the head gets their sum. Rows and columns of H_res sum to 1, so that mixing
 can neither blow lanes up in depth nor lose their mean; Sinkhorn's 20 rounds divide by column sums, then by row sums.
+Rows are exact then; columns within 1e-3 at the start and for logits of size 1, a few percent off for larger ones, and
+close to the identity, where the rounds converge slowly.
 
 Start. The paper gives alpha = 0.01 and no biases. Here b_post = 0 makes H_post = 1, and b_res is 8 on its diagonal.
 As long as alpha x' phi is zero, lanes that start equal stay equal whatever H_res is; with H_pre summing to 1 each
