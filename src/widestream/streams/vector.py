@@ -6,7 +6,7 @@ It changes nothing and is what every other stream is compared with.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -51,10 +51,10 @@ class VectorStream(Stream):
         state = 4 * self.width
         return StreamCost(flops=0, bytes_moved=2 * state * len(self.readers), bytes_saved=state * len(self.readers))
 
-    def write(self, site: int, state: Tensor | None, written: Tensor) -> Tensor:
-        """Add."""
+    def write(self, site: int, state: Any, written: Tensor) -> Any:
+        """Add. (`Any`: relatives of this stream keep more than a tensor.)"""
         return written if state is None else state + written
 
-    def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
+    def read(self, site: int, state: Any) -> dict[str, Tensor]:
         """Normalise."""
         return {"x": self.norms[site](state)}
