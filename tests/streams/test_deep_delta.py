@@ -57,7 +57,8 @@ def reference(stream, own, embedding, branches, segments):
     for t in range(T):
         columns = [embedding[t]] * V
         if own.expand_embedding:
-            columns = [sum(stream.expand[j, v] * before(embedding, t, j) for j in range(J)) for v in range(V)]
+            from_taps = [[stream.expand[j, v] * before(embedding, t, j) for j in range(J)] for v in range(V)]
+            columns = [torch.stack(values).sum(0) for values in from_taps]
         X.append(torch.stack(columns, dim=1))
     for site in range(len(branches) + 1):
         x_in = compressed(X, site)
@@ -103,6 +104,19 @@ def drawn(V=3):
 def test_beta_of_zero_changes_nothing():
     X, k, v = drawn()
     assert torch.equal(delta_write(X, k, torch.zeros(1, 2, 1), v), X)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_model_whose_betas_are_zero_reads_its_embedding(settings):
+    model, stream = random_stream(settings)
+    with torch.no_grad():
+        for name, parameter in stream.named_parameters():
+            if name.endswith("b_beta"):
+                parameter.fill_(-1e4)
+    tokens, last = torch.arange(9)[None], len(stream.readers) - 1
+    context = make_context(model.config, torch.arange(9))
+    state = stream.write_embedding(stream.empty(context), *model.get_submodule("embedding")(tokens, context.positions))
+    torch.testing.assert_close(model(tokens), stream.look(last, state.X, context).normed)
 
 
 def test_beta_of_one_erases_and_writes():
@@ -167,7 +181,8 @@ def test_expansion_of_the_embedding_starts_as_a_repetition():
 @pytest.mark.parametrize("beta0", [0.1, 1.0, 1.9])
 def test_beta_starts_at_beta0(beta0):
     stream = build_model(tiny({"kind": "deep_delta", "beta0": beta0})).stream
-    assert all(2 * torch.sigmoid(w.b_beta).item() == pytest.approx(beta0) for w in stream.writes)
+    found = [2 * torch.sigmoid(stream.get_parameter(f"writes.{i}.b_beta")).item() for i in range(4)]
+    assert found == pytest.approx([beta0] * 4)
 
 
 def test_length_of_a_key_does_not_depend_on_the_output():
