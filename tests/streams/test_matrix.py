@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
 from models import tiny
 from widestream.errors import UserError
+from widestream.nn.context import make_context
 from widestream.nn.model import build_model
 
 
@@ -100,6 +102,70 @@ def test_rmt_is_a_dense_transformer_with_kronecker_weights():
     written = mlp(s.read(1, x), None)
     torch.testing.assert_close(s.write(2, x, written).flatten(2), expected)
     assert (R, Dk) == s.read_1.shape
+
+
+def dense_weights(rmt):
+    """The parameters of a plain transformer of width Dv * Dk that computes what `rmt` does."""
+    s, c = rmt.stream, rmt.config
+    eye = torch.eye(c.head_dim, dtype=torch.float64)
+
+    def kron(keys):  # [out, in] keys -> on vectors side by side, (v, k) order
+        return torch.kron(eye, keys)
+
+    def by_head(projection):  # rows (v, h) -> (h, v)
+        return projection.unflatten(0, (c.head_dim, c.num_heads)).transpose(0, 1).flatten(0, 1)
+
+    weights = {
+        "embedding.token": rmt.embedding.token @ kron(s.write_0).T,
+        "embedding.position": rmt.embedding.position @ kron(s.write_position).T,
+        "unembedding": rmt.unembedding @ kron(getattr(s, f"read_{2 * c.num_layers}")),
+    }
+    for site, norm in enumerate(s.norms):
+        weights[f"stream.norms.{site}.gain"] = norm.gain.flatten()
+    for site in range(0, 2 * c.num_layers, 2):
+        reads = getattr(s, f"read_{site}").chunk(3)
+        weights[f"blocks.{site}.qkv"] = torch.cat([by_head(kron(keys)) for keys in reads])
+        weights[f"blocks.{site}.out"] = by_head(kron(getattr(s, f"write_{site + 1}")).T).T
+        mlp = rmt.blocks[site + 1]
+        weights[f"blocks.{site + 1}.w1"] = mlp.w1 @ kron(getattr(s, f"read_{site + 1}"))
+        weights[f"blocks.{site + 1}.w2"] = kron(getattr(s, f"write_{site + 2}")) @ mlp.w2
+    return weights
+
+
+def test_rmts_attention_is_dense_attention_with_kronecker_weights():
+    """W_Q^(h) = r_Q (x) I and W_O^(h) = w_O (x) I; the read, the heads and the write together."""
+    rmt = build_model(tiny("matrix", upcast_attention=False), seed=1).double()
+    plain = build_model(tiny("vector", width=48, upcast_attention=False)).double()
+    x = torch.randn(2, 5, 8, 6, dtype=torch.float64)
+    context = make_context(rmt.config, torch.arange(5))
+    for site in (0, 2):
+        block, weights = plain.blocks[site], dense_weights(rmt)
+        own = {name: weights[f"blocks.{site}.{name}"] for name in ("qkv", "out")}
+        normed = F.layer_norm(x.flatten(2), (48,), eps=1e-6)
+        expected = x.flatten(2) + functional_call(block, own, ({"x": normed}, context))
+        written = rmt.blocks[site](rmt.stream.read(site, x), context)
+        torch.testing.assert_close(rmt.stream.write(site + 1, x, written).flatten(2), expected)
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_the_whole_rmt_is_a_wider_transformer_with_kronecker_weights(kind):
+    """Same logits, and the same gradients of RMT's parameters through the wide transformer's weights."""
+    rmt = build_model(tiny("matrix", norm=kind, upcast_attention=False), seed=1).double()
+    plain = build_model(tiny("vector", norm=kind, width=48, upcast_attention=False)).double()
+    with torch.no_grad():
+        for parameter in rmt.stream.norms.parameters():
+            parameter.mul_(torch.rand_like(parameter) + 0.5)
+    tokens = torch.randint(50, (2, 7), generator=torch.Generator().manual_seed(0))
+    weights = dense_weights(rmt)
+    assert {name: w.shape for name, w in weights.items()} == {n: p.shape for n, p in plain.named_parameters()}
+    ours = rmt.logits(rmt(tokens))
+    theirs = functional_call(plain, weights, (tokens,)) @ weights["unembedding"].T
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    parameters = dict(rmt.named_parameters())
+    found, wanted = (torch.autograd.grad(out.sin().sum(), list(parameters.values())) for out in (ours, theirs))
+    for name, a, b in zip(parameters, found, wanted, strict=True):
+        assert b.norm() > 0
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize(("gain", "shape"), [("full", (8, 6)), ("row", (6,)), ("none", None)])
