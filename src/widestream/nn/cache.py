@@ -14,11 +14,20 @@ class KVCache:
         shape: (batch B, heads H, longest length, head width D_h).
         dtype: of what is stored.
         device: where.
+        one_value: all blocks have the same values, which are stored once.
     """
 
-    def __init__(self, num_slots: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        num_slots: int,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        one_value: bool = False,
+    ):
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_slots)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_slots)]
+        values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(1 if one_value else num_slots)]
+        self.values = values * num_slots if one_value else values
         self.memory: dict[str, Tensor] = {}
         """A stream's own, by name."""
         self.length = 0

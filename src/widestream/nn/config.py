@@ -86,6 +86,9 @@ class ModelConfig:
     """Divide the attention logits of layer l = 0, 1, ... by l + 1."""
     short_swa: int | None = None
     """[w] Attention over the last w tokens as a block of its own at the entry of every layer; None: no such block."""
+    value_residual: Literal["none", "fixed", "learned", "shared"] = "none"
+    """What attention makes of V_1, the values of the first attention block (arXiv 2410.17897). fixed: (V_1 + V) / 2;
+    learned: lambda_1 V_1 + lambda_2 V, from (0, 1) on; shared: V_1 in place of V, and no later W_V."""
     tied_head: bool = False
     """Use the embedding as the unembedding."""
     init: InitConfig = field(default_factory=InitConfig)

@@ -1,7 +1,7 @@
 """The decoder: blocks that talk to each other only through the stream. No line here knows which stream it is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -120,21 +120,26 @@ class Decoder(Declared):
     def _exchange_through_depth(self, embedding: tuple[Tensor, Tensor | None], context: Context) -> Tensor:
         """The whole decoder: write, read, compute; and again."""
         state, inputs = self.stream.exchange(0, self.stream.empty(context), embedding)
+        passed = state, inputs, context.shared
         for sites in self._layers():
             if self.checkpoint_layers and torch.is_grad_enabled():
-                state, inputs = checkpoint(self._layer, sites, state, inputs, context, use_reentrant=False)
+                passed = checkpoint(self._layer, sites, *passed, context, use_reentrant=False)
             else:
-                state, inputs = self._layer(sites, state, inputs, context)
-        return inputs["x"]
+                passed = self._layer(sites, *passed, context)
+        return passed[1]["x"]
 
     def _layer(
-        self, sites: list[int], state: Any, inputs: dict[str, Tensor], context: Context
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """The blocks of one layer, and the exchange behind each."""
+        self, sites: list[int], state: Any, inputs: dict[str, Tensor], shared: dict[str, Tensor], context: Context
+    ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """The blocks of one layer, and the exchange behind each.
+
+        What they share is passed on, so that a layer that is computed again, or compiled, changes nothing outside.
+        """
+        context = replace(context, shared=dict(shared))
         for site in sites:
             written = self.blocks[site - 1](inputs, context)
             state, inputs = self.stream.exchange(site, state, written)
-        return state, inputs
+        return state, inputs, context.shared
 
     def _layers(self) -> list[list[int]]:
         """Sites behind the blocks, layer by layer."""
@@ -172,7 +177,8 @@ class Decoder(Declared):
         config, weight = self.config, self.head_weight()
         dtype = torch.float32 if config.upcast_attention else dtype or weight.dtype
         shape = (batch_size, config.num_heads, length, config.head_dim)
-        return KVCache(sum(block.kind == "attention" for block in self.layout), shape, dtype, weight.device)
+        num_slots = sum(block.kind == "attention" for block in self.layout)
+        return KVCache(num_slots, shape, dtype, weight.device, one_value=config.value_residual == "shared")
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile everything between embedding and head; masks are built outside, so shapes stay fixed.
