@@ -1,4 +1,4 @@
-"""Cases of the published DWAModules (epfml/DenseFormer): one toy block x + tanh(x W) a layer, and the averages behind."""
+"""Cases of the published DWAModules (epfml/DenseFormer): a toy block x + tanh(x W) a layer, the averages behind."""
 
 import torch
 from torch import Tensor

@@ -29,7 +29,7 @@ from widestream.nn.config import ModelConfig
 from widestream.nn.roles import Role, Roles
 from widestream.streams.base import StreamCost, StreamSpec
 from widestream.streams.config import StreamConfig
-from widestream.streams.layers import layer_ends
+from widestream.streams.layers import layer_ends, weighted_sum
 from widestream.streams.vector import VectorStream
 
 
@@ -92,7 +92,7 @@ class DenseFormerStream(VectorStream):
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """The plain stream's gains, and floor(i / k) + 1 weights for i = p, 2p, ... <= L: L (L + 3) / 2 at k = p = 1."""
+        """The plain stream's gains, and floor(i / k) + 1 weights for i = p, 2p, ...: L (L + 3) / 2 at k = p = 1."""
         return super().parameter_formula(config) + sum(num_sources(config).values())
 
     def cost(self) -> StreamCost:
@@ -113,9 +113,9 @@ class DenseFormerStream(VectorStream):
             return State(x, past)
         outputs = dict(zip(self._kept(layer - 1), past, strict=True)) | {layer: x}
         if layer and layer % self.period == 0:
-            weights = getattr(self, f"alpha_{layer}")
+            alpha = getattr(self, f"alpha_{layer}")
             same = range(layer % self.dilation, layer + 1, self.dilation)
-            x = sum(weight * outputs[j] for weight, j in zip(weights, same, strict=True))  # eq. 2
+            x = weighted_sum(alpha, [outputs[j] for j in same])  # eq. 2
         return State(x, tuple(outputs[j] for j in self._kept(layer)))
 
     def read(self, site: int, state: State) -> dict[str, Tensor]:

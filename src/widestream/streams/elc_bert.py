@@ -31,7 +31,7 @@ from widestream.nn.norm import Norm
 from widestream.nn.roles import Role, Roles
 from widestream.streams.base import StreamCost, StreamSpec
 from widestream.streams.config import StreamConfig
-from widestream.streams.layers import layer_ends
+from widestream.streams.layers import layer_ends, weighted_sum
 from widestream.streams.vector import VectorStream
 
 
@@ -98,7 +98,7 @@ class ElcBertStream(VectorStream):
         return super().parameter_formula(config) + L * (L + 1) // 2 - 1 + (own.variant == "weighted_output") * (L + 1)
 
     def cost(self) -> StreamCost:
-        """No product. A mixture reads its older sources, and writes the newest beside itself; a norm keeps its input."""
+        """No product. A mixture reads older sources, and writes the newest beside itself; a norm keeps its input."""
         plain, vector = super().cost(), 4 * self.width
         inside = 2 * (len(self.readers) - len(self.layer_ends)) if self.variant != "base" else 0  # m beside x
         norms = len(self.layer_ends) if self.variant == "normalised" else 0
@@ -118,17 +118,12 @@ class ElcBertStream(VectorStream):
             return State(m if self.variant == "base" else state.x + written, m, past)
         h = self.source_norm(m) if self.variant == "normalised" else m
         past, reader = (*past, h), self.layer_ends[site] + 1
-        x = self._mix(getattr(self, f"a_{reader}"), past) if reader in self.mixtures else h
+        x = weighted_sum(getattr(self, f"a_{reader}").softmax(0), past) if reader in self.mixtures else h  # eq. 1
         return State(x, None, past if reader < max(self.mixtures, default=0) else ())
 
     def read(self, site: int, state: State) -> dict[str, Tensor]:
         """Normalise."""
         return super().read(site, state.x)
-
-    def _mix(self, a: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """sum_j softmax(a)_j h_j (eq. 1)."""
-        weights = a.softmax(0)
-        return sum(weight * h for weight, h in zip(weights, past, strict=True))  # pyright: ignore[reportReturnType]
 
 
 def mixtures(config: ModelConfig) -> list[int]:

@@ -30,6 +30,7 @@ from widestream.nn.config import ModelConfig
 from widestream.nn.roles import Axis, Role, Roles
 from widestream.streams.base import StreamCost, StreamSpec
 from widestream.streams.config import StreamConfig
+from widestream.streams.layers import weighted_sum
 from widestream.streams.vector import VectorStream
 
 
@@ -54,7 +55,9 @@ class LaurelConfig(StreamConfig):
         if self.previous < 0:
             raise UserError(f"model.stream.previous is {self.previous}; it must be at least 0.")
         if self.weights == "none" and not self.low_rank and not self.previous:
-            raise UserError("A laurel stream without weights, low_rank and previous is the plain one; use kind: vector.")
+            raise UserError(
+                "A laurel stream without weights, low_rank and previous is the plain one; use kind: vector."
+            )
 
 
 class State(NamedTuple):
@@ -149,7 +152,7 @@ class LaurelStream(VectorStream):
         if self._has_map(site):
             sources = [state.x] if self.low_rank else []
             if self._num_past(site):
-                sources += [g * old for g, old in zip(getattr(self, f"gamma_{site}"), state.past, strict=True)]
+                sources.append(weighted_sum(getattr(self, f"gamma_{site}"), state.past))
             low = F.linear(sum(sources[1:], sources[0]), getattr(self, f"A_{site}"))
             x = x + F.linear(low, getattr(self, f"B_{site}"))
         return State(x, (state.x, *state.past)[: self.previous])
@@ -163,7 +166,7 @@ class LaurelStream(VectorStream):
         if self.weights == "none":
             return x + written
         # Slices, not scalars: a scalar would not widen bfloat16 block outputs to its own float32.
-        alpha, beta = self.alpha[site - 1 : site], self.beta[site - 1 : site]
+        alpha, beta = (self.get_parameter(name)[site - 1 : site] for name in ("alpha", "beta"))
         if self.weights == "softmax":
             alpha, beta = (2 * torch.stack([alpha, beta]).softmax(0)).unbind()
         return alpha * written + beta * x
