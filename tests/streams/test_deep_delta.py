@@ -8,7 +8,7 @@ from models import tiny
 from widestream.errors import UserError
 from widestream.nn.context import make_context
 from widestream.nn.model import build_model, meta_model
-from widestream.streams.deep_delta import delta_write, unit_key
+from widestream.streams.deep_delta import DeepDeltaStream, delta_write, unit_key
 
 SETTINGS = [
     {},
@@ -28,6 +28,7 @@ def random_stream(settings):
     with torch.no_grad():
         for p in model.stream.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    assert isinstance(model.stream, DeepDeltaStream)
     return model, model.stream
 
 
@@ -115,7 +116,7 @@ def test_a_model_whose_betas_are_zero_reads_its_embedding(settings):
                 parameter.fill_(-1e4)
     tokens, last = torch.arange(9)[None], len(stream.readers) - 1
     context = make_context(model.config, torch.arange(9))
-    state = stream.write_embedding(stream.empty(context), *model.get_submodule("embedding")(tokens, context.positions))
+    state = stream.write_embedding(stream.empty(context), *model.embedding(tokens, context.positions))
     torch.testing.assert_close(model(tokens), stream.look(last, state.X, context).normed)
 
 
