@@ -56,6 +56,11 @@ def test_both_models_of_the_demo_differ_in_their_stream_and_rate_only():
         ("steps", "Cannot read the override 'steps'; write it as key.sub=value"),
         ("a=[", "is not valid YAML"),
         ("model.num_layers=0", "model.num_layers is 0; it must be at least 1."),
+        ("model.width=-4", "model.width is -4; it must be at least 1."),
+        ("model.width=0", "model.width is 0; it must be at least 1."),
+        ("model.mup.base_key_dim=0", "model.mup.base_key_dim is 0; it must be at least 1."),
+        ("model.init.std=0", "model.init.std is 0.0; it must be above 0."),
+        ("extends=5", "must be a recipe or a list of recipes, not 5."),
     ],
 )
 def test_mistakes_are_named(override, sentence):

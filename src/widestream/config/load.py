@@ -72,8 +72,11 @@ def _read(path: Path, seen: tuple[Path, ...], extends: Any = None) -> dict[str, 
         raise UserError(f"{path} must be a mapping of keys to values.")
     own = values.pop("extends", None)
     parents = extends if extends is not None else own
+    parents = [parents] if isinstance(parents, str) else parents or []
+    if not isinstance(parents, list):
+        raise UserError(f"`extends` of {path} must be a recipe or a list of recipes, not {parents!r}.")
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents or []:
+    for parent in parents:
         beside = path.parent / f"{str(parent).removesuffix('.yaml')}.yaml"
         merged = _merge(merged, _read(beside if beside.is_file() else find_recipe(str(parent)), (*seen, path)))
     return _merge(merged, values)

@@ -65,7 +65,10 @@ class Decoder(Declared):
         self.output_multiplier = head.multiplier
         if config.tied_head:
             # The shared table keeps the embedding's scale; as a head it acts at the scale a head of its own would have.
-            self.output_multiplier *= (head.std or 1.0) / (self.embedding.own_roles["token"].std or 1.0)
+            embedding = self.embedding.own_roles["token"]
+            assert head.std
+            assert embedding.std
+            self.output_multiplier *= head.std / embedding.std
         else:
             self.declare("unembedding", (config.vocab_size, config.embed_dim), head)
         self.checkpoint_layers = False
