@@ -31,7 +31,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None) -> tuple[i
     config, info = load_config(run_dir), load_info(run_dir)
     folder = config.data.path if data is None else data
     split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
-    store = TokenStore.open(folder, split)
+    store = TokenStore.open(folder, split, verify=True)
     if read_manifest(folder).tokenizer.sha256 != info["data"]["tokenizer_sha256"]:
         raise UserError(
             f"{folder} was prepared with another tokenizer than {run_dir} was trained with; "

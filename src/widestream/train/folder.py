@@ -54,8 +54,8 @@ def open_folder(run_dir: Path, config: RunConfig, data: dict[str, Any], device: 
     strangers = [path.name for path in _contents(run_dir) if path.name not in (INFO, f"{CONFIG}.tmp", f"{INFO}.tmp")]
     if strangers:
         raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
-    run_dir.mkdir(parents=True, exist_ok=True)
     info = _describe(config, data, device)
+    run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / INFO, info)
     write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
     return info
