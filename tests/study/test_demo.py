@@ -92,8 +92,16 @@ def test_a_failing_run_says_why(tmp_path):
 
 def test_finished_runs_are_not_started_again(tmp_path):
     job = Job(recipe="no/such-recipe", changes=(), folder=tmp_path, steps=5)
-    (tmp_path / "done.json").write_text("{}")
+    (tmp_path / "done.json").write_text('{"step": 5}')
     run_jobs([job], workers=1)
+
+
+def test_a_finished_run_of_another_length_is_not_taken_for_this_one(tmp_path):
+    job = Job(recipe="no/such-recipe", changes=(), folder=tmp_path / "run", steps=5)
+    job.folder.mkdir()
+    (job.folder / "done.json").write_text('{"step": 3}')
+    with pytest.raises(UserError, match="no/such-recipe"):
+        run_jobs([job], workers=1)
 
 
 def test_progress_counts_whole_lines_only(tmp_path):

@@ -40,8 +40,10 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run has ended well, now or in an earlier session."""
-        return (self.folder / "done.json").is_file()
+        """Whether the run has ended well, now or in an earlier session that had as many steps."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads((self.folder / "done.json").read_bytes())["step"] == self.steps
+        return False
 
     @property
     def steps_done(self) -> int:
