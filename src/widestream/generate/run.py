@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from widestream.data import load_tokenizer
+from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig, generate
 from widestream.train.folder import load_config, load_model
 from widestream.train.parallel import find_device
@@ -50,8 +51,10 @@ def sample_run(
         keep: append the sample to the run's samples.jsonl.
 
     Raises:
-        UserError: no run, no checkpoint, no tokenizer, or a prompt that does not fit.
+        UserError: no run, no checkpoint, no tokenizer, or a prompt that does not fit or is no text.
     """
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # bytes of the command line that are no UTF-8
+        raise UserError("The prompt is not valid text; give it in UTF-8.")
     run_dir = Path(run_dir)
     run_config = load_config(run_dir)
     tokenizer = load_tokenizer(run_config.data.path if data is None else data)
