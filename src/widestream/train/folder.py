@@ -123,13 +123,19 @@ def load_model(run_dir: Path, device: torch.device) -> tuple[Decoder, checkpoint
         UserError: it is no run folder, it has no usable checkpoint, or the checkpoint is of another model.
     """
     config = load_config(run_dir)
-    found = checkpoint.latest(run_dir)
-    if found is None:
-        raise UserError(f"{run_dir} has no checkpoint yet; let it train to its first one (train.save_every).")
-    require_same_model(found, config)
     model = build_model(config.model, device=device)
-    checkpoint.load_weights(found.path, model)
-    return model.eval(), found
+    while True:
+        found = checkpoint.latest(run_dir)
+        if found is None:
+            raise UserError(f"{run_dir} has no checkpoint yet; let it train to its first one (train.save_every).")
+        require_same_model(found, config)
+        try:
+            checkpoint.load_weights(found.path, model)
+        except UserError:
+            if found.path.exists():
+                raise
+            continue  # the run is training and has removed it for a newer one
+        return model.eval(), found
 
 
 def require_same_model(found: checkpoint.Checkpoint, config: RunConfig) -> None:
