@@ -150,7 +150,9 @@ class Decoder(Declared):
         hidden = self(tokens, segments, mask=mask).flatten(0, 1) * self.output_multiplier
         flat = None if weights is None else weights.flatten()
         total, cross_entropy, z = linear_cross_entropy(hidden, self.head_weight(), targets.flatten(), flat, z_loss)
-        count = targets.new_tensor(targets.numel(), dtype=torch.float32) if flat is None else flat.float().sum()
+        # Filled and not copied there: a copy would make the host wait for the device.
+        full = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
+        count = full if flat is None else flat.float().sum()
         return LossTerms(total, cross_entropy, z, count)
 
     def new_cache(self, batch_size: int, length: int, dtype: torch.dtype | None = None) -> KVCache:
