@@ -204,3 +204,15 @@ def test_full_disk_in_the_middle_of_a_run(place, monkeypatch, capfd):
     assert call("train", "tiny.yaml") == 0
     ends = [place / run / "checkpoints/step_00000004/model.safetensors" for run in ("runs/tiny", "whole")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+@pytest.mark.parametrize("arguments", ["train tiny.yaml --out new", "data prepare text.jsonl --out new --workers 1"])
+def test_no_permission(place, monkeypatch, capfd, arguments):
+    def refuse(descriptor):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    before = files(place)
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert call(*arguments.split()) == 2
+    assert "get it or choose another place, then" in capfd.readouterr().err.splitlines()[-1]
+    assert files(place).items() >= before.items()
