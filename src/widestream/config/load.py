@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from widestream.config.build import from_dict, to_dict
+from widestream.config.build import from_dict
 from widestream.config.schema import RunConfig
 from widestream.errors import UserError, unknown_name
 
@@ -41,11 +41,6 @@ def load_recipe(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ())
         if key != "extends":
             _assign(values, key, value)
     return from_dict(values)
-
-
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def find_recipe(name: str) -> Path:

@@ -81,7 +81,7 @@ def linear_cross_entropy(
     )
     weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.float()
     # Normalised before the sum, so that the gradients come out of the forward pass at their final size.
-    weights = weights / weights.sum().clamp_min(1.0)
+    weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
     # Asked here, because inside of `forward` autograd is off and parameters still say that they require a gradient.
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
     return _LinearCrossEntropy.apply(hidden, head, targets, weights, z_loss, dtype, needs_grad)  # pyright: ignore[reportReturnType]
