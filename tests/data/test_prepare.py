@@ -267,7 +267,10 @@ def test_full_disk_keeps_what_is_there_and_goes_on_later(source, tmp_path, monke
 
 
 def test_no_permission():
-    with pytest.raises(UserError, match="No permission to write x: choose"), disk_errors(Path("out"), "choose another"):
+    with (
+        pytest.raises(UserError, match=r"No permission to write x: get it or .*, then choose"),
+        disk_errors(Path("out"), "choose another"),
+    ):
         raise PermissionError(errno.EACCES, "denied", "x")
     with pytest.raises(OSError, match="other"), disk_errors(Path("out"), "choose another"):
         raise OSError(errno.EIO, "other")

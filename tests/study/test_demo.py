@@ -1,7 +1,12 @@
 """The demo from text to report at a tiny size, interrupted and taken up again."""
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,10 +95,35 @@ def test_a_failing_run_says_why(tmp_path):
         run_jobs([job], workers=1)
 
 
+def test_terminating_the_demo_ends_its_runs(tmp_path, monkeypatch):
+    started = []
+
+    def start(job):
+        job.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        started.append(job.process)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    monkeypatch.setattr(Job, "start", start)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_:
+        run_jobs([Job(recipe="demo/rmt", changes=(), folder=tmp_path / "run", steps=5)], workers=1)
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert started[0].returncode is not None
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_finished_runs_are_not_started_again(tmp_path):
     job = Job(recipe="no/such-recipe", changes=(), folder=tmp_path, steps=5)
-    (tmp_path / "done.json").write_text("{}")
+    (tmp_path / "done.json").write_text('{"step": 5}')
     run_jobs([job], workers=1)
+
+
+def test_a_finished_run_of_another_length_is_not_taken_for_this_one(tmp_path):
+    job = Job(recipe="no/such-recipe", changes=(), folder=tmp_path / "run", steps=5)
+    job.folder.mkdir()
+    (job.folder / "done.json").write_text('{"step": 3}')
+    with pytest.raises(UserError, match="no/such-recipe"):
+        run_jobs([job], workers=1)
 
 
 def test_progress_counts_whole_lines_only(tmp_path):

@@ -12,6 +12,8 @@ from widestream.errors import UserError
 from widestream.nn.model import build_model
 from widestream.train import checkpoint
 from widestream.train.checkpoint import latest, load_optimizer, load_weights, save
+from widestream.train.folder import load_model
+from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
 
 
@@ -126,6 +128,37 @@ def test_damaged_checkpoints_are_named_and_skipped(saved, caplog, harm):
     assert re.search(reason, caplog.text)
     assert "step_00000003" in caplog.text
     assert "step_00000002" not in caplog.text
+
+
+@pytest.mark.parametrize("moment", ["_fault", "json.loads"])
+def test_checkpoints_that_training_removes_meanwhile_give_way_to_newer_ones(saved, monkeypatch, caplog, moment):
+    def removing(*args, **kwargs):
+        for path in sorted((saved / "checkpoints").iterdir())[1:]:
+            shutil.rmtree(path)
+        (saved / "checkpoints" / "step_00000001").rename(saved / "checkpoints" / "step_00000004")
+        undo.undo()
+        return original(*args, **kwargs)
+
+    original = checkpoint._fault if moment == "_fault" else json.loads
+    with pytest.MonkeyPatch.context() as undo:
+        undo.setattr(checkpoint if moment == "_fault" else json, moment.split(".")[-1], removing)
+        found = latest(saved)
+    assert found is not None
+    assert found.path.name == "step_00000004"
+    assert not caplog.text
+
+
+def test_a_checkpoint_removed_before_its_weights_are_read_gives_way_to_a_newer_one(data, tmp_path, monkeypatch):
+    config = tiny_config(data)
+    train(config, tmp_path)
+
+    def removing(path, model):
+        monkeypatch.undo()
+        path.rename(path.with_name("step_00000009"))
+        load_weights(path, model)
+
+    monkeypatch.setattr(checkpoint, "load_weights", removing)
+    assert load_model(tmp_path, torch.device("cpu"))[1].path.name == "step_00000009"
 
 
 def test_all_damaged_is_an_error(saved):

@@ -13,6 +13,7 @@ from widestream.nn.decoder import Decoder
 from widestream.theory.summary import summarize
 from widestream.train import checkpoint
 from widestream.train.loop import train
+from widestream.train.metrics import MetricsWriter
 
 
 def rows(run_dir, kind=None):
@@ -329,3 +330,29 @@ def test_the_recorded_configuration_builds_the_same_run(data, tmp_path):
     from widestream.train.folder import load_config
 
     assert to_dict(load_config(tmp_path / "run")) == to_dict(config)
+
+
+def test_a_folder_in_which_a_process_trains_is_refused(data, tmp_path):
+    config = tiny_config(data)
+    train(config, tmp_path / "run")
+    with MetricsWriter(tmp_path / "run", 6):  # held as long as training goes on
+        before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+        for resume in (True, False):
+            with pytest.raises(UserError, match="Another process is training in"):
+                train(config, tmp_path / "run", resume=resume)
+        with pytest.raises(UserError, match="Another process is training in"):
+            MetricsWriter(tmp_path / "run", 0)
+        assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert train(config, tmp_path / "run").step == 6
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_altered_data_are_refused(tmp_path, split):
+    path = write_data(tmp_path / "data")
+    shard = path / f"{split}_00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{split}_00000.bin was altered"):
+        train(tiny_config(path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,8 +1,9 @@
 """Recipes: shipped ones load from anywhere, mistakes are named, overrides and `extends` do what they say."""
 
 import pytest
+import yaml
 
-from widestream.config import from_dict, load_recipe, recipe_names, save_config, to_dict
+from widestream.config import from_dict, load_recipe, recipe_names, to_dict
 from widestream.errors import UserError
 
 RUNNABLE = [name for name in recipe_names() if not name.startswith("preset/")]
@@ -13,7 +14,7 @@ def test_shipped_recipes_load_from_anywhere_and_round_trip(name, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     config = load_recipe(name)
     assert from_dict(to_dict(config)) == config
-    save_config(config, tmp_path / "copy.yaml")
+    (tmp_path / "copy.yaml").write_text(yaml.safe_dump(to_dict(config)))
     assert load_recipe(tmp_path / "copy.yaml") == config
 
 
@@ -56,6 +57,11 @@ def test_both_models_of_the_demo_differ_in_their_stream_and_rate_only():
         ("steps", "Cannot read the override 'steps'; write it as key.sub=value"),
         ("a=[", "is not valid YAML"),
         ("model.num_layers=0", "model.num_layers is 0; it must be at least 1."),
+        ("model.width=-4", "model.width is -4; it must be at least 1."),
+        ("model.width=0", "model.width is 0; it must be at least 1."),
+        ("model.mup.base_key_dim=0", "model.mup.base_key_dim is 0; it must be at least 1."),
+        ("model.init.std=0", "model.init.std is 0.0; it must be above 0."),
+        ("extends=5", "must be a recipe or a list of recipes, not 5."),
     ],
 )
 def test_mistakes_are_named(override, sentence):

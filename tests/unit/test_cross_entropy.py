@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from widestream.kernels import cross_entropy
 from widestream.kernels.cross_entropy import linear_cross_entropy
@@ -51,12 +52,22 @@ def test_tokens_of_weight_zero_leave_no_gradient():
     assert hidden.grad[weights == 1].abs().min() > 0
 
 
-def test_without_gradients_nothing_is_kept():
+def test_without_gradients_none_are_computed():
     hidden, head, targets, _ = problem()
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         total, ce, _ = linear_cross_entropy(hidden, head, targets)
+    assert counter.get_total_flops() == 2 * hidden.numel() * head.shape[0]  # the logits, and no product more
     torch.testing.assert_close(total, F.cross_entropy(hidden @ head.T, targets).detach())
     assert not ce.requires_grad
+
+
+def test_a_second_backward_pass_is_refused():
+    """It would scale the prepared gradients again."""
+    hidden, head, targets, _ = problem()
+    total = 3 * linear_cross_entropy(hidden, head, targets)[0]
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
 
 
 def test_bf16_products_float32_sums():

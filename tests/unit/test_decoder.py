@@ -127,6 +127,11 @@ def test_tied_head(stream):
     assert 0.3 < logits.std() < 3  # not sqrt(D) times as large, as the embedding's own scale would make them
 
 
+def test_a_tied_head_cannot_start_at_zero():
+    with pytest.raises(UserError, match="output_zero would zero the embedding too"):
+        tiny(tied_head=True, init={"output_zero": True})
+
+
 def test_bf16_autocast_stays_close(stream):
     model = build_model(tiny(stream))
     tokens, targets = tokens_of(2, 20), tokens_of(2, 20, seed=1)

@@ -66,6 +66,13 @@ def test_filters():
     assert choose(logits, SamplingConfig(temperature=0), torch.Generator()) == 1
 
 
+def test_any_temperature_above_zero_works():
+    logits = torch.tensor([300.0, -200.0, 299.0])
+    for temperature in (1e-300, 1e-40, 1e-3, 1e3, 1e300):
+        assert choose(logits, SamplingConfig(temperature=temperature), torch.Generator()) in (0, 1, 2)
+    assert choose(logits, SamplingConfig(temperature=1e-40), torch.Generator()) == 0
+
+
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
     [

@@ -7,7 +7,7 @@ import typer
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Everything is written here.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Everything is written here.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(help="Runs of each model.")] = 2,
     steps: Annotated[int | None, typer.Option(help="Steps of each run. Default: the recipes'.")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time. Default: one a CPU.")] = None,
@@ -20,9 +20,9 @@ def demo(
     from widestream.study.demo import DemoOptions, prepare_data, run_demo
 
     if prepare_only:
-        prepare_data(folder)
+        prepare_data(out)
     else:
-        run_demo(DemoOptions(folder=folder, seeds=seeds, steps=steps, workers=workers))
+        run_demo(DemoOptions(folder=out, seeds=seeds, steps=steps, workers=workers))
 
 
 def register(app: typer.Typer) -> None:

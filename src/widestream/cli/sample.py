@@ -17,7 +17,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     cache: Annotated[bool, typer.Option(help="Keep keys and values of earlier tokens; the text is the same.")] = True,
-    data: Annotated[Path | None, typer.Option(help="Prepared folder with the tokenizer. Default: the run's.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: where the run was trained.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Continue a prompt with a run's newest checkpoint."""
@@ -28,7 +28,7 @@ def sample(
     from widestream.generate.sampling import SamplingConfig
 
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    found = sample_run(run, prompt, config, data=data, use_cache=cache)
+    found = sample_run(run, prompt, config, device=device, use_cache=cache)
     print(json.dumps({**asdict(found), **asdict(config)}, ensure_ascii=False) if as_json else found.prompt + found.text)
 
 

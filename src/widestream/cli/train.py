@@ -30,6 +30,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Another prepared folder. Default: the run's own.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: where the run was trained.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Held-out loss, perplexity and bits per byte of a run's newest checkpoint."""
@@ -38,7 +39,7 @@ def evaluate(
 
     from widestream.eval.run import evaluate_run
 
-    step, heldout = evaluate_run(run, data)
+    step, heldout = evaluate_run(run, data, device)
     if as_json:
         print(json.dumps({"step": step, **asdict(heldout)}))
         return

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from widestream.config.build import from_dict, to_dict
+from widestream.config.build import from_dict
 from widestream.config.schema import RunConfig
 from widestream.errors import UserError, unknown_name
 
@@ -43,11 +43,6 @@ def load_recipe(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ())
     return from_dict(values)
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-
-
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path that exists, or the name of a shipped recipe."""
     path = Path(name).expanduser()
@@ -72,8 +67,11 @@ def _read(path: Path, seen: tuple[Path, ...], extends: Any = None) -> dict[str, 
         raise UserError(f"{path} must be a mapping of keys to values.")
     own = values.pop("extends", None)
     parents = extends if extends is not None else own
+    parents = [parents] if isinstance(parents, str) else parents or []
+    if not isinstance(parents, list):
+        raise UserError(f"`extends` of {path} must be a recipe or a list of recipes, not {parents!r}.")
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents or []:
+    for parent in parents:
         beside = path.parent / f"{str(parent).removesuffix('.yaml')}.yaml"
         merged = _merge(merged, _read(beside if beside.is_file() else find_recipe(str(parent)), (*seen, path)))
     return _merge(merged, values)

@@ -79,4 +79,6 @@ def _training_texts(corpus: Corpus, heldout: float, progress: bool) -> Iterator[
                 yield document.text
             bar.update(document.consumed - bar.n)
     if not found:
-        raise UserError("There is no text to train on: every document is empty or held out.")
+        raise UserError(
+            "There is no text to train on: every document is empty or held out; give more text, or lower --heldout."
+        )

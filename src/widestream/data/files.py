@@ -42,5 +42,7 @@ def disk_errors(folder: Path, advice: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"No space left on the disk of {folder}: free some, then {advice}.") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"No permission to write {error.filename or folder}: {advice}.") from error
+            raise UserError(
+                f"No permission to write {error.filename or folder}: get it or choose another place, then {advice}."
+            ) from error
         raise

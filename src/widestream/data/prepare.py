@@ -209,7 +209,7 @@ class _Job:
 
 def _check_splits(splits: dict[str, SplitInfo], options: PrepareOptions, corpus: Corpus) -> None:
     if not splits:
-        raise UserError("The corpus is empty: none of its documents holds any text.")
+        raise UserError("The corpus is empty: none of its documents holds any text; give files with text in them.")
     if "train" not in splits:
         raise UserError("No document is left for training: lower --heldout, or mark some with the split 'train'.")
     if "heldout" not in splits and options.heldout > 0:

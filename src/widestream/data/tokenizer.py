@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from widestream.data.files import write_atomic
-from widestream.data.manifest import read_manifest
+from widestream.data.manifest import TokenizerInfo, read_manifest
 from widestream.errors import UserError
 
 if TYPE_CHECKING:
@@ -235,7 +235,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         UserError: the folder is not prepared, or its tokenizer.json is missing or was altered.
     """
-    info = read_manifest(folder).tokenizer
+    return open_tokenizer(folder, read_manifest(folder).tokenizer)
+
+
+def open_tokenizer(folder: str | Path, info: TokenizerInfo) -> Tokenizer:
+    """The tokenizer whose file lies in a folder (prepared data, or a run), checked against what is known of it.
+
+    Raises:
+        UserError: its tokenizer.json is missing or was altered.
+    """
     if info.kind == "byte":
         return ByteTokenizer()
     path = Path(folder) / TOKENIZER_FILE

@@ -12,7 +12,7 @@ from widestream.train.parallel import World, find_device
 from widestream.train.plan import make_plan
 
 
-def evaluate_run(run_dir: str | Path, data: str | Path | None = None) -> tuple[int, Heldout]:
+def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: str | None = None) -> tuple[int, Heldout]:
     """Evaluate a run's newest complete checkpoint on a whole held-out split.
 
     It computes as the run did (precision, threads, windows), so that the numbers are those the run itself reports.
@@ -20,6 +20,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None) -> tuple[i
     Args:
         run_dir: folder of a run, finished or not.
         data: another prepared folder, made with the same tokenizer; default: the run's own.
+        device: where to compute; default: where the run was trained.
 
     Returns:
         The checkpoint's step, and the evaluation.
@@ -31,20 +32,20 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None) -> tuple[i
     config, info = load_config(run_dir), load_info(run_dir)
     folder = config.data.path if data is None else data
     split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
-    store = TokenStore.open(folder, split)
+    store = TokenStore.open(folder, split, verify=True)
     if read_manifest(folder).tokenizer.sha256 != info["data"]["tokenizer_sha256"]:
         raise UserError(
             f"{folder} was prepared with another tokenizer than {run_dir} was trained with; "
             "prepare the text again with the run's tokenizer."
         )
-    device = find_device(config.train.device)
+    place = find_device(device or config.train.device)
     plan = make_plan(config)
     with numerics(config.train):
-        model, found = load_model(run_dir, device)
+        model, found = load_model(run_dir, place)
         heldout = evaluate(
             model,
             store,
-            world=World(device),
+            world=World(place),
             sequence_length=plan.sequence_length,
             batch_size=plan.micro_batch_size,
             precision=info["precision"],

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from widestream.data import load_tokenizer
+from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig, generate
-from widestream.train.folder import load_config, load_model
+from widestream.train.folder import load_config, load_model, load_run_tokenizer
 from widestream.train.parallel import find_device
 
 SAMPLES = "samples.jsonl"
@@ -33,7 +33,7 @@ def sample_run(
     prompt: str,
     config: SamplingConfig,
     *,
-    data: str | Path | None = None,
+    device: str | None = None,
     use_cache: bool = True,
     keep: bool = False,
 ) -> Sample:
@@ -45,17 +45,19 @@ def sample_run(
         run_dir: folder of a run.
         prompt: text; may be empty.
         config: how tokens are chosen.
-        data: prepared folder that holds the tokenizer; default: the run's own.
+        device: where to compute; default: where the run was trained.
         use_cache: see `generate`.
         keep: append the sample to the run's samples.jsonl.
 
     Raises:
-        UserError: no run, no checkpoint, no tokenizer, or a prompt that does not fit.
+        UserError: no run, no checkpoint, no tokenizer, or a prompt that does not fit or is no text.
     """
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # bytes of the command line that are no UTF-8
+        raise UserError("The prompt is not valid text; give it in UTF-8.")
     run_dir = Path(run_dir)
     run_config = load_config(run_dir)
-    tokenizer = load_tokenizer(run_config.data.path if data is None else data)
-    model, found = load_model(run_dir, find_device(run_config.train.device))
+    tokenizer = load_run_tokenizer(run_dir)
+    model, found = load_model(run_dir, find_device(device or run_config.train.device))
     if run_config.train.threads is not None:
         torch.set_num_threads(run_config.train.threads)
     ids = [tokenizer.boundary_id, *tokenizer.encode_batch([prompt])[0].tolist()]

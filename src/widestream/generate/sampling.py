@@ -102,7 +102,7 @@ def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -
     """One token id from logits [V], float32 on the CPU."""
     if config.temperature == 0:
         return int(logits.argmax())
-    logits = logits / config.temperature
+    logits = (logits.double() - logits.max()) / config.temperature  # the likeliest is 0 at any temperature
     if config.top_k is not None and config.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(config.top_k).values[-1], float("-inf"))
     if config.top_p is not None:

@@ -20,10 +20,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z_loss: float, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        z_loss: float,
+        dtype: torch.dtype,
+        needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden [M, D], head [V, D], targets [M], weights [M] -> sums: total, cross-entropy, squared log-partition."""
-        needs_grad = any(ctx.needs_input_grad[:2])
         all_h, w = hidden.to(dtype), head.to(dtype)
         grad_hidden = torch.empty_like(all_h) if needs_grad else None
         grad_head: Tensor | None = None
@@ -50,7 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Scale what the forward pass has prepared, in place: a backward pass happens once."""
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden.to(ctx.hidden_dtype).mul_(grad_total), grad_head.mul_(grad_total), None, None, None, None
+        grads = grad_hidden.to(ctx.hidden_dtype).mul_(grad_total), grad_head.mul_(grad_total)
+        return *grads, None, None, None, None, None
 
 
 def linear_cross_entropy(
@@ -74,8 +81,10 @@ def linear_cross_entropy(
     )
     weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.float()
     # Normalised before the sum, so that the gradients come out of the forward pass at their final size.
-    weights = weights / weights.sum().clamp_min(1.0)
-    return _LinearCrossEntropy.apply(hidden, head, targets, weights, z_loss, dtype)  # pyright: ignore[reportReturnType]
+    weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    # Asked here, because inside of `forward` autograd is off and parameters still say that they require a gradient.
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, head, targets, weights, z_loss, dtype, needs_grad)  # pyright: ignore[reportReturnType]
 
 
 def _softmax(logits: Tensor, targets: Tensor, z_loss: float, in_place: bool) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from typing import Literal
 from widestream.errors import UserError
 from widestream.streams.config import StreamConfig
 
+SIZES = ("vocab_size", "context", "num_layers", "num_heads", "head_dim", "mlp_dim", "width", "short_swa")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitConfig:
@@ -24,6 +26,10 @@ class InitConfig:
     depth_scale: bool = True
     """Scale the output maps of every block by 1/sqrt(number of blocks), 2 L of them (GPT-2); on which weights, the
     stream says."""
+
+    def __post_init__(self):
+        if not self.std > 0:
+            raise UserError(f"model.init.std is {self.std}; it must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,16 +103,19 @@ class ModelConfig:
     """muP multipliers and base sizes."""
 
     def __post_init__(self):
-        for name in ("vocab_size", "context", "num_layers", "num_heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.short_swa is not None and self.short_swa < 1:
-            raise UserError(f"model.short_swa is {self.short_swa}; it must be at least 1, or null for no such block.")
+        sizes = {name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}
+        for name, size in (sizes | {f"mup.{name}": size for name, size in self.mup_bases.items()}).items():
+            if size < 1:
+                raise UserError(f"model.{name} is {size}; it must be at least 1.")
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(f"Rotary positions need an even model.head_dim; it is {self.head_dim}.")
         if self.init.scheme != "mup" and self.mup_bases:
             names = ", ".join(f"mup.{name}" for name in self.mup_bases)
             raise UserError(f"{names} act only under init.scheme: mup; this model has init.scheme: {self.init.scheme}.")
+        if self.tied_head and self.init.output_zero:
+            raise UserError(
+                "model.init.output_zero would zero the embedding too under model.tied_head; set one of them to false."
+            )
 
     @property
     def mup_bases(self) -> dict[str, int]:

@@ -62,7 +62,10 @@ class Decoder(Declared):
                     f"A {config.stream.kind} stream embeds and reads out at different widths; use tied_head: false."
                 )
             # The shared table keeps the embedding's scale; as a head it acts at the scale a head of its own would have.
-            self.output_multiplier *= (head.std or 1.0) / (self.embedding.own_roles["token"].std or 1.0)
+            embedding = self.embedding.own_roles["token"]
+            assert head.std
+            assert embedding.std
+            self.output_multiplier *= head.std / embedding.std
         else:
             self.declare("unembedding", (config.vocab_size, size(axes)), head)
         self.checkpoint_layers = False
@@ -169,7 +172,9 @@ class Decoder(Declared):
         hidden = self(tokens, segments, mask=mask).flatten(0, 1) * self.output_multiplier
         flat = None if weights is None else weights.flatten()
         total, cross_entropy, z = linear_cross_entropy(hidden, self.head_weight(), targets.flatten(), flat, z_loss)
-        count = targets.new_tensor(targets.numel(), dtype=torch.float32) if flat is None else flat.float().sum()
+        # Filled and not copied there: a copy would make the host wait for the device.
+        full = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
+        count = full if flat is None else flat.float().sum()
         return LossTerms(total, cross_entropy, z, count)
 
     def new_cache(self, batch_size: int, length: int, dtype: torch.dtype | None = None) -> KVCache:

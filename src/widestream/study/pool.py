@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -40,8 +41,10 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run has ended well, now or in an earlier session."""
-        return (self.folder / "done.json").is_file()
+        """Whether the run has ended well, now or in an earlier session that had as many steps."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads((self.folder / "done.json").read_bytes())["step"] == self.steps
+        return False
 
     @property
     def steps_done(self) -> int:
@@ -62,7 +65,7 @@ class Job:
 def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     """Carry out all jobs that are not done yet.
 
-    Interrupted, it ends the processes; called again, every run goes on from its newest checkpoint.
+    Interrupted or terminated, it ends the processes; called again, every run goes on from its newest checkpoint.
 
     Args:
         jobs: in the order in which they are to start.
@@ -74,7 +77,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     waiting = [job for job in jobs if not job.done]
     running: list[Job] = []
     try:
-        with _Bar(jobs) as bar:
+        with _terminable(), _Bar(jobs) as bar:
             while waiting or running:
                 while waiting and len(running) < workers:
                     running.append(waiting.pop(0))
@@ -90,6 +93,20 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
             if job.process is not None:
                 job.process.terminate()
                 job.process.wait()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does, so that the runs are ended too."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Bar:

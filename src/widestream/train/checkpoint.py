@@ -108,16 +108,19 @@ def latest(run_dir: Path) -> Checkpoint | None:
     """
     found = _numbered(run_dir / "checkpoints")
     for number, path in found:
-        fault = _fault(path)
-        if fault is None:
-            return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")))
-        log.warning("Skipping checkpoint %s: %s.", path, fault)
-    if found:
+        fault = "it is gone"
+        with contextlib.suppress(FileNotFoundError):
+            fault = _fault(path)
+            if fault is None:
+                return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")))
+        if path.exists():  # a process that trains removes old ones
+            log.warning("Skipping checkpoint %s: %s.", path, fault)
+    if any(path.exists() for _, path in found):
         raise UserError(
             f"Every checkpoint in {run_dir / 'checkpoints'} is damaged; put back a good copy of one, "
             "or train again from the start with --fresh."
         )
-    return None
+    return latest(run_dir) if found else None
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import yaml
 import widestream
 from widestream.config import RunConfig, from_dict, to_dict
 from widestream.data.files import write_atomic
-from widestream.data.manifest import read_manifest
+from widestream.data.manifest import TokenizerInfo, read_manifest
 from widestream.data.store import TokenStore
+from widestream.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, open_tokenizer
 from widestream.errors import UserError
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
@@ -51,11 +52,13 @@ def open_folder(run_dir: Path, config: RunConfig, data: dict[str, Any], device: 
     """
     if (run_dir / CONFIG).exists():
         return _resume(run_dir, config, data)
-    strangers = [path.name for path in _contents(run_dir) if path.name not in (INFO, f"{CONFIG}.tmp", f"{INFO}.tmp")]
+    begun = {name + suffix for name in (TOKENIZER_FILE, INFO, CONFIG) for suffix in ("", ".tmp")}
+    strangers = [path.name for path in _contents(run_dir) if path.name not in begun]
     if strangers:
         raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
-    run_dir.mkdir(parents=True, exist_ok=True)
     info = _describe(config, data, device)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    load_tokenizer(config.data.path).save(run_dir)  # a run can be sampled wherever it is taken
     write_json(run_dir / INFO, info)
     write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
     return info
@@ -75,12 +78,23 @@ def move_aside(run_dir: Path) -> Path | None:
     return run_dir.rename(place)
 
 
+def load_run_tokenizer(run_dir: Path) -> Tokenizer:
+    """The tokenizer that a run was trained with, from its own folder.
+
+    Raises:
+        UserError: run.json or the tokenizer is missing or damaged.
+    """
+    return open_tokenizer(run_dir, TokenizerInfo(**load_info(run_dir)["data"]["tokenizer"]))
+
+
 def describe_data(config: RunConfig, plan: Plan, train: TokenStore, heldout: TokenStore | None) -> dict[str, Any]:
     """What two runs must agree on to have seen the same batches, and the sizes of the splits."""
+    tokenizer = read_manifest(config.data.path).tokenizer
     return {
         "fingerprint": train.fingerprint,
         "heldout_fingerprint": heldout.fingerprint if heldout else None,
-        "tokenizer_sha256": read_manifest(config.data.path).tokenizer.sha256,
+        "tokenizer_sha256": tokenizer.sha256,
+        "tokenizer": asdict(tokenizer),
         "train_tokens": train.tokens,
         "train_bytes": train.source_bytes,
         "heldout_tokens": heldout.tokens if heldout else None,
@@ -123,13 +137,19 @@ def load_model(run_dir: Path, device: torch.device) -> tuple[Decoder, checkpoint
         UserError: it is no run folder, it has no usable checkpoint, or the checkpoint is of another model.
     """
     config = load_config(run_dir)
-    found = checkpoint.latest(run_dir)
-    if found is None:
-        raise UserError(f"{run_dir} has no checkpoint yet; let it train to its first one (train.save_every).")
-    require_same_model(found, config)
     model = build_model(config.model, device=device)
-    checkpoint.load_weights(found.path, model)
-    return model.eval(), found
+    while True:
+        found = checkpoint.latest(run_dir)
+        if found is None:
+            raise UserError(f"{run_dir} has no checkpoint yet; let it train to its first one (train.save_every).")
+        require_same_model(found, config)
+        try:
+            checkpoint.load_weights(found.path, model)
+        except UserError:
+            if found.path.exists():
+                raise
+            continue  # the run is training and has removed it for a newer one
+        return model.eval(), found
 
 
 def require_same_model(found: checkpoint.Checkpoint, config: RunConfig) -> None:

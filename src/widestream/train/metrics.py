@@ -1,10 +1,12 @@
 """metrics.jsonl: what a run measured, one JSON object a line; and the same numbers for TensorBoard."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from widestream.errors import UserError
 
@@ -21,14 +23,21 @@ class MetricsWriter:
         run_dir: the run's folder.
         step: optimizer steps done; rows of later steps and a half-written last line are cut off.
         tensorboard: also write TensorBoard events to `run_dir/tensorboard`.
+
+    Raises:
+        UserError: another process is writing the file; it is as it was.
     """
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool = False):
         path = run_dir / METRICS
-        self._board = board_class()(str(run_dir / "tensorboard"), purge_step=step + 1) if tensorboard else None
-        if path.exists():
-            os.truncate(path, length_up_to(path, step))
         self._file = path.open("a", encoding="utf-8")
+        try:
+            _hold(self._file, run_dir)
+        except UserError:
+            self._file.close()
+            raise
+        os.truncate(path, length_up_to(path, step))
+        self._board = board_class()(str(run_dir / "tensorboard"), purge_step=step + 1) if tensorboard else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -51,6 +60,28 @@ class MetricsWriter:
     def sync(self) -> None:
         """Have all rows on the disk, so that they outlive a power cut, as the checkpoint does that is made next."""
         os.fsync(self._file.fileno())
+
+
+def require_idle(run_dir: Path) -> None:
+    """Make sure that no process is training in a folder.
+
+    Raises:
+        UserError: one is.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), (run_dir / METRICS).open("rb") as file:
+        _hold(file, run_dir)
+
+
+def _hold(file: IO[Any], run_dir: Path) -> None:
+    """Lock a run's metrics for as long as the file is open: it is open while a process trains, however that ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"Another process is training in {run_dir}; wait for it, end it, or give another folder with --out."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def length_up_to(path: Path, step: int) -> int:

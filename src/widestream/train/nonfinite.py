@@ -37,5 +37,6 @@ def handle_nonfinite(run: Run, result: StepResult) -> None:
         write_atomic(path, save({**fields, "step": tensor(step), "losses": result.losses.cpu()}))
     raise UserError(
         f"Training stopped at {what}. Its batch is saved as {path}; checkpoints are untouched. Lower optimizer.lr, set "
-        "optimizer.grad_clip, or pass over such steps with train.nonfinite=skip, in another run folder (--out)."
+        "optimizer.grad_clip, or pass over such steps with train.nonfinite=skip, in another run folder (--out) or anew "
+        "in this one (--fresh)."
     )

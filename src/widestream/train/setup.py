@@ -14,7 +14,7 @@ from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
 from widestream.train import checkpoint
 from widestream.train.folder import describe_data, move_aside, open_folder, require_same_model
-from widestream.train.metrics import MetricsWriter, board_class
+from widestream.train.metrics import MetricsWriter, board_class, require_idle
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
@@ -112,12 +112,14 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
         resume: go on from what the folder holds; if not, the folder is moved aside first.
 
     Raises:
-        UserError: something does not fit together, or the folder belongs to another run.
+        UserError: something does not fit together, data were altered, or the folder belongs to another run or is being
+            trained in.
     """
     plan = make_plan(config, world.size)
     if config.train.tensorboard:
         board_class()  # not installed? Better said now than when the folder has been made
-    store, heldout = _open_data(config)
+    world.on_main(lambda: require_idle(run_dir))
+    store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
     data = describe_data(config, plan, store, heldout)
     if not resume:
@@ -144,8 +146,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     )
 
 
-def _open_data(config: RunConfig) -> tuple[TokenStore, TokenStore | None]:
-    """The training split, and the held-out one unless it is `none`."""
+def _open_data(config: RunConfig, world: World) -> tuple[TokenStore, TokenStore | None]:
+    """The training split, and the held-out one unless it is `none`, both read through and checked once."""
     data = config.data
     store = TokenStore.open(data.path, data.train_split)
     if store.vocab_size > config.model.vocab_size:
@@ -153,7 +155,14 @@ def _open_data(config: RunConfig) -> tuple[TokenStore, TokenStore | None]:
             f"The tokenizer of {data.path} has {store.vocab_size} ids but model.vocab_size is "
             f"{config.model.vocab_size}; set model.vocab_size to at least {store.vocab_size}."
         )
-    return store, None if data.heldout_split == "none" else TokenStore.open(data.path, data.heldout_split)
+    heldout = None if data.heldout_split == "none" else TokenStore.open(data.path, data.heldout_split)
+
+    def verify() -> None:
+        for split in filter(None, (store, heldout)):
+            TokenStore.open(data.path, split.split, verify=True)
+
+    world.on_main(verify)
+    return store, heldout
 
 
 def _restore(

@@ -72,7 +72,8 @@ def optimizer_step(
     world.average_gradients(parameters)
     world.sum_(rows)
     norm = clip_gradients(parameters, grad_clip)
-    means = (rows * rows.new_tensor(shares)[:, None]).sum((0, 1)) / world.size
+    parts = [share * part for share, part in zip(shares, rows.unbind(1), strict=True)]
+    means = torch.stack(parts).sum((0, 1)) / world.size
     # Summed over the processes, so that all of them see what is not finite in any of them, and decide alike.
     loss, z, grad_norm = (world.sum_(torch.cat((means, norm[None]))) / world.size).tolist()
     applied = math.isfinite(loss) and math.isfinite(grad_norm)
