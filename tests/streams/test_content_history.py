@@ -1,6 +1,7 @@
 """Streams that weigh their history by content: Attention Residuals, MUDDFormer, DeepCrossAttention."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ D, L = 32, 3
 def drive(stream, **changes):
     """A float64 stream with random parameters, what is written, and what its readers got: [(inputs, written)]."""
     config = tiny(stream, num_layers=L, **changes)
-    own = stream_class(config.stream.kind)(config, Roles(config)).double().requires_grad_(False)
+    own: Any = stream_class(config.stream.kind)(config, Roles(config)).double().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in own.parameters():
@@ -190,7 +191,9 @@ def test_gates_leave_zero():
     model = build_model(tiny({"kind": "dca", "form": "v3"}))
     model.loss(tokens_of(2, 20), tokens_of(2, 20, seed=1)).total.backward()
     for layer in (1, 2):
-        assert model.stream.get_parameter(f"w_{layer}").grad.norm() > 1e-5
+        gradient = model.stream.get_parameter(f"w_{layer}").grad
+        assert gradient is not None
+        assert gradient.norm() > 1e-5
 
 
 def test_parameters_at_the_size_of_gpt2_small():
