@@ -69,9 +69,7 @@ def compare(stream, embedding, start, branches, coefficients, read_out):
             torch.testing.assert_close(a[0, t], b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"dynamic": False, "lanes": 3}, {"lanes": 3}, {"lanes": 2, "tanh": False}, {"lanes": 1}]
-)
+@pytest.mark.parametrize("fields", [{"dynamic": False}, {"lanes": 3}, {"lanes": 2, "tanh": False}, {"lanes": 1}])
 def test_equations_of_hyper_connections(fields):
     s = stream_of("hyper_connections", **fields)
     n, bend = s.lanes, torch.tanh if fields.get("tanh", True) else lambda x: x

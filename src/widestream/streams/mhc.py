@@ -79,11 +79,11 @@ def sinkhorn(logits: Tensor) -> Tensor:
     """
     logits = logits - logits.logsumexp(-2, keepdim=True)
     matrix = (logits - logits.logsumexp(-1, keepdim=True)).exp()
-    rows = columns = matrix.new_ones(matrix.shape[:-1])
+    rows = columns = matrix.new_ones(())
     for _ in range(ROUNDS - 1):
-        columns = (matrix * rows.unsqueeze(-1)).sum(-2).reciprocal()
-        rows = (matrix * columns.unsqueeze(-2)).sum(-1).reciprocal()
-    return rows.unsqueeze(-1) * matrix * columns.unsqueeze(-2)
+        columns = (matrix * rows).sum(-2, keepdim=True).reciprocal()
+        rows = (matrix * columns).sum(-1, keepdim=True).reciprocal()
+    return rows * matrix * columns
 
 
 class MHCStream(LaneStream):
