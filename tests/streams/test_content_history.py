@@ -68,7 +68,7 @@ def test_attention_residuals_token_by_token(size):
     for reader in range(2 * L + 1):
         groups = [written[0]]
         for start in range(1, reader + 1, size):
-            groups.append(sum(written[j] for j in range(start, min(start + size, reader + 1))))
+            groups.append(written[start : min(start + size, reader + 1)].sum(0))
         if size == 1:
             assert len(groups) == reader + 1
         for t in range(2):
