@@ -1,6 +1,7 @@
 """The depth-wise LSTM against its equations, token by token, and what its forget gate is for."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from widestream.theory.summary import summarize
 D, NEURONS = 32, 40
 
 
-def random_stream(**fields):
+def random_stream(**fields) -> Any:
     """A stream in float64 all of whose parameters are random."""
     changes = fields.pop("changes", {})
     stream = build_model(tiny({"kind": "depth_lstm", **fields}, **changes)).stream.double()

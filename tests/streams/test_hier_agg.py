@@ -1,6 +1,7 @@
 """Hierarchical aggregation against its tree, token by token, and the forms whose totals round to the paper's."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,14 +9,14 @@ import torch
 from models import tiny
 from widestream.config import load_recipe
 from widestream.errors import UserError
-from widestream.nn.model import build_model
+from widestream.nn.model import build_model, meta_model
 from widestream.streams.testing import CHECKS
 from widestream.theory.summary import summarize
 
 D = 32
 
 
-def random_stream(num_layers=6, **fields):
+def random_stream(num_layers=6, **fields) -> Any:
     """A stream in float64 all of whose parameters are random."""
     stream = build_model(tiny({"kind": "hier_agg", **fields}, num_layers=num_layers)).stream.double()
     generator = torch.Generator().manual_seed(0)
@@ -92,23 +93,27 @@ def test_a_node_cuts_the_path_from_the_embedding():
 
 
 @pytest.mark.parametrize(("overrides", "total"), [
-    ([], 164_783_616),  # h = 128
+    (["model.stream={kind: hier_agg}"], 164_783_616),  # h = 128 without being told
     (["model.stream.share=true", "model.stream.hidden=768"], 164_881_920),
     (["model.stream.share=true", "model.stream.hidden=null"], 164_881_920),  # the width
     (["model.stream.hidden=3072"], 216_786_432),  # the original ratio: not the paper's 165M
     (["model.stream.hidden=768"], 176_088_576),
 ])  # fmt: skip
 def test_parameters_of_the_paper(overrides, total):
-    counts = summarize(load_recipe("paper/hieragg-165m", overrides).model).to_dict()["parameters"]
-    assert counts["total_without_norm"] == total
-    assert counts["by_part"]["stream"] == total - 162_522_624
+    model = meta_model(load_recipe("paper/hieragg-165m", overrides).model)
+    roles = model.roles()
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if roles[name].part != "norm"}
+    assert sum(sizes.values()) == total
+    assert sum(size for name, size in sizes.items() if roles[name].part == "stream") == total - 162_522_624
 
 
-def test_recipe_of_the_paper():
+def test_summary_of_the_papers_recipe():
     recipe = load_recipe("paper/hieragg-165m")
     assert recipe.train.tokens == 1_640_000_000
-    default = load_recipe("paper/hieragg-165m", ["model.stream={kind: hier_agg}"])
-    assert summarize(default.model) == summarize(recipe.model)
+    summary = summarize(recipe.model).to_dict()
+    assert summary["parameters"]["total_without_norm"] == 164_783_616
+    assert summary["parameters"]["by_part"]["stream"] == 23 * 768 * 128
+    assert summary["flops_per_token"]["by_part"]["stream"] == 2 * 23 * 768 * 128
 
 
 def test_bad_settings_are_refused():

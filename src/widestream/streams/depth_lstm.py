@@ -52,7 +52,7 @@ class DepthLSTMConfig(StreamConfig):
     kind: Literal["depth_lstm"] = "depth_lstm"
     """This stream."""
     forget_bias: float = 1.0
-    """b, a constant in the forget gate; 0: the published cell. At 1, layers start by keeping 73 % of c instead of 50 %."""
+    """b, a constant in the forget gate; 0: the published cell. 1: layers start by keeping 73 % of c, not 50 %."""
     learned_cell: bool = False
     """c_0 is one learned vector for all tokens, zero at first, instead of the embedding."""
     attention_norm: bool = True
