@@ -13,6 +13,10 @@ from check_official import main
 
 HERE = Path(__file__).parent
 CASES = ("rmt_mup", "rmt_zero_init", "transformer_mup")
+STREAM_CASES = (
+    "stream_hc_static", "stream_hc_dynamic", "stream_dwa_1x1", "stream_dwa_2x3", "stream_mudd", "stream_ddl_dv1_code",
+    "stream_ddl_dv1_paper", "stream_ddl_cc_code",
+)  # fmt: skip
 
 
 def copy_case(name: str, folder: Path) -> Path:
@@ -25,7 +29,10 @@ def test_published_code_is_matched():
     command = [sys.executable, str(HERE / "check_official.py"), str(HERE / "golden")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 of 3 cases match" in result.stdout
+    assert "11 of 11 cases match; 0 not served yet" in result.stdout
+    for case in STREAM_CASES:
+        for quantity in ("output", "branch input", "gradient"):
+            assert any(line.startswith(f"{case:24s} {quantity}") for line in result.stdout.splitlines()), case
     for case in CASES:
         for quantity in ("logits", "cross-entropy", "loss", "gradient", "parameter"):
             assert any(line.split()[:2] == [case, quantity] for line in result.stdout.splitlines())
@@ -97,7 +104,7 @@ def test_axes_are_taken_by_name(tmp_path):
 def test_unknown_kinds_are_said_not_failed(tmp_path, capsys):
     path = copy_case("rmt_zero_init", tmp_path)
     shutil.copy(path, tmp_path / "other.safetensors")
-    (tmp_path / "other.json").write_text(json.dumps({"kind": "hyper_connections"}))
+    (tmp_path / "other.json").write_text(json.dumps({"kind": "a_stream_of_tomorrow"}))
     assert main([str(tmp_path)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("other"))
     assert "not served yet" in line

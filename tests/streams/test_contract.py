@@ -2,20 +2,27 @@
 
 import pytest
 
+from widestream.errors import UserError
 from widestream.streams import KINDS, stream_class
 from widestream.streams.testing import CHECKS
 
-CASES = [{"kind": kind, **fields} for kind in KINDS for fields in stream_class(kind).examples]
+CASES = [
+    (check, {"kind": kind, **fields})
+    for kind in KINDS
+    for number, fields in enumerate(stream_class(kind).examples)
+    for check in CHECKS
+    if check != "compiling" or number == 0  # it takes ten seconds
+]
+PAIRS_ONLY = ("mudd", "dca")
 
 
-def name_of(case):
-    return "-".join(str(value) for value in case.values())
+def name_of(value):
+    return value if isinstance(value, str) else "-".join(map(str, value.values()))
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_contract(case, check):
-    CHECKS[check](case, {})
+@pytest.mark.parametrize(("check", "stream"), CASES, ids=name_of)
+def test_contract(check, stream):
+    CHECKS[check](stream, {})
 
 
 @pytest.mark.parametrize("positions", ["alibi", "rotary", "none"])
@@ -23,3 +30,15 @@ def test_contract(case, check):
 @pytest.mark.parametrize("kind", KINDS)
 def test_contract_with_other_positions(kind, check, positions):
     CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, {"positions": positions})
+
+
+@pytest.mark.parametrize("check", ["parameter_count", "causality", "documents", "decoding"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PAIRS_ONLY])
+def test_contract_with_short_swa(kind, check):
+    CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, {"short_swa": 3})
+
+
+@pytest.mark.parametrize("kind", PAIRS_ONLY)
+def test_streams_of_pairs_refuse_short_swa(kind):
+    with pytest.raises(UserError, match="has no place for model.short_swa"):
+        CHECKS["shapes"]({"kind": kind}, {"short_swa": 3})

@@ -11,6 +11,7 @@ from models import tiny
 from widestream.errors import UserError
 from widestream.nn.context import make_context
 from widestream.nn.model import build_model
+from widestream.theory.summary import summarize
 
 
 def norm(x, gain, kind):
@@ -194,6 +195,22 @@ def test_a_wider_stream_adds_keys_and_gains_only():
     small, large = (build_model(tiny({"kind": "matrix", "key_dim": k})).state_dict() for k in (6, 60))
     differing = {name for name in small if small[name].shape != large[name].shape}
     assert differing == {name for name in small if name.startswith("stream.")}
+
+
+def test_parameters_saved_at_the_size_of_gpt2_small():
+    """24 MLP-and-attention blocks of width 768: 28.30M (D_k = 12) to 28.25M (64) fewer than the plain model has."""
+    sizes = {
+        "vocab_size": 50257, "context": 1024, "num_layers": 12, "num_heads": 12, "head_dim": 64, "mlp_dim": 3072,
+    }  # fmt: skip
+
+    def count(stream):
+        parts = summarize(tiny(stream, **sizes)).parts
+        return sum(parts.values()) - parts["norm"]
+
+    plain = count("vector")
+    for key_dim, saved in ((12, 28_300_752), (64, 28_253_952)):
+        assert plain - count({"kind": "matrix", "key_dim": key_dim}) == saved
+        assert saved == 12 * 4 * 768**2 - 12 * key_dim * (6 * 12 + 3)
 
 
 def test_bad_sizes_are_refused():

@@ -124,6 +124,11 @@ class ModelConfig:
         return {name: size for name in names if (size := getattr(self.mup, name)) is not None}
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks in all, which is also the number of writes behind the embedding's."""
+        return self.blocks_per_layer * self.num_layers
+
+    @property
     def blocks_per_layer(self) -> int:
         """Attention and MLP, and before them the attention over the last `short_swa` tokens, if there is one."""
         return 2 if self.short_swa is None else 3

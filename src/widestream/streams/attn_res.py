@@ -90,7 +90,7 @@ class AttnResStream(VectorStream):
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D per source."""
         own: AttnResConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        sublayers, size = 2 * config.num_layers, own.group_size
+        sublayers, size = config.num_blocks, own.group_size
         return StreamSpec(
             state_shape=(config.embed_dim,),
             starts_plain=True,
@@ -102,7 +102,7 @@ class AttnResStream(VectorStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """(2 L + 1) D each of queries, key gains and gains."""
-        return 3 * (2 * config.num_layers + 1) * config.embed_dim
+        return 3 * (config.num_blocks + 1) * config.embed_dim
 
     def cost(self) -> StreamCost:
         """A product over D per source and read. Saved: what is written and what the norm receives, per exchange."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from widestream.errors import UserError
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context, Window
 from widestream.nn.roles import Axis, Declared, Roles
@@ -94,6 +95,16 @@ class Stream(Declared):
         short = [] if config.short_swa is None else [("attention", config.short_swa)]
         kinds = [*short, ("attention", None), ("mlp", None)]
         return [Block(kind, layer, window) for layer in range(config.num_layers) for kind, window in kinds]
+
+    @classmethod
+    def require_pairs(cls, config: ModelConfig) -> None:
+        """For streams whose layers must be attention and MLP.
+
+        Raises:
+            UserError: the model has further blocks.
+        """
+        if config.short_swa is not None:
+            raise UserError(f"A {config.stream.kind} stream has no place for model.short_swa; leave it out.")
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:

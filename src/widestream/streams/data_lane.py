@@ -103,7 +103,7 @@ class DataLaneStream(Stream):
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L D gains in front of blocks (3 L D with ShortSWA), d_emb in front of the head."""
         own: DataLaneConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        return config.blocks_per_layer * config.num_layers * config.embed_dim + own.embedding_dim
+        return config.num_blocks * config.embed_dim + own.embedding_dim
 
     def cost(self) -> StreamCost:
         """As the plain stream: no product; a read and a write of D float32 per exchange; each norm's input is saved."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from widestream.errors import UserError
 from widestream.nn.config import ModelConfig
 from widestream.nn.roles import Role, Roles
-from widestream.streams.base import StreamCost, StreamSpec
+from widestream.streams.base import Block, StreamCost, StreamSpec
 from widestream.streams.config import StreamConfig
 from widestream.streams.ways import State, WaysStream
 
@@ -73,6 +73,12 @@ class DcaStream(WaysStream):
             if self.form in ("v3", "dca"):
                 role = Role(0.0, "key", lr_factor=lr_factor, part="stream")
                 self.declare(f"w_{layer}", (ways, self.width), role)
+
+    @classmethod
+    def blocks(cls, config: ModelConfig) -> list[Block]:
+        """Attention and MLP in turn."""
+        cls.require_pairs(config)
+        return super().blocks(config)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:

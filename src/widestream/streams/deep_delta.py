@@ -230,6 +230,7 @@ class DeepDeltaStream(Stream):
         own: DeepDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
         self.own, self.width, shape = own, config.embed_dim, (config.embed_dim,)
         self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
+        self.layer_of = [*(block.layer for block in self.blocks(config)), config.num_layers]
         self.writes = nn.ModuleList(DeltaWrite(own, roles) for _ in self.readers[1:])
         if own.compressor != "none":
             self.compressors = nn.ModuleList(Compressor(own, self.width) for _ in range(config.num_layers + 1))
@@ -249,7 +250,7 @@ class DeepDeltaStream(Stream):
         D, V, L = config.embed_dim, own.channels, config.num_layers
         kernel = {"none": 0, "channel": own.num_taps * D + V, "token": own.num_taps * V * D + V}[own.compressor]
         expand = own.num_taps * V * D if own.expand_embedding else 0
-        return 2 * L * (D + 1) * (1 + V) + (L + 1) * kernel + expand + (2 * L + 1) * D
+        return config.num_blocks * (D + 1) * (1 + V) + (L + 1) * kernel + expand + (config.num_blocks + 1) * D
 
     def cost(self) -> StreamCost:
         """Products w_beta c, W_v x_in, k^T X. Saved: X, x_in per read, h, k, c per write; for TC a padded X too."""
@@ -290,8 +291,8 @@ class DeepDeltaStream(Stream):
 
     def look(self, site: int, X: Tensor, context: Context) -> DeltaState:
         """Compress and normalise for the reader at `site`; the next write needs both as well."""
-        plain = self.own.compressor == "none"  # else two sites share the layer's compressor
-        seen = X.squeeze(-2) if plain else self.compressors[site // 2](X, context, f"compress_{site}")
+        plain = self.own.compressor == "none"  # else the sites of a layer share its compressor
+        seen = X.squeeze(-2) if plain else self.compressors[self.layer_of[site]](X, context, f"compress_{site}")
         return DeltaState(X, seen, self.norms[site](seen), context)
 
     def read(self, site: int, state: DeltaState) -> dict[str, Tensor]:

@@ -157,7 +157,7 @@ class GeneralizedHCStream(LaneStream):
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L (n (m + n) + m n), dynamic as much again and 2 L (W (2 m + n) + W); ends; the plain (2 L + 1) D gains."""
         own: GeneralizedHCConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        m, n, D, blocks = own.segments, own.slots, config.embed_dim, 2 * config.num_layers
+        m, n, D, blocks = own.segments, own.slots, config.embed_dim, config.num_blocks
         W, weights = D // m, n * (m + n) + m * n
         per_block = 2 * weights + W * (2 * m + n) + W if own.dynamic else weights
         ends = n * W * D if own.embedding == "expand" else 0

@@ -111,7 +111,7 @@ class HierAggStream(Stream):
         D, nodes = config.embed_dim, _node_inputs(config)
         owned = [max(nodes)] if own.share else nodes
         weights = sum(inputs + 1 for inputs in owned) * D * _hidden(config)
-        gains = 2 * config.num_layers + 1 + (0 if own.identity else len(owned))
+        gains = config.num_blocks + 1 + (0 if own.identity else len(owned))
         return weights + gains * D
 
     def cost(self) -> StreamCost:

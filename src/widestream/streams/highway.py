@@ -102,7 +102,7 @@ class HighwayStream(Stream):
         own: HighwayConfig = config.stream  # pyright: ignore[reportAssignmentType]
         D = config.embed_dim
         gate = 2 * D * (D + 1 if own.bias else D)
-        return 2 * _gated_layers(config) * gate + (2 * config.num_layers + 1) * D
+        return 2 * _gated_layers(config) * gate + (config.num_blocks + 1) * D
 
     def cost(self) -> StreamCost:
         """Two D x D products per gate; what the plain stream moves; saved: the norms' inputs, and T and v."""

@@ -107,7 +107,7 @@ class HyperConnectionsStream(LaneStream):
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L n (n + 2), dynamic 2 L (D (n + 2) + 2 + D) more, and the plain stream's (2 L + 1) D gains."""
         own: HyperConnectionsConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        n, D, blocks = own.lanes, config.embed_dim, 2 * config.num_layers
+        n, D, blocks = own.lanes, config.embed_dim, config.num_blocks
         dynamic = D * (n + 2) + 2 + D if own.dynamic else 0
         return blocks * (n * (n + 2) + dynamic) + (blocks + 1) * D
 

@@ -126,7 +126,7 @@ class MatrixStream(Stream):
         With ShortSWA 4 L sets of keys and L norms more.
         """
         own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
-        blocks = config.blocks_per_layer * config.num_layers
+        blocks = config.num_blocks
         sets = 4 * blocks - 2 * config.num_layers + (3 if config.positions == "learned" else 2)
         gain = {"full": config.head_dim * own.key_dim, "row": own.key_dim, "none": 0}[own.norm_gain]
         return config.num_heads * own.key_dim * sets + (blocks + 1) * gain

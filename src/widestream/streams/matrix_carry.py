@@ -98,7 +98,7 @@ class MatrixCarryStream(MatrixStream):
         """RMT's, and D_k^2, 4 D_k or D_k for the carry of every block's write."""
         own: MatrixCarryConfig = config.stream  # pyright: ignore[reportAssignmentType]
         per_row = {"static": own.key_dim, "sinkhorn": GROUP, "decay": 1}[own.form]
-        return super().parameter_formula(config) + config.blocks_per_layer * config.num_layers * own.key_dim * per_row
+        return super().parameter_formula(config) + config.num_blocks * own.key_dim * per_row
 
     def cost(self) -> StreamCost:
         """RMT's, and a product along the key axis per write, whose input is already saved for the norm."""

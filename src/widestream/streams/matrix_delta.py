@@ -93,7 +93,7 @@ class MatrixDeltaStream(MatrixStream):
         """RMT's, and per write R logits and, if beta depends on the token, R vectors u_h."""
         own: MatrixDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
         per_head = 1 + (config.head_dim if own.beta == "token" else 0)
-        writes = config.blocks_per_layer * config.num_layers
+        writes = config.num_blocks
         return super().parameter_formula(config) + writes * config.num_heads * per_head
 
     def cost(self) -> StreamCost:

@@ -84,16 +84,23 @@ class MatrixDynamicStream(MatrixStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """RMT's, (6 L + 1) D_v R for the dynamic parts and 4 L + 1 factors; with ShortSWA 4 L and 2 L more of them."""
-        blocks = config.blocks_per_layer * config.num_layers
+        blocks = config.num_blocks
         sets = 4 * blocks - 2 * config.num_layers + 1
         return super().parameter_formula(config) + sets * config.head_dim * config.num_heads + 2 * blocks + 1
 
     def cost(self) -> StreamCost:
-        """RMT's, and D_k products with every entry of W; every token's dynamic keys are saved, before and after s."""
+        """RMT's, and D_k products with every entry of W.
+
+        Saved are every token's dynamic part and its keys, and norm(X) once more for every W, whose product wants
+        another layout.
+        """
         cost = super().cost()
-        maps = sum(self.get_parameter(name).numel() for name in self.own_roles if name.startswith("map_"))
-        keys = 4 * self.key_dim * maps // self.value_dim
-        return replace(cost, flops=cost.flops + 2 * self.key_dim * maps, bytes_saved=cost.bytes_saved + 2 * keys)
+        maps = [self.get_parameter(name).numel() for name in self.own_roles if name.startswith("map_")]
+        keys = 4 * self.key_dim * sum(maps) // self.value_dim
+        rows = 4 * self.key_dim * self.value_dim * len(maps)
+        return replace(
+            cost, flops=cost.flops + 2 * self.key_dim * sum(maps), bytes_saved=cost.bytes_saved + 2 * keys + rows
+        )
 
     def dynamic(self, keys: str, normed: Tensor) -> Tensor:
         """The part s tanh(norm(X)_k . W^(h)) for every h and k: [B, T, R, K]."""

@@ -66,7 +66,7 @@ class MatrixHistoryStream(MatrixStream):
         return replace(
             super().spec(config),
             history="every write, as R vectors of width D_v",
-            history_size=(config.blocks_per_layer * config.num_layers + 1) * config.embed_dim,
+            history_size=(config.num_blocks + 1) * config.embed_dim,
             papers=("2506.22696", "2402.02622", "2603.15031"),
         )
 
@@ -77,7 +77,7 @@ class MatrixHistoryStream(MatrixStream):
         Learned positions are one more source for each of S readers.
         """
         own: MatrixHistoryConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        writes = config.blocks_per_layer * config.num_layers
+        writes = config.num_blocks
         pairs = writes * (writes + 1) // 2 + (writes if config.positions == "learned" else 0)
         return super().parameter_formula(config) + own.key_dim * config.num_heads * pairs
 
@@ -101,8 +101,8 @@ class MatrixHistoryStream(MatrixStream):
         return (torch.cat((data, self.data(position).expand_as(data)), dim=-1),)
 
     def write(self, site: int, state: History, written: Tensor) -> History:
-        """Append y_j."""
-        return (*state, self.data(written))
+        """Append y_j, laid out once as every reader's product wants it."""
+        return (*state, self.data(written).contiguous())
 
     def keys_of(self, source: int) -> Tensor:
         """w_j [K, R]; for the embedding with learned positions [K, 2 R]."""

@@ -77,7 +77,10 @@ class MatrixSoftmaxStream(MatrixStream):
         return super().parameter_formula(config) + sets * config.num_heads * width
 
     def cost(self) -> StreamCost:
-        """Storage as in RMT; per read the scores and the retrieval. Rows and addresses are saved besides."""
+        """Storage as in RMT; per read the scores and the retrieval.
+
+        Rows and addresses are saved besides; `added` saves both the softmax and its sum with the keys.
+        """
         cost = super().cost()
         queries = sum(self.get_parameter(name).numel() for name in self.own_roles if name.startswith("query_"))
         scores = 2 * self.key_dim * queries
@@ -86,7 +89,7 @@ class MatrixSoftmaxStream(MatrixStream):
         return replace(
             cost,
             flops=cost.flops + (2 * scores if self.pure else scores),
-            bytes_saved=cost.bytes_saved + rows + addresses,
+            bytes_saved=cost.bytes_saved + rows + (addresses if self.pure else 2 * addresses),
         )
 
     def addresses(self, site: int, normed: Tensor) -> Tensor:

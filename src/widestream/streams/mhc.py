@@ -148,7 +148,7 @@ class MHCStream(LaneStream):
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L (n D (n^2 + 2 n) + n^2 + 2 n + 3), and (2 L + 1) D gains; H_res = I: without n^2, and 2 for 3."""
         own: MHCConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        n, D, blocks = own.lanes, config.embed_dim, 2 * config.num_layers
+        n, D, blocks = own.lanes, config.embed_dim, config.num_blocks
         outputs, alphas = (n * n + 2 * n, 3) if own.residual == "sinkhorn" else (2 * n, 2)
         return blocks * (n * D * outputs + outputs + alphas) + (blocks + 1) * D
 

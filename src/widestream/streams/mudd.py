@@ -72,6 +72,7 @@ class MuddStream(WaysStream):
     def blocks(cls, config: ModelConfig) -> list[Block]:
         """Attention and MLP in turn, the MLPs as wide as the options say."""
         own: MuddConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        cls.require_pairs(config)
         blocks, last = super().blocks(config), config.num_layers - 1
         if not own.widen_mlps or not last:
             return blocks

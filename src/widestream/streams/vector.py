@@ -44,7 +44,7 @@ class VectorStream(Stream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """(2 L + 1) D gains; L D more with ShortSWA."""
-        return (config.blocks_per_layer * config.num_layers + 1) * config.embed_dim
+        return (config.num_blocks + 1) * config.embed_dim
 
     def cost(self) -> StreamCost:
         """No product at all; a read and a write of D float32 per exchange; the input of every norm is saved."""
