@@ -198,7 +198,7 @@ def test_a_wider_stream_adds_keys_and_gains_only():
 
 
 def test_parameters_saved_at_the_size_of_gpt2_small():
-    """24 MLP-and-attention blocks of width 768: 28.30M (D_k = 12) to 28.25M (64) fewer than the plain model has."""
+    """28.30M (D_k = 12) to 28.25M (64) fewer than the plain model, norms left out."""
     sizes = {
         "vocab_size": 50257, "context": 1024, "num_layers": 12, "num_heads": 12, "head_dim": 64, "mlp_dim": 3072,
     }  # fmt: skip
