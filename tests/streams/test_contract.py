@@ -40,5 +40,5 @@ def test_contract_with_short_swa(kind, check):
 
 @pytest.mark.parametrize("kind", PAIRS_ONLY)
 def test_streams_of_pairs_refuse_short_swa(kind):
-    with pytest.raises(UserError, match="has no place for model.short_swa"):
+    with pytest.raises(UserError, match=r"has no place for model\.short_swa"):
         CHECKS["shapes"]({"kind": kind}, {"short_swa": 3})
