@@ -19,8 +19,9 @@ of the cell has 233,301,504 without gains.
 What c_0 is, is not told. Zero would leave the first layer's forget gate nothing to forget, 2 D^2 parameters without
 effect; so it is the embedding, or a learned vector (`learned_cell`).
 
-Gradients grow with depth, since every cell normalises what it reads: in a model of width 32 the embedding's is some
-400 times larger at 48 layers than at 6 without a forget bias, half that with a bias of 1. 12 layers are unproblematic.
+Gradients grow with depth, since every cell normalises what it reads. Initial models of width 32, three seeds: from 6 to
+12 layers the embedding's gradient grows 2 to 4 times, from 6 to 48 about 100 times with a forget bias of 1, and 500 to
+2000 times without (the plain transformer's does not grow).
 
 Paper and code: the placement of norms in the paper could not be checked. The authors' cell (hfxunlp/transformer,
 LSTMCell4RNMT) normalises the three gates and a plain candidate jointly; here every gate is normalised for itself, and
@@ -28,7 +29,7 @@ the candidate where its hidden layer is. The norm in front of attention is kept 
 the paper says that the cell absorbs it. Depth scaling does not act on W_2: a cell forgets, it is no sum over depth. On
 attention's W_O it does act; `init.depth_scale: false` leaves it out.
 
-Letters: B batch, T tokens, D width, F neurons, L layers.
+Letters: B batch, T tokens, D width, F neurons.
 """
 
 from dataclasses import dataclass
@@ -104,8 +105,8 @@ class DepthLSTMStream(Stream):
 
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:
-        """Attention alone, once a layer."""
-        return [Block("attention", layer) for layer in range(config.num_layers)]
+        """Attention alone."""
+        return [block for block in super().blocks(config) if block.kind == "attention"]
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -114,11 +115,11 @@ class DepthLSTMStream(Stream):
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """L (6 D^2 + 3 D F) weights, D for a learned c_0; gains: L (3 D + F) in cells, (L + 1) D in front of reads."""
+        """6 D^2 + 3 D F weights and 3 D + F gains per cell; D gains per norm in front of a read; D of a learned c_0."""
         own: DepthLSTMConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        L, D, neurons = config.num_layers, config.embed_dim, config.mlp_dim
-        vectors = (L + 1 if own.attention_norm else 1) + own.learned_cell
-        return L * (6 * D * D + 3 * D * neurons + 3 * D + neurons) + vectors * D
+        cells, D, neurons = len(cls.blocks(config)), config.embed_dim, config.mlp_dim
+        vectors = (cells + 1 if own.attention_norm else 1) + own.learned_cell
+        return cells * (6 * D * D + 3 * D * neurons + 3 * D + neurons) + vectors * D
 
     def cost(self) -> StreamCost:
         """Two FLOPs per entry of the cells' matrices; saved: inputs of products, norms, gates and their products."""

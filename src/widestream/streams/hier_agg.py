@@ -77,6 +77,7 @@ class HierAggStream(Stream):
         own: HierAggConfig = config.stream  # pyright: ignore[reportAssignmentType]
         self.share, self.identity, self.width = own.share, own.identity, config.embed_dim
         self.hidden, self.node_inputs = _hidden(config), _node_inputs(config)
+        self.layers = [block.layer for block in self.blocks(config)]
         width, hidden = (roles.width,), (Axis(self.hidden, self.hidden),)
         out = roles.hidden(hidden, width, "stream")
         out = replace(out, std=0.0) if own.identity else out
@@ -111,7 +112,7 @@ class HierAggStream(Stream):
         D, nodes = config.embed_dim, _node_inputs(config)
         owned = [max(nodes)] if own.share else nodes
         weights = sum(inputs + 1 for inputs in owned) * D * _hidden(config)
-        gains = config.num_blocks + 1 + (0 if own.identity else len(owned))
+        gains = len(cls.blocks(config)) + 1 + (0 if own.identity else len(owned))
         return weights + gains * D
 
     def cost(self) -> StreamCost:
@@ -129,9 +130,9 @@ class HierAggStream(Stream):
         if state is None:
             return AggregationState(written)
         x = state.x + written
-        layer, within = divmod(site - 1, 2)
+        layer = self.layers[site - 1]
         pair = layer // 2
-        if within == 0 or pair == len(self.node_inputs):
+        if layer in self.layers[site:] or pair == len(self.node_inputs):
             return state._replace(x=x)
         if layer % 2 == 0:
             return state._replace(x=x, first=x)

@@ -73,7 +73,7 @@ class HighwayStream(Stream):
         own: HighwayConfig = config.stream  # pyright: ignore[reportAssignmentType]
         self.form, self.has_bias, self.width = own.form, own.bias, config.embed_dim
         self.psi = F.tanh if own.form == "sdu_tanh" else F.sigmoid
-        self.gated_sites = 2 * _gated_layers(config)
+        self.gated_sites = _num_gated(config)
         axes, square = (roles.width,), (self.width, self.width)
         value = roles.hidden(axes, axes, "stream", output=True)
         value = replace(value, std=0.0) if own.zero_value else value
@@ -98,11 +98,11 @@ class HighwayStream(Stream):
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """2 D^2 per gated block (2 D more with biases), and (2 L + 1) D gains."""
+        """2 D^2 per gated block (2 D more with biases), and D gains per read."""
         own: HighwayConfig = config.stream  # pyright: ignore[reportAssignmentType]
         D = config.embed_dim
         gate = 2 * D * (D + 1 if own.bias else D)
-        return 2 * _gated_layers(config) * gate + (config.num_blocks + 1) * D
+        return _num_gated(config) * gate + (len(cls.blocks(config)) + 1) * D
 
     def cost(self) -> StreamCost:
         """Two D x D products per gate; what the plain stream moves; saved: the norms' inputs, and T and v."""
@@ -138,10 +138,10 @@ class HighwayStream(Stream):
         return {"x": self.norms[site](state)}
 
 
-def _gated_layers(config: ModelConfig) -> int:
+def _num_gated(config: ModelConfig) -> int:
+    """How many blocks have a gate: all those of the first layers."""
     own: HighwayConfig = config.stream  # pyright: ignore[reportAssignmentType]
-    if own.layers is None:
-        return config.num_layers
-    if own.layers > config.num_layers:
-        raise UserError(f"model.stream.layers is {own.layers}, but the model has {config.num_layers} layers.")
-    return own.layers
+    layers = config.num_layers if own.layers is None else own.layers
+    if layers > config.num_layers:
+        raise UserError(f"model.stream.layers is {layers}, but the model has {config.num_layers} layers.")
+    return sum(block.layer < layers for block in HighwayStream.blocks(config))
