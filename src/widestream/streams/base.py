@@ -5,6 +5,7 @@ write exactly one consumer reads: the next block, or, after the last write, the 
 drives any stream.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -65,7 +66,7 @@ class StreamCost:
     """Bytes kept for the backward pass by exchanges that autograd records as written."""
 
 
-class Stream(Declared):
+class Stream(Declared, ABC):
     """Base of all streams. Subclasses give `write`, `read`, `spec` and `cost`; a fused stream may override `exchange`.
 
     A stream owns everything indexed by site: keys, gates, mixing weights, the norm in front of a read. Its state is a
@@ -107,18 +108,18 @@ class Stream(Declared):
             raise UserError(f"A {config.stream.kind} stream has no place for model.short_swa; leave it out.")
 
     @classmethod
+    @abstractmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """What others may know of this stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cost(self) -> StreamCost:
         """What this stream costs."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """Closed formula for the number of the stream's own parameters, norms included."""
-        raise NotImplementedError
 
     def width_axes(self, roles: Roles) -> tuple[Axis, ...]:
         """Axes of the vectors that blocks receive and put out; default: the width D."""
@@ -148,13 +149,13 @@ class Stream(Declared):
         """Site 0: store token vectors [B, T, D] and, if the model has them, position vectors [1, T, D]."""
         return self.write(0, state, token if position is None else token + position)
 
+    @abstractmethod
     def write(self, site: int, state: Any, written: Tensor) -> Any:
         """Store what the block before `site` has put out; returns the new state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, site: int, state: Any) -> dict[str, Tensor]:
         """What the consumer at `site` needs, by role: `x` [B, T, D], or `q`, `k`, `v` [B, T, H, D_h]."""
-        raise NotImplementedError
 
     def exchange(self, site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
         """A write, then a read. `written` is (token, position) at site 0, a block's output afterwards."""
