@@ -12,7 +12,7 @@ from widestream.nn.model import build_model, meta_model
 MUP = {
     "init": {"scheme": "mup", "std": 0.15},
     "mup": {
-        "input_multiplier": 9.76, "attention_multiplier": 0.25, "output_multiplier": 5.52, "base_width": 16,
+        "input_multiplier": 9.76, "attention_multiplier": 0.25, "output_multiplier": 5.52,
         "base_num_heads": 2, "base_head_dim": 4, "base_mlp_dim": 10, "base_key_dim": 3,
     },
 }  # fmt: skip
@@ -108,6 +108,13 @@ def test_query_zero_init_really_zeroes_queries(stream, name, rows):
 def test_base_sizes_need_the_mup_scheme():
     with pytest.raises(UserError, match=r"mup.base_width act only under init.scheme: mup"):
         tiny("vector", mup={"base_width": 16})
+
+
+@pytest.mark.parametrize(("stream", "foreign"), [("vector", "base_key_dim"), ("matrix", "base_width")])
+def test_base_sizes_of_axes_that_a_stream_lacks_are_refused(stream, foreign):
+    config = tiny(stream, init={"scheme": "mup"}, mup={foreign: 4})
+    with pytest.raises(UserError, match=f"no axis for model.mup.{foreign}"):
+        meta_model(config)
 
 
 @pytest.mark.parametrize("stream", ["vector", "matrix"])

@@ -81,9 +81,17 @@ class Stream(Declared, ABC):
     """The dataclass of its settings."""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings that the contract tests run on; the first is the one that listings describe."""
+    own_bases: ClassVar[tuple[str, ...]] = ("base_width",)
+    """muP base sizes of the stream's own axes, of base_width and base_key_dim; another would do nothing."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__()
+        foreign = {"base_width", "base_key_dim"} & config.mup_bases.keys() - {*self.own_bases}
+        if foreign:
+            raise UserError(
+                f"A {config.stream.kind} stream has no axis for model.mup.{foreign.pop()}; "
+                f"it takes {' and '.join(self.own_bases)}."
+            )
         self.readers: list[Reader] = [*(block.kind for block in self.blocks(config)), "head"]
 
     @classmethod

@@ -119,6 +119,7 @@ class DepthAttentionStream(Stream):
         {"every": "layer"},
         {"every": "layer", "window": 2},
     )
+    own_bases = ("base_width", "base_key_dim")
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)

@@ -61,6 +61,8 @@ class MatrixStream(Stream):
         {"key_dim": 6, "norm_gain": "none", "depth_scale_site": "W2"},
     )
 
+    own_bases = ("base_key_dim",)
+
     write_0: Tensor
     """Storage keys of the token embedding [K, R]; those of site i are `write_<i>`, its retrieval keys `read_<i>`."""
     write_position: Tensor
