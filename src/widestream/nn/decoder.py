@@ -101,7 +101,7 @@ class Decoder(Declared):
             [B, T, D].
 
         Raises:
-            UserError: more tokens than the context or the cache holds.
+            UserError: more tokens than the cache holds or, with learned positions, than the context.
         """
         start = cache.length if cache else 0
         num_tokens = tokens.shape[1]
@@ -121,7 +121,14 @@ class Decoder(Declared):
         return hidden
 
     def _exchange_through_depth(self, embedding: tuple[Tensor, Tensor | None], context: Context) -> Tensor:
-        """The whole decoder: write, read, compute; and again."""
+        """The whole decoder: write, read, compute; and again.
+
+            state, inputs = stream.exchange(0, stream.empty(context), embedding)
+            for site, block in enumerate(blocks, start=1):
+                state, inputs = stream.exchange(site, state, block(inputs, context))
+
+        Here it goes layer by layer, so that a layer can be forgotten and computed again in the backward pass.
+        """
         state, inputs = self.stream.exchange(0, self.stream.empty(context), embedding)
         passed = state, inputs, context.shared
         for sites in self._layers():
