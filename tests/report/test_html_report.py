@@ -59,6 +59,7 @@ def test_it_is_made_for_phones_and_for_the_dark(report):
         i for i, (tag, attributes) in enumerate(Page(report).seen) if tag == "div" and attributes.get("class") == "box"
     ]
     assert [box + 1 for box in boxes] == tables, "every table scrolls inside its own box"
+    assert "main { overflow-wrap: break-word;" in report, "a long path in the text does not widen the page"
 
 
 def test_verdict_comes_before_pictures_and_pictures_before_tables(report):
