@@ -25,6 +25,7 @@ from widestream.config import build
 from widestream.nn.config import ModelConfig
 from widestream.nn.model import build_model
 from widestream.train.config import OptimizerConfig
+from widestream.train.machine import describe_machine
 from widestream.train.optim import build_optimizer, clip_gradients
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]
@@ -180,7 +181,7 @@ def main() -> None:
     if args.json:
         record = {
             "setting": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
-            "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+            "machine": describe_machine(torch.device(args.device)),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "seconds": seconds, "medians": medians, "ratios": ratios,
         }  # fmt: skip
