@@ -1,0 +1,146 @@
+"""One exchange of a matrix stream as one operation: write, norm statistics, gain and read, and its backward pass.
+
+    write   X <- X + A w^T                 X [N, V, K], A [N, V, R], w [K, R]      (RMT paper, eqs. 14, 22, 26)
+    norm    Xn = (X - mean) / std * gain   jointly over (V, K) of each token; RMSNorm: X / rms * gain
+    read    Y = Xn r^T                     r [Q, K], Y [N, V, Q]; Q is 3 R in front of attention, else R   (eq. 15)
+
+Everything happens in place and nothing is kept but what the caller holds: `forward_` turns the state before the write
+into the state after it, `backward_` turns it back and the gradient with it (the write is low-rank, so X - A w^T is the
+state before). So only one state and one gradient of it are alive, however deep the model is and however long its keys.
+
+Three implementations share these signatures: this file (torch operations, the reference), `exchange_cpu` (one pass over
+the state, compiled C++) and `exchange_triton` (one pass, on a GPU). `choose` picks one.
+
+Letters: N tokens, V value axis D_v, K key axis D_k, R data vectors written, Q data vectors read.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What an exchange does, the same for all tokens."""
+
+    write_keys: Tensor | None
+    """w [K, R]; None where nothing is written."""
+    read_keys: Tensor
+    """r [Q, K]."""
+    gain: Tensor | None
+    """[V, K], [K] or None."""
+    norm: Literal["layernorm", "rmsnorm"]
+    """Whether the mean is subtracted."""
+    eps: float
+    """Added to the variance (mean square)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteGradients:
+    """Gradients of a site's keys and gain, in their precision; None where it has none."""
+
+    write_keys: Tensor | None
+    """[K, R]."""
+    read_keys: Tensor
+    """[Q, K]."""
+    gain: Tensor | None
+    """Shape of the gain."""
+
+
+class Exchange(Protocol):
+    """An implementation."""
+
+    def forward_(self, state: Tensor, data: Tensor | None, site: Site, out: Tensor) -> None:
+        """Write `data` into `state`, then read into `out`.
+
+        Args:
+            state: [N, V, K] contiguous, float32 or bfloat16; becomes the state after the write.
+            data: [N, V, R] of any strides and floating type; None where nothing is written.
+            site: keys, gain and norm.
+            out: [N, V, Q] of any strides and floating type; filled.
+        """
+        ...
+
+    def backward_(
+        self,
+        state: Tensor,
+        grad_state: Tensor,
+        data: Tensor | None,
+        site: Site,
+        grad_out: Tensor,
+        grad_data: Tensor | None,
+    ) -> SiteGradients:
+        """The gradients of `forward_`, which is undone on the way.
+
+        Args:
+            state: [N, V, K], after the write; becomes the state before it.
+            grad_state: [N, V, K] contiguous, float32 or wider: gradient of the state after the write, from later
+                exchanges; becomes that of the state before it.
+            data: as in `forward_`.
+            site: as in `forward_`.
+            grad_out: [N, V, Q] of any strides: gradient of what was read.
+            grad_data: [N, V, R] of any strides; filled. None where nothing is written.
+        """
+        ...
+
+
+class ReferenceExchange:
+    """Torch operations, in float32 or wider; runs wherever torch does."""
+
+    def forward_(self, state: Tensor, data: Tensor | None, site: Site, out: Tensor) -> None:
+        """See `Exchange`."""
+        with torch.no_grad(), torch.autocast(state.device.type, enabled=False):
+            if data is not None and site.write_keys is not None:
+                state.add_(_product(data, site.write_keys.mT))
+            normed, _ = _normalise(_wide(state), site)
+            out.copy_(_product(normed if site.gain is None else normed * site.gain, site.read_keys.mT))
+
+    def backward_(
+        self,
+        state: Tensor,
+        grad_state: Tensor,
+        data: Tensor | None,
+        site: Site,
+        grad_out: Tensor,
+        grad_data: Tensor | None,
+    ) -> SiteGradients:
+        """See `Exchange`."""
+        gain, keys = site.gain, site.read_keys
+        with torch.no_grad(), torch.autocast(state.device.type, enabled=False):
+            normed, rate = _normalise(_wide(state), site)
+            grad_out = grad_out.to(normed.dtype)
+            gained = normed if gain is None else normed * gain
+            grad_keys = torch.einsum("nvq,nvk->qk", grad_out, gained).to(keys.dtype)
+            grad = _product(grad_out, keys)
+            grad_gain = None if gain is None else (grad * normed).sum_to_size(gain.shape).to(gain.dtype)
+            grad = grad if gain is None else grad * gain
+            along = (grad * normed).mean((1, 2), keepdim=True)
+            if site.norm == "layernorm":
+                grad = grad - grad.mean((1, 2), keepdim=True)
+            grad_state.add_((grad - normed * along) * rate)
+            if data is None or site.write_keys is None or grad_data is None:
+                return SiteGradients(None, grad_keys, grad_gain)
+            grad_data.copy_(_product(grad_state, site.write_keys))
+            grad_write = torch.einsum("nvk,nvr->kr", grad_state, data.to(grad_state.dtype)).to(site.write_keys.dtype)
+            state.sub_(_product(data, site.write_keys.mT))
+            return SiteGradients(grad_write, grad_keys, grad_gain)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.itemsize < 4 else x
+
+
+def _product(data: Tensor, keys: Tensor) -> Tensor:
+    """Data [N, V, R] times keys [R, K], in the wider of float32 and their types."""
+    data, keys = _wide(data), _wide(keys)
+    dtype = torch.promote_types(data.dtype, keys.dtype)
+    return data.to(dtype) @ keys.to(dtype)
+
+
+def _normalise(state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+    """The normed state without gain, and one over its standard deviation (or root mean square) [N, 1, 1]."""
+    centred = state - state.mean((1, 2), keepdim=True) if site.norm == "layernorm" else state
+    rate = (centred.square().mean((1, 2), keepdim=True) + site.eps).rsqrt()
+    return centred * rate, rate
