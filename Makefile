@@ -1,4 +1,5 @@
 # make demo   set up, train RMT and transformer side by side on bundled prose, write runs/demo/report.html
+# make zoo    set up, train every residual stream at one small size (about half an hour), write runs/zoo/report.html
 # make test   set up, check style, run the whole test suite
 # make types  pyright
 # make bench  time this package's training step (BENCH_ARGS="--hf --nanogpt PATH" adds other implementations)
@@ -10,10 +11,13 @@ BIN := $(VENV)/bin
 # torch first and pinned, so that nothing else chooses it
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test types bench clean
+.PHONY: demo zoo test types bench clean
 
 demo: $(VENV)/core
 	@$(BIN)/widestream demo
+
+zoo: $(VENV)/core
+	@$(BIN)/widestream zoo $(ZOO_ARGS)
 
 test: $(VENV)/dev
 	@$(BIN)/ruff check .

@@ -188,8 +188,14 @@ def _amount(resource: Resource, amount: float) -> str:
     return f"{text.flops(amount)} FLOPs" if resource == "flops" else text.duration(amount)
 
 
+def scaled_axis(resource: Resource, end: float) -> tuple[float, str]:
+    """What an axis over a resource counts in, and its name with that unit."""
+    unit, name = _unit(resource, end)
+    return unit, f"{_WORDS[resource]} ({name})"
+
+
 def _unit(resource: Resource, end: float) -> tuple[float, str]:
-    """What an axis counts in, and its name."""
+    """What an axis counts in, and the unit's name."""
     if resource == "wall_s":
         return next(
             ((size, name) for size, name in ((3600.0, "hours"), (60.0, "minutes")) if end >= 2 * size), (1.0, "s")

@@ -12,9 +12,14 @@ from widestream.report.charts import gap_chart, loss_chart, search_chart
 from widestream.report.comparison import Comparison, compare
 from widestream.report.files import write_text
 from widestream.report.groups import Group
+from widestream.report.league import MANY, is_league, league_table, league_verdict
+from widestream.report.matched import RESOURCES
+from widestream.report.multiples import multiples
+from widestream.report.ranking import ranking
 from widestream.report.search import Search, load_search
 from widestream.report.svg import Chart, chart_css, css_variables, render
 from widestream.report.tables import Table
+from widestream.report.verdict import Verdict
 
 WIDE, NARROW = (520, 350), (358, 300)
 """Sizes of a chart beside others on a desk, and alone on a phone. Letters are 13 units high in both."""
@@ -45,18 +50,15 @@ def write_report(
 
 def page(comparison: Comparison, search: Search | None = None, title: str | None = None) -> str:
     """The report as one HTML document."""
-    title = title or text.listing([group.label for group in comparison.groups])
+    league = is_league(comparison)
+    title = title or _listed([group.label for group in comparison.groups])
     parts = [
-        _top(comparison, title),
-        _charts(comparison),
-        _table(tables.results(comparison), comparison.groups),
-        _table(tables.differences(comparison)),
-        _table(tables.resources(comparison)),
+        *(_league(comparison, title) if league else _side_by_side(comparison, title)),
         _table(tables.parameters(comparison)),
         _table(tables.flops(comparison)),
         _samples(comparison.groups),
         _search(search, comparison.groups) if search else "",
-        _table(tables.configuration(comparison)),
+        "" if league else _table(tables.configuration(comparison)),
         _table(tables.run_table(comparison)),
         _table(tables.machines(comparison)),
         _commands(comparison),
@@ -71,6 +73,40 @@ def page(comparison: Comparison, search: Search | None = None, title: str | None
     )
 
 
+def _side_by_side(comparison: Comparison, title: str) -> list[str]:
+    """Verdict, charts and tables of a few models."""
+    return [
+        _top(comparison, title, comparison.verdict),
+        _charts(comparison),
+        _table(tables.results(comparison), comparison.groups),
+        _table(tables.differences(comparison)),
+        _table(tables.resources(comparison)),
+    ]
+
+
+def _league(comparison: Comparison, title: str) -> list[str]:
+    """Verdict, ranking, table and small charts of many models."""
+    wide, _ = ranking(comparison, RESOURCES, 1072)
+    narrow = "".join(ranking(comparison, (resource,), 358)[0] for resource in RESOURCES)
+    words = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
+    small = "\n".join(
+        f"<details{' open' if resource == 'tokens' else ''}><summary>Held-out loss over {words[resource]}</summary>"
+        f'<div class="small">{"".join(multiples(comparison, resource))}</div></details>'
+        for resource in RESOURCES
+    )
+    grey = f"Blue is the model, grey is {escape(comparison.groups[0].label)}."
+    return [
+        _top(comparison, title, (league_verdict(comparison),)),
+        f'<figure class="alone"><div class="wide">{wide}</div><div class="narrow">{narrow}</div></figure>',
+        _table(league_table(comparison)),
+        f'<section>\n<h2>Curves</h2>\n<p class="soft">{grey}</p>\n{small}\n</section>',
+    ]
+
+
+def _listed(labels: list[str]) -> str:
+    return text.listing(labels if len(labels) <= MANY else [*labels[:3], f"{len(labels) - 3} others"])
+
+
 @cache
 def _css() -> str:
     sheet = files("widestream.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -81,10 +117,10 @@ def _css() -> str:
     )
 
 
-def _top(comparison: Comparison, title: str) -> str:
+def _top(comparison: Comparison, title: str, verdicts: Sequence[Verdict]) -> str:
     """Title, banner where the models are not comparable, verdict, cautions."""
     parts = [f"<header>\n<h1>{escape(title)}</h1>"]
-    for verdict in comparison.verdict:
+    for verdict in verdicts:
         facts = "".join(f"<li>{escape(fact)}</li>" for fact in verdict.details)
         parts.append(f'<p class="headline">{escape(verdict.headline)}</p>\n<ul class="facts">{facts}</ul>')
     if comparison.mismatches:
@@ -184,7 +220,7 @@ def _search(search: Search, groups: Sequence[Group]) -> str:
     colours = {group.label: number for number, group in enumerate(groups)}
     for name in search.models:
         colours.setdefault(name, len(colours))
-    chart = search_chart(search, colours)
+    chart = search_chart(search, colours) if len(search.models) <= MANY else None
     figure = f'<figure class="alone">{_both_sizes(chart)}</figure>' if chart else ""
     used = {group.label: group.runs[0].config.get("optimizer", {}).get("lr") for group in groups}
     remarks = "".join(f'<p class="soft">{escape(remark)}</p>' for remark in search.remarks(used))

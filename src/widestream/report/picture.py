@@ -1,23 +1,33 @@
-"""The picture of a result: loss and gap over tokens as two SVG files, light and dark, for a README."""
+"""The picture of a result, light and dark, for a README: loss and gap over tokens, or the ranking of many models."""
 
 from pathlib import Path
 
 from widestream.report.charts import gap_chart, loss_chart
 from widestream.report.comparison import Comparison
 from widestream.report.files import write_text
+from widestream.report.league import is_league, league_verdict
+from widestream.report.matched import RESOURCES
+from widestream.report.ranking import ranking
 from widestream.report.svg import render, standalone
 
 WIDTH, HEIGHT = 520, 330
+LEAGUE_WIDTH = 1000
 
 
 def write_picture(comparison: Comparison, stem: str | Path) -> tuple[Path, Path]:
     """Write STEM-light.svg and STEM-dark.svg, with transparent ground, and return their paths."""
-    charts = [loss_chart(comparison, "tokens")]
-    if (gap := gap_chart(comparison)) is not None:
-        charts.append(gap)
-    panels = [render(chart, WIDTH, HEIGHT) for chart in charts]
-    title = " ".join(verdict.headline for verdict in comparison.verdict)
+    if is_league(comparison):
+        width = LEAGUE_WIDTH
+        panel, height = ranking(comparison, RESOURCES, width)
+        panels, title = [panel], league_verdict(comparison).headline
+    else:
+        charts = [loss_chart(comparison, "tokens")]
+        if (gap := gap_chart(comparison)) is not None:
+            charts.append(gap)
+        width, height = WIDTH, HEIGHT
+        panels = [render(chart, width, height) for chart in charts]
+        title = " ".join(verdict.headline for verdict in comparison.verdict)
     light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))
     for path, theme in ((light, "light"), (dark, "dark")):
-        write_text(path, standalone(panels, WIDTH, HEIGHT, theme, title))
+        write_text(path, standalone(panels, width, height, theme, title))
     return light, dark

@@ -4,6 +4,7 @@ from typing import TextIO
 
 from widestream.report import tables
 from widestream.report.comparison import Comparison
+from widestream.report.league import is_league, league_table, league_verdict
 from widestream.report.tables import Table
 
 _NARROWEST = 110
@@ -20,16 +21,27 @@ def print_table(comparison: Comparison, file: TextIO | None = None) -> None:
         console = Console(file=file, highlight=False, width=_NARROWEST)
     for mismatch in comparison.mismatches:
         console.print(Text(f"Not comparable: {mismatch.sentence}", style="bold red"))
-    shown = tables.results(comparison).without("perplexity", "bits per byte", "non-embedding")
-    for table in (shown, tables.differences(comparison), tables.resources(comparison)):
+    league = is_league(comparison)
+    for table in (_league(comparison),) if league else _side_by_side(comparison):
         if table is not None:
             console.print(_rich(table))
-    for verdict in comparison.verdict:
+    for verdict in (league_verdict(comparison),) if league else comparison.verdict:
         console.print(Text(verdict.headline, style="bold"))
         for fact in verdict.details:
             console.print(Text(f"  {fact}"))
     for line in (*comparison.cautions, *comparison.notes):
         console.print(Text(f"Note: {line}", style="yellow"))
+
+
+def _side_by_side(comparison: Comparison) -> tuple[Table | None, ...]:
+    shown = tables.results(comparison).without("perplexity", "bits per byte", "non-embedding")
+    return shown, tables.differences(comparison), tables.resources(comparison)
+
+
+def _league(comparison: Comparison) -> Table:
+    return league_table(comparison).without(
+        "what it is", "tokens to its best", "parameters", "FLOPs per token", "peak rate"
+    )
 
 
 def _rich(table: Table):

@@ -51,7 +51,7 @@ def results(comparison: Comparison) -> Table:
             (
                 group.label,
                 str(len(group.runs)),
-                _spread(losses),
+                spread(losses),
                 f"{math.exp(fmean(losses)):.2f}",
                 text.loss(fmean(bits)) if len(bits) == len(finals) else NONE,
                 text.count(finals[0].tokens) if len({row.tokens for row in finals}) == 1 else "differ",
@@ -285,7 +285,8 @@ def _trial(trial: Trial | None) -> str:
     return f"{text.loss(trial.mean)}{' ✓' if trial.chosen else ''}"
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Mean of losses, and the lowest and highest where there are several."""
     mean = text.loss(fmean(values))
     return mean if len(values) == 1 else f"{mean} ({text.loss(min(values))}–{text.loss(max(values))})"
 

@@ -35,7 +35,7 @@ def verdicts(
     groups: Sequence[Group], pairs: Sequence[Pair], mismatches: Sequence[Mismatch], metric: Metric
 ) -> list[Verdict]:
     """One verdict for each model against the reference; a single one where there is nothing to decide."""
-    depth = (_reading_depth(groups),)
+    depth = (reading_depth(groups),)
     if len(groups) == 1:
         headline = f"{groups[0].label} is the only model here: there is nothing to compare."
         return [Verdict(headline=headline, details=depth)]
@@ -56,7 +56,7 @@ def _verdict(pair: Pair, metric: Metric) -> Verdict:
     details = [_equal_cost(pair), *(_target(target) for target in pair.targets)]
     if pair.trend:
         details.append(_trend(pair))
-    details.append(_reading_depth((pair.reference, pair.other), pair.tokens))
+    details.append(reading_depth((pair.reference, pair.other), pair.tokens))
     return Verdict(headline=_difference(pair, metric), details=tuple(filter(None, details)))
 
 
@@ -145,7 +145,7 @@ def _trend(pair: Pair) -> str:
     )
 
 
-def _reading_depth(groups: Iterable[Group], tokens: float | None = None) -> str:
+def reading_depth(groups: Iterable[Group], tokens: float | None = None) -> str:
     """How far into training this looks."""
     groups = list(groups)
     seen = tokens if tokens is not None else min(group.curve.tokens[-1] for group in groups)

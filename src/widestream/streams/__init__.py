@@ -1,7 +1,9 @@
 """Residual streams: the one part of the model that is swapped. One file per stream; base.py is the contract."""
 
 import importlib
+import pkgutil
 import sys
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -12,42 +14,26 @@ from widestream.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from widestream.streams.base import Stream
 
-KINDS = {
-    "vector": "widestream.streams.vector:VectorStream",
-    "matrix": "widestream.streams.matrix:MatrixStream",
-    "matrix_carry": "widestream.streams.matrix_carry:MatrixCarryStream",
-    "matrix_dynamic": "widestream.streams.matrix_dynamic:MatrixDynamicStream",
-    "matrix_delta": "widestream.streams.matrix_delta:MatrixDeltaStream",
-    "matrix_softmax": "widestream.streams.matrix_softmax:MatrixSoftmaxStream",
-    "matrix_history": "widestream.streams.matrix_history:MatrixHistoryStream",
-    "matrix_dense": "widestream.streams.matrix_dense:MatrixDenseStream",
-    "matrix_keys": "widestream.streams.matrix_keys:MatrixKeysStream",
-    "matrix_lane": "widestream.streams.matrix_lane:MatrixLaneStream",
-    "hyper_connections": "widestream.streams.hyper_connections:HyperConnectionsStream",
-    "mhc": "widestream.streams.mhc:MHCStream",
-    "generalized_hc": "widestream.streams.generalized_hc:GeneralizedHCStream",
-    "dense_former": "widestream.streams.dense_former:DenseFormerStream",
-    "elc_bert": "widestream.streams.elc_bert:ElcBertStream",
-    "laurel": "widestream.streams.laurel:LaurelStream",
-    "rezero": "widestream.streams.rezero:ReZeroStream",
-    "x0_scalars": "widestream.streams.x0_scalars:X0ScalarsStream",
-    "data_lane": "widestream.streams.data_lane:DataLaneStream",
-    "depth_attention": "widestream.streams.depth_attention:DepthAttentionStream",
-    "vertical_attention": "widestream.streams.depth_attention:VerticalAttentionStream",
-    "deep_delta": "widestream.streams.deep_delta:DeepDeltaStream",
-    "highway": "widestream.streams.highway:HighwayStream",
-    "depth_lstm": "widestream.streams.depth_lstm:DepthLSTMStream",
-    "hier_agg": "widestream.streams.hier_agg:HierAggStream",
-    "attn_res": "widestream.streams.attn_res:AttnResStream",
-    "mudd": "widestream.streams.mudd:MuddStream",
-    "dca": "widestream.streams.dca:DcaStream",
-}
+
+@cache
+def own_kinds() -> dict[str, str]:
+    """The kinds of this package: every stream class in it, by the default of its config's `kind`"""
+    from widestream.streams.base import Stream
+
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    found = {}
+    for cls in classes:
+        if issubclass(cls, Stream) and cls.__module__.startswith(__name__) and "Config" in vars(cls):
+            found[cls.Config.__dataclass_fields__["kind"].default] = f"{cls.__module__}:{cls.__name__}"
+    first = {"vector": 0, "matrix": 1}
+    return {kind: found[kind] for kind in sorted(found, key=lambda kind: (first.get(kind, 2), kind))}
 
 
 def kinds() -> dict[str, str]:
     """All kinds by name: those here, and those of installed packages (entry points of group widestream.streams)."""
     found = {point.name: point.value for point in entry_points(group="widestream.streams")}
-    return found | KINDS
+    return found | own_kinds()
 
 
 def stream_class(kind: str) -> "type[Stream]":
@@ -58,7 +44,7 @@ def stream_class(kind: str) -> "type[Stream]":
     Raises:
         UserError: unknown kind (suggests the nearest), or a module or class that cannot be found.
     """
-    target = KINDS[kind] if kind in KINDS else kinds().get(kind, kind)
+    target = own_kinds().get(kind) or kinds().get(kind, kind)
     module, colon, name = target.partition(":")
     if not colon:
         raise unknown_name(f"stream kind {kind!r}", kind, [*kinds(), "module:Class of your own"])

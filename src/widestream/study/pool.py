@@ -47,6 +47,11 @@ class Job:
         return False
 
     @property
+    def diverged(self) -> bool:
+        """Whether the run was stopped because its loss or gradient was not finite. It would be again."""
+        return not self.done and any(self.folder.glob("nonfinite_step_*"))
+
+    @property
     def steps_done(self) -> int:
         """Steps so far, from the last whole line of the run's metrics."""
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
@@ -62,7 +67,7 @@ class Job:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> None:
+def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False) -> None:
     """Carry out all jobs that are not done yet.
 
     Interrupted or terminated, it ends the processes; called again, every run goes on from its newest checkpoint.
@@ -70,11 +75,16 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     Args:
         jobs: in the order in which they are to start.
         workers: how many run at a time.
+        may_diverge: whether a run whose loss is not finite any more is a result like another (`Job.diverged`).
 
     Raises:
         UserError: a run failed; says what its process said last. The other runs are ended and can go on later.
     """
-    waiting = [job for job in jobs if not job.done]
+
+    def over(job: Job) -> bool:
+        return job.done or (may_diverge and job.diverged)
+
+    waiting = [job for job in jobs if not over(job)]
     running: list[Job] = []
     try:
         with _terminable(), _Bar(jobs) as bar:
@@ -86,7 +96,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
                 bar.update()
                 for job in [job for job in running if job.process and job.process.poll() is not None]:
                     running.remove(job)
-                    if not job.done:
+                    if not over(job):
                         raise UserError(f"The run {job.folder} failed: {_last_words(job)} (all of it: {job.log})")
     finally:
         for job in running:

@@ -8,7 +8,7 @@ from widestream.config import build
 from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import meta_model
-from widestream.streams import KINDS, kinds, stream_class
+from widestream.streams import kinds, own_kinds, stream_class
 from widestream.streams.config import StreamConfig
 from widestream.theory.summary import count_flops, count_parameters
 
@@ -49,7 +49,7 @@ def list_streams(model: ModelConfig) -> list[Row]:
     Raises:
         UserError: a stream of an installed package cannot be loaded.
     """
-    names = [*KINDS, *(name for name in kinds() if name not in KINDS)]
+    names = [*own_kinds(), *(name for name in kinds() if name not in own_kinds())]
     plain_parameters, plain_flops = _count(meta_model(dataclasses.replace(model, stream=_config("vector", {}))))
     rows = []
     for kind in names:
