@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from widestream import streams
 from widestream.config import load_recipe
 from widestream.errors import UserError
+from widestream.nn.model import build_model
 from widestream.streams import kinds, stream_class
 from widestream.streams.testing import CHECKS, check_stream
+from widestream.theory.zoo import list_streams
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "your-own-stream.md"
 STREAM = {"kind": "forgetful:ForgetfulStream"}
@@ -80,3 +83,19 @@ def test_installed_packages_offer_streams(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert "offered" in kinds()
     assert stream_class("offered").__name__ == "VectorStream"
+
+
+def test_a_file_and_a_recipe_are_all_that_a_new_stream_of_the_package_takes(tmp_path, monkeypatch):
+    source = Path(streams.__file__).with_name("rezero.py").read_text(encoding="utf-8")
+    (tmp_path / "brand_new.py").write_text(source.replace('"rezero"', '"brand_new"').replace("ReZeroS", "BrandNewS"))
+    (tmp_path / "brand_new.yaml").write_text("extends: zoo/transformer\nmodel:\n  stream: {kind: brand_new}\n")
+    monkeypatch.setattr(streams, "__path__", [*streams.__path__, str(tmp_path)])
+    streams.own_kinds.cache_clear()
+    try:
+        assert "brand_new" in {row.kind for row in list_streams(load_recipe("zoo/transformer").model)}
+        config = load_recipe(tmp_path / "brand_new.yaml")
+        assert build_model(config.model).stream.__class__.__name__ == "BrandNewStream"
+        CHECKS["parameter_count"]({"kind": "brand_new"}, {})
+    finally:
+        streams.own_kinds.cache_clear()
+        sys.modules.pop("widestream.streams.brand_new", None)
