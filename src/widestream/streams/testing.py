@@ -12,6 +12,7 @@ A case is the stream's part of a recipe, and changes to the small model around i
 """
 
 import copy
+import dataclasses
 import math
 import tempfile
 from collections.abc import Callable
@@ -191,16 +192,56 @@ def check_every_parameter_matters(stream: Fields, changes: Fields) -> None:
 
 
 def check_depth(stream: Fields, changes: Fields) -> None:
-    """At initialisation neither output nor gradient vanishes or explodes at 6, 24 and 48 layers."""
+    """At initialisation neither state nor gradient explodes, and no read fades, over 6, 24 and 48 layers."""
     for num_layers in (6, 24, 48):
         model = build_model(small_config(stream, changes | {"num_layers": num_layers}))
-        tokens = tokens_of(2, 12)
-        output = model(tokens).square().mean().sqrt().item()
-        model.loss(tokens, tokens_of(2, 12, seed=1)).total.backward()
-        gradient = model.embedding.token.grad
-        assert gradient is not None
-        assert 1e-2 < output < 1e2, f"output of {output:.1e} at {num_layers} layers"
-        assert 1e-6 < gradient.norm() < 1e2, f"gradient of {gradient.norm():.1e} at {num_layers} layers"
+        states, reads = _record_exchanges(model)
+        model.loss(tokens_of(2, 12), tokens_of(2, 12, seed=1)).total.backward()
+        for site, (state, inputs) in enumerate(zip(states, reads, strict=True)):
+            where = f"at site {site} of {num_layers} layers"
+            widest = max((_rms(x) for x in _tensors(state) if x.is_floating_point()), default=0.0)
+            assert widest < 1e3, f"a state of {widest:.1e} {where}"
+            for role, x in inputs.items():
+                assert 1e-2 < _rms(x) < 1e2, f"{role} of {_rms(x):.1e} {where}"
+                gradient = 0.0 if x.grad is None else x.grad.norm().item()
+                assert gradient < 1e2, f"a gradient of {role} of {gradient:.1e} {where}"
+        embedding = model.embedding.token.grad
+        assert embedding is not None
+        gradient = embedding.norm().item()
+        assert 1e-6 < gradient < 1e2, f"a gradient of the embedding of {gradient:.1e} at {num_layers} layers"
+
+
+def _record_exchanges(model: Decoder) -> tuple[list[Any], list[dict[str, Tensor]]]:
+    """Lists that a forward pass will fill: the state after every exchange, and what was read, with its gradient."""
+    states, reads, exchange = [], [], model.stream.exchange
+
+    def recorded(site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
+        state, inputs = exchange(site, state, written)
+        for x in inputs.values():
+            x.retain_grad()
+        states.append(state)
+        reads.append(inputs)
+        return state, inputs
+
+    model.stream.exchange = recorded
+    return states, reads
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    """All tensors in a state: in sequences, mappings and objects too."""
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return _tensors(list(state.values()))
+    if isinstance(state, list | tuple):
+        return [tensor for part in state for tensor in _tensors(part)]
+    if dataclasses.is_dataclass(state):
+        return _tensors([getattr(state, field.name) for field in dataclasses.fields(state)])
+    return []
+
+
+def _rms(x: Tensor) -> float:
+    return x.detach().square().mean().sqrt().item()
 
 
 def check_round_trip(stream: Fields, changes: Fields) -> None:

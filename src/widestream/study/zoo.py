@@ -16,7 +16,9 @@ from widestream.study.pool import Job, run_jobs
 REFERENCE = "zoo/transformer"
 RATES = (0.006, 0.012, 0.024)
 """Peak learning rates of the search, the same for all."""
-SEARCH_STEPS = 120
+SEARCH_STEPS = 100
+SEARCH_WINDOWS = 128
+"""Held-out windows by which the rates are judged."""
 SEARCH_SEED = 100
 """Of weights and batches; the zoo itself does not use it."""
 TITLE = "Every residual stream at the beginning of training"
@@ -119,7 +121,8 @@ def search_rates(options: ZooOptions) -> Path:
     trials = {
         (label, rate): _job(
             options, recipe, options.folder / f"{label}-{rate:g}", SEARCH_SEED, steps,
-            (f"optimizer.lr={rate}", f"train.eval_every={steps}", f"train.save_every={steps}"),
+            (f"optimizer.lr={rate}", f"train.eval_every={steps}", f"train.save_every={steps}",
+             f"train.eval_windows={SEARCH_WINDOWS}", "train.final_eval=windows"),
         )
         for label, recipe in recipes.items()
         for rate in RATES

@@ -87,7 +87,9 @@ class TrainConfig:
     eval_every: int = 100
     """Steps between held-out evaluations (one is always made at the end)."""
     eval_windows: int | None = None
-    """Windows per evaluation during training; default: the whole held-out split. The final one is always whole."""
+    """Windows per evaluation during training; default: the whole held-out split."""
+    final_eval: Literal["whole", "windows"] = "whole"
+    """whole: the last evaluation reads the whole held-out split. windows: as many as those before it (searches)."""
     save_every: int = 100
     """Steps between checkpoints (one is always made at the end)."""
     keep: int = 2

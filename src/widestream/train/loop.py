@@ -41,7 +41,7 @@ class Result:
     skipped: int
     """Steps skipped because something was not finite."""
     heldout: dict[str, Any] | None
-    """The evaluation of the whole held-out split at the end, if there is one (see `eval.heldout.Heldout`)."""
+    """The last evaluation (see `eval.heldout.Heldout`, `train.final_eval`), if there is one."""
 
 
 def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result:
@@ -146,11 +146,12 @@ def _log(run: Run, result: StepResult, lr: float, watch: Stopwatch) -> None:
 def _evaluate(run: Run) -> str:
     """Evaluate on held-out tokens, and say the result in one line.
 
-    The last step evaluates all of them. If the steps before it did not, it does so beside what they did, so that a
-    curve over training is of the same tokens throughout.
+    The last step evaluates all of them (unless `train.final_eval` is windows). If the steps before it did not, it does so
+    beside what they did, so that a curve over training is of the same tokens throughout.
     """
     heldout = _evaluate_windows(run, run.config.train.eval_windows)
-    if run.position.step == run.plan.steps and not heldout.whole:
+    last = run.position.step == run.plan.steps and run.config.train.final_eval == "whole"
+    if last and not heldout.whole:
         heldout = _evaluate_windows(run, None)
     return (
         f"step {run.position.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
