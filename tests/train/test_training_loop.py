@@ -145,6 +145,16 @@ def test_part_of_the_heldout_split_on_the_way_and_all_of_it_at_the_end(data, tmp
     assert found[-2]["target_tokens"] == found[0]["target_tokens"] < found[-1]["target_tokens"]
 
 
+def test_a_search_reads_a_part_of_the_heldout_split_at_the_end_too(data, tmp_path):
+    result = train(
+        tiny_config(data, train={"eval_every": 3, "eval_windows": 2, "final_eval": "windows"}), tmp_path / "run"
+    )
+    found = rows(tmp_path / "run", "eval")
+    assert not any(row["whole"] for row in found)
+    assert len({row["step"] for row in found}) == len(found)
+    assert result.heldout["loss"] == found[-1]["loss"]
+
+
 # ---- a loss that is not finite
 
 

@@ -146,8 +146,8 @@ def _log(run: Run, result: StepResult, lr: float, watch: Stopwatch) -> None:
 def _evaluate(run: Run) -> str:
     """Evaluate on held-out tokens, and say the result in one line.
 
-    The last step evaluates all of them (unless `train.final_eval` is windows). If the steps before it did not, it does so
-    beside what they did, so that a curve over training is of the same tokens throughout.
+    The last step evaluates all of them, unless `train.final_eval` is windows. If the steps before it did not, it does
+    so beside what they did, so that a curve over training is of the same tokens throughout.
     """
     heldout = _evaluate_windows(run, run.config.train.eval_windows)
     last = run.position.step == run.plan.steps and run.config.train.final_eval == "whole"
