@@ -68,6 +68,7 @@ struct Call : Problem {
         sums = (R + Q) * Kp + (gain_rows ? tile : 0);
     }
     int64_t fixed() const { return (R + Q) * Kp + K * (Rp + Qp) + 2 * tile; }
+    int64_t vectors() const { return Vp * (Rp > Qp ? Rp : Qp); }  // a token's data vectors, either way round
     int64_t start(int64_t chunk) const { return N * chunk / chunks; }
 
     void prepare(float* memory) {
@@ -89,10 +90,9 @@ struct Call : Problem {
 struct Scratch {
     float *state, *grad, *normed, *flipped, *reach, *data, *out;
     Scratch(Room& room, const Call& c) {
-        const int64_t most = c.Rp > c.Qp ? c.Rp : c.Qp;
-        state = room.floats(4 * c.tile + c.Kp * c.Vp + (c.V * (c.R + c.Q)) + most * c.Vp);
+        state = room.floats(4 * c.tile + c.Kp * c.Vp + 2 * c.vectors());
         grad = state + c.tile, normed = grad + c.tile, reach = normed + c.tile, flipped = reach + c.tile;
-        data = flipped + c.Kp * c.Vp, out = data + c.V * (c.R + c.Q);
+        data = flipped + c.Kp * c.Vp, out = data + c.vectors();
     }
 };
 
@@ -120,7 +120,7 @@ static void put_tile(const Call& c, bool bf16, void* to, int64_t token, float* t
         const int64_t at = (token * c.V + v) * c.K;
         float* row = tile + v * c.Kp;
         if (bf16) {
-            narrow_row(row, (uint16_t*)to + at, c.K);
+            put_row(row, (uint16_t*)to + at, c.K);
             widen_row((uint16_t*)to + at, row, c.K);
         } else {
             memcpy((float*)to + at, row, c.K * 4);
@@ -128,20 +128,31 @@ static void put_tile(const Call& c, bool bf16, void* to, int64_t token, float* t
     }
 }
 
-// Sum of f(i) over the vectors of a tile, in float within a stretch and in double over stretches.
+static inline double across(Vec x) {
+    double sum = 0;
+    for (int lane = 0; lane < W; lane++) sum += x[lane];
+    return sum;
+}
+
+struct Sums {
+    double first, second;
+};
+
+// Sums of what f(i, a, b) adds to a and b for every vector i of a tile, in float within a stretch, in double over them.
 template <class F>
-static inline double total(int64_t count, F f) {
-    double result = 0;
+static inline Sums totals(int64_t count, F f) {
+    Sums sums = {0, 0};
     for (int64_t begin = 0; begin < count; begin += FLUSH) {
         const int64_t end = count - begin < FLUSH ? count : begin + FLUSH;
-        Vec a{}, b{}, c{}, d{};
+        Vec a[4] = {}, b[4] = {};  // several of each, so that additions need not wait for one another
         int64_t i = begin;
-        for (; i + 4 <= end; i += 4) a += f(i), b += f(i + 1), c += f(i + 2), d += f(i + 3);
-        for (; i < end; i++) a += f(i);
-        const Vec all = (a + b) + (c + d);
-        for (int lane = 0; lane < W; lane++) result += all[lane];
+        for (; i + 4 <= end; i += 4)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) f(i + j, a[j], b[j]);
+        for (; i < end; i++) f(i, a[0], b[0]);
+        sums.first += across((a[0] + a[1]) + (a[2] + a[3])), sums.second += across((b[0] + b[1]) + (b[2] + b[3]));
     }
-    return result;
+    return sums;
 }
 
 struct Moments {
@@ -151,12 +162,14 @@ struct Moments {
 static Moments moments(const Call& c, const float* tile) {
     const int64_t vectors = c.tile / W;
     const double cells = (double)(c.V * c.K);
-    const float mean = c.layernorm ? (float)(total(vectors, [&](int64_t i) { return load(tile + i * W); }) / cells) : 0;
-    const double squares = total(vectors, [&](int64_t i) {
-        Vec centred = load(tile + i * W) - mean;
-        if (c.K != c.Kp) centred *= load(c.cells + i * W);
-        return centred * centred;
-    });
+    float mean = 0;
+    if (c.layernorm)
+        mean = (float)(totals(vectors, [&](int64_t i, Vec& sum, Vec&) { sum += load(tile + i * W); }).first / cells);
+    const double squares = totals(vectors, [&](int64_t i, Vec& sum, Vec&) {
+                               Vec centred = load(tile + i * W) - mean;
+                               if (c.K != c.Kp) centred *= load(c.cells + i * W);
+                               sum += centred * centred;
+                           }).first;
     return {mean, (float)(1 / std::sqrt(squares / cells + c.eps))};
 }
 
@@ -203,15 +216,18 @@ static void backward_token(const Call& c, int64_t token, const Scratch& s, float
     multiply(c.V, c.Q, c.Kp, dY, c.read, c.Kp, G, c.Kp, SET);
     multiply(c.Q, c.V, c.Kp, dY.flipped(), s.normed, c.Kp, dr, c.Kp, ADD);
     const auto normed = [&](int64_t i) { return (load(X + i * W) - own.mean) * own.rate; };
-    if (c.gain_rows)
-        for (int64_t i = 0; i < vectors; i++) {
-            const Vec g = load(G + i * W);
-            store(dgain + i * W, load(dgain + i * W) + g * normed(i));
-            store(G + i * W, g * load(c.gains + i * W));
+    const bool gain = c.gain_rows > 0;
+    const Sums sums = totals(vectors, [&](int64_t i, Vec& sum, Vec& along) {
+        const Vec x = normed(i);
+        Vec g = load(G + i * W);
+        if (gain) {
+            store(dgain + i * W, load(dgain + i * W) + g * x);
+            store(G + i * W, g = g * load(c.gains + i * W));
         }
+        sum += g, along += g * x;
+    });
     const double cells = (double)(c.V * c.K);
-    const float along = (float)(total(vectors, [&](int64_t i) { return load(G + i * W) * normed(i); }) / cells);
-    const float mean = c.layernorm ? (float)(total(vectors, [&](int64_t i) { return load(G + i * W); }) / cells) : 0;
+    const float mean = c.layernorm ? (float)(sums.first / cells) : 0, along = (float)(sums.second / cells);
     for (int64_t i = 0; i < vectors; i++)  // leaves anything in the padding, which nobody reads
         store(dX + i * W, load(dX + i * W) + (load(G + i * W) - mean - normed(i) * along) * own.rate);
     put_tile(c, false, c.grad_state, token, dX);

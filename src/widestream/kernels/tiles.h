@@ -6,6 +6,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#endif
+
 // W: numbers of a vector. COLUMNS: vectors side by side in a block of a product.
 #if defined(__AVX512F__)
 constexpr int W = 16, COLUMNS = 4;
@@ -22,6 +26,10 @@ constexpr int64_t DEPTH = 128;
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef float Unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
+typedef uint32_t Bits __attribute__((vector_size(4 * W)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W)));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
 static inline Vec load(const float* p) { return *(const Unaligned*)p; }
 static inline void store(float* p, Vec x) { *(Unaligned*)p = x; }
 static inline int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
@@ -35,26 +43,48 @@ struct View {
 
 // ---- numbers in memory
 
-static inline float widen(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+static inline Vec widen(Halves x) { return (Vec)(__builtin_convertvector(x, Bits) << 16); }
+
+static inline Halves narrow(Vec value) {  // to the nearest, ties to even; NaN stays NaN
+    const Bits bits = (Bits)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Bits nan = (Bits)((bits & 0x7fffffff) > 0x7f800000);
+    return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Halves);
 }
 
-static inline uint16_t narrow(float value) {  // to the nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint16_t rounded = (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-    return (bits & 0x7fffffffu) > 0x7f800000u ? (uint16_t)0x7fc0u : rounded;
+// The first n < W numbers of a vector; the others are zero, or stay in memory as they are.
+static inline Halves load_part(const uint16_t* from, int64_t n) {
+    Halves x = {};
+    memcpy(&x, from, n * 2);
+    return x;
 }
 
-static inline void widen_row(const uint16_t* __restrict from, float* __restrict to, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = widen(from[i]);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+static inline void store_part(float* to, Vec x, int64_t n) { _mm512_mask_storeu_ps(to, (1u << n) - 1, (__m512)x); }
+static inline void store_part(uint16_t* to, Vec x, int64_t n) {
+    _mm256_mask_storeu_epi16(to, (1u << n) - 1, (__m256i)narrow(x));
+}
+#else
+static inline void store_part(float* to, Vec x, int64_t n) { memcpy(to, &x, n * 4); }
+static inline void store_part(uint16_t* to, Vec x, int64_t n) {
+    const Halves halves = narrow(x);
+    memcpy(to, &halves, n * 2);
+}
+#endif
+static inline void store(uint16_t* to, Vec x) { *(UnalignedHalves*)to = narrow(x); }
+
+// n numbers; `to` has room for whole vectors.
+static inline void widen_row(const uint16_t* from, float* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store(to + i, widen(*(const UnalignedHalves*)(from + i)));
+    if (i < n) store(to + i, widen(load_part(from + i, n - i)));
 }
 
-static inline void narrow_row(const float* __restrict from, uint16_t* __restrict to, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = narrow(from[i]);
+// n numbers; `from` has whole vectors.
+template <class Number>
+static inline void put_row(const float* from, Number* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store(to + i, load(from + i));
+    if (i < n) store_part(to + i, load(from + i), n - i);
 }
 
 // A factor: element (i, p) is at data[i * stride + p], or, if transposed, at data[p * stride + i].
@@ -67,40 +97,60 @@ struct Matrix {
 
 static bool by_columns(const View& view) { return view.column != 1 && view.row == 1; }
 
-// A token's [V, P] numbers as floats; `buffer` is used only where they are not that already.
+// How a view's numbers are walked through: rows of numbers that lie side by side, if there is a way to have them so.
+struct Walk {
+    bool flip;  // rows are the view's columns
+    int64_t rows, length, stride, step;
+    Walk(const View& view, int64_t V, int64_t P) : flip(by_columns(view)) {
+        rows = flip ? P : V, length = flip ? V : P;
+        stride = flip ? view.column : view.row, step = flip ? view.row : view.column;
+    }
+};
+
+// A token's [V, P] numbers as floats; `buffer`, of rows in whole vectors, is used where they are not that already.
 static Matrix fetch(const View& view, int64_t token, int64_t V, int64_t P, float* buffer) {
-    const bool flip = by_columns(view);
-    const int64_t rows = flip ? P : V, length = flip ? V : P;
-    const int64_t stride = flip ? view.column : view.row, step = flip ? view.row : view.column;
+    const Walk walk(view, V, P);
     const float* wide = (const float*)view.data + token * view.token;
     const uint16_t* half = (const uint16_t*)view.data + token * view.token;
-    if (!view.bf16 && step == 1) return {wide, stride, flip};
-    for (int64_t i = 0; i < rows; i++) {
-        float* row = buffer + i * length;
-        if (!view.bf16)
-            for (int64_t j = 0; j < length; j++) row[j] = wide[i * stride + j * step];
-        else if (step == 1)
-            widen_row(half + i * stride, row, length);
-        else
-            for (int64_t j = 0; j < length; j++) row[j] = widen(half[i * stride + j * step]);
+    const bool even = walk.step == 1;
+    if (even && !view.bf16) return {wide, walk.stride, walk.flip};
+    if (even && walk.stride == walk.length) {
+        widen_row(half, buffer, walk.rows * walk.length);
+        return {buffer, walk.length, walk.flip};
     }
-    return {buffer, length, flip};
+    const int64_t to_stride = padded(walk.length);
+    for (int64_t i = 0; i < walk.rows; i++) {
+        float* row = buffer + i * to_stride;
+        if (even) {
+            widen_row(half + i * walk.stride, row, walk.length);
+            continue;
+        }
+        for (int64_t j = 0; j < walk.length; j++) {
+            const int64_t at = i * walk.stride + j * walk.step;
+            row[j] = view.bf16 ? widen(load_part(half + at, 1))[0] : wide[at];
+        }
+    }
+    return {buffer, to_stride, walk.flip};
 }
 
 // The way back: rows of `from`, which are the view's columns where it lies by columns.
 static void put(const View& view, int64_t token, int64_t V, int64_t P, const float* from, int64_t from_stride) {
-    const bool flip = by_columns(view);
-    const int64_t rows = flip ? P : V, length = flip ? V : P;
-    const int64_t stride = flip ? view.column : view.row, step = flip ? view.row : view.column;
+    const Walk walk(view, V, P);
     float* wide = (float*)view.data + token * view.token;
     uint16_t* half = (uint16_t*)view.data + token * view.token;
-    for (int64_t i = 0; i < rows; i++, from += from_stride) {
-        if (!view.bf16)
-            for (int64_t j = 0; j < length; j++) wide[i * stride + j * step] = from[j];
-        else if (step == 1)
-            narrow_row(from, half + i * stride, length);
+    for (int64_t i = 0; i < walk.rows; i++, from += from_stride) {
+        if (walk.step == 1 && view.bf16)
+            put_row(from, half + i * walk.stride, walk.length);
+        else if (walk.step == 1)
+            put_row(from, wide + i * walk.stride, walk.length);
         else
-            for (int64_t j = 0; j < length; j++) half[i * stride + j * step] = narrow(from[j]);
+            for (int64_t j = 0; j < walk.length; j++) {
+                const int64_t at = i * walk.stride + j * walk.step;
+                if (view.bf16)
+                    store_part(half + at, Vec{from[j]}, 1);
+                else
+                    wide[at] = from[j];
+            }
     }
 }
 
