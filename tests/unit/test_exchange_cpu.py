@@ -2,12 +2,14 @@
 
 import itertools
 import shutil
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
+from widestream.kernels import exchange_cpu
 from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, SiteGradients
 from widestream.kernels.exchange_cpu import CpuExchange, available
 
@@ -113,6 +115,19 @@ def check(case: Case, tolerance: float) -> None:
 def test_a_machine_with_a_compiler_gets_the_kernel() -> None:
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
     assert (WHY_NOT is None) == has_compiler, WHY_NOT
+
+
+def test_what_cannot_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "not on meta" in (available(torch.device("meta")) or "")
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv("WIDESTREAM_CACHE", str(tmp_path))
+    exchange_cpu._library.cache_clear()
+    try:
+        assert "/bin/false" in (available(torch.device("cpu")) or "")
+        with pytest.raises(RuntimeError, match="/bin/false"):
+            CpuExchange()
+    finally:
+        exchange_cpu._library.cache_clear()
 
 
 @pytest.mark.parametrize("sizes", SIZES)

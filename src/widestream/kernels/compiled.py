@@ -47,7 +47,9 @@ def load(name: str, *sources: Path) -> ctypes.CDLL:
                 built.replace(library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError) as error:
-        raise BuildError(f"The folder of compiled kernels cannot be used: {error}; set WIDESTREAM_CACHE.") from error
+        raise BuildError(
+            f"The folder of compiled kernels cannot be used ({error}); set WIDESTREAM_CACHE to another."
+        ) from error
 
 
 def _folder() -> Path:
