@@ -70,7 +70,7 @@ def test_folder_without_own_setting(kernel: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_processes_that_build_at_once_all_succeed(kernel: Path) -> None:
-    code = "import pathlib, sys\nfrom widestream.kernels import compiled\ncompiled.load('kernel', pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib as p; from widestream.kernels.compiled import load; load('kernel', p.Path(sys.argv[1]))"
     runs = [subprocess.Popen([sys.executable, "-c", code, str(kernel)]) for _ in range(3)]
     assert [run.wait() for run in runs] == [0, 0, 0]
     assert [path.suffix for path in (kernel.parent / "cache").iterdir()] == [".so"]
