@@ -1,0 +1,92 @@
+"""C++ kernels for CPUs: compiled at first use for the machine at hand and kept in a cache folder.
+
+The folder is $WIDESTREAM_CACHE, else $XDG_CACHE_HOME/widestream, else ~/.cache/widestream. A library's name holds the
+hash of everything that it depends on (sources, flags, compiler and its version, processor), so a folder may be shared
+by machines and versions. It is written aside and renamed, so processes may build at once.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+# Results must not depend on assumptions about NaN and infinity: no -ffast-math.
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions")
+X86, ARM = ("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",)
+NATIVE = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+BUILD_SECONDS = 120
+
+
+class BuildError(Exception):
+    """A kernel cannot be had. The message is one sentence that says why."""
+
+
+def load(name: str, *sources: Path) -> ctypes.CDLL:
+    """The library built of `sources`, of which the first is compiled and the others are included by it.
+
+    Raises:
+        BuildError: no compiler, or it fails, or the cache folder cannot be used.
+    """
+    compiler = _compiler()
+    flags = [*FLAGS, *NATIVE.get(platform.machine().lower(), ()), "-shared", "-fPIC"]
+    version = _run([*compiler, "--version"])
+    try:
+        facts = [*(source.read_bytes() for source in sources), shlex.join([*compiler, *flags, version]).encode()]
+        library = _folder() / f"{name}-{hashlib.sha256(b'|'.join([*facts, _processor()])).hexdigest()[:16]}.so"
+        if not library.exists():
+            library.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=library.parent) as aside:
+                built = Path(aside) / library.name
+                _run([*compiler, *flags, str(sources[0]), "-o", str(built)])
+                built.replace(library)
+        return ctypes.CDLL(str(library))
+    except (OSError, RuntimeError) as error:
+        raise BuildError(
+            f"The folder of compiled kernels cannot be used ({error}); set WIDESTREAM_CACHE to another."
+        ) from error
+
+
+def _folder() -> Path:
+    own, shared = os.environ.get("WIDESTREAM_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    return (Path(shared) if shared else Path.home() / ".cache") / "widestream"
+
+
+def _compiler() -> list[str]:
+    """$CXX, or the first there is."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    if chosen:
+        return chosen
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise BuildError("There is no C++ compiler (c++, g++, clang++ or $CXX).")
+
+
+def _run(command: list[str]) -> str:
+    """Standard output of a command that succeeds."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"The C++ compiler cannot be run: {error}.") from error
+    if done.returncode != 0:
+        complaint = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "it says nothing")
+        raise BuildError(f"The C++ compiler fails ({command[0]}, exit code {done.returncode}: {complaint}).")
+    return done.stdout
+
+
+@functools.cache
+def _processor() -> bytes:
+    """What the compiler's idea of a native machine depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return "|".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})).encode()

@@ -1,0 +1,177 @@
+"""The exchange in one pass over the state, in C++ (exchange.cpp), compiled at first use for the machine at hand.
+
+Tokens go to torch's own threads, `torch.get_num_threads()` of them; results do not depend on their number. Products
+are summed in float32 whatever the types in memory are.
+"""
+
+import ctypes
+import functools
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from widestream.kernels import compiled
+from widestream.kernels.exchange import ReferenceExchange, Site, SiteGradients
+
+SOURCES = tuple(Path(__file__).parent / name for name in ("exchange.cpp", "tiles.h"))
+TYPES = (torch.float32, torch.bfloat16)
+
+
+class _View(ctypes.Structure):
+    """Mirrors View in tiles.h."""
+
+    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("token", "row", "column", "bf16")))
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> "_View":
+        if tensor is None:
+            return cls()
+        return cls(tensor.data_ptr(), *tensor.stride(), tensor.dtype == torch.bfloat16)
+
+
+class _Problem(ctypes.Structure):
+    """Mirrors Problem in exchange.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("N", "V", "K", "R", "Q")),
+        *((name, ctypes.c_int64) for name in ("state_bf16", "layernorm", "gain_rows", "backward", "threads")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("state", "grad_state", "write_keys", "read_keys", "gain")),
+        *((name, ctypes.c_void_p) for name in ("grad_write", "grad_read", "grad_gain")),
+        *((name, _View) for name in ("data", "out", "grad_data")),
+        ("parallel", ctypes.c_void_p),
+    )
+
+
+def available(device: torch.device) -> str | None:
+    """None where `CpuExchange` runs, else one sentence that says why not. Compiles if need be (seconds, once)."""
+    if device.type != "cpu":
+        return f"The compiled exchange runs on a CPU, not on {device.type}."
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def _library() -> tuple[Callable[..., None], int] | str:
+    """The compiled exchange and torch's runner of threads, or why they cannot be had."""
+    try:
+        library, parallel = compiled.load("exchange", *SOURCES), _parallel_runner()
+    except compiled.BuildError as error:
+        return str(error)
+    exchange = library.widestream_exchange
+    exchange.argtypes, exchange.restype = (ctypes.POINTER(_Problem),), None
+    return exchange, parallel
+
+
+def _parallel_runner() -> int:
+    """Address of GOMP_parallel in the OpenMP runtime that torch itself uses: one pool of threads, not two that fight.
+
+    Raises:
+        compiled.BuildError: torch has no such runtime.
+    """
+    suffix = ".dylib" if platform.system() == "Darwin" else ".so"
+    try:
+        # A search through this library goes on through those that it was linked with.
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
+        address = ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError) as error:
+        raise compiled.BuildError("torch's OpenMP threads cannot be reached.") from error
+    assert address is not None
+    return address
+
+
+class CpuExchange:
+    """One pass over the state. float16 and float64 tensors go the reference's way.
+
+    Raises:
+        RuntimeError: where `available` gives a reason.
+    """
+
+    def __init__(self):
+        found = _library()
+        if isinstance(found, str):
+            raise RuntimeError(found)
+        self._exchange, self._parallel = found
+        self._reference = ReferenceExchange()
+
+    def forward_(self, state: Tensor, data: Tensor | None, site: Site, out: Tensor) -> None:
+        """See `Exchange`."""
+        data = None if site.write_keys is None else data
+        if not _supported(state, data, out):
+            self._reference.forward_(state, data, site, out)
+            return
+        self._run(state, None, data, site, out, None, (None, None, None))
+
+    def backward_(
+        self,
+        state: Tensor,
+        grad_state: Tensor,
+        data: Tensor | None,
+        site: Site,
+        grad_out: Tensor,
+        grad_data: Tensor | None,
+    ) -> SiteGradients:
+        """See `Exchange`."""
+        data = None if site.write_keys is None or grad_data is None else data
+        if grad_state.dtype != torch.float32 or not _supported(state, data, grad_out, grad_data):
+            return self._reference.backward_(state, grad_state, data, site, grad_out, grad_data)
+        write = None if data is None else site.write_keys
+        grad_write, grad_gain = (
+            None if x is None else torch.empty(x.shape, dtype=torch.float32) for x in (write, site.gain)
+        )
+        grad_read = torch.empty(site.read_keys.shape, dtype=torch.float32)
+        self._run(state, grad_state, data, site, grad_out, grad_data, (grad_write, grad_read, grad_gain))
+        return SiteGradients(_like(grad_write, write), grad_read.to(site.read_keys.dtype), _like(grad_gain, site.gain))
+
+    def _run(
+        self,
+        state: Tensor,
+        grad_state: Tensor | None,
+        data: Tensor | None,
+        site: Site,
+        out: Tensor,
+        grad_data: Tensor | None,
+        grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> None:
+        """The library's call: forward without `grad_state`; else backward, filling the gradients of keys and gain."""
+        assert state.is_contiguous()
+        assert grad_state is None or grad_state.is_contiguous()
+        parameters = None if data is None else site.write_keys, site.read_keys, site.gain
+        values = [None if x is None else x.detach().to(torch.float32).contiguous() for x in parameters]
+        V, K = state.shape[1:]
+        gain_rows = 0 if site.gain is None else site.gain.numel() // K
+        assert gain_rows in (0, 1, V)
+        assert (out.shape[1:], site.read_keys.shape) == ((V, out.shape[2]), (out.shape[2], K))
+        assert data is None or site.write_keys is None or (*data.shape[1:], K) == (V, *site.write_keys.shape[::-1])
+        problem = _Problem(
+            *state.shape,
+            0 if data is None else data.shape[2],
+            out.shape[2],
+            state.dtype == torch.bfloat16,
+            site.norm == "layernorm",
+            gain_rows,
+            grad_state is not None,
+            torch.get_num_threads(),
+            site.eps,
+            *(_address(x) for x in (state, grad_state, *values, *grads)),
+            *(_View.of(x) for x in (data, out, grad_data)),
+            self._parallel,
+        )
+        self._exchange(ctypes.byref(problem))
+
+
+def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if grad is None or parameter is None else grad.to(parameter.dtype)
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _supported(state: Tensor, *others: Tensor | None) -> bool:
+    tensors = [state, *(x for x in others if x is not None)]
+    assert all(x.device.type == "cpu" and len(x) == len(state) for x in tensors)
+    return all(x.dtype in TYPES for x in tensors)
