@@ -204,7 +204,7 @@ class MatrixStream(Stream):
         return state - self.store(getattr(self, f"write_{site}"), self.data(written))
 
     def retrieval_keys(self, site: int) -> Tensor:
-        """r of all data vectors read at `site` [Q, K]."""
+        """R of all data vectors read at `site` [Q, K]."""
         return getattr(self, f"read_{site}")
 
     def as_kernel(self, site: int, written: Tensor | None) -> KernelCall:

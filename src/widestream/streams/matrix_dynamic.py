@@ -121,9 +121,7 @@ class MatrixDynamicStream(MatrixStream):
         """X <- X + sum_h w^(h)(X) (x) y^(h)."""
         return self.write_keeping(site, state, written)[0]
 
-    def write_keeping(
-        self, site: int, state: DynamicState, written: Tensor
-    ) -> tuple[DynamicState, tuple[Tensor, ...]]:
+    def write_keeping(self, site: int, state: DynamicState, written: Tensor) -> tuple[DynamicState, tuple[Tensor, ...]]:
         """The same, and the keys w^(h)(X) of every token [B, T, K, R]: the norm they come from is of the lost state."""
         keys = getattr(self, f"write_{site}") + self.dynamic(f"write_{site}", state.normed).mT
         X = state.X + self.store(keys, self.data(written))

@@ -16,7 +16,7 @@ A stream goes through `kernels/exchange.py` in place, or step by step: undo the 
 autograd, and take the gradients of that alone (`StreamSpec.undo`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -39,7 +39,7 @@ Precision = Literal["float32", "bf16"]
 class Reversible:
     """How states are rebuilt."""
 
-    exchange: Exchange = ReferenceExchange()
+    exchange: Exchange = field(default_factory=ReferenceExchange)
     """What computes, where the stream's exchange is one of kernels/exchange.py."""
     anchors: int = 0
     """Exact copies of the state that a forward pass keeps, evenly spaced over the sites."""
@@ -60,7 +60,10 @@ def plan_exchanges(
     Args:
         config: the model's.
         device: where it computes.
-        memory, anchors, kernels, state_precision: `TrainConfig.stream_memory` and the three fields below it.
+        memory: `states`, `writes`, or `auto`: writes where the stream can undo them.
+        anchors: exact copies of the state.
+        kernels: see `kernels.exchange.choose`.
+        state_precision: of the live state.
 
     Raises:
         UserError: settings that the stream or each other cannot serve.
@@ -89,6 +92,15 @@ def plan_exchanges(
     return Reversible(choose(kernels, device), anchors, state_precision == "bf16")
 
 
+def describe(reversible: Reversible | None) -> dict[str, Any]:
+    """The same in words, for a run's record."""
+    if reversible is None:
+        return {"memory": "states"}
+    state_precision = "bf16" if reversible.bf16 else "float32"
+    kernel, anchors = type(reversible.exchange).__name__, reversible.anchors
+    return {"memory": "writes", "kernel": kernel, "anchors": anchors, "state_precision": state_precision}
+
+
 class Tape:
     """The live state of one forward pass, in the stream's place in the decoder's loop.
 
@@ -105,7 +117,7 @@ class Tape:
         self.in_place = type(stream).spec(config).undo == "kernel"
         self.start: Any = None
         """What there is before the first write."""
-        self.windows = (0, 0)
+        self.windows: tuple[int, ...] = ()
         """In place: B, T."""
         self.site = -1
         """The newest write that `state` contains."""
@@ -122,22 +134,22 @@ class Tape:
         """Begin."""
         self.start = self.stream.empty(context)
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def exchange(self, site: int, token: Tensor | None, written: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Stream.exchange`."""
         if not self.in_place:
             tensors = written if site == 0 else (written,)
             found: Any = _Steps.apply(self, site, len(tensors), token, *tensors, *self.stream.parameters())
-            token, names, *read = found
-            return token, dict(zip(names, read, strict=True))
+            after, names, *read = found
+            return after, dict(zip(names, read, strict=True))
         if site == 0:
             token = _Enter.apply(self, self.stream.write_embedding(self.start, *written))  # pyright: ignore[reportAssignmentType]
             written = None
         call = self.stream.as_kernel(site, written)
         keys = call.site
         found = _InPlace.apply(self, site, call, token, call.data, keys.write_keys, keys.read_keys, keys.gain)
-        token, out = found
-        return token, call.hand_over(out.mT if call.by_heads else out)
+        after, out = found
+        return after, call.hand_over(out.mT if call.by_heads else out)
 
     def advance(self, site: int) -> None:
         """Note that `state` is now the one after the write at `site`."""
@@ -177,7 +189,7 @@ class _Enter(torch.autograd.Function):
         dtype = torch.bfloat16 if tape.options.bf16 else torch.promote_types(X.dtype, torch.float32)
         # Changed in place from here on; that nobody else needs X_0 is watched by its version counter.
         tape.windows, tape.state = X.shape[:2], X.detach().to(dtype).flatten(0, 1).contiguous()
-        return X.new_empty(())
+        return X.new_zeros(())
 
     @staticmethod
     @once_differentiable
@@ -194,21 +206,21 @@ class _InPlace(torch.autograd.Function):
     def forward(
         ctx: Any, tape: Tape, number: int, call: KernelCall, token: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Data, keys and gain, which are in `call` too -> token [], vectors read [B, T, Q, V] by heads or [B, T, V, Q]."""
+        """Data, keys and gain, which are in `call` too -> token [], and what is read, by heads [B, T, Q, V] or not."""
         values, read = tape.state.shape[1], len(call.site.read_keys)
         shape = (*tape.windows, read, values) if call.by_heads else (*tape.windows, values, read)
         out = tape.state.new_empty(shape, dtype=call.dtype)
-        tape.options.exchange.forward_(tape.state, _flat(call.data), call.site, _flat(out.mT if call.by_heads else out))
+        by_columns = out.mT if call.by_heads else out
+        tape.options.exchange.forward_(tape.state, _flat(call.data), call.site, by_columns.flatten(0, 1))
         tape.advance(number)
         ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
         ctx.tape, ctx.number, ctx.by_heads, ctx.norm = tape, number, call.by_heads, (call.site.norm, call.site.eps)
-        return token.new_empty(()), out
+        return token.new_zeros(()), out
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, _: Tensor | None, grad_out: Tensor | None
+        ctx: Any, _: Tensor | None, grad_out: Tensor
     ) -> tuple[Tensor | None, ...]:
         """Undo the write on the tape, and take its gradient to the state before."""
         tape, (data, write_keys, read_keys, gain) = ctx.tape, ctx.saved_tensors
@@ -216,12 +228,9 @@ class _InPlace(torch.autograd.Function):
         state = tape.state
         if tape.grad is None:
             tape.grad = torch.zeros_like(state, dtype=torch.promote_types(state.dtype, torch.float32))
-        if grad_out is None:  # nobody used what was read
-            values, read = state.shape[1], len(read_keys)
-            grad_out = state.new_zeros((*tape.windows, read, values) if ctx.by_heads else (*tape.windows, values, read))
         grad_data = None if data is None else _like(data)
         site = Site(write_keys, read_keys, gain, *ctx.norm)
-        by_columns = _flat(grad_out.mT if ctx.by_heads else grad_out)
+        by_columns = (grad_out.mT if ctx.by_heads else grad_out).flatten(0, 1)
         found = tape.options.exchange.backward_(state, tape.grad, _flat(data), site, by_columns, _flat(grad_data))
         tape.retreat()
         return None, None, None, None, grad_data, found.write_keys, found.read_keys, found.gain
@@ -232,10 +241,11 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tape: Tape, number: int, num_written: int, token: Tensor | None, *tensors: Tensor | None
+        ctx: Any, tape: Tape, number: int, num_written: int, token: Tensor | None, *tensors: Any
     ) -> tuple[Any, ...]:
         """What is written (site 0: token and position vectors), the stream's parameters -> token [], names, vectors."""
-        stream, written = tape.stream, [None if x is None else x.detach() for x in tensors[:num_written]]
+        stream: Stream = tape.stream
+        written: list[Any] = [None if x is None else x.detach() for x in tensors[:num_written]]
         kept: tuple[Tensor, ...] = ()
         if number == 0:
             state = stream.write_embedding(tape.start, *written)
@@ -248,9 +258,9 @@ class _Steps(torch.autograd.Function):
         ctx.save_for_backward(*tensors[:num_written], *kept)
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.number, ctx.num_written = tape, number, num_written
-        device = tensors[0].device.type  # pyright: ignore[reportOptionalMemberAccess]
+        device = tensors[0].device.type
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False
-        return tensors[0].new_empty(()), tuple(read), *read.values()  # pyright: ignore[reportOptionalMemberAccess]
+        return tensors[0].new_zeros(()), tuple(read), *read.values()
 
     @staticmethod
     @once_differentiable
