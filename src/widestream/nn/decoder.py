@@ -21,6 +21,10 @@ from widestream.streams import stream_class
 from widestream.streams.reversible import Reversible, Tape
 
 
+VERSIONS = 8
+"""In how many forms a block may be compiled: batch sizes, masks, with gradients or without."""
+
+
 @dataclass(frozen=True)
 class LossTerms:
     """A batch's loss. Only `total` carries gradients."""
@@ -233,6 +237,10 @@ class Decoder(Declared):
             options: for `torch.compile`.
         """
         self._compiled_depth = torch.compile(self._exchange_through_depth, dynamic=False, **options)
+        # Blocks share their code and differ in constants of their layer, so that each is compiled anew, at every batch size.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, VERSIONS * len(self.blocks))
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, VERSIONS * len(self.blocks))
         self._compiled_blocks = [torch.compile(block, dynamic=False, **options) for block in self.blocks]
 
     def roles(self) -> dict[str, Role]:
