@@ -120,10 +120,13 @@ def test_activation_checkpointing(stream, value_residual):
     assert error(saving, rebuilding) < 1e-9
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_blocks(stream, checkpointing):
+@pytest.mark.parametrize(
+    ("name", "checkpointing", "layers"),
+    [("in place", True, 9), ("in steps", False, 1), ("with a derived state", False, 1)],  # 9: more than dynamo's limit
+)
+def test_compiled_blocks(name, checkpointing, layers):
     torch._dynamo.reset()
-    saving, rebuilding = pair(stream, value_residual="learned", num_layers=10)  # more than dynamo's limit of 8
+    saving, rebuilding = pair(STREAMS[name], value_residual="learned", num_layers=layers)
     rebuilding.compile_blocks(backend="aot_eager", fullgraph=True)
     rebuilding.checkpoint_layers = checkpointing
     for model in (saving, rebuilding):
@@ -164,9 +167,8 @@ def test_a_second_backward_pass_is_refused(stream):
 def test_gradients_of_gradients_are_refused(stream):
     _, model = pair(stream)
     hidden = model(tokens_of(2, 20))
-    (gradient,) = torch.autograd.grad(hidden.square().sum(), model.embedding.token, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="no gradients of gradients"):
+        torch.autograd.grad(hidden.square().sum(), model.embedding.token, create_graph=True)
 
 
 def test_an_exchange_cannot_run_twice(stream):
@@ -253,23 +255,21 @@ class Spoiling(ReferenceExchange):
     def backward_(self, state, grad_state, data, *rest):
         found = super().backward_(state, grad_state, data, *rest)
         self.calls += 1
-        if 5 - self.calls not in self.spared and data is not None:
+        if 4 - self.calls not in self.spared and data is not None:
             state.add_(1.0 + state)
         return found
 
 
 def test_anchors_stand_in_for_rebuilt_states():
-    saving, rebuilding = pair(MATRIX, Reversible(Spoiling({1, 3, 4}), anchors=1))
+    saving, rebuilding = pair(MATRIX)
     backward(saving)
-    backward(rebuilding)
-    with pytest.raises(AssertionError):
-        assert error(saving, rebuilding) < 1e-2
     # Four writes: one anchor lies behind the second one, three behind the first three.
-    for anchors, spared in ((1, {1 - 1, 1, 3}), (3, {0})):
-        rebuilding.zero_grad()
-        rebuilding.reversible = Reversible(Spoiling(spared), anchors=anchors)
-        backward(rebuilding)
-        assert error(saving, rebuilding) < 1e-9, anchors
+    for anchors, spared in ((1, {0, 1, 3}), (3, {0})):
+        for kept in (anchors, 0):
+            rebuilding.zero_grad()
+            rebuilding.reversible = Reversible(Spoiling(spared), anchors=kept)
+            backward(rebuilding)
+            assert (error(saving, rebuilding) < 1e-9) == (kept > 0)
 
 
 @pytest.mark.parametrize("anchors", [1, 2, 3])

@@ -20,7 +20,6 @@ from widestream.nn.roles import Declared, Role, Roles, named_roles, size
 from widestream.streams import stream_class
 from widestream.streams.reversible import Reversible, Tape
 
-
 VERSIONS = 8
 """In how many forms a block may be compiled: batch sizes, masks, with gradients or without."""
 
@@ -74,7 +73,7 @@ class Decoder(Declared):
         else:
             self.declare("unembedding", (config.vocab_size, size(axes)), head)
         self.checkpoint_layers = False
-        """Keep only what crosses layer boundaries for the backward pass; recompute the rest."""
+        """Keep only what crosses layer (`reversible`: block) boundaries for the backward pass; recompute the rest."""
         self.reversible: Reversible | None = None
         """Keep what is written to the stream for the backward pass, and rebuild its states; None: keep its states."""
         self._compiled_depth: Callable[..., Tensor] | None = None
@@ -237,7 +236,7 @@ class Decoder(Declared):
             options: for `torch.compile`.
         """
         self._compiled_depth = torch.compile(self._exchange_through_depth, dynamic=False, **options)
-        # Blocks share their code and differ in constants of their layer, so that each is compiled anew, at every batch size.
+        # Blocks share their code and differ in constants of their layer, so that each is a version of its own.
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, VERSIONS * len(self.blocks))
         limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, VERSIONS * len(self.blocks))

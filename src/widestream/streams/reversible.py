@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from widestream.errors import UserError
@@ -162,8 +161,12 @@ class Tape:
         """Make sure that `state` is the one after the write at `site`; an anchor gives the exact one.
 
         Raises:
-            RuntimeError: a backward pass has been here before.
+            RuntimeError: a backward pass has been here before, or is to be differentiated itself.
         """
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "Rebuilt states have no gradients of gradients; use stream_memory: states, or no create_graph."
+            )
         if site != self.site:
             raise RuntimeError(
                 "The states of this forward pass were given up as an earlier backward pass rebuilt them; with "
@@ -187,12 +190,14 @@ class _Enter(torch.autograd.Function):
         ctx.tape, ctx.shape = tape, X.shape
         ctx.set_materialize_grads(False)
         dtype = torch.bfloat16 if tape.options.bf16 else torch.promote_types(X.dtype, torch.float32)
-        # Changed in place from here on; that nobody else needs X_0 is watched by its version counter.
         tape.windows, tape.state = X.shape[:2], X.detach().to(dtype).flatten(0, 1).contiguous()
+        if ctx.needs_input_grad[1]:
+            # Changed in place from here on, also by kernels of which autograd knows nothing: had a stream saved X_0 for
+            # its own backward pass, that would now be an error and not a wrong number.
+            torch.autograd.graph.increment_version(X)
         return X.new_zeros(())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *_: Tensor | None) -> tuple[None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradient that is left when all exchanges have been undone."""
         grad, ctx.tape.grad = ctx.tape.grad, None
@@ -218,7 +223,6 @@ class _InPlace(torch.autograd.Function):
         return token.new_zeros(()), out
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, _: Tensor | None, grad_out: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -263,14 +267,14 @@ class _Steps(torch.autograd.Function):
         return tensors[0].new_zeros(()), tuple(read), *read.values()
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, _: Tensor | None, names: None, *grad_read: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Undo the write, repeat the exchange from there, and go back through it."""
         tape, stream, number = ctx.tape, ctx.tape.stream, ctx.number
         tape.rewind(number)
-        written, kept = ctx.saved_tensors[: ctx.num_written], ctx.saved_tensors[ctx.num_written :]
+        saved = ctx.saved_tensors
+        written, kept = saved[: ctx.num_written], saved[ctx.num_written :]
         with torch.autocast(*ctx.autocast):
             before = stream.undo(number, tape.state, *written, kept) if number else tape.start
             leaves, structure = tree_flatten(before)

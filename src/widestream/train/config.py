@@ -77,9 +77,10 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads; default: torch's choice."""
     compile: bool = False
-    """Compile the blocks and the stream with torch.compile."""
+    """Compile the blocks with torch.compile, and the stream too where its states are saved."""
     activation_checkpointing: bool = False
-    """Keep only what crosses layer boundaries for the backward pass; recompute the rest."""
+    """Keep only what crosses layer boundaries for the backward pass (block boundaries where states are rebuilt from
+    writes); recompute the rest."""
     stream_memory: Literal["auto", "states", "writes"] = "auto"
     """What is kept of the stream for the backward pass. states: its state at every site. writes: what blocks wrote,
     from which states are rebuilt, so that a wider state saves no more. auto: writes where the stream can undo them."""
