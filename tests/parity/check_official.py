@@ -1,7 +1,8 @@
 """Hold the models against golden cases made by running the authors' own code.
 
-    python tests/parity/check_official.py FOLDER
+    python tests/parity/check_official.py FOLDER [KERNELS]
 
+With KERNELS (`reference`, `fused`) RMT keeps what is written to its stream and rebuilds its states; else it keeps them.
 FOLDER holds pairs NAME.json + NAME.safetensors. Every case found is reported, one line per quantity; the exit code is
 1 on a miss or a case that cannot be read, 2 when the folder cannot be used. Tolerances are relative errors
 ||a - b|| / ||b||.
@@ -14,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from widestream.nn.config import InitConfig, ModelConfig, MupConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
 from widestream.streams.matrix import MatrixConfig
+from widestream.streams.reversible import plan_exchanges
 from widestream.streams.vector import VectorConfig
 from widestream.train.config import OptimizerConfig, ScheduleConfig
 from widestream.train.optim import build_optimizer, clip_gradients, set_lr
@@ -36,6 +39,9 @@ TOLERANCE = {
     "logits": 1e-5, "cross-entropy": 1e-5, "loss": 1e-5, "gradient": 1e-4, "parameter": 1e-5, "output": 1e-5,
     "branch input": 1e-5,
 }  # fmt: skip
+
+KERNELS = ([], ["reference"], ["fused"])
+"""What may follow the folder."""
 
 Errors = list[tuple[str, str, float]]
 """(kind of quantity, name, relative error)."""
@@ -145,9 +151,11 @@ def relative_error(a: Tensor | float, b: Tensor | float) -> float:
     return (x - y).norm().item() / (norm or 1.0)
 
 
-def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Errors:
+def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor], kernels: str | None = None) -> Errors:
     """Errors of one rmt or transformer case: (kind of quantity, name, relative error)."""
     model = build_model(model_config(meta))
+    if kernels is not None and meta["kind"] == "rmt":
+        model.reversible = plan_exchanges(model.config, torch.device("cpu"), "writes", kernels=kernels)  # pyright: ignore
     model.load_state_dict(ours(meta, tensors, "param", model))
     tokens, targets, mask = tensors["input_ids"].long(), tensors["target_ids"].long(), tensors["attention_mask"].bool()
     errors: Errors = []
@@ -192,10 +200,10 @@ def last_parameters(tensors: dict[str, Tensor]) -> tuple[str, int]:
     return found[0][0], int(found[0][1])
 
 
-def checker(kind: str) -> Callable[[dict[str, Any], dict[str, Tensor]], Errors] | None:
+def checker(kind: str, kernels: str | None = None) -> Callable[[dict[str, Any], dict[str, Tensor]], Errors] | None:
     """The function that compares cases of this kind: `check_decoder`, or `check` of case_<kind>.py beside this file."""
     if kind in PLACES:
-        return check_decoder
+        return partial(check_decoder, kernels=kernels)
     path = HERE / f"case_{kind}.py"
     if not re.fullmatch(r"\w+", kind) or not path.is_file():
         return None
@@ -207,13 +215,13 @@ def checker(kind: str) -> Callable[[dict[str, Any], dict[str, Tensor]], Errors] 
     return module.check
 
 
-def check_case(path: Path) -> bool | None:
+def check_case(path: Path, kernels: str | None = None) -> bool | None:
     """Print one case's lines. Returns whether it matched, or None where the case cannot be served yet."""
     name = f"{path.stem:24s}"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         kind = meta["kind"]
-        check = checker(kind)
+        check = checker(kind, kernels)
         if check is None:
             print(f"{name} not served yet: no counterpart of kind {kind!r}")
             return None
@@ -236,9 +244,10 @@ def check_case(path: Path) -> bool | None:
 
 def main(arguments: list[str]) -> int:
     """Check every case of the folder; returns the exit code."""
-    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+    if len(arguments) not in (1, 2) or not Path(arguments[0]).is_dir() or arguments[1:] not in KERNELS:
         print(
-            "usage: python tests/parity/check_official.py FOLDER   (a folder of NAME.json + NAME.safetensors)",
+            "usage: python tests/parity/check_official.py FOLDER [reference|fused]   (a folder of NAME.json + "
+            "NAME.safetensors)",
             file=sys.stderr,
         )
         return 2
@@ -251,7 +260,7 @@ def main(arguments: list[str]) -> int:
     if not paths:
         print(f"no cases (NAME.json + NAME.safetensors) in {folder}", file=sys.stderr)
         return 2
-    results = [check_case(path) for path in paths]
+    results = [check_case(path, *arguments[1:]) for path in paths]
     served = [result for result in results if result is not None]
     print(f"{sum(served)} of {len(served)} cases match; {len(results) - len(served)} not served yet")
     return 0 if all(served) and served else 1

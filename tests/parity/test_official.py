@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from check_official import main
+from widestream.kernels.exchange import ReferenceExchange, choose
 
 HERE = Path(__file__).parent
 CASES = ("rmt_mup", "rmt_zero_init", "transformer_mup")
@@ -36,6 +38,20 @@ def test_published_code_is_matched():
     for case in CASES:
         for quantity in ("logits", "cross-entropy", "loss", "gradient", "parameter"):
             assert any(line.split()[:2] == [case, quantity] for line in result.stdout.splitlines())
+
+
+def available_kernels() -> list[str]:
+    """`reference`, and `fused` where this machine has it."""
+    chosen = choose("auto", torch.device("cpu"))
+    return ["reference"] if isinstance(chosen, ReferenceExchange) else ["reference", "fused"]
+
+
+@pytest.mark.parametrize("kernels", available_kernels())
+def test_published_code_is_matched_by_rebuilt_states(kernels, tmp_path, capsys):
+    for case in CASES[:2]:
+        copy_case(case, tmp_path)
+    assert main([str(tmp_path), kernels]) == 0
+    assert "2 of 2 cases match" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prefix", ["logits", "grad/", "param_after_3_steps/"])

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
 from widestream.config import RunConfig
+from widestream.nn.config import ModelConfig
+from widestream.nn.model import build_model
+from widestream.streams.reversible import Reversible
 from widestream.train import folder
 from widestream.train.loop import train
 
@@ -40,3 +48,33 @@ def train_as_rank(config: RunConfig, run_dir: Path, environment: dict[str, str])
     """Train as one of several processes that torchrun would have started with this environment."""
     os.environ.update(environment)
     train_quickly(config, run_dir)
+
+
+def sharded_gradients(
+    model: ModelConfig, reversible: Reversible | None, path: Path, environment: dict[str, str]
+) -> None:
+    """Two backward passes of a model sharded by FSDP2; rank 0 saves the whole gradients of the second one.
+
+    Every rank takes its half of `sharding_batch`.
+    """
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    decoder = build_model(model)
+    decoder.reversible = reversible
+    mesh = init_device_mesh("cpu", (2,))
+    for module in (*decoder.blocks, decoder):
+        fully_shard(module, mesh=mesh)
+    tokens, targets = (half.chunk(2)[dist.get_rank()] for half in sharding_batch(model))
+    for _ in range(2):
+        decoder.zero_grad()
+        decoder.loss(tokens, targets).total.backward()
+    whole = {name: p.grad.full_tensor() for name, p in decoder.named_parameters()}  # pyright: ignore
+    if dist.get_rank() == 0:
+        torch.save(whole, path)
+    dist.destroy_process_group()
+
+
+def sharding_batch(model: ModelConfig) -> torch.Tensor:
+    """Tokens and targets [2, B, T]."""
+    return torch.randint(model.vocab_size, (2, 4, model.context), generator=torch.Generator().manual_seed(0))

@@ -4,12 +4,16 @@ import socket
 from dataclasses import replace
 
 import pytest
-from processes import train_as_rank, train_quickly
+import torch
+from processes import sharded_gradients, sharding_batch, train_as_rank, train_quickly
 from safetensors.torch import load_file
 from tiny_runs import tiny_config
 from torch.testing import assert_close
 
+from models import tiny
 from widestream.errors import UserError
+from widestream.nn.model import build_model
+from widestream.streams.reversible import Reversible
 from widestream.train.plan import make_plan
 
 
@@ -20,11 +24,15 @@ def free_port():
 
 
 def train_on_two(config, run_dir):
+    return run_on_two(train_as_rank, config, run_dir)
+
+
+def run_on_two(target, *args):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["widestream.train.loop", "torch._dynamo"])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
-        context.Process(target=train_as_rank, args=(config, run_dir, {**shared, "RANK": rank, "LOCAL_RANK": rank}))
+        context.Process(target=target, args=(*args, {**shared, "RANK": rank, "LOCAL_RANK": rank}))
         for rank in ("0", "1")
     ]
     for process in ranks:
@@ -65,6 +73,17 @@ def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
     assert train_on_two(config, tmp_path / "run") == [0, 0]
     for a, b in zip(expected, rows(tmp_path / "run"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stream", [{"kind": "matrix", "key_dim": 6}, {"kind": "matrix_delta", "key_dim": 6}], ids=str)
+def test_rebuilt_states_with_sharded_weights(stream, tmp_path):
+    config = tiny(stream)
+    assert run_on_two(sharded_gradients, config, Reversible(anchors=1), tmp_path / "gradients.pt") == [0, 0]
+    found = torch.load(tmp_path / "gradients.pt")
+    whole = build_model(config)
+    whole.loss(*sharding_batch(config)).total.backward()
+    for name, parameter in whole.named_parameters():
+        assert (found[name] - parameter.grad).norm() < 1e-5 * parameter.grad.norm(), name
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data):

@@ -10,6 +10,7 @@ from widestream.train.folder import load_config, load_info, load_model
 from widestream.train.machine import numerics
 from widestream.train.parallel import World, find_device
 from widestream.train.plan import make_plan
+from widestream.train.setup import choose_exchanges
 
 
 def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: str | None = None) -> tuple[int, Heldout]:
@@ -42,6 +43,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
     plan = make_plan(config)
     with numerics(config.train):
         model, found = load_model(run_dir, place)
+        model.reversible = choose_exchanges(config, place)
         heldout = evaluate(
             model,
             store,

@@ -14,11 +14,21 @@ the state, compiled C++) and `exchange_triton` (one pass, on a GPU). `choose` pi
 Letters: N tokens, V value axis D_v, K key axis D_k, R data vectors written, Q data vectors read.
 """
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from widestream.errors import UserError
+
+Switch = Literal["auto", "reference", "fused"]
+
+FUSED = {"cpu": ("exchange_cpu", "CpuExchange"), "cuda": ("exchange_triton", "TritonExchange")}
+"""By type of device, module and class of the fused implementation; the module's `available(device)` gives None, or says
+why it cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,36 @@ class ReferenceExchange:
             grad_write = torch.einsum("nvk,nvr->kr", grad_state, data.to(grad_state.dtype)).to(site.write_keys.dtype)
             state.sub_(_product(data, site.write_keys.mT))
             return SiteGradients(grad_write, grad_keys, grad_gain)
+
+
+def choose(switch: Switch, device: torch.device) -> Exchange:
+    """An implementation for a device.
+
+    Args:
+        switch: `auto`: the fused one where it can be used, else the reference.
+        device: where states live.
+
+    Raises:
+        UserError: `fused` was asked for and cannot be used here; says why.
+    """
+    if switch == "reference":
+        return ReferenceExchange()
+    found = _fused(device)
+    if not isinstance(found, str):
+        return found
+    if switch == "fused":
+        raise UserError(f"train.kernels: fused cannot be had: {found.rstrip('.')}; use auto or reference.")
+    return ReferenceExchange()
+
+
+def _fused(device: torch.device) -> Exchange | str:
+    """The fused implementation for a device, or why there is none."""
+    module, name = FUSED.get(device.type, ("", ""))
+    path = f"{__package__}.{module}"
+    if not module or importlib.util.find_spec(path) is None:
+        return f"there is no fused exchange for a {device.type} device"
+    found = importlib.import_module(path)
+    return found.available(device) or getattr(found, name)()
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ from widestream.nn.embedding import Embedding
 from widestream.nn.mlp import MLP
 from widestream.nn.roles import Declared, Role, Roles, named_roles, size
 from widestream.streams import stream_class
+from widestream.streams.reversible import Reversible, Tape
+
+VERSIONS = 8
+"""In how many forms a block may be compiled: batch sizes, masks, with gradients or without."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,11 @@ class Decoder(Declared):
         else:
             self.declare("unembedding", (config.vocab_size, size(axes)), head)
         self.checkpoint_layers = False
-        """Keep only what crosses layer boundaries for the backward pass; recompute the rest."""
+        """Keep only what crosses layer (`reversible`: block) boundaries for the backward pass; recompute the rest."""
+        self.reversible: Reversible | None = None
+        """Keep what is written to the stream for the backward pass, and rebuild its states; None: keep its states."""
         self._compiled_depth: Callable[..., Tensor] | None = None
+        self._compiled_blocks: list[Callable[..., Tensor]] | None = None
 
     def _make_block(self, index: int, roles: Roles) -> nn.Module:
         config, block = self.config, self.layout[index]
@@ -114,7 +121,10 @@ class Decoder(Declared):
         positions = torch.arange(start, start + num_tokens, device=tokens.device)
         windows = {block.window for block in self.layout if block.kind == "attention"}
         context = make_context(self.config, positions, segments, mask, cache, windows)
-        through_depth = self._compiled_depth or self._exchange_through_depth
+        if self.reversible is not None and (cache is None or not torch.is_grad_enabled()):
+            through_depth = self._exchange_and_undo
+        else:
+            through_depth = self._compiled_depth or self._exchange_through_depth
         hidden = through_depth(self.embedding(tokens, positions), context)
         if cache is not None:
             cache.advance(num_tokens)
@@ -150,6 +160,31 @@ class Decoder(Declared):
             written = self.blocks[site - 1](inputs, context)
             state, inputs = self.stream.exchange(site, state, written)
         return state, inputs, context.shared
+
+    def _exchange_and_undo(self, embedding: tuple[Tensor, Tensor | None], context: Context) -> Tensor:
+        """The same with a tape in the stream's place, on which the backward pass rebuilds the states.
+
+        Block by block: those may be compiled, or forgotten and computed again, but an exchange happens once.
+        """
+        assert self.reversible is not None
+        tape = Tape(self.stream, self.config, self.reversible)
+        state, inputs = tape.exchange(0, tape.empty(context), embedding)
+        shared = context.shared
+        for site in range(1, len(self.blocks) + 1):
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                written, shared = checkpoint(self._block, site, inputs, shared, context, use_reentrant=False)
+            else:
+                written, shared = self._block(site, inputs, shared, context)
+            state, inputs = tape.exchange(site, state, written)
+        return inputs["x"]
+
+    def _block(
+        self, site: int, inputs: dict[str, Tensor], shared: dict[str, Tensor], context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the block before `site` puts out, and what the blocks share after it."""
+        context = replace(context, shared=dict(shared))
+        block = self.blocks[site - 1] if self._compiled_blocks is None else self._compiled_blocks[site - 1]
+        return block(inputs, context), context.shared
 
     def _layers(self) -> list[list[int]]:
         """Sites behind the blocks, layer by layer."""
@@ -195,10 +230,17 @@ class Decoder(Declared):
     def compile_blocks(self, **options: Any) -> None:
         """Compile everything between embedding and head; masks are built outside, so shapes stay fixed.
 
+        With `reversible` set when it runs, every block is compiled by itself, and the exchanges are left as they are.
+
         Args:
             options: for `torch.compile`.
         """
         self._compiled_depth = torch.compile(self._exchange_through_depth, dynamic=False, **options)
+        # Blocks share their code and differ in constants of their layer, so that each is a version of its own.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, VERSIONS * len(self.blocks))
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, VERSIONS * len(self.blocks))
+        self._compiled_blocks = [torch.compile(block, dynamic=False, **options) for block in self.blocks]
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter, by its name."""

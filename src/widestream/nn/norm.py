@@ -30,7 +30,8 @@ class Norm(Declared):
         role: Role,
     ):
         super().__init__()
-        self.kind, self.shape, self.eps = kind, shape, eps
+        self.kind: Literal["layernorm", "rmsnorm"] = kind
+        self.shape, self.eps = shape, eps
         self.fused = gain_shape == shape
         if gain_shape is not None:
             self.declare("gain", gain_shape, role)

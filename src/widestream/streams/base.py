@@ -6,12 +6,15 @@ drives any stream.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from widestream.errors import UserError
+from widestream.kernels.exchange import Site
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context, Window
 from widestream.nn.roles import Axis, Declared, Roles
@@ -50,6 +53,9 @@ class StreamSpec:
     """Numbers of earlier writes kept per token, at the end of the depth, beside the state."""
     scales_mlp_write: bool = False
     """Whether depth scaling acts on the stream's own storage keys instead of the MLP's W_2."""
+    undo: Literal["no", "steps", "kernel"] = "no"
+    """Whether the state before a write can be rebuilt from the one after it (`Stream.undo`): no; yes; or yes, and the
+    whole exchange is one of kernels/exchange.py (`Stream.as_kernel`)."""
     papers: tuple[str, ...] = ()
     """Where it comes from: arXiv numbers or addresses."""
 
@@ -64,6 +70,24 @@ class StreamCost:
     """Bytes of state and history read and written in the forward pass, each once per exchange that touches it."""
     bytes_saved: int
     """Bytes kept for the backward pass by exchanges that autograd records as written."""
+    bytes_saved_writes: int | None = None
+    """The same where writes are kept and states rebuilt, beside the one live state; None: writes cannot be undone."""
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One exchange in the form of kernels/exchange.py."""
+
+    site: Site
+    """Keys, gain and norm."""
+    data: Tensor | None
+    """The vectors to write [B, T, V, R]; None where nothing is written."""
+    by_heads: bool
+    """Whether the reader wants the vectors it reads one after the other [B, T, Q, V], not side by side [B, T, V, Q]."""
+    dtype: torch.dtype
+    """In which precision the reader takes them."""
+    hand_over: Callable[[Tensor], dict[str, Tensor]]
+    """From the vectors read [B, T, V, Q] to the reader's inputs."""
 
 
 class Stream(Declared, ABC):
@@ -169,3 +193,25 @@ class Stream(Declared, ABC):
         """A write, then a read. `written` is (token, position) at site 0, a block's output afterwards."""
         state = self.write_embedding(state, *written) if site == 0 else self.write(site, state, written)
         return state, self.read(site, state)
+
+    def write_keeping(self, site: int, state: Any, written: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        """Write, and keep what `undo` needs beside `written`; default: nothing. For streams whose spec says `undo`."""
+        return self.write(site, state, written), ()
+
+    def undo(self, site: int, state: Any, written: Tensor, kept: tuple[Tensor, ...]) -> Any:
+        """The state before the write at `site` from the one after it, up to rounding.
+
+        Args:
+            site: from 1.
+            state: after the write; left as it is.
+            written: the block's output.
+            kept: what `write_keeping` kept.
+        """
+        raise AssertionError(f"{type(self).__name__} says that its writes can be undone, but not how")
+
+    def as_kernel(self, site: int, written: Tensor | None) -> KernelCall:
+        """The exchange at `site` for kernels/exchange.py; without `written` a read alone.
+
+        For streams whose spec says `undo="kernel"`; their state is one tensor [B, T, V, K].
+        """
+        raise AssertionError(f"{type(self).__name__} says that its exchange is a kernel's, but not which")

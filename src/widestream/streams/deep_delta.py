@@ -136,8 +136,17 @@ def delta_write(X: Tensor, k: Tensor, beta: Tensor, v: Tensor, erase: bool = Tru
         v: [B, T, V].
         erase: whether what X holds along k is taken away.
     """
-    new = v - torch.einsum("btvd,btd->btv", X, k) if erase else v
-    return X + (beta * new).unsqueeze(-1) * k.unsqueeze(-2)
+    return add_along(X, k, delta_change(X, k, beta, v, erase))
+
+
+def delta_change(X: Tensor, k: Tensor, beta: Tensor, v: Tensor, erase: bool) -> Tensor:
+    """What is added along k, beta (v - X^T k) or beta v [B, T, V]; as in `delta_write`."""
+    return beta * (v - torch.einsum("btvd,btd->btv", X, k) if erase else v)
+
+
+def add_along(X: Tensor, k: Tensor, change: Tensor) -> Tensor:
+    """X + k change^T: X [B, T, V, D], k [B, T, D], change [B, T, V]."""
+    return X + change.unsqueeze(-1) * k.unsqueeze(-2)
 
 
 class DeltaWrite(Declared):
@@ -166,13 +175,19 @@ class DeltaWrite(Declared):
         """b_beta = logit(beta0 / 2)."""
         return {"b_beta": torch.full((1,), math.log(self.own.beta0 / (2 - self.own.beta0)))}
 
-    def forward(self, X: Tensor, h: Tensor, seen: Tensor, normed: Tensor) -> Tensor:
-        """State [B, T, V, D]; the block's output h, x_in and c, each [B, T, D] -> the new state."""
+    def forward(self, X: Tensor, h: Tensor, seen: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """State [B, T, V, D]; the block's output h, x_in and c, each [B, T, D] -> the new state, and what was added."""
         with torch.autocast(X.device.type, enabled=False):
             beta = 2 * torch.sigmoid(F.linear(normed, self.w_beta, self.b_beta))
             v = F.linear(seen, self.w_v, self.b_v)
             v = v if self.own.value_bound is None else self.own.value_bound * torch.sigmoid(v)
-            return delta_write(X, unit_key(h, self.own.key_eps), beta, v, erase=self.own.write == "delta")
+            k = unit_key(h, self.own.key_eps)
+            change = delta_change(X, k, beta, v, erase=self.own.write == "delta")
+            return add_along(X, k, change), change
+
+    def undo(self, X: Tensor, h: Tensor, change: Tensor) -> Tensor:
+        """The state before, from that after, the block's output and what was added."""
+        return add_along(X, unit_key(h, self.own.key_eps), -change)
 
 
 class Compressor(Declared):
@@ -241,7 +256,9 @@ class DeepDeltaStream(Stream):
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """A D x d_v matrix."""
         own: DeepDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        return StreamSpec(state_shape=(config.embed_dim, own.channels), starts_plain=False, papers=("2601.00417",))
+        return StreamSpec(
+            state_shape=(config.embed_dim, own.channels), starts_plain=False, undo="steps", papers=("2601.00417",)
+        )
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
@@ -253,7 +270,10 @@ class DeepDeltaStream(Stream):
         return config.num_blocks * (D + 1) * (1 + V) + (L + 1) * kernel + expand + (config.num_blocks + 1) * D
 
     def cost(self) -> StreamCost:
-        """Products w_beta c, W_v x_in, k^T X. Saved: X, x_in per read, h, k, c per write; for TC a padded X too."""
+        """Products w_beta c, W_v x_in, k^T X. Saved: X, x_in per read, h, k, c per write; for TC a padded X too.
+
+        Where states are rebuilt, h and what was added along k.
+        """
         D, V, exchanges, writes = self.width, self.own.channels, len(self.readers), len(self.writes)
         erased = V if self.own.write == "delta" else 0
         seen = V if self.own.compressor == "none" else V + 1
@@ -262,6 +282,7 @@ class DeepDeltaStream(Stream):
             flops=2 * D * (1 + V + erased) * writes,
             bytes_moved=2 * 4 * V * D * exchanges,
             bytes_saved=4 * D * (seen * exchanges + (3 + padded) * writes),
+            bytes_saved_writes=4 * (D * exchanges + V * writes),
         )
 
     def initial_values(self) -> dict[str, Tensor]:
@@ -286,8 +307,18 @@ class DeepDeltaStream(Stream):
 
     def write(self, site: int, state: DeltaState, written: Tensor) -> DeltaState:
         """(1) to (4), with x_in and c as the block before `site` received them."""
-        X = self.writes[site - 1](state.X, written, state.seen, state.normed)
-        return self.look(site, X, state.context)
+        return self.write_keeping(site, state, written)[0]
+
+    def write_keeping(self, site: int, state: DeltaState, written: Tensor) -> tuple[DeltaState, tuple[Tensor, ...]]:
+        """The same, and beta (v - X^T k) [B, T, V]."""
+        X, change = self.writes[site - 1](state.X, written, state.seen, state.normed)
+        return self.look(site, X, state.context), (change,)
+
+    def undo(self, site: int, state: DeltaState, written: Tensor, kept: tuple[Tensor, ...]) -> DeltaState:
+        """X - beta k (v^T - k^T X), and what the reader before saw of it."""
+        write = self.writes[site - 1]
+        assert isinstance(write, DeltaWrite)
+        return self.look(site - 1, write.undo(state.X, written, kept[0]), state.context)
 
     def look(self, site: int, X: Tensor, context: Context) -> DeltaState:
         """Compress and normalise for the reader at `site`; the next write needs both as well."""

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from widestream.errors import UserError
+from widestream.kernels.exchange import Site
 from widestream.nn.config import ModelConfig
 from widestream.nn.norm import Norm
 from widestream.nn.roles import Axis, Roles, size
-from widestream.streams.base import Reader, Stream, StreamCost, StreamSpec
+from widestream.streams.base import KernelCall, Reader, Stream, StreamCost, StreamSpec
 from widestream.streams.config import StreamConfig
 
 
@@ -76,6 +77,10 @@ class MatrixStream(Stream):
         self.rank, self.key_dim, self.value_dim = config.num_heads, own.key_dim, config.head_dim
         self.keys = Axis(own.key_dim, config.mup.base_key_dim or own.key_dim)
         self.declare_keys(config, roles)
+        self.bare_attention = type(self).spec(config).attention == "bare"
+        # Under autocast these blocks begin with a matrix, so they cast what they read.
+        casting = {"attention": not self.bare_attention, "mlp": True}
+        self.casts = [casting[block.kind] and block.num_neurons != 0 for block in self.blocks(config)] + [False]
         shape = (self.value_dim, self.key_dim)
         gain = {"full": shape, "row": (self.key_dim,), "none": None}[own.norm_gain]
         self.norms = nn.ModuleList(Norm(config.norm, shape, gain, config.norm_eps, roles.gain()) for _ in self.readers)
@@ -118,6 +123,7 @@ class MatrixStream(Stream):
             attention="bare",
             starts_plain=False,
             scales_mlp_write=own.depth_scale_site == "w_FF",
+            undo="kernel",
             papers=("2506.22696",),
         )
 
@@ -134,7 +140,10 @@ class MatrixStream(Stream):
         return config.num_heads * own.key_dim * sets + (blocks + 1) * gain
 
     def cost(self) -> StreamCost:
-        """Two FLOPs per key entry and value column; what autograd saves is the state and its norm at every read."""
+        """Two FLOPs per key entry and value column.
+
+        What autograd saves is the state and its norm at every read; or only the vectors that were written.
+        """
         key_entries = sum(self.get_parameter(n).numel() for n, role in self.own_roles.items() if role.part == "keys")
         state = 4 * self.key_dim * self.value_dim
         exchanges = len(self.readers)
@@ -142,7 +151,12 @@ class MatrixStream(Stream):
             flops=2 * key_entries * self.value_dim,
             bytes_moved=2 * state * exchanges,
             bytes_saved=2 * state * exchanges,
+            bytes_saved_writes=4 * self.value_dim * self.vectors_written(),
         )
+
+    def vectors_written(self) -> int:
+        """Data vectors of a token, over all sites; learned positions are the same for all windows."""
+        return sum(self.get_parameter(f"write_{site}").shape[-1] for site in range(len(self.readers)))
 
     def width_axes(self, roles: Roles) -> tuple[Axis, ...]:
         """R data vectors of width D_v."""
@@ -184,3 +198,26 @@ class MatrixStream(Stream):
     def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
         """Heads q, k, v for attention (eqs. 18-20); R data vectors side by side for MLP and head (eqs. 24, 27)."""
         return self.hand_over(site, self.retrieve(getattr(self, f"read_{site}"), self.norms[site](state)))
+
+    def undo(self, site: int, state: Tensor, written: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+        """X - sum_h w^(h) (x) y^(h)."""
+        return state - self.store(getattr(self, f"write_{site}"), self.data(written))
+
+    def retrieval_keys(self, site: int) -> Tensor:
+        """R of all data vectors read at `site` [Q, K]."""
+        return getattr(self, f"read_{site}")
+
+    def as_kernel(self, site: int, written: Tensor | None) -> KernelCall:
+        """The write, norm and read above; vectors are handed over in the precision that the reader casts them to."""
+        norm, keys = self.norms[site], self.retrieval_keys(site)
+        assert isinstance(norm, Norm)
+        device, dtype = keys.device.type, torch.promote_types(keys.dtype, torch.float32)
+        casts = self.casts[site] and torch.is_autocast_enabled(device)
+        write_keys = None if written is None else getattr(self, f"write_{site}")
+        return KernelCall(
+            site=Site(write_keys, keys, norm.gain, norm.kind, norm.eps),
+            data=None if written is None else self.data(written),
+            by_heads=self.readers[site] == "attention" and self.bare_attention,
+            dtype=torch.get_autocast_dtype(device) if casts else dtype,
+            hand_over=lambda data: self.hand_over(site, data),
+        )

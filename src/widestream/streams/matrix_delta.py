@@ -86,7 +86,7 @@ class MatrixDeltaStream(MatrixStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """RMT's matrix."""
-        return replace(super().spec(config), papers=("2506.22696", "2601.00417"))
+        return replace(super().spec(config), undo="steps", papers=("2506.22696", "2601.00417"))
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
@@ -97,11 +97,21 @@ class MatrixDeltaStream(MatrixStream):
         return super().parameter_formula(config) + writes * config.num_heads * per_head
 
     def cost(self) -> StreamCost:
-        """RMT's, and K X per write; V - K X is saved, and so is what beta is made from."""
+        """RMT's, and K X per write; V - K X is saved, and so is what beta is made from.
+
+        To undo a write, diag(beta) (V - K X) is kept.
+        """
         cost, writes = super().cost(), len(self.readers) - 1
         products = 2 * self.rank * self.key_dim * self.value_dim * writes if self.erase else 0
         saved = 4 * self.rank * self.value_dim * writes * (2 if self.conditioned else 1)
-        return replace(cost, flops=cost.flops + products, bytes_saved=cost.bytes_saved + saved)
+        assert cost.bytes_saved_writes is not None
+        changes = 4 * self.rank * self.value_dim * writes
+        return replace(
+            cost,
+            flops=cost.flops + products,
+            bytes_saved=cost.bytes_saved + saved,
+            bytes_saved_writes=cost.bytes_saved_writes + changes,
+        )
 
     def beta(self, site: int, data: Tensor) -> Tensor:
         """[R], or of every token [B, T, 1, R]."""
@@ -111,9 +121,22 @@ class MatrixDeltaStream(MatrixStream):
             logits = logits + (getattr(self, f"gate_{site}") * data / rms).sum(-2, keepdim=True)
         return 2 * torch.sigmoid(logits)
 
+    def unit_keys(self, site: int) -> Tensor:
+        """[K, R], the transpose of the equation's K."""
+        return F.normalize(getattr(self, f"write_{site}"), dim=0)
+
     def write(self, site: int, state: Tensor, written: Tensor) -> Tensor:
         """X <- X + K^T diag(beta) (V - K X)."""
-        keys = F.normalize(getattr(self, f"write_{site}"), dim=0)  # [K, R], the transpose of the equation's K
+        return self.write_keeping(site, state, written)[0]
+
+    def write_keeping(self, site: int, state: Tensor, written: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and diag(beta) (V - K X) [B, T, V, R]."""
+        keys = self.unit_keys(site)
         data = self.data(written).to(keys.dtype)
         change = data - self.retrieve(keys.mT, state) if self.erase else data
-        return state + self.store(keys, self.beta(site, data) * change)
+        change = self.beta(site, data) * change
+        return state + self.store(keys, change), (change,)
+
+    def undo(self, site: int, state: Tensor, written: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+        """X - K^T diag(beta) (V - K X)."""
+        return state - self.store(self.unit_keys(site), kept[0])

@@ -79,7 +79,7 @@ class MatrixDynamicStream(MatrixStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """RMT's matrix."""
-        return replace(super().spec(config), papers=("2506.22696", "2409.19606", "2511.11238"))
+        return replace(super().spec(config), undo="steps", papers=("2506.22696", "2409.19606", "2511.11238"))
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
@@ -92,14 +92,19 @@ class MatrixDynamicStream(MatrixStream):
         """RMT's, and D_k products with every entry of W.
 
         Saved are every token's dynamic part and its keys, and norm(X) once more for every W, whose product wants
-        another layout.
+        another layout. To undo a write its keys are kept, which grow with D_k.
         """
         cost = super().cost()
+        assert cost.bytes_saved_writes is not None
+        writes = len(self.readers) - 1
         maps = [self.get_parameter(name).numel() for name in self.own_roles if name.startswith("map_")]
         keys = 4 * self.key_dim * sum(maps) // self.value_dim
         rows = 4 * self.key_dim * self.value_dim * len(maps)
         return replace(
-            cost, flops=cost.flops + 2 * self.key_dim * sum(maps), bytes_saved=cost.bytes_saved + 2 * keys + rows
+            cost,
+            flops=cost.flops + 2 * self.key_dim * sum(maps),
+            bytes_saved=cost.bytes_saved + 2 * keys + rows,
+            bytes_saved_writes=cost.bytes_saved_writes + 4 * self.key_dim * self.rank * writes,
         )
 
     def dynamic(self, keys: str, normed: Tensor) -> Tensor:
@@ -114,9 +119,18 @@ class MatrixDynamicStream(MatrixStream):
 
     def write(self, site: int, state: DynamicState, written: Tensor) -> DynamicState:
         """X <- X + sum_h w^(h)(X) (x) y^(h)."""
+        return self.write_keeping(site, state, written)[0]
+
+    def write_keeping(self, site: int, state: DynamicState, written: Tensor) -> tuple[DynamicState, tuple[Tensor, ...]]:
+        """The same, and the keys w^(h)(X) of every token [B, T, K, R]: the norm they come from is of the lost state."""
         keys = getattr(self, f"write_{site}") + self.dynamic(f"write_{site}", state.normed).mT
         X = state.X + self.store(keys, self.data(written))
-        return DynamicState(X, self.norms[site](X))
+        return DynamicState(X, self.norms[site](X)), (keys,)
+
+    def undo(self, site: int, state: DynamicState, written: Tensor, kept: tuple[Tensor, ...]) -> DynamicState:
+        """X - sum_h w^(h)(X) (x) y^(h), and its norm."""
+        X = state.X - self.store(kept[0], self.data(written))
+        return DynamicState(X, self.norms[site - 1](X))
 
     def read(self, site: int, state: DynamicState) -> dict[str, Tensor]:
         """y^(h) = r^(h)(X) . norm(X)."""

@@ -67,6 +67,7 @@ class MatrixHistoryStream(MatrixStream):
             super().spec(config),
             history="every write, as R vectors of width D_v",
             history_size=(config.num_blocks + 1) * config.embed_dim,
+            undo="steps",
             papers=("2506.22696", "2402.02622", "2603.15031"),
         )
 
@@ -91,6 +92,7 @@ class MatrixHistoryStream(MatrixStream):
             flops=2 * self.value_dim * (pairs * self.key_dim * self.rank + retrieval),
             bytes_moved=width * (pairs + sites) + 2 * state * sites,
             bytes_saved=width * sites + 2 * state * sites,
+            bytes_saved_writes=width * sites,
         )
 
     def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> History:
@@ -120,3 +122,7 @@ class MatrixHistoryStream(MatrixStream):
     def read(self, site: int, state: History) -> dict[str, Tensor]:
         """RMT's read of X_i."""
         return super().read(site, self.matrix(site, state))
+
+    def undo(self, site: int, state: History, written: Tensor, kept: tuple[Tensor, ...]) -> History:
+        """Forget y_j; what grows with D_k was never kept."""
+        return state[:-1]

@@ -106,6 +106,12 @@ class MatrixLaneStream(MatrixStream):
         missing = self.key_dim - keys.shape[-2]
         return F.pad(stored, (0, missing)) if missing else stored
 
+    def retrieval_keys(self, site: int) -> Tensor:
+        """Keys of full length: zero in the rows that the head leaves out."""
+        keys = super().retrieval_keys(site)
+        missing = self.key_dim - keys.shape[-1]
+        return F.pad(keys, (missing, 0) if self.own.head == "last" else (0, missing)) if missing else keys
+
     def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
         """As in RMT; the head reads its rows."""
         if self.readers[site] != "head":

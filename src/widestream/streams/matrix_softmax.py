@@ -66,7 +66,7 @@ class MatrixSoftmaxStream(MatrixStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """RMT's matrix."""
-        return replace(super().spec(config), papers=("2506.22696", "2603.15031"))
+        return replace(super().spec(config), undo="steps", papers=("2506.22696", "2603.15031"))
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:

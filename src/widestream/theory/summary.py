@@ -16,6 +16,7 @@ from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import meta_model
 from widestream.streams import stream_class
+from widestream.streams.reversible import Reversible
 
 EMBEDDINGS = ("embedding", "positions", "unembedding")
 
@@ -31,9 +32,11 @@ class Summary:
     stream_shape: tuple[int, ...]
     """Shape of one token's stream, as the literature writes it."""
     stream_bytes: dict[str, int]
-    """Per token, float32: `moved` by the exchanges in a forward pass, `saved` by them for the backward pass."""
+    """Per token, float32: `moved` by the exchanges in a forward pass, `saved` by them for the backward pass; or
+    `saved as writes` where those can be undone, beside the one live state."""
     activation_bytes: dict[str, int]
-    """Per token, by precision: all that autograd keeps between embedding and head for the backward pass."""
+    """Per token, by precision: all that autograd keeps between embedding and head for the backward pass, where the
+    stream's states are saved; where writes can be undone, `float32, writes` and `bf16, writes` too."""
 
     @property
     def total_parameters(self) -> int:
@@ -97,12 +100,17 @@ def summarize(config: ModelConfig) -> Summary:
     """
     model = meta_model(config)
     cost = model.stream.cost()
+    stream_bytes = {"moved": cost.bytes_moved, "saved": cost.bytes_saved}
+    kept = {precision: _activation_bytes(config, precision) for precision in ("float32", "bf16")}
+    if cost.bytes_saved_writes is not None:
+        stream_bytes["saved as writes"] = cost.bytes_saved_writes
+        kept |= {f"{precision}, writes": _activation_bytes(config, precision, Reversible()) for precision in list(kept)}
     return Summary(
         parts=count_parameters(model),
         flops=count_flops(model),
         stream_shape=stream_class(config.stream.kind).spec(config).state_shape,
-        stream_bytes={"moved": cost.bytes_moved, "saved": cost.bytes_saved},
-        activation_bytes={precision: _activation_bytes(config, precision) for precision in ("float32", "bf16")},
+        stream_bytes=stream_bytes,
+        activation_bytes=kept,
     )
 
 
@@ -134,10 +142,11 @@ def count_flops(model: Decoder) -> dict[str, int]:
     }
 
 
-def _activation_bytes(config: ModelConfig, precision: str) -> int:
+def _activation_bytes(config: ModelConfig, precision: str, reversible: Reversible | None = None) -> int:
     """What a second window adds to what autograd keeps; that leaves out weights and their copies in lower precision."""
     with FakeTensorMode(), torch.device("cpu"):
         model = Decoder(config)
+        model.reversible = reversible
         one, two = (_kept_bytes(model, windows, precision) for windows in (1, 2))
     return (two - one) // config.context
 

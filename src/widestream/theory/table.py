@@ -44,7 +44,7 @@ def print_streams(config: RunConfig, rows: list[Row]) -> None:
     """Print one line for each stream."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+        console = Console(highlight=False, width=190)
     table = Table(box=None, header_style="bold", pad_edge=False, title=f"Streams at the sizes of {config.name}")
     for name in (
         "kind",
@@ -55,9 +55,11 @@ def print_streams(config: RunConfig, rows: list[Row]) -> None:
         "parameters",
         "FLOPs/token",
         "bytes/token",
+        "saved",
+        "as writes",
         "papers",
     ):
-        right = name in ("kept", "parameters", "FLOPs/token", "bytes/token")
+        right = name in ("kept", "parameters", "FLOPs/token", "bytes/token", "saved", "as writes")
         table.add_column(name, justify="right" if right else "left")
     for row in rows:
         table.add_row(
@@ -69,10 +71,15 @@ def print_streams(config: RunConfig, rows: list[Row]) -> None:
             f"{row.extra_parameters:+,}",
             f"{row.extra_flops:+,}",
             f"{row.bytes_moved:,}",
+            f"{row.bytes_saved:,}",
+            "" if row.bytes_saved_writes is None else f"{row.bytes_saved_writes:,}",
             ", ".join(row.papers),
         )
     console.print(table)
-    console.print("Parameters and forward FLOPs: more or fewer than the plain transformer's. Kept: numbers per token.")
+    console.print(
+        "Parameters and forward FLOPs: more or fewer than the plain transformer's. Kept: numbers per token. Saved: "
+        "bytes per token for the backward pass with saved states, and with states rebuilt from writes."
+    )
 
 
 def _table(title: str, rows: list[tuple[str, str]], totals: dict[str, int]) -> Table:

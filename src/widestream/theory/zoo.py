@@ -39,6 +39,10 @@ class Row:
     """Forward FLOPs per token, more (or fewer) than the plain transformer's."""
     bytes_moved: int
     """Per token in a forward pass."""
+    bytes_saved: int
+    """Per token for the backward pass, where states are saved."""
+    bytes_saved_writes: int | None
+    """The same where states are rebuilt from writes; None where they cannot be."""
     papers: tuple[str, ...]
     """arXiv numbers or addresses."""
 
@@ -57,6 +61,7 @@ def list_streams(model: ModelConfig) -> list[Row]:
         settings = cls.examples[0]
         config = dataclasses.replace(model, stream=_config(kind, settings))
         decoder, spec = meta_model(config), cls.spec(config)
+        cost = decoder.stream.cost()
         parameters, flops = _count(decoder)
         rows.append(
             Row(
@@ -70,7 +75,9 @@ def list_streams(model: ModelConfig) -> list[Row]:
                 parameters=parameters,
                 extra_parameters=parameters - plain_parameters,
                 extra_flops=flops - plain_flops,
-                bytes_moved=decoder.stream.cost().bytes_moved,
+                bytes_moved=cost.bytes_moved,
+                bytes_saved=cost.bytes_saved,
+                bytes_saved_writes=cost.bytes_saved_writes,
                 papers=spec.papers,
             )
         )

@@ -77,9 +77,21 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads; default: torch's choice."""
     compile: bool = False
-    """Compile the blocks and the stream with torch.compile."""
+    """Compile the blocks with torch.compile, and the stream too where its states are saved."""
     activation_checkpointing: bool = False
-    """Keep only what crosses layer boundaries for the backward pass; recompute the rest."""
+    """Keep only what crosses layer boundaries for the backward pass (block boundaries where states are rebuilt from
+    writes); recompute the rest."""
+    stream_memory: Literal["auto", "states", "writes"] = "auto"
+    """What is kept of the stream for the backward pass. states: its state at every site. writes: what blocks wrote,
+    from which states are rebuilt, so that a wider state saves no more. auto: writes where the stream can undo them."""
+    anchors: int = 0
+    """writes: exact copies of the state, evenly spaced over depth, that stand in for rebuilt ones; for very deep models
+    or a state in bf16."""
+    kernels: Literal["auto", "reference", "fused"] = "auto"
+    """writes: what computes an exchange. reference: torch operations. fused: one pass over the state. auto: fused where
+    this machine and the stream have it."""
+    state_precision: Literal["float32", "bf16"] = "float32"
+    """writes: how the live state is kept. bf16 halves what exchanges move, and rounds every write."""
     deterministic: bool = True
     """Use deterministic algorithms, so that a resumed run is bit-identical to an uninterrupted one."""
     log_every: int = 1
@@ -103,7 +115,7 @@ class TrainConfig:
         counts = ("steps", "tokens", "batch_size", "micro_batch_size", "threads")
         counts += ("log_every", "eval_every", "eval_windows", "save_every", "keep")
         _require(self, "train", "at least 1", lambda value: value >= 1, *counts)
-        _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss")
+        _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss", "anchors")
         _require(self, "train", "at least 0 and below 2^31", lambda value: 0 <= value < 2**31, "seed")
 
 

@@ -35,7 +35,9 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def open_folder(run_dir: Path, config: RunConfig, data: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def open_folder(
+    run_dir: Path, config: RunConfig, data: dict[str, Any], device: torch.device, exchanges: dict[str, Any]
+) -> dict[str, Any]:
     """Begin a run folder, or go on with the one that this very run began.
 
     Args:
@@ -43,6 +45,7 @@ def open_folder(run_dir: Path, config: RunConfig, data: dict[str, Any], device: 
         config: what is to be trained.
         data: what `describe_data` says of the tokens.
         device: where.
+        exchanges: how the stream's exchanges are computed.
 
     Returns:
         The contents of run.json. Precision and peak are those measured when the run began.
@@ -56,7 +59,7 @@ def open_folder(run_dir: Path, config: RunConfig, data: dict[str, Any], device: 
     strangers = [path.name for path in _contents(run_dir) if path.name not in begun]
     if strangers:
         raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
-    info = _describe(config, data, device)
+    info = _describe(config, data, device) | {"exchanges": exchanges}
     run_dir.mkdir(parents=True, exist_ok=True)
     load_tokenizer(config.data.path).save(run_dir)  # a run can be sampled wherever it is taken
     write_json(run_dir / INFO, info)

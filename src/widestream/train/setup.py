@@ -12,6 +12,7 @@ from widestream.data.store import TokenStore
 from widestream.errors import UserError
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
+from widestream.streams.reversible import Reversible, describe, plan_exchanges
 from widestream.train import checkpoint
 from widestream.train.folder import describe_data, move_aside, open_folder, require_same_model
 from widestream.train.metrics import MetricsWriter, board_class, require_idle
@@ -118,17 +119,18 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     plan = make_plan(config, world.size)
     if config.train.tensorboard:
         board_class()  # not installed? Better said now than when the folder has been made
+    reversible = choose_exchanges(config, world.device)
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
     data = describe_data(config, plan, store, heldout)
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
-    info = world.on_main(lambda: open_folder(run_dir, config, data, world.device))
+    info = world.on_main(lambda: open_folder(run_dir, config, data, world.device, describe(reversible)))
     model = build_model(config.model, config.train.seed, world.device)
     optimizer = build_optimizer(model, config.optimizer)
     position = _restore(config, run_dir, world, model, optimizer)
-    model.checkpoint_layers = config.train.activation_checkpointing
+    model.checkpoint_layers, model.reversible = config.train.activation_checkpointing, reversible
     if config.train.compile:
         model.compile_blocks()
     return Run(
@@ -143,6 +145,18 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
         heldout=heldout,
         metrics=MetricsWriter(run_dir, position.step, config.train.tensorboard) if world.is_main else None,
         position=position,
+    )
+
+
+def choose_exchanges(config: RunConfig, device: torch.device) -> Reversible | None:
+    """What `Decoder.reversible` is for a run.
+
+    Raises:
+        UserError: see `plan_exchanges`.
+    """
+    train = config.train
+    return plan_exchanges(
+        config.model, device, train.stream_memory, train.anchors, train.kernels, train.state_precision
     )
 
 

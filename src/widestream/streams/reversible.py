@@ -1,0 +1,317 @@
+"""Save the writes, not the state: the backward pass rebuilds every state from the one after it.
+
+A write of low rank can be taken back: RMT's X before a write is X after it minus sum_h w^(h) (x) y^(h), and y^(h) is
+kept for its gradient anyway. So one state is alive in the forward pass, and one state and one gradient of it in the
+backward pass, however deep the model is and however wide the state.
+
+The live state lies outside autograd, on a `Tape`. Autograd sees one node per exchange, with what was written and the
+site's parameters as inputs and what was read as output, and a token that the tape hands from node to node: it carries
+no value, but it makes the nodes run backwards in their order. There, the node of site i finds on the tape the state
+after its write and the gradient of that state, and leaves the state before its write and the gradient of that.
+
+Rebuilding rounds. Where that adds up (very deep models, states in bfloat16), exact copies of the state at a few sites,
+`anchors`, take over in the backward pass.
+
+A stream goes through `kernels/exchange.py` in place, or step by step: undo the write, repeat the exchange under
+autograd, and take the gradients of that alone (`StreamSpec.undo`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from widestream.errors import UserError
+from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, Switch, choose
+from widestream.nn.config import ModelConfig
+from widestream.nn.context import Context
+from widestream.streams import stream_class
+from widestream.streams.base import KernelCall, Stream
+
+Memory = Literal["auto", "states", "writes"]
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """How states are rebuilt."""
+
+    exchange: Exchange = field(default_factory=ReferenceExchange)
+    """What computes, where the stream's exchange is one of kernels/exchange.py."""
+    anchors: int = 0
+    """Exact copies of the state that a forward pass keeps, evenly spaced over the sites."""
+    bf16: bool = False
+    """Whether the live state is kept in bfloat16; its gradient stays in float32."""
+
+
+def plan_exchanges(
+    config: ModelConfig,
+    device: torch.device,
+    memory: Memory = "auto",
+    anchors: int = 0,
+    kernels: Switch = "auto",
+    state_precision: Precision = "float32",
+) -> Reversible | None:
+    """Turn the settings of a run into what `Decoder.reversible` takes; None where autograd is to save states.
+
+    Args:
+        config: the model's.
+        device: where it computes.
+        memory: `states`, `writes`, or `auto`: writes where the stream can undo them.
+        anchors: exact copies of the state.
+        kernels: see `kernels.exchange.choose`.
+        state_precision: of the live state.
+
+    Raises:
+        UserError: settings that the stream or each other cannot serve.
+    """
+    kind, cls = config.stream.kind, stream_class(config.stream.kind)
+    undo, writes = cls.spec(config).undo, len(cls.blocks(config))
+    if memory == "writes" and undo == "no":
+        raise UserError(
+            f"train.stream_memory: writes needs writes that can be taken back, and those of a {kind} stream cannot; "
+            "use auto or states."
+        )
+    if memory == "states" or undo == "no":
+        asked = {"anchors": anchors > 0, "kernels": kernels == "fused", "state_precision": state_precision == "bf16"}
+        for name in (name for name, given in asked.items() if given):
+            why = f"a {kind} stream saves its states" if undo == "no" else "train.stream_memory is states"
+            raise UserError(f"train.{name} acts where states are rebuilt from writes, but {why}; leave it out.")
+        return None
+    if anchors >= writes:
+        raise UserError(f"train.anchors is {anchors}; it must be below the number of this model's blocks, {writes}.")
+    if undo == "steps":
+        if kernels == "fused":
+            raise UserError(f"train.kernels: fused has no form for the exchange of a {kind} stream; use auto.")
+        if state_precision == "bf16":
+            raise UserError(f"train.state_precision: bf16 does not suit a {kind} stream; use float32.")
+        return Reversible(anchors=anchors)
+    return Reversible(choose(kernels, device), anchors, state_precision == "bf16")
+
+
+def describe(reversible: Reversible | None) -> dict[str, Any]:
+    """The same in words, for a run's record."""
+    if reversible is None:
+        return {"memory": "states"}
+    state_precision = "bf16" if reversible.bf16 else "float32"
+    kernel, anchors = type(reversible.exchange).__name__, reversible.anchors
+    return {"memory": "writes", "kernel": kernel, "anchors": anchors, "state_precision": state_precision}
+
+
+class Tape:
+    """The live state of one forward pass, in the stream's place in the decoder's loop.
+
+    Its `exchange` is the stream's, but for a token [] in the state's place. Backward, a pass can be gone through once.
+
+    Args:
+        stream: whose exchanges these are.
+        config: the model's.
+        options: how states are rebuilt.
+    """
+
+    def __init__(self, stream: Stream, config: ModelConfig, options: Reversible):
+        self.stream, self.options = stream, options
+        self.in_place = type(stream).spec(config).undo == "kernel"
+        self.start: Any = None
+        """What there is before the first write."""
+        self.windows: tuple[int, ...] = ()
+        """In place: B, T."""
+        self.site = -1
+        """The newest write that `state` contains."""
+        self.state: Any = None
+        """In place [N, V, K]; else the stream's own, detached."""
+        self.grad: Any = None
+        """Of `state`: in place [N, V, K]; else of each of its leaves, or None. None until the backward pass begins."""
+        last, parts = len(stream.readers) - 1, options.anchors + 1
+        goes_back = torch.is_grad_enabled()
+        self.anchor_sites = {-(-last * part // parts) for part in range(1, parts)} if goes_back else set()
+        self.anchors: dict[int, Any] = {}
+
+    def empty(self, context: Context) -> None:
+        """Begin."""
+        self.start = self.stream.empty(context)
+
+    @torch.compiler.disable()
+    def exchange(self, site: int, token: Tensor | None, written: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Stream.exchange`."""
+        if not self.in_place:
+            tensors = written if site == 0 else (written,)
+            found: Any = _Steps.apply(self, site, len(tensors), token, *tensors, *self.stream.parameters())
+            after, names, *read = found
+            return after, dict(zip(names, read, strict=True))
+        if site == 0:
+            token = _Enter.apply(self, self.stream.write_embedding(self.start, *written))  # pyright: ignore[reportAssignmentType]
+            written = None
+        call = self.stream.as_kernel(site, written)
+        keys = call.site
+        found = _InPlace.apply(self, site, call, token, call.data, keys.write_keys, keys.read_keys, keys.gain)
+        after, out = found
+        return after, call.hand_over(out.mT if call.by_heads else out)
+
+    def advance(self, site: int) -> None:
+        """Note that `state` is now the one after the write at `site`."""
+        assert site == self.site + 1, f"exchange {site} on a tape that stands at {self.site}"
+        self.site = site
+        if site in self.anchor_sites:
+            self.anchors[site] = self.state.clone() if self.in_place else self.state
+
+    def rewind(self, site: int) -> None:
+        """Make sure that `state` is the one after the write at `site`; an anchor gives the exact one.
+
+        Raises:
+            RuntimeError: a backward pass has been here before, or is to be differentiated itself.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "Rebuilt states have no gradients of gradients; use stream_memory: states, or no create_graph."
+            )
+        if site != self.site:
+            raise RuntimeError(
+                "The states of this forward pass were given up as an earlier backward pass rebuilt them; with "
+                "stream_memory: writes there can be only one. Run the forward pass again, or use stream_memory: states."
+            )
+        self.state = self.anchors.pop(site, self.state)
+
+    def retreat(self) -> None:
+        """Note that `state` and `grad` are now those before the write at `site`, of which the first has none."""
+        self.site -= 1
+        if self.site < 0:
+            self.state = self.start = None
+
+
+class _Enter(torch.autograd.Function):
+    """X_0 goes onto the tape; its gradient comes back from there."""
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, X: Tensor) -> Tensor:
+        """X [B, T, V, K] -> token []."""
+        ctx.tape, ctx.shape = tape, X.shape
+        ctx.set_materialize_grads(False)
+        dtype = torch.bfloat16 if tape.options.bf16 else torch.promote_types(X.dtype, torch.float32)
+        tape.windows, tape.state = X.shape[:2], X.detach().to(dtype).flatten(0, 1).contiguous()
+        if ctx.needs_input_grad[1]:
+            # Changed in place from here on, also by kernels of which autograd knows nothing: had a stream saved X_0 for
+            # its own backward pass, that would now be an error and not a wrong number.
+            torch.autograd.graph.increment_version(X)
+        return X.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> tuple[None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The gradient that is left when all exchanges have been undone."""
+        grad, ctx.tape.grad = ctx.tape.grad, None
+        return None, grad.view(ctx.shape)
+
+
+class _InPlace(torch.autograd.Function):
+    """An exchange by kernels/exchange.py on the tape's state."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tape: Tape, number: int, call: KernelCall, token: Tensor, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Data, keys and gain, which are in `call` too -> token [], and what is read, by heads [B, T, Q, V] or not."""
+        values, read = tape.state.shape[1], len(call.site.read_keys)
+        shape = (*tape.windows, read, values) if call.by_heads else (*tape.windows, values, read)
+        out = tape.state.new_empty(shape, dtype=call.dtype)
+        by_columns = out.mT if call.by_heads else out
+        tape.options.exchange.forward_(tape.state, _flat(call.data), call.site, by_columns.flatten(0, 1))
+        tape.advance(number)
+        ctx.save_for_backward(*tensors)
+        ctx.tape, ctx.number, ctx.by_heads, ctx.norm = tape, number, call.by_heads, (call.site.norm, call.site.eps)
+        return token.new_zeros(()), out
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, _: Tensor | None, grad_out: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Undo the write on the tape, and take its gradient to the state before."""
+        tape, (data, write_keys, read_keys, gain) = ctx.tape, ctx.saved_tensors
+        tape.rewind(ctx.number)
+        state = tape.state
+        if tape.grad is None:
+            tape.grad = torch.zeros_like(state, dtype=torch.promote_types(state.dtype, torch.float32))
+        grad_data = None if data is None else _like(data)
+        site = Site(write_keys, read_keys, gain, *ctx.norm)
+        by_columns = (grad_out.mT if ctx.by_heads else grad_out).flatten(0, 1)
+        found = tape.options.exchange.backward_(state, tape.grad, _flat(data), site, by_columns, _flat(grad_data))
+        tape.retreat()
+        return None, None, None, None, grad_data, found.write_keys, found.read_keys, found.gain
+
+
+class _Steps(torch.autograd.Function):
+    """Any exchange that the stream can undo: repeated in the backward pass, with autograd for itself alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tape: Tape, number: int, num_written: int, token: Tensor | None, *tensors: Any
+    ) -> tuple[Any, ...]:
+        """What is written (site 0: token and position vectors), the stream's parameters -> token [], names, vectors."""
+        stream: Stream = tape.stream
+        written: list[Any] = [None if x is None else x.detach() for x in tensors[:num_written]]
+        kept: tuple[Tensor, ...] = ()
+        if number == 0:
+            state = stream.write_embedding(tape.start, *written)
+        else:
+            state, kept = stream.write_keeping(number, tape.state, *written)
+        read = stream.read(number, state)
+        # Detached: what is read may be part of the state, and the tape must not hold on to the graph that holds it.
+        tape.state = tree_map_only(Tensor, Tensor.detach, state)
+        tape.advance(number)
+        ctx.save_for_backward(*tensors[:num_written], *kept)
+        ctx.set_materialize_grads(False)
+        ctx.tape, ctx.number, ctx.num_written = tape, number, num_written
+        device = tensors[0].device.type
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False
+        return tensors[0].new_zeros(()), tuple(read), *read.values()
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, _: Tensor | None, names: None, *grad_read: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Undo the write, repeat the exchange from there, and go back through it."""
+        tape, stream, number = ctx.tape, ctx.tape.stream, ctx.number
+        tape.rewind(number)
+        saved = ctx.saved_tensors
+        written, kept = saved[: ctx.num_written], saved[ctx.num_written :]
+        with torch.autocast(*ctx.autocast):
+            before = stream.undo(number, tape.state, *written, kept) if number else tape.start
+            leaves, structure = tree_flatten(before)
+            leaves, written = [_leaf(x) for x in leaves], [_leaf(x) for x in written]
+            with torch.enable_grad():
+                data = written[0] if number else tuple(written)
+                after, read = stream.exchange(number, tree_unflatten(leaves, structure), data)
+        outputs = [*read.values(), *tree_leaves(after)]
+        grads = [*grad_read, *(tape.grad or [None] * (len(outputs) - len(read)))]
+        parameters = list(stream.parameters())
+        found = _gradients(outputs, grads, [*leaves, *written, *parameters])
+        tape.state, tape.grad = before, found[: len(leaves)]
+        tape.retreat()
+        return None, None, None, None, *found[len(leaves) :]
+
+
+def _gradients(outputs: list[Any], grads: list[Tensor | None], inputs: list[Any]) -> list[Tensor | None]:
+    """Gradients of all inputs that take one, from those outputs that have one."""
+    pairs = [(x, grad) for x, grad in zip(outputs, grads, strict=True) if grad is not None and x.requires_grad]
+    wanted = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
+    chosen = [x for x, takes in zip(inputs, wanted, strict=True) if takes]
+    ends, starts = [x for x, _ in pairs], [grad for _, grad in pairs]
+    found = iter(torch.autograd.grad(ends, chosen, starts, allow_unused=True)) if pairs else iter([None] * len(chosen))
+    return [next(found) if takes else None for takes in wanted]
+
+
+def _leaf(x: Any) -> Any:
+    """A tensor of floating type as the beginning of a graph of its own; anything else as it is."""
+    return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _flat(x: Tensor | None) -> Tensor | None:
+    """[B, T, ...] -> [N, ...]."""
+    return None if x is None else x.flatten(0, 1)
+
+
+def _like(data: Tensor) -> Tensor:
+    """Room for the gradient of vectors [B, T, V, R], side by side or one after the other as they are."""
+    B, T, V, R = data.shape
+    return data.new_empty(B, T, R, V).mT if data.stride(-2) == 1 else data.new_empty(data.shape)
