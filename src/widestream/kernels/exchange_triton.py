@@ -18,8 +18,8 @@ from torch import Tensor
 
 from widestream.kernels.exchange import Site, SiteGradients
 
-INTERPRETER_PROGRAMS = 3
-"""Programs of a launch in Triton's interpreter, which runs them one after the other; several, so that sums are tested."""
+INTERPRETER_PROGRAMS = 2
+"""Programs of a launch in Triton's interpreter, one after the other; several, so that sums are tested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Launch:
 class Tuning:
     """Launches of both passes, and the operands of float32 products."""
 
-    forward: Launch = Launch(cells=16384, cells_per_warp=1024, programs=4, stages=1)
-    backward: Launch = Launch(cells=8192, cells_per_warp=512, programs=2, stages=1)
+    forward: Launch = Launch(cells=8192, cells_per_warp=1024, programs=3, stages=2)
+    backward: Launch = Launch(cells=4096, cells_per_warp=512, programs=1, stages=2)
     float32_dot: str = "ieee"
     """`tl.dot`'s input_precision where everything is float32."""
 

@@ -9,8 +9,8 @@ A tile that does not fit registers is cut along K into BLOCKS. Then statistics n
 can be read: forward, one program goes over the blocks twice; backward, `statistics_kernel` goes first and every program
 of `backward_kernel` owns one block.
 
-Letters: N tokens, V, K axes of the state, R data vectors written, Q read. BV, BK, BR, BQ are those sizes (K: of a block)
-padded to powers of two of at least 16, as `tl.dot` needs; pads are loaded as zeros and never stored.
+Letters: N tokens, V, K axes of the state, R data vectors written, Q read. BV, BK, BR, BQ are those sizes (K: of a
+block) padded to powers of two of at least 16, as `tl.dot` needs; pads are loaded as zeros and never stored.
 """
 
 import triton
@@ -45,6 +45,14 @@ def _load_gain(gain, v, k, V: tl.constexpr, K: tl.constexpr, GAIN: tl.constexpr)
 
 
 @triton.jit
+def _nearest_bf16(x):
+    """Round to the nearest bfloat16, as a GPU does it; the interpreter's own conversion cuts off instead."""
+    bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _dot(a, b, DOT: tl.constexpr):
     """A product with float32 sums.
 
@@ -54,8 +62,7 @@ def _dot(a, b, DOT: tl.constexpr):
     if DOT == "bf16":
         product = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
     elif DOT == "rounded":
-        a = a.to(tl.bfloat16).to(tl.float32)
-        product = tl.dot(a, b.to(tl.bfloat16).to(tl.float32), input_precision="ieee")
+        product = tl.dot(_nearest_bf16(a), _nearest_bf16(b), input_precision="ieee")
     else:
         product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=DOT)
     return product
@@ -104,7 +111,7 @@ def forward_kernel(
         if WRITES:
             written = _load(data + n * data_n, v, r, data_v, data_r, V, R)
         shift, total, square = 0.0, 0.0, 0.0
-        for block in tl.static_range(BLOCKS):
+        for block in tl.static_range(BLOCKS):  # pyright: ignore[reportGeneralTypeIssues]
             k = block * BK + tl.arange(0, BK)
             x = _load(own, v, k, K, 1, V, K).to(tl.float32)
             if WRITES:
@@ -113,9 +120,8 @@ def forward_kernel(
                 x += _dot(written, tl.trans(store_at), DOT)
                 x = x.to(state.dtype.element_ty).to(tl.float32)  # what later exchanges will find
                 _store(own, x, v, k, K, 1, V, K)
-            if CENTRED:
-                if block == 0:
-                    shift = _sum(x) / (V * K) * BLOCKS  # near the mean, so that the squares below do not cancel
+            if CENTRED and block == 0:
+                shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)  # near the mean: squares below do not cancel
             away = _away(x, shift, v, k, V, K)
             total += _sum(away)
             square += _sum(away * away)
@@ -151,9 +157,8 @@ def statistics_kernel(
         for block in tl.static_range(BLOCKS):
             k = block * BK + tl.arange(0, BK)
             x = _load(state + n * (V * K), v, k, K, 1, V, K).to(tl.float32)
-            if CENTRED:
-                if block == 0:
-                    shift = _sum(x) / (V * K) * BLOCKS
+            if CENTRED and block == 0:
+                shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)
             away = _away(x, shift, v, k, V, K)
             grad = _dot(grad_read, _load(read_keys, q, k, K, 1, Q, K), DOT) * _load_gain(gain, v, k, V, K, GAIN)
             total += _sum(away)
