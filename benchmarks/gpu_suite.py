@@ -1,0 +1,342 @@
+"""All that a GPU has to tell, in one run of under eight minutes: figures into a JSON file, a table to the screen.
+
+    python benchmarks/gpu_suite.py                        # benchmarks/results/gpu-<name of the GPU>.json
+    python benchmarks/gpu_suite.py --parts steps,decode --sizes rmt-305m
+    TRITON_INTERPRET=1 python benchmarks/gpu_suite.py --quick --device cpu --json quick.json
+
+Parts: `checks` (kernels against float64), `kernels` (time against what a copy of the same bytes takes), `steps` (whole
+training steps of RMT and transformer in turns, at the paper's four sizes), `decode`, `memory` (against D_k), `tuning`
+(other launches of the kernels). Every part has a share of the time; what fails or does not fit is written down as such,
+and the file is brought up to date after every figure. Needs torch, numpy, pyyaml and tqdm, and triton for the kernels.
+"""
+
+from gpu_run import ROOT, Suite, copy_bandwidth, describe, seconds, wait  # first: it says which package is missing
+
+# isort: split
+import argparse
+import itertools
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from widestream.config import load_recipe
+from widestream.errors import UserError
+from widestream.generate.sampling import SamplingConfig, generate
+from widestream.kernels.exchange import Exchange
+from widestream.kernels.exchange_triton import TritonExchange, Tuning, available
+from widestream.kernels.testing import Case, draw, errors, grid
+from widestream.nn.config import ModelConfig
+from widestream.nn.decoder import Decoder
+from widestream.nn.model import build_model
+from widestream.train.config import OptimizerConfig
+from widestream.train.machine import matmul_peak
+from widestream.train.optim import build_optimizer, clip_gradients
+
+SIZES = {"rmt-46m": "transformer-49m", "rmt-134m": "transformer-160m", "rmt-206m": "transformer-260m",
+         "rmt-305m": "transformer-405m"}  # fmt: skip
+"""The paper's four sizes: RMT, and the transformer it is compared with."""
+SHARES = {"checks": 80, "kernels": 60, "steps": 190, "decode": 25, "memory": 45, "tuning": 50}
+"""Seconds of every part."""
+FLOAT32, BF16 = torch.float32, torch.bfloat16
+TINY = ["vocab_size=97", "context=16", "num_layers=1", "num_heads=2", "head_dim=16", "mlp_dim=64"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train the same model."""
+
+    name: str
+    streams: tuple[str, ...] = ("matrix", "vector")
+    compiled: bool = False
+    memory: str = "states"
+    kernels: str = "reference"
+    state_precision: str = "float32"
+
+
+VARIANTS = (
+    Variant("eager"),
+    Variant("fused", ("matrix",), memory="writes", kernels="fused"),
+    Variant("fused, bf16 state", ("matrix",), memory="writes", kernels="fused", state_precision="bf16"),
+    Variant("compiled", compiled=True),
+    Variant("fused, compiled", ("matrix",), compiled=True, memory="writes", kernels="fused"),
+    Variant(
+        "fused, compiled, bf16 state", ("matrix",), compiled=True, memory="writes", kernels="fused",
+        state_precision="bf16",
+    ),
+)  # fmt: skip
+
+
+def make_model(
+    recipe: str, suite: Suite, kernels: str = "reference", memory: str = "states", state_precision: str = "float32",
+    key_dim: int | None = None,
+) -> Decoder:  # fmt: skip
+    """A model of one of the paper's sizes, set up to train in one way. Attention is not upcast, as in GPT-2."""
+    model = build_model(make_config(recipe, suite, key_dim), device=suite.device)
+    if memory == "writes":
+        from widestream.streams.reversible import plan_exchanges
+
+        kernels = "auto" if suite.quick else kernels
+        model.reversible = plan_exchanges(model.config, suite.device, memory, 0, kernels, state_precision)
+    return model
+
+
+def make_config(recipe: str, suite: Suite, key_dim: int | None = None) -> ModelConfig:
+    """Sizes of a recipe of the paper; tiny ones in a quick run."""
+    changes = ["upcast_attention=false", *(TINY if suite.quick else [])]
+    if recipe.startswith("rmt"):
+        key_dim = key_dim or (16 if suite.quick else None)
+        changes += [] if key_dim is None else [f"stream.key_dim={key_dim}"]
+    return load_recipe(f"paper/{recipe}", [f"model.{change}" for change in changes]).model
+
+
+def make_step(model: Decoder, suite: Suite) -> Callable[[], None]:
+    """Forward, backward, clipping and fused AdamW on random tokens, under bf16 autocast."""
+    optimizer, parameters = build_optimizer(model, OptimizerConfig(lr=1e-4)), list(model.parameters())
+    shape = (suite.batch, model.config.context + 1)
+    ids = torch.randint(model.config.vocab_size, shape, device=suite.device)
+    tokens, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    def step() -> None:
+        with torch.autocast(suite.device.type, BF16):
+            loss = model.loss(tokens, targets).total
+        loss.backward()
+        clip_gradients(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def named(case: Case) -> dict[str, Any]:
+    return {key: str(value).removeprefix("torch.") for key, value in asdict(case).items()}
+
+
+def check_kernels(suite: Suite) -> None:
+    """The shapes of the paper first, then others, as many as there is time for (each has to be compiled)."""
+    shapes = [(1000, 64, 64, 16), (1000, 64, 32, 12), (999, 64, 48, 14), (1001, 32, 32, 12), (301, 64, 512, 16),
+              (301, 24, 40, 3), (130, 128, 256, 8), (77, 16, 16, 16), (1, 96, 80, 5)]  # fmt: skip
+    exchange = suite.fused()
+    for case in grid([(2, 16, 16, 3)] if suite.quick else shapes):
+
+        def measure(case: Case = case) -> dict[str, Any]:
+            found = errors(exchange, case, suite.device)
+            return {"case": named(case), "errors": found, "ok": max(found.values()) < case.tolerance}
+
+        suite.attempt(str(named(case)), measure)
+
+
+def time_kernels(suite: Suite) -> None:
+    """Times of both passes, as the fraction of a copy's bandwidth that their least traffic amounts to."""
+    shapes = [(64, 64, 16), (64, 32, 12), (64, 48, 14), (32, 32, 12), (64, 16, 16), (64, 128, 16), (64, 512, 16)]
+    shapes = [(16, 16, 2)] if suite.quick else shapes
+    exchange, count = suite.fused(), 2**14
+    cases = [
+        Case(2 if suite.quick else count * 4096 // max(4096, V * K), V, K, R, roles, heads_first=roles == 3,
+             state=state, vectors=BF16)
+        for (V, K, R), state, roles in itertools.product(shapes, (FLOAT32, BF16), (3, 1))
+    ]  # fmt: skip
+    for case in [*cases, replace(cases[0], vectors=FLOAT32)]:
+        suite.attempt(str(named(case)), lambda case=case: time_case(suite, exchange, case))
+
+
+def time_case(suite: Suite, exchange: Exchange, case: Case) -> dict[str, Any]:
+    """Seconds, bytes that have to move, and the fraction of the measured copy bandwidth."""
+    x = draw(case, suite.device)
+    state, vectors = x.state.nbytes, x.out.nbytes + (x.data.nbytes if x.data is not None else 0)
+    own_gradients = x.grad_data.nbytes if x.grad_data is not None else 0
+    least = {"forward": 2 * state + vectors, "backward": 2 * (state + x.grad_state.nbytes) + vectors + own_gradients}
+    calls = {
+        "forward": lambda: exchange.forward_(x.state, x.data, x.site, x.out),
+        "backward": lambda: exchange.backward_(x.state, x.grad_state, x.data, x.site, x.grad_out, x.grad_data),
+    }
+    found: dict[str, Any] = {"case": named(case)}
+    for name, call in calls.items():
+        time_ = seconds(suite, call)
+        fraction = least[name] / time_ / suite.record["copy_bytes_per_second"]
+        found[name] = {"seconds": time_, "bytes": least[name], "fraction_of_copy": fraction}
+    return found
+
+
+def time_steps(suite: Suite) -> None:
+    """For every variant and size, RMT and transformer in turns; compiled ones last, since they take longest to make."""
+    for variant in VARIANTS:
+        for rmt in suite.sizes:
+            suite.attempt(f"{variant.name} {rmt}", lambda v=variant, r=rmt: time_pair(suite, v, r))
+
+
+def time_pair(suite: Suite, variant: Variant, rmt: str) -> dict[str, Any]:
+    """Medians, and the median over rounds of the ratio. A variant of RMT alone meets the plain transformer."""
+    models = {
+        "rmt": make_model(rmt, suite, variant.kernels, variant.memory, variant.state_precision),
+        "transformer": make_model(SIZES[rmt], suite),
+    }
+    start = time.perf_counter()
+    steps = {}
+    for name, model in models.items():
+        if variant.compiled:
+            model.compile_blocks(backend="aot_eager" if suite.quick else "inductor")
+        steps[name] = make_step(model, suite)
+        steps[name]()
+    wait(suite.device)
+    making = time.perf_counter() - start
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(2 if suite.quick else 10):
+        for name, step in steps.items():
+            times[name].append(seconds(suite, step, rounds=1, repeat=1))
+    tokens = suite.batch * models["rmt"].config.context
+    return {
+        "size": rmt, "variant": variant.name, "tokens": tokens, "setup_seconds": making,
+        "median_seconds": {name: statistics.median(values) for name, values in times.items()},
+        "ratio": statistics.median(a / b for a, b in zip(times["rmt"], times["transformer"], strict=True)),
+    }  # fmt: skip
+
+
+def time_decode(suite: Suite) -> None:
+    """Greedy tokens per second, one text at a time, as sampling does it."""
+    for recipe in itertools.chain.from_iterable((size, SIZES[size]) for size in suite.sizes):
+
+        def measure(recipe: str = recipe) -> dict[str, Any]:
+            model = make_model(recipe, suite).eval()
+            config = SamplingConfig(max_new_tokens=4 if suite.quick else 64, temperature=0)
+            with torch.autocast(suite.device.type, BF16):
+                time_ = seconds(suite, lambda: generate(model, [1] * 8, config), rounds=3, repeat=1)
+            return {"model": recipe, "tokens_per_second": config.max_new_tokens / time_}
+
+        suite.attempt(recipe, measure)
+
+
+def measure_memory(suite: Suite) -> None:
+    """Bytes that autograd keeps and, on a GPU, peak memory of a step, at GPT2-small dims over D_k."""
+    ways = [variant for variant in VARIANTS if "matrix" in variant.streams and not variant.compiled]
+    for key_dim, way in itertools.product((16, 32) if suite.quick else (16, 32, 64, 128, 256, 512), ways):
+
+        def measure(key_dim: int = key_dim, way: Variant = way) -> dict[str, Any]:
+            model = make_model("rmt-134m", suite, way.kernels, way.memory, way.state_precision, key_dim)
+            step, kept = make_step(model, suite), {}
+
+            def keep(x: torch.Tensor) -> torch.Tensor:
+                kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                return x
+
+            step()
+            weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                step()
+            peak = None
+            if suite.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                step()
+                peak = torch.cuda.max_memory_allocated()
+            saved = sum(size for at, size in kept.items() if at not in weights)
+            return {"key_dim": key_dim, "variant": way.name, "saved_bytes": saved, "peak_bytes": peak}
+
+        suite.attempt(f"D_k {key_dim}, {way.name}", measure)
+
+
+def tune(suite: Suite) -> None:
+    """Other launches of the kernels on GPT2-medium's exchange, and faster products of float32."""
+    case = Case(2 if suite.quick else 2**14, 64, 64, 16, 3, heads_first=True, vectors=BF16)
+    if suite.quick:
+        case = replace(case, V=16, K=16, R=2)
+    for tuning in itertools.islice(tunings(), 1 if suite.quick else None):
+        exact = replace(case, vectors=FLOAT32) if tuning.float32_dot != "ieee" else case
+
+        def measure(tuning: Tuning = tuning, case: Case = exact) -> dict[str, Any]:
+            if available(suite.device) and suite.quick:
+                return {"tuning": asdict(tuning), "case": named(case)}
+            worst = max(errors(TritonExchange(tuning), replace(case, N=min(case.N, 500)), suite.device).values())
+            return {"tuning": asdict(tuning), "error": worst, **time_case(suite, TritonExchange(tuning), case)}
+
+        suite.attempt(str(asdict(tuning)), measure)
+
+
+def tunings() -> Iterator[Tuning]:
+    """Both passes changed alike, around the default."""
+    usual = Tuning()
+    yield usual
+    yield replace(usual, float32_dot="tf32x3")
+    for stages, cells_per_warp in itertools.product((1, 2, 3), (512, 1024)):
+        for programs in (1, 2, 3, 4):
+            changes = {"stages": stages, "cells_per_warp": cells_per_warp, "programs": programs}
+            yield replace(usual, forward=replace(usual.forward, **changes), backward=replace(usual.backward, **changes))
+
+
+def print_table(record: dict[str, Any]) -> None:
+    """What matters, a line each."""
+    checks = record.get("checks", [])
+    print(f"\nchecks: {sum(row['ok'] for row in checks)} of {len(checks)} within tolerance")
+    for row in record.get("kernels", []):
+        case = row["case"]
+        parts = "  ".join(f"{name} {row[name]['fraction_of_copy']:.2f}" for name in ("forward", "backward"))
+        print(f"V {case['V']} K {case['K']} R {case['R']} x{case['roles']} {case['state']}: of a copy's speed {parts}")
+    for row in record.get("steps", []):
+        times = "  ".join(f"{name} {1e3 * value:.1f} ms" for name, value in row["median_seconds"].items())
+        print(f"{row['size']:9s} {row['variant']:28s} {times}  ratio {row['ratio']:.3f}")
+    for row in record.get("decode", []):
+        print(f"{row['model']:17s} {row['tokens_per_second']:.0f} tokens/s")
+    for row in record.get("memory", []):
+        peak = "" if row["peak_bytes"] is None else f", peak {row['peak_bytes'] / 2**20:.0f} MiB"
+        print(f"D_k {row['key_dim']:3d} {row['variant']:18s} saved {row['saved_bytes'] / 2**20:.1f} MiB{peak}")
+    for key in ("failures", "left_out"):
+        print(f"{key.replace('_', ' ')}: {len(record.get(key, []))}")
+
+
+PARTS: dict[str, Callable[[Suite], None]] = {
+    "checks": check_kernels, "kernels": time_kernels, "steps": time_steps, "decode": time_decode,
+    "memory": measure_memory, "tuning": tune,
+}  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the script, measures nothing")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, in which order (default: all)")
+    parser.add_argument("--sizes", default=",".join(reversed(SIZES)), help="of the paper, for steps and decode")
+    parser.add_argument("--batch", type=int, help="sequences of 512 per step (default 16)")
+    parser.add_argument(
+        "--seconds", type=float, default=sum(SHARES.values()), help="for all parts (default %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="the file written")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the parts."""
+    args = parse()
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("There is no CUDA device here; try the script with --quick --device cpu.")
+    parts, sizes = args.parts.split(","), args.sizes.split(",")
+    if unknown := [*({*parts} - {*PARTS}), *({*sizes} - {*SIZES})]:
+        sys.exit(f"Unknown: {', '.join(unknown)}. Parts: {', '.join(PARTS)}. Sizes: {', '.join(SIZES)}.")
+    record = {"quick": args.quick, **describe(device)}
+    slug = re.sub(r"[^a-z0-9]+", "-", (record["machine"]["gpu"] or "cpu").lower()).strip("-")
+    path = args.json or ROOT / "benchmarks" / "results" / f"gpu-{slug}.json"
+    suite = Suite(device, args.quick, sizes, args.batch or (1 if args.quick else 16), path, record)
+    record["batch"], record["copy_bytes_per_second"] = suite.batch, copy_bandwidth(suite)
+    record["matmul_peak_bf16"] = None if args.quick else matmul_peak(device, "bf16")
+    whole = sum(SHARES[part] for part in parts)
+    for part in parts:
+        suite.part, suite.deadline = part, time.perf_counter() + args.seconds * SHARES[part] / whole
+        print(f"{part} ...", flush=True)
+        try:
+            PARTS[part](suite)
+        except UserError as problem:
+            suite.add("failures", {"part": part, "what": "all", "error": str(problem)})
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    print_table(record)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The exchange of `exchange.py` on a GPU: one pass over the state, by the kernels of `exchange_triton_kernels`.
+
+What a pass moves per token, with S the bytes of a token's state: forward 2 S (read, write), backward 4 S (state and its
+gradient, each read and written); a tile too large for registers is read once more in both. Triton is imported at the
+first use, so this module loads without it.
+
+Products are exact in float32 (never TF32) where data vectors and state are float32, and take bfloat16 operands with
+float32 sums where either is bfloat16.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from widestream.kernels.exchange import Site, SiteGradients
+
+INTERPRETER_PROGRAMS = 2
+"""Programs of a launch in Triton's interpreter, one after the other; several, so that sums are tested."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a kernel runs, beside what it computes."""
+
+    cells: int
+    """Largest tile held in registers, padded; beyond it K is cut into blocks."""
+    cells_per_warp: int
+    """Warps are as many as a tile needs at so many cells each; between 4 and 16."""
+    programs: int
+    """Programs per multiprocessor: as many as its registers are meant to hold at a time."""
+    stages: int
+    """Depth of software pipelining of loads; 1 is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Launches of both passes, and the operands of float32 products."""
+
+    forward: Launch = Launch(cells=8192, cells_per_warp=1024, programs=3, stages=2)
+    backward: Launch = Launch(cells=4096, cells_per_warp=512, programs=1, stages=2)
+    float32_dot: str = "ieee"
+    """`tl.dot`'s input_precision where everything is float32."""
+
+
+def available(device: torch.device) -> str | None:
+    """None if the kernels run on `device`, else one sentence that says why not."""
+    if importlib.util.find_spec("triton") is None:
+        return "Fused exchange kernels for a GPU need the package triton: pip install triton."
+    if device.type != "cuda" and not _interpreted():
+        return f"Fused Triton kernels need a CUDA device (this is {device.type}), or TRITON_INTERPRET=1 to try them."
+    return None
+
+
+class TritonExchange:
+    """See `Exchange`.
+
+    Args:
+        tuning: launch sizes; the default was chosen by counting registers, not by measurement.
+    """
+
+    def __init__(self, tuning: Tuning | None = None):
+        self.tuning = tuning or Tuning()
+
+    def forward_(self, state: Tensor, data: Tensor | None, site: Site, out: Tensor) -> None:
+        """See `Exchange`."""
+        shape = _Shape(state, data, site, out)
+        sizes, options = shape.launch(self.tuning.forward)
+        programs = min(shape.tokens, _programs(state.device, self.tuning.forward))
+        with _on(state.device):
+            _kernels().forward_kernel[(programs,)](
+                state, data if shape.writes else None, *shape.keys(), out, shape.tokens, site.eps,
+                *shape.data_strides, *out.stride(),
+                R=shape.R, BR=_padded(shape.R), WRITES=shape.writes, **sizes, **self._common(shape), **options,
+            )  # fmt: skip
+
+    def backward_(
+        self,
+        state: Tensor,
+        grad_state: Tensor,
+        data: Tensor | None,
+        site: Site,
+        grad_out: Tensor,
+        grad_data: Tensor | None,
+    ) -> SiteGradients:
+        """See `Exchange`."""
+        assert grad_state.dtype == torch.float32
+        assert grad_state.is_contiguous()
+        shape = _Shape(state, data, site, grad_out)
+        sizes, options = shape.launch(self.tuning.backward)
+        programs, blocks = min(shape.tokens, _programs(state.device, self.tuning.backward)), sizes["BLOCKS"]
+        common = self._common(shape)
+        write_keys, read_keys, gain = shape.keys()
+        read_sum = _empty(state, programs, *read_keys.shape)
+        write_sum = _empty(state, programs, *write_keys.shape) if write_keys is not None else None
+        gain_sum = _empty(state, programs, *gain.shape) if gain is not None else None
+        statistics = _empty(state, shape.tokens, 4) if blocks > 1 else None
+        parts = grad_data
+        if grad_data is not None and blocks > 1:
+            parts = _empty(state, blocks, *grad_data.shape)
+        strides = (0, 0, 0) if parts is None else parts.stride()[-3:]
+        with _on(state.device):
+            if blocks > 1:
+                _kernels().statistics_kernel[(programs,)](
+                    state, read_keys, gain, grad_out, statistics, shape.tokens, site.eps, *grad_out.stride(),
+                    **sizes, **common, **options,
+                )  # fmt: skip
+            _kernels().backward_kernel[(programs, blocks)](
+                state, grad_state, data if shape.writes else None, write_keys, read_keys, gain, grad_out, parts,
+                statistics, write_sum, read_sum, gain_sum, shape.tokens, site.eps,
+                *shape.data_strides, *grad_out.stride(), parts.stride(0) if blocks > 1 and parts is not None else 0,
+                *strides,
+                R=shape.R, BR=_padded(shape.R), WRITES=shape.writes, **sizes, **common, **options,
+            )  # fmt: skip
+        if grad_data is not None and parts is not None and blocks > 1:
+            grad_data.copy_(parts.sum(0))
+        return SiteGradients(
+            _total(write_sum, site.write_keys), _added(read_sum, site.read_keys), _total(gain_sum, site.gain)
+        )
+
+    def _common(self, shape: "_Shape") -> dict[str, Any]:
+        return {"GAIN": shape.gain, "CENTRED": shape.centred, "DOT": shape.dot(self.tuning.float32_dot)}
+
+
+class _Shape:
+    """Sizes, strides and precision of one call, checked."""
+
+    def __init__(self, state: Tensor, data: Tensor | None, site: Site, vectors: Tensor):
+        assert state.dtype in (torch.float32, torch.bfloat16), state.dtype
+        assert state.is_contiguous()
+        self.site, self.state_dtype = site, state.dtype
+        self.tokens, self.V, self.K = state.shape
+        self.Q = site.read_keys.shape[0]
+        assert site.read_keys.shape == (self.Q, self.K)
+        assert vectors.shape == (self.tokens, self.V, self.Q)
+        self.writes = data is not None and site.write_keys is not None
+        self.data_strides: tuple[int, ...] = (0, 0, 0)
+        self.R = 1
+        if data is not None and site.write_keys is not None:
+            self.R = data.shape[2]
+            assert data.shape[:2] == state.shape[:2]
+            assert site.write_keys.shape == (self.K, self.R)
+            self.data_strides = data.stride()
+        self.dtypes = {state.dtype, vectors.dtype} | ({data.dtype} if data is not None else set())
+        self.interpreted = state.device.type != "cuda"
+        self.centred = site.norm == "layernorm"
+        self.gain = "none" if site.gain is None else "row" if site.gain.ndim == 1 else "full"
+
+    def keys(self) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Storage keys (None where nothing is written), retrieval keys and gain, contiguous."""
+        site = self.site
+        write = site.write_keys.contiguous() if self.writes and site.write_keys is not None else None
+        return write, site.read_keys.contiguous(), None if site.gain is None else site.gain.contiguous()
+
+    def dot(self, float32_dot: str) -> str:
+        """How the kernels' products round their operands."""
+        if torch.bfloat16 in self.dtypes:
+            return "rounded" if self.interpreted else "bf16"
+        return float32_dot
+
+    def launch(self, launch: Launch) -> tuple[dict[str, int], dict[str, int]]:
+        """Sizes of the tile, and the launch options that go with it."""
+        BV, BK = _padded(self.V), _padded(self.K)
+        BK = max(16, min(BK, launch.cells // BV))
+        sizes = {"V": self.V, "K": self.K, "Q": self.Q, "BV": BV, "BK": BK, "BQ": _padded(self.Q)}
+        blocks = -(-self.K // BK)
+        warps = min(16, max(4, BV * BK // launch.cells_per_warp))
+        # Pipelined loads would overtake the stores of the same token that the second round has to see.
+        stages = launch.stages if blocks == 1 else 1
+        return {**sizes, "BLOCKS": blocks}, {"num_warps": warps, "num_stages": stages}
+
+
+def _kernels() -> ModuleType:
+    from widestream.kernels import exchange_triton_kernels
+
+    return exchange_triton_kernels
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs in its interpreter, as it decides at its import."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(_kernels().forward_kernel, InterpretedFunction)
+
+
+def _padded(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _programs(device: torch.device, launch: Launch) -> int:
+    if device.type != "cuda":
+        return INTERPRETER_PROGRAMS
+    return launch.programs * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _on(device: torch.device) -> Any:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device if device.type == "cuda" else -1)
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _added(sums: Tensor, like: Tensor) -> Tensor:
+    return sums.sum(0).to(like.dtype)
+
+
+def _total(sums: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return None if sums is None or like is None else _added(sums, like)

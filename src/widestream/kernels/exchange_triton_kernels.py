@@ -1,0 +1,260 @@
+"""The exchange of `exchange.py` as Triton kernels, launched by `exchange_triton`.
+
+A program takes tokens p, p + P, p + 2 P, ... of P programs, one at a time, and holds that token's tile [V, K] of the
+state in registers: it is read once, written once, and everything else of an exchange happens in between. Keys and gain
+are loaded before the first token. Sums over tokens stay in registers until the last one; a program then stores its own,
+and torch adds up those of all programs in a fixed order. There are no atomics, so a gradient is the same every time.
+
+A tile that does not fit registers is cut along K into BLOCKS. Then statistics need the whole tile before any part of it
+can be read: forward, one program goes over the blocks twice; backward, `statistics_kernel` goes first and every program
+of `backward_kernel` owns one block.
+
+Letters: N tokens, V, K axes of the state, R data vectors written, Q read. BV, BK, BR, BQ are those sizes (K: of a
+block) padded to powers of two of at least 16, as `tl.dot` needs; pads are loaded as zeros and never stored.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _load(base, rows, columns, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile [rows, columns], zero outside of [ROWS, COLUMNS]."""
+    inside = (rows[:, None] < ROWS) & (columns[None, :] < COLUMNS)
+    return tl.load(base + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=inside, other=0.0)
+
+
+@triton.jit
+def _store(base, tile, rows, columns, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store what of a tile lies inside of [ROWS, COLUMNS], in the target's precision."""
+    inside = (rows[:, None] < ROWS) & (columns[None, :] < COLUMNS)
+    at = base + rows[:, None] * row_stride + columns[None, :] * column_stride
+    tl.store(at, tile.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _load_gain(gain, v, k, V: tl.constexpr, K: tl.constexpr, GAIN: tl.constexpr):
+    """Gain of a tile: [BV, BK], [1, BK], or one where there is none."""
+    if GAIN == "full":
+        tile = _load(gain, v, k, K, 1, V, K).to(tl.float32)
+    elif GAIN == "row":
+        tile = tl.load(gain + k[None, :], mask=k[None, :] < K, other=0.0).to(tl.float32)
+    else:
+        tile = tl.full([1, 1], 1.0, tl.float32)
+    return tile
+
+
+@triton.jit
+def _nearest_bf16(x):
+    """Round to the nearest bfloat16, as a GPU does it; the interpreter's own conversion cuts off instead."""
+    bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _dot(a, b, DOT: tl.constexpr):
+    """A product with float32 sums.
+
+    DOT "bf16" rounds its operands; "rounded" does the same for Triton's interpreter, which would multiply the bits of
+    bfloat16 numbers; anything else is `tl.dot`'s `input_precision` for float32 operands.
+    """
+    if DOT == "bf16":
+        product = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+    elif DOT == "rounded":
+        product = tl.dot(_nearest_bf16(a), _nearest_bf16(b), input_precision="ieee")
+    else:
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=DOT)
+    return product
+
+
+@triton.jit
+def _sum(tile):
+    return tl.sum(tl.sum(tile, axis=1), axis=0)
+
+
+@triton.jit
+def _away(x, shift, v, k, V: tl.constexpr, K: tl.constexpr):
+    """Distance from `shift`, zero in the pads."""
+    inside = (v[:, None] < V) & (k[None, :] < K)
+    return tl.where(inside, x - shift, 0.0)
+
+
+@triton.jit
+def _rate(total, square, eps, CELLS: tl.constexpr, CENTRED: tl.constexpr):
+    """One over the standard deviation (root mean square), from sums of distances from a shift near the mean."""
+    variance = square / CELLS
+    if CENTRED:
+        variance -= (total / CELLS) * (total / CELLS)
+    return tl.rsqrt(variance + eps)
+
+
+@triton.jit
+def forward_kernel(
+    state, data, write_keys, read_keys, gain, out, tokens, eps,
+    data_n, data_v, data_r, out_n, out_v, out_q,
+    V: tl.constexpr, K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
+    BV: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr,
+    BLOCKS: tl.constexpr, WRITES: tl.constexpr, GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Write, statistics, gain and read. Grid: (P,)."""
+    v, r, q = tl.arange(0, BV), tl.arange(0, BR), tl.arange(0, BQ)
+    if BLOCKS == 1:
+        k = tl.arange(0, BK)
+        if WRITES:
+            store_at = _load(write_keys, k, r, R, 1, K, R)
+        gains = _load_gain(gain, v, k, V, K, GAIN)
+        retrieve_at = _load(read_keys, q, k, K, 1, Q, K)
+    for step in range(tl.program_id(0), tokens, tl.num_programs(0)):
+        n = tl.cast(step, tl.int64)
+        own = state + n * (V * K)
+        if WRITES:
+            written = _load(data + n * data_n, v, r, data_v, data_r, V, R)
+        shift, total, square = 0.0, 0.0, 0.0
+        for block in tl.static_range(BLOCKS):  # pyright: ignore[reportGeneralTypeIssues]
+            k = block * BK + tl.arange(0, BK)
+            x = _load(own, v, k, K, 1, V, K).to(tl.float32)
+            if WRITES:
+                if BLOCKS > 1:
+                    store_at = _load(write_keys, k, r, R, 1, K, R)
+                x += _dot(written, tl.trans(store_at), DOT)
+                x = x.to(state.dtype.element_ty).to(tl.float32)  # what later exchanges will find
+                _store(own, x, v, k, K, 1, V, K)
+            if CENTRED and block == 0:
+                shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)  # near the mean: squares below do not cancel
+            away = _away(x, shift, v, k, V, K)
+            total += _sum(away)
+            square += _sum(away * away)
+        rate = _rate(total, square, eps, V * K, CENTRED)
+        mean = shift + total / (V * K) if CENTRED else 0.0
+        if BLOCKS > 1:
+            tl.debug_barrier()  # another thread may have stored what is loaded again now
+        read = tl.zeros([BV, BQ], tl.float32)
+        for block in tl.static_range(BLOCKS):
+            if BLOCKS > 1:
+                k = block * BK + tl.arange(0, BK)
+                x = _load(own, v, k, K, 1, V, K).to(tl.float32)
+                gains = _load_gain(gain, v, k, V, K, GAIN)
+                retrieve_at = _load(read_keys, q, k, K, 1, Q, K)
+            read += _dot((x - mean) * rate * gains, tl.trans(retrieve_at), DOT)
+        _store(out + n * out_n, read, v, q, out_v, out_q, V, Q)
+
+
+@triton.jit
+def statistics_kernel(
+    state, read_keys, gain, grad_out, statistics, tokens, eps,
+    grad_n, grad_v, grad_q,
+    V: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
+    BV: tl.constexpr, BK: tl.constexpr, BQ: tl.constexpr,
+    BLOCKS: tl.constexpr, GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """What `backward_kernel` must know of whole tiles, [N, 4]: see `_project`. Grid: (P,)."""
+    v, q = tl.arange(0, BV), tl.arange(0, BQ)
+    for step in range(tl.program_id(0), tokens, tl.num_programs(0)):
+        n = tl.cast(step, tl.int64)
+        grad_read = _load(grad_out + n * grad_n, v, q, grad_v, grad_q, V, Q)
+        shift, total, square, slope, product = 0.0, 0.0, 0.0, 0.0, 0.0
+        for block in tl.static_range(BLOCKS):
+            k = block * BK + tl.arange(0, BK)
+            x = _load(state + n * (V * K), v, k, K, 1, V, K).to(tl.float32)
+            if CENTRED and block == 0:
+                shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)
+            away = _away(x, shift, v, k, V, K)
+            grad = _dot(grad_read, _load(read_keys, q, k, K, 1, Q, K), DOT) * _load_gain(gain, v, k, V, K, GAIN)
+            total += _sum(away)
+            square += _sum(away * away)
+            slope += _sum(grad)
+            product += _sum(grad * away)
+        mean, rate, slope, along = _project(shift, total, square, slope, product, eps, V * K, CENTRED)
+        tl.store(statistics + n * 4 + 0, mean)
+        tl.store(statistics + n * 4 + 1, rate)
+        tl.store(statistics + n * 4 + 2, slope)
+        tl.store(statistics + n * 4 + 3, along)
+
+
+@triton.jit
+def _project(shift, total, square, slope, product, eps, CELLS: tl.constexpr, CENTRED: tl.constexpr):
+    """From sums over a tile: mean, rate, and the means of g and of g * normed, g the gradient of the normed tile.
+
+    The gradient of the tile is (g - mean g - normed * mean(g * normed)) * rate, without `mean g` for RMSNorm.
+    """
+    rate = _rate(total, square, eps, CELLS, CENTRED)
+    if CENTRED:
+        mean = shift + total / CELLS
+        along = (product - slope * (total / CELLS)) / CELLS * rate
+        slope = slope / CELLS
+    else:
+        mean = total * 0.0
+        along = product / CELLS * rate
+        slope = slope * 0.0
+    return mean, rate, slope, along
+
+
+@triton.jit
+def backward_kernel(
+    state, grad_state, data, write_keys, read_keys, gain, grad_out, grad_data, statistics,
+    sum_write, sum_read, sum_gain, tokens, eps,
+    data_n, data_v, data_r, grad_n, grad_v, grad_q, block_d, grad_data_n, grad_data_v, grad_data_r,
+    V: tl.constexpr, K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
+    BV: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr,
+    BLOCKS: tl.constexpr, WRITES: tl.constexpr, GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """All gradients, and the state before the write. Grid: (P, BLOCKS).
+
+    `statistics` [N, 4] is used if there is more than one block. `grad_data` is strided [N, V, R], a block's part of it
+    `block_d` further on. Sums over a program's tokens go to `sum_write` [P, K, R], `sum_read` [P, Q, K] and `sum_gain`
+    [P, V, K] or [P, K].
+    """
+    program = tl.program_id(0)
+    block = tl.program_id(1)
+    v, r, q = tl.arange(0, BV), tl.arange(0, BR), tl.arange(0, BQ)
+    k = block * BK + tl.arange(0, BK)
+    if WRITES:
+        store_at = _load(write_keys, k, r, R, 1, K, R)
+        own_write = tl.zeros([BK, BR], tl.float32)
+    gains = _load_gain(gain, v, k, V, K, GAIN)
+    retrieve_at = _load(read_keys, q, k, K, 1, Q, K)
+    own_read = tl.zeros([BQ, BK], tl.float32)
+    if GAIN == "full":
+        own_gain = tl.zeros([BV, BK], tl.float32)
+    if GAIN == "row":
+        own_gain = tl.zeros([BK], tl.float32)
+    for step in range(program, tokens, tl.num_programs(0)):
+        n = tl.cast(step, tl.int64)
+        at = n * (V * K)
+        x = _load(state + at, v, k, K, 1, V, K).to(tl.float32)
+        grad_read = _load(grad_out + n * grad_n, v, q, grad_v, grad_q, V, Q)
+        grad_gained = _dot(grad_read, retrieve_at, DOT)
+        grad = grad_gained * gains
+        if BLOCKS == 1:
+            shift = _sum(x) / (V * K) if CENTRED else 0.0
+            away = _away(x, shift, v, k, V, K)
+            mean, rate, slope, along = _project(
+                shift, _sum(away), _sum(away * away), _sum(grad), _sum(grad * away), eps, V * K, CENTRED
+            )
+        else:
+            mean = tl.load(statistics + n * 4 + 0)
+            rate = tl.load(statistics + n * 4 + 1)
+            slope = tl.load(statistics + n * 4 + 2)
+            along = tl.load(statistics + n * 4 + 3)
+        normed = (x - mean) * rate
+        own_read += _dot(tl.trans(grad_read), normed * gains, DOT)
+        if GAIN == "full":
+            own_gain += grad_gained * normed
+        if GAIN == "row":
+            own_gain += tl.sum(grad_gained * normed, axis=0)
+        grad = _load(grad_state + at, v, k, K, 1, V, K) + (grad - slope - normed * along) * rate
+        _store(grad_state + at, grad, v, k, K, 1, V, K)
+        if WRITES:
+            written = _load(data + n * data_n, v, r, data_v, data_r, V, R)
+            own_write += _dot(tl.trans(grad), written, DOT)
+            grad_written = _dot(grad, store_at, DOT)
+            _store(grad_data + block * block_d + n * grad_data_n, grad_written, v, r, grad_data_v, grad_data_r, V, R)
+            _store(state + at, x - _dot(written, tl.trans(store_at), DOT), v, k, K, 1, V, K)
+    _store(sum_read + program * (Q * K), own_read, q, k, K, 1, Q, K)
+    if WRITES:
+        _store(sum_write + program * (K * R), own_write, k, r, R, 1, K, R)
+    if GAIN == "full":
+        _store(sum_gain + program * (V * K), own_gain, v, k, K, 1, V, K)
+    if GAIN == "row":
+        tl.store(sum_gain + program * K + k, own_gain, mask=k < K)
