@@ -4,7 +4,7 @@ import importlib
 
 import typer
 
-VERBS = ("train", "sample", "compare", "summary", "streams", "data", "demo")
+VERBS = ("train", "sample", "compare", "summary", "streams", "data", "bench", "demo")
 
 
 def build_app() -> typer.Typer:

@@ -59,7 +59,8 @@ def generate(
         stop: a token that ends the text; it is not returned.
         num_ids: ids of the tokenizer, where the model has more rows than that; the others are never drawn.
         use_cache: keep keys and values of earlier tokens; without it every token is computed afresh.
-        precision, compiled: see `Decoding`; for bfloat16 the weights had better been cast by `cast_weights`.
+        precision: `float32` or `bf16`; for the latter, `cast_weights` saves casting them for every token.
+        compiled: see `Decoding`.
 
     Returns:
         At most `config.max_new_tokens` ids; fewer where the context is full or `stop` is drawn.
