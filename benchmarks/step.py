@@ -12,52 +12,23 @@ positions and LayerNorm; `vector` here has the tied head too, so that all hold t
 import argparse
 import importlib.util
 import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from widestream.config import build
-from widestream.nn.config import ModelConfig
-from widestream.nn.model import build_model
-from widestream.train.config import OptimizerConfig
-from widestream.train.machine import describe_machine
-from widestream.train.optim import build_optimizer, clip_gradients
-
-Step = Callable[[torch.Tensor, torch.Tensor], None]
+from widestream.bench.models import ModelSettings, Sizes, build_measured, model_config
+from widestream.bench.paired import medians, ratios
+from widestream.bench.record import make_record
+from widestream.bench.step import Step, StepSettings, own_step, time_steps
+from widestream.train.machine import autocast
 
 
-def model_config(args: argparse.Namespace, stream: dict[str, object], tied: bool) -> ModelConfig:
-    """The transformer's sizes with any stream; attention as GPT-2 has it."""
-    values = {
-        "vocab_size": args.vocab, "context": args.context, "num_layers": args.layers, "num_heads": args.heads,
-        "head_dim": args.head_dim, "mlp_dim": 4 * args.heads * args.head_dim, "stream": stream, "tied_head": tied,
-        "upcast_attention": False, "inverse_layer_scaling": False, "init": {"scheme": "normal", "std": 0.02},
-    }  # fmt: skip
-    return build(ModelConfig, values, "model")
-
-
-def ours(args: argparse.Namespace, stream: dict[str, object], tied: bool) -> Step:
+def ours(args: argparse.Namespace, settings: StepSettings, stream: dict[str, object], tied: bool) -> Step:
     """A step of this package."""
-    model = build_model(model_config(args, stream, tied), device=args.device)
-    if args.compile:
-        model.compile_blocks()
-    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-4))
-    parameters = list(model.parameters())
-
-    def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
-        with autocast(args):
-            loss = model.loss(tokens, targets).total
-        loss.backward()
-        clip_gradients(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    config = model_config(settings.models.sizes, stream, tied)
+    return own_step(build_measured(config, settings.models, torch.device(args.device)), args.precision)
 
 
 def theirs(args: argparse.Namespace, model: torch.nn.Module, loss_of: Callable[..., torch.Tensor]) -> Step:
@@ -67,7 +38,7 @@ def theirs(args: argparse.Namespace, model: torch.nn.Module, loss_of: Callable[.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
 
     def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
-        with autocast(args):
+        with autocast(torch.device(args.device), args.precision):
             loss = loss_of(run, tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -103,35 +74,6 @@ def hugging_face(args: argparse.Namespace) -> Step:
     return theirs(args, GPT2LMHeadModel(config), lambda model, tokens, targets: model(tokens, labels=tokens).loss)
 
 
-def autocast(args: argparse.Namespace) -> torch.autocast:
-    """Mixed precision, the same for all."""
-    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
-
-
-def measure(args: argparse.Namespace, steps: dict[str, Step]) -> dict[str, list[float]]:
-    """Seconds of every candidate's step in every round, after warm-up."""
-    generator = torch.Generator().manual_seed(0)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(-args.warmup, args.rounds):
-        ids = torch.randint(args.vocab, (args.batch, args.context + 1), generator=generator).to(args.device)
-        names = list(steps)
-        shift = round_ % len(names)
-        for name in names[shift:] + names[:shift]:
-            synchronize(args)
-            start = time.perf_counter()
-            steps[name](ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-            synchronize(args)
-            if round_ >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def synchronize(args: argparse.Namespace) -> None:
-    """Wait for the device."""
-    if args.device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,42 +93,43 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def settings_of(args: argparse.Namespace) -> StepSettings:
+    """The same for the package's own models."""
+    sizes = Sizes(
+        num_layers=args.layers, num_heads=args.heads, head_dim=args.head_dim, vocab_size=args.vocab,
+        context=args.context, batch_size=args.batch,
+    )  # fmt: skip
+    models = ModelSettings(
+        sizes=sizes, key_dims=tuple(args.key_dims), device=args.device, precision=args.precision,
+        threads=args.threads, compile=args.compile,
+    )  # fmt: skip
+    return StepSettings(models=models, rounds=args.rounds, warmup=args.warmup)
+
+
 def main() -> None:
     """Time, print, and write JSON if asked."""
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
-    steps: dict[str, Step] = {"vector": ours(args, {"kind": "vector"}, tied=True)}
-    steps["vector-untied"] = ours(args, {"kind": "vector"}, tied=False)
+    settings = settings_of(args)
+    steps: dict[str, Step] = {"vector": ours(args, settings, {"kind": "vector"}, tied=True)}
+    steps["vector-untied"] = ours(args, settings, {"kind": "vector"}, tied=False)
     for key_dim in args.key_dims:
-        steps[f"matrix-{key_dim}-untied"] = ours(args, {"kind": "matrix", "key_dim": key_dim}, tied=False)
+        stream = {"kind": "matrix", "key_dim": key_dim}
+        steps[f"matrix-{key_dim}-untied"] = ours(args, settings, stream, tied=False)
     if args.nanogpt:
         steps["nanogpt"] = nanogpt(args)
     if args.hf:
         steps["hf-gpt2"] = hugging_face(args)
-    seconds = measure(args, steps)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ratios = {
-        name: {
-            reference: statistics.median(a / b for a, b in zip(seconds[name], seconds[reference], strict=True))
-            for reference in seconds
-            if reference != name
-        }
-        for name in seconds
-    }
+    device = torch.device(args.device)
+    seconds = time_steps(steps, settings.models.sizes, args.rounds, args.warmup, device)
+    middle, relative = medians(seconds), ratios(seconds, seconds)
     print(f"{'candidate':20s} {'median s':>9s} {'min s':>9s}   median ratio to " + ", ".join(seconds))
     for name, values in seconds.items():
-        row = "  ".join(f"{ratios[name].get(reference, 1.0):5.3f}" for reference in seconds)
-        print(f"{name:20s} {medians[name]:9.4f} {min(values):9.4f}   {row}")
+        row = "  ".join(f"{relative[name].get(reference, 1.0):5.3f}" for reference in seconds)
+        print(f"{name:20s} {middle[name]:9.4f} {min(values):9.4f}   {row}")
     if args.json:
-        record = {
-            "setting": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
-            "machine": describe_machine(torch.device(args.device)),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "seconds": seconds, "medians": medians, "ratios": ratios,
-        }  # fmt: skip
-        record["setting"].pop("json")
-        record["setting"]["nanogpt"] = bool(args.nanogpt)
+        record = make_record("step", settings, device, seconds=seconds, medians=middle, ratios=relative)
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

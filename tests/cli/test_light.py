@@ -15,7 +15,10 @@ def modules_after(code: str) -> set[str]:
     return set(result.stdout.partition("MODULES")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["data", "prepare", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["data", "prepare", "--help"], ["bench", "decode", "--help"], ["--version"]],
+)
 def test_help_imports_nothing_heavy(arguments):
     run = "from widestream.cli import main\ntry: main()\nexcept SystemExit: pass"
     loaded = modules_after(f"import sys; sys.argv = ['widestream', *{arguments}]\n{run}")

@@ -146,3 +146,15 @@ def test_batch_moves_as_a_whole(heldout):
     batch = next(eval_batches(heldout, 8, 2)).to("meta")
     parts = (batch.tokens, batch.targets, batch.segments, batch.weights)
     assert all(part is not None and part.device.type == "meta" for part in parts)
+
+
+def test_a_batch_is_pinned_for_a_gpu_alone(heldout, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    batch = next(iter(eval_batches(heldout, 8, 2)))
+    assert batch.ready_for(torch.device("cpu")) is batch
+    assert not pinned
+    batch.ready_for(torch.device("cuda"))
+    assert [id(tensor) for tensor in pinned] == [
+        id(tensor) for tensor in (batch.tokens, batch.targets, batch.segments, batch.weights)
+    ]

@@ -1,7 +1,7 @@
 """`widestream sample`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,14 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     cache: Annotated[bool, typer.Option(help="Keep keys and values of earlier tokens; the text is the same.")] = True,
+    precision: Annotated[
+        Literal["float32", "bf16"],
+        typer.Option(help="bf16 halves what is read per token; its rounding may change tokens."),
+    ] = "float32",
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the step: worth it from some hundred tokens on; the text is the same."),
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: where the run was trained.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -28,7 +36,7 @@ def sample(
     from widestream.generate.sampling import SamplingConfig
 
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    found = sample_run(run, prompt, config, device=device, use_cache=cache)
+    found = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)
     print(json.dumps({**asdict(found), **asdict(config)}, ensure_ascii=False) if as_json else found.prompt + found.text)
 
 

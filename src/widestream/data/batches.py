@@ -28,6 +28,17 @@ class Batch:
     weights: torch.Tensor | None = None
     """float32 [B, T], 0 where a target does not count; None: all count."""
 
+    def ready_for(self, device: torch.device) -> "Batch":
+        """The batch in memory from which `to` copies it to `device` while host and device go on; on a CPU itself."""
+        if device.type != "cuda":
+            return self
+        return Batch(
+            tokens=self.tokens.pin_memory(),
+            targets=self.targets.pin_memory(),
+            segments=self.segments.pin_memory(),
+            weights=None if self.weights is None else self.weights.pin_memory(),
+        )
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
         return Batch(

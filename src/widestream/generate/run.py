@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from widestream.errors import UserError
+from widestream.generate.decoding import cast_weights
 from widestream.generate.sampling import SamplingConfig, generate
 from widestream.train.folder import load_config, load_model, load_run_tokenizer
 from widestream.train.parallel import find_device
@@ -36,8 +37,10 @@ def sample_run(
     device: str | None = None,
     use_cache: bool = True,
     keep: bool = False,
+    precision: str = "float32",
+    compiled: bool = False,
 ) -> Sample:
-    """Continue `prompt` with a run's newest complete checkpoint, in float32.
+    """Continue `prompt` with a run's newest complete checkpoint.
 
     A document boundary stands in front of the prompt, as in training; a drawn boundary ends the text.
 
@@ -48,6 +51,8 @@ def sample_run(
         device: where to compute; default: where the run was trained.
         use_cache: see `generate`.
         keep: append the sample to the run's samples.jsonl.
+        precision: `float32` or `bf16`.
+        compiled: see `Decoding`.
 
     Raises:
         UserError: no run, no checkpoint, no tokenizer, or a prompt that does not fit or is no text.
@@ -61,7 +66,17 @@ def sample_run(
     if run_config.train.threads is not None:
         torch.set_num_threads(run_config.train.threads)
     ids = [tokenizer.boundary_id, *tokenizer.encode_batch([prompt])[0].tolist()]
-    new = generate(model, ids, config, stop=tokenizer.boundary_id, num_ids=tokenizer.vocab_size, use_cache=use_cache)
+    cast_weights(model, precision)
+    new = generate(
+        model,
+        ids,
+        config,
+        stop=tokenizer.boundary_id,
+        num_ids=tokenizer.vocab_size,
+        use_cache=use_cache,
+        precision=precision,
+        compiled=compiled,
+    )
     sample = Sample(prompt, tokenizer.decode(new), found.step, len(new))
     if keep:
         row = {**asdict(sample), **asdict(config)}

@@ -1,12 +1,15 @@
 """Continue a prompt token by token, with a KV cache that changes no token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from widestream.errors import UserError
+from widestream.generate.decoding import Decoding
 from widestream.nn.decoder import Decoder
+from widestream.train.machine import autocast
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,8 @@ def generate(
     stop: int | None = None,
     num_ids: int | None = None,
     use_cache: bool = True,
+    precision: str = "float32",
+    compiled: bool = False,
 ) -> list[int]:
     """New tokens after `prompt`.
 
@@ -54,6 +59,8 @@ def generate(
         stop: a token that ends the text; it is not returned.
         num_ids: ids of the tokenizer, where the model has more rows than that; the others are never drawn.
         use_cache: keep keys and values of earlier tokens; without it every token is computed afresh.
+        precision: `float32` or `bf16`; for the latter, `cast_weights` saves casting them for every token.
+        compiled: see `Decoding`.
 
     Returns:
         At most `config.max_new_tokens` ids; fewer where the context is full or `stop` is drawn.
@@ -62,20 +69,34 @@ def generate(
         UserError: the prompt is empty, leaves no room in the context, or holds an unknown id.
     """
     check_prompt(model, prompt)
+    if compiled and not use_cache:
+        raise UserError("A compiled step needs the cache; leave out --no-cache or --compile.")
     room = min(config.max_new_tokens, model.config.context - len(prompt))
     generator = torch.Generator().manual_seed(config.seed)
     device = model.head_weight().device
-    cache = model.new_cache(1, len(prompt) + room) if use_cache else None
+    decode = _uncached(model, precision)
+    if use_cache:
+        decode = Decoding(model, 1, len(prompt) + room, precision=precision, compiled=compiled)
     tokens, fresh = list(prompt), list(prompt)
     for _ in range(room):
         ids = torch.tensor([fresh if use_cache else tokens], device=device)
-        logits = model.logits(model(ids, cache=cache)[:, -1])[0, :num_ids].float().cpu()
+        logits = decode(ids)[0, :num_ids].float().cpu()
         token = choose(logits, config, generator)
         if token == stop:
             break
         tokens.append(token)
         fresh = [token]
     return tokens[len(prompt) :]
+
+
+def _uncached(model: Decoder, precision: str) -> Callable[[Tensor], Tensor]:
+    """Logits [B, V] behind the last of tokens [B, T], which are all there are."""
+
+    def decode(tokens: Tensor) -> Tensor:
+        with autocast(tokens.device, precision):
+            return model.logits(model(tokens)[:, -1])
+
+    return decode
 
 
 def check_prompt(model: Decoder, prompt: list[int]) -> None:

@@ -129,7 +129,7 @@ class BareAttention(torch.nn.Module):
         if context.rotary is not None:
             q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         if context.cache is not None:
-            k, v = context.cache.append(self.slot, k, v)
+            k, v = context.cache.append(self.slot, k, v, context.positions if context.fixed else None)
         mask = context.masks[self.window]
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)

@@ -25,20 +25,37 @@ class KVCache:
         device: torch.device,
         one_value: bool = False,
     ):
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_slots)]
-        values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(1 if one_value else num_slots)]
+        # Zeros, since a step of fixed shape multiplies what is not filled yet by a weight of 0, and 0 times NaN is NaN.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_slots)]
+        values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(1 if one_value else num_slots)]
         self.values = values * num_slots if one_value else values
         self.memory: dict[str, Tensor] = {}
         """A stream's own, by name."""
         self.length = 0
         self.capacity = shape[2]
 
-    def append(self, slot: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v [B, H, T, D_h] behind what is there; returns all keys and values so far."""
+    def append(self, slot: int, k: Tensor, v: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Store k, v [B, H, T, D_h] behind what is there; returns all keys and values so far.
+
+        With `positions` [T] they are stored there, and all that there is room for is returned, filled or not: then
+        nothing depends on how many tokens there are, and a step can be compiled or captured once for all of them.
+        """
+        keys, values = self.keys[slot], self.values[slot]
+        if positions is not None:
+            return keys.index_copy_(2, positions, k.to(keys.dtype)), values.index_copy_(
+                2, positions, v.to(values.dtype)
+            )
         end = self.length + k.shape[2]
-        self.keys[slot][:, :, self.length : end] = k
-        self.values[slot][:, :, self.length : end] = v
-        return self.keys[slot][:, :, :end], self.values[slot][:, :, :end]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def remember(self, name: str, value: Tensor) -> None:
+        """Keep a stream's `value` for the next tokens, where the last one lay."""
+        if name in self.memory:
+            self.memory[name].copy_(value)
+        else:
+            self.memory[name] = value.clone()  # a slice would keep alive what it was cut from
 
     def advance(self, num_tokens: int) -> None:
         """Count tokens as stored, once all layers have them."""

@@ -29,6 +29,8 @@ class Context:
     """Cosines and sines of the tokens' rotary angles."""
     cache: KVCache | None = None
     """What earlier tokens left behind, when sampling."""
+    fixed: bool = False
+    """Whether no shape may depend on how many tokens the cache holds: attention then sees all of its room, masked."""
     shared: dict[str, Tensor] = field(default_factory=dict)
     """What one block leaves for later ones, by name (the first layer's values)."""
 
@@ -40,6 +42,7 @@ def make_context(
     mask: Tensor | None = None,
     cache: KVCache | None = None,
     windows: Iterable[Window] = (None,),
+    fixed: bool = False,
 ) -> Context:
     """Build masks, biases and angles.
 
@@ -50,11 +53,12 @@ def make_context(
         mask: allowed (query, key) pairs [B, T, T] bool, instead of causal and same document.
         cache: earlier tokens.
         windows: those of the model's attention blocks.
+        fixed: see `Context`; needs a cache.
     """
     segments = segments if config.document_mask else None
-    masks = {window: _mask(config, positions, segments, mask, cache, window) for window in windows}
+    masks = {window: _mask(config, positions, segments, mask, cache, window, fixed) for window in windows}
     rotary = rotary_angles(positions, config.head_dim, config.rotary_base) if config.positions == "rotary" else None
-    return Context(positions, segments, masks, rotary, cache)
+    return Context(positions, segments, masks, rotary, cache, fixed)
 
 
 def _mask(
@@ -64,14 +68,15 @@ def _mask(
     mask: Tensor | None,
     cache: KVCache | None,
     window: Window,
+    fixed: bool,
 ) -> Tensor | None:
-    start = cache.length if cache else 0
-    keys = torch.arange(start + len(positions), device=positions.device)
+    keys = torch.arange(_num_keys(positions, cache, fixed), device=positions.device)
+    one_sees_all = len(positions) == 1 and not fixed  # the last token, of keys that end with its own
     if mask is not None:
         mask = mask[:, None]
     elif segments is not None:
         mask = ((segments[:, :, None] == segments[:, None, :]) & (positions[:, None] >= keys[None, :]))[:, None]
-    elif config.positions == "alibi" or start or window is not None:
+    elif config.positions == "alibi" or window is not None or not (one_sees_all or len(keys) == len(positions)):
         mask = (positions[:, None] >= keys[None, :])[None, None]
     if mask is not None and window is not None:
         mask = mask & (positions[:, None] - keys[None, :] < window)
@@ -80,3 +85,9 @@ def _mask(
         bias = alibi_bias(config.num_heads, positions, keys)[None]
         mask = bias.masked_fill(~mask, float("-inf"))
     return mask
+
+
+def _num_keys(positions: Tensor, cache: KVCache | None, fixed: bool) -> int:
+    if cache is None:
+        return len(positions)
+    return cache.capacity if fixed else cache.length + len(positions)

@@ -29,7 +29,7 @@ def causal_convolution(x: Tensor, taps: Tensor, context: Context, name: str, add
         past = x.new_zeros(x.shape[0], num_past, *x.shape[2:])
     both = torch.cat([past, x], dim=1)
     if context.cache is not None:
-        memory[name] = both[:, num_tokens:].clone()  # a slice would keep all of it alive
+        context.cache.remember(name, both[:, num_tokens:])
     total = torch.zeros((), device=x.device, dtype=x.dtype)
     for lag, tap in enumerate(taps):
         piece = both[:, num_past - lag : num_past - lag + num_tokens] * tap

@@ -13,7 +13,7 @@ from widestream.kernels.cross_entropy import linear_cross_entropy
 from widestream.nn.attention import BareAttention, DenseAttention
 from widestream.nn.cache import KVCache
 from widestream.nn.config import ModelConfig
-from widestream.nn.context import Context, make_context
+from widestream.nn.context import Context, Window, make_context
 from widestream.nn.embedding import Embedding
 from widestream.nn.mlp import MLP
 from widestream.nn.roles import Declared, Role, Roles, named_roles, size
@@ -119,8 +119,7 @@ class Decoder(Declared):
         if cache is not None:
             cache.check_room(num_tokens)
         positions = torch.arange(start, start + num_tokens, device=tokens.device)
-        windows = {block.window for block in self.layout if block.kind == "attention"}
-        context = make_context(self.config, positions, segments, mask, cache, windows)
+        context = make_context(self.config, positions, segments, mask, cache, self._windows)
         if self.reversible is not None and (cache is None or not torch.is_grad_enabled()):
             through_depth = self._exchange_and_undo
         else:
@@ -129,6 +128,28 @@ class Decoder(Declared):
         if cache is not None:
             cache.advance(num_tokens)
         return hidden
+
+    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """Logits after one more token, with no shape and no number of the host that changes from token to token.
+
+        It can so be compiled, or captured in a CUDA graph, once for all tokens; `generate.decoding` does both.
+
+        Args:
+            tokens: [B, 1] int64.
+            positions: its position [1] int64.
+            cache: of the tokens before; the caller checks that there is room and calls `advance`.
+
+        Returns:
+            [B, V].
+        """
+        context = make_context(self.config, positions, cache=cache, windows=self._windows, fixed=True)
+        hidden = self._exchange_through_depth(self.embedding(tokens, positions), context)
+        return self.logits(hidden[:, -1])
+
+    @property
+    def _windows(self) -> set[Window]:
+        """How far the attention blocks see."""
+        return {block.window for block in self.layout if block.kind == "attention"}
 
     def _exchange_through_depth(self, embedding: tuple[Tensor, Tensor | None], context: Context) -> Tensor:
         """The whole decoder: write, read, compute; and again.

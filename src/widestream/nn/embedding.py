@@ -35,6 +35,7 @@ class Embedding(Declared):
     def forward(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens [B, T] and their positions [T] -> token vectors [B, T, D], position vectors [1, T, D] or None."""
         token = F.embedding(tokens, self.token)
+        token = token.float() if token.itemsize < 4 else token  # a table shared with the head may be kept in bfloat16
         position = None if self.position is None else F.embedding(positions, self.position)[None]
         if self.multiplier != 1.0:
             token = token * self.multiplier

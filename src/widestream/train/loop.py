@@ -91,7 +91,7 @@ def _upcoming(run: Run) -> Iterator[tuple[int, Batch]]:
     """This process's batches from the run's position on, with their steps; the next one is read in the background."""
 
     def read(step: int) -> Batch:
-        return run.batches.at(step, run.world.rank, run.world.size)
+        return run.batches.at(step, run.world.rank, run.world.size).ready_for(run.world.device)
 
     first, last = run.position.step, run.plan.steps - 1
     with ThreadPoolExecutor(1, "batches") as reader:

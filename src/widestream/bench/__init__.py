@@ -1,0 +1,1 @@
+"""Measurements anyone can run: training step, memory, decoding, kernels, data. Behind `widestream bench`."""

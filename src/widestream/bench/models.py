@@ -1,0 +1,129 @@
+"""The models that are measured: GPT-2's sizes, or others, with any stream, and how they are set up."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from widestream.bench.record import require_counts
+from widestream.config import build
+from widestream.errors import UserError
+from widestream.nn.config import ModelConfig
+from widestream.nn.decoder import Decoder
+from widestream.nn.model import build_model
+from widestream.streams import KINDS, config_class, stream_class
+from widestream.train.machine import choose_precision
+from widestream.train.parallel import find_device
+
+PLAIN = "vector"
+"""The plain transformer's stream, which others are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """Sizes of the model and of a batch. The defaults are GPT-2 small's."""
+
+    num_layers: int = 12
+    """[L] Layers."""
+    num_heads: int = 12
+    """[H; RMT: R] Heads."""
+    head_dim: int = 64
+    """[D_h; RMT: D_v] Width of a head."""
+    vocab_size: int = 50257
+    """[V] Vocabulary."""
+    context: int = 256
+    """[T] Tokens of a window."""
+    batch_size: int = 4
+    """[B] Windows."""
+
+    def __post_init__(self):
+        require_counts(self, **{entry.name: 1 for entry in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """Which models are measured, and how they compute."""
+
+    sizes: Sizes = field(default_factory=Sizes)
+    """Sizes of all of them."""
+    streams: tuple[str, ...] = ("vector", "matrix")
+    """Kinds of stream; `all` stands for all. The first is what the others are compared with."""
+    key_dims: tuple[int, ...] = (32,)
+    """[D_k] Key dims at which every stream that has one is measured."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    precision: str = "auto"
+    """bf16 (autocast), float32, or auto: what the machine multiplies faster."""
+    threads: int | None = None
+    """CPU threads; default: torch's choice."""
+    compile: bool = False
+    """Compile the models."""
+
+    def __post_init__(self):
+        require_counts(self, key_dims=1)
+        if self.threads is not None:
+            require_counts(self, threads=1)
+
+    def resolve(self) -> tuple[torch.device, str]:
+        """Set the threads, and find device and precision.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = find_device(self.device)
+        return device, choose_precision(self.precision, device)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model to measure."""
+
+    name: str
+    """The kind of its stream, with the key dim behind it where it has one: matrix-32."""
+    kind: str
+    """Kind of its stream."""
+    key_dim: int | None
+    """[D_k] Its key dim."""
+    config: ModelConfig
+    """The model's configuration."""
+
+
+def list_candidates(settings: ModelSettings) -> list[Candidate]:
+    """All models that `settings` names, in their order.
+
+    Raises:
+        UserError: an unknown stream, or one that does not take these sizes.
+    """
+    kinds = [kind for name in settings.streams for kind in (KINDS if name == "all" else [name])]
+    if not kinds:
+        raise UserError("No stream is named; give --streams vector,matrix or the like.")
+    found = []
+    for kind in dict.fromkeys(kinds):
+        keyed = any(entry.name == "key_dim" for entry in fields(config_class(kind)))
+        for key_dim in dict.fromkeys(settings.key_dims) if keyed else (None,):
+            fixed = {} if key_dim is None else {"key_dim": key_dim}
+            stream = {"kind": kind, **stream_class(kind).examples[0], **fixed}
+            name = kind if key_dim is None else f"{kind}-{key_dim}"
+            found.append(Candidate(name, kind, key_dim, model_config(settings.sizes, stream)))
+    return found
+
+
+def model_config(sizes: Sizes, stream: dict[str, Any], tied: bool = False) -> ModelConfig:
+    """The transformer's sizes with any stream; attention as GPT-2 has it."""
+    values = {
+        "vocab_size": sizes.vocab_size, "context": sizes.context, "num_layers": sizes.num_layers,
+        "num_heads": sizes.num_heads, "head_dim": sizes.head_dim, "mlp_dim": 4 * sizes.num_heads * sizes.head_dim,
+        "stream": stream, "tied_head": tied, "upcast_attention": False, "inverse_layer_scaling": False,
+        "init": {"scheme": "normal", "std": 0.02},
+    }  # fmt: skip
+    return build(ModelConfig, values, "model")
+
+
+def build_measured(config: ModelConfig, settings: ModelSettings, device: torch.device) -> Decoder:
+    """The model as `bench step` and `bench memory` measure it: the one place where it is set up for training."""
+    model = build_model(config, device=device)
+    if settings.compile:
+        model.compile_blocks()
+    return model

@@ -1,0 +1,143 @@
+"""Time the training step: forward, backward, clipping to norm 1 and AdamW, on random tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from widestream.bench.models import Candidate, ModelSettings, Sizes, build_measured, list_candidates
+from widestream.bench.paired import Seconds, Turn, medians, ratios, take_turns
+from widestream.bench.plots import Panel, lines
+from widestream.bench.record import Outputs, make_record, require_counts
+from widestream.nn.decoder import Decoder
+from widestream.report.bars import BarChart
+from widestream.theory.summary import summarize
+from widestream.train.config import OptimizerConfig
+from widestream.train.machine import autocast, matmul_peak
+from widestream.train.optim import build_optimizer, clip_gradients
+
+Step = Callable[[torch.Tensor, torch.Tensor], None]
+"""A training step on tokens and targets [B, T]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSettings:
+    """What is timed."""
+
+    models: ModelSettings = field(default_factory=ModelSettings)
+    """The models."""
+    rounds: int = 9
+    """Timed rounds."""
+    warmup: int = 2
+    """Rounds before."""
+    together: int = 6
+    """Models held at a time. More than that are timed in groups, each beside the first model."""
+
+    def __post_init__(self):
+        require_counts(self, rounds=1, warmup=0, together=2)
+
+
+def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
+    """Time the step of all models, write what is asked for, and return the record.
+
+    Its `seconds` are those of every group of models that took turns; `medians`, `ratios` (to the first model, within
+    a round) and `mfu` (of the machine's own matmul peak at the same precision) are by model.
+
+    Raises:
+        UserError: settings that cannot be used, or nowhere to write.
+    """
+    outputs.check()
+    candidates = list_candidates(settings.models)
+    device, precision = settings.models.resolve()
+    peak = matmul_peak(device, precision)
+    first, groups = candidates[0], _groups(candidates, settings.together)
+    seconds = [_time_group(group, settings, device, precision) for group in groups]
+    found = {name: value for group in reversed(seconds) for name, value in medians(group).items()}
+    relative = {name: value for group in seconds for name, value in ratios(group, [first.name]).items()}
+    sizes = settings.models.sizes
+    tokens = sizes.batch_size * sizes.context
+    flops = {candidate.name: summarize(candidate.config).train_flops * tokens for candidate in candidates}
+    names = [candidate.name for candidate in candidates]
+    record = make_record(
+        "step", settings, device,
+        precision=precision,
+        matmul_peak_flops_per_s=peak,
+        key_dims={candidate.name: candidate.key_dim for candidate in candidates},
+        seconds=seconds,
+        medians={name: found[name] for name in names},
+        ratios={name: relative[name] for name in names},
+        flops_per_step=flops,
+        mfu={name: flops[name] / found[name] / peak for name in names},
+    )  # fmt: skip
+    outputs.write(record, _panels(record, candidates))
+    return record
+
+
+def _groups(candidates: list[Candidate], together: int) -> list[list[Candidate]]:
+    """The first model beside all the others, so many at a time."""
+    first, others, share = candidates[0], candidates[1:], together - 1
+    return [[first, *others[i : i + share]] for i in range(0, max(1, len(others)), share)]
+
+
+def _time_group(group: list[Candidate], settings: StepSettings, device: torch.device, precision: str) -> Seconds:
+    steps = {
+        candidate.name: own_step(build_measured(candidate.config, settings.models, device), precision)
+        for candidate in group
+    }
+    return time_steps(steps, settings.models.sizes, settings.rounds, settings.warmup, device)
+
+
+def own_step(model: Decoder, precision: str) -> Step:
+    """A step of a model of this package."""
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-4))
+    parameters, device = list(model.parameters()), model.head_weight().device
+
+    def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
+        with autocast(device, precision):
+            loss = model.loss(tokens, targets).total
+        loss.backward()
+        clip_gradients(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def time_steps(steps: dict[str, Step], sizes: Sizes, rounds: int, warmup: int, device: torch.device) -> Seconds:
+    """Time steps that take turns; in a round all see the same random tokens."""
+
+    def turn(step: Step) -> Turn:
+        def ready(round_: int) -> Callable[[], None]:
+            generator = torch.Generator().manual_seed(round_ + warmup)
+            shape = (sizes.batch_size, sizes.context + 1)
+            ids = torch.randint(sizes.vocab_size, shape, generator=generator).to(device)
+            return partial(step, ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+
+        return ready
+
+    return take_turns({name: turn(step) for name, step in steps.items()}, rounds, warmup, device)
+
+
+def _panels(record: dict[str, Any], candidates: list[Candidate]) -> list[Panel]:
+    """Step time against D_k, relative to the first model, and the share of the matmul peak."""
+    found, first = record["medians"], candidates[0]
+    level = None if first.key_dim else (first.name, found[first.name])
+    curves = by_key_dim(candidates, found)
+    panels = lines("Training step against the key dim D_k", "seconds per step (median)", curves, level)
+    relative = {name: next(iter(own.values()), 1.0) for name, own in record["ratios"].items()}
+    title = f"Step time relative to {first.name}"
+    panels.append(BarChart(title=title, x_label="median of paired rounds", values=relative, line_at=1.0))
+    shares = {name: 100 * share for name, share in record["mfu"].items()}
+    panels.append(BarChart(title="Model FLOPs utilisation", x_label="% of the machine's matmul peak", values=shares))
+    return panels
+
+
+def by_key_dim(candidates: list[Candidate], values: dict[str, float]) -> dict[str, list[tuple[float, float]]]:
+    """For every kind of stream with a key dim, (D_k, value) in order of D_k."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for candidate in candidates:
+        if candidate.key_dim is not None:
+            found.setdefault(candidate.kind, []).append((candidate.key_dim, values[candidate.name]))
+    return {kind: sorted(points) for kind, points in found.items()}
