@@ -191,6 +191,7 @@ def test_all_streams_are_candidates():
         (("step", "--layers", "0"), "--layers is 0; it must be at least 1."),
         (("step", "--rounds", "0"), "--rounds is 0; it must be at least 1."),
         (("step", "--streams", ","), "No stream is named"),
+        (("step", "--compile", "--together", "9"), "with --compile it must be at most 8."),
         (("step", "--json", "no/such/folder/x.json"), "The folder no/such/folder does not exist"),
         (("memory", "--device", "abacus"), "is not a device"),
         (("decode", "--prompt", "2000"), "exceed the context of 1024; set --context higher."),

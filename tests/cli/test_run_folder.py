@@ -34,5 +34,7 @@ def test_a_run_is_sampled_without_its_data(tmp_path, monkeypatch, capsys):
     sample = json.loads(capsys.readouterr().out)
     assert sample["prompt"] == "words"
     assert sample["num_tokens"] >= 1
+    widestream(monkeypatch, "sample", str(home / "run"), *arguments, "--precision", "bf16")
+    assert json.loads(capsys.readouterr().out)["num_tokens"] >= 1
     widestream(monkeypatch, "eval", str(home / "run"), "--data", str(home / "elsewhere"), "--device", "cpu", "--json")
     assert json.loads(capsys.readouterr().out)["step"] == 2

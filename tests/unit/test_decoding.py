@@ -53,6 +53,13 @@ def test_one_graph_serves_all_tokens():
     assert decode.cache.length == 19
 
 
+def test_any_number_of_lengths_can_be_compiled():
+    model = build_model(tiny("vector", num_layers=1)).eval()
+    for length in range(8, 20):
+        decode = Decoding(model, 1, length, compiled=True, backend="eager")
+        assert len(greedy(decode, tokens_of(1, 4), 3)[0]) == 3
+
+
 @pytest.mark.slow
 def test_sampling_with_a_compiled_step():
     model = build_model(tiny("matrix"), seed=5).eval()
@@ -86,6 +93,11 @@ def test_cast_weights_compute_as_autocast_does(stream, tied):
     assert {p.dtype for p in model.stream.parameters()} == {torch.float32}
     for a, b in zip(before, after, strict=True):
         assert torch.equal(a, b)
+
+
+def test_wider_weights_stay_wide():
+    model = build_model(tiny("matrix", upcast_attention=False)).double().eval()
+    assert Decoding(model, 1, 5)(tokens_of(1, 4)).dtype == torch.float64
 
 
 def test_float32_casts_nothing():

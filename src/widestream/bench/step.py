@@ -11,6 +11,7 @@ from widestream.bench.models import Candidate, ModelSettings, Sizes, build_measu
 from widestream.bench.paired import Seconds, Turn, medians, ratios, take_turns
 from widestream.bench.plots import Panel, lines
 from widestream.bench.record import Outputs, make_record, require_counts
+from widestream.errors import UserError
 from widestream.nn.decoder import Decoder
 from widestream.report.bars import BarChart
 from widestream.theory.summary import summarize
@@ -20,6 +21,10 @@ from widestream.train.optim import build_optimizer, clip_gradients
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]
 """A training step on tokens and targets [B, T]."""
+
+
+MOST_COMPILED = 8
+"""Variants that torch.compile keeps of one function; it would run further ones uncompiled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +42,8 @@ class StepSettings:
 
     def __post_init__(self):
         require_counts(self, rounds=1, warmup=0, together=2)
+        if self.models.compile and self.together > MOST_COMPILED:
+            raise UserError(f"--together is {self.together}; with --compile it must be at most {MOST_COMPILED}.")
 
 
 def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
@@ -82,6 +89,8 @@ def _groups(candidates: list[Candidate], together: int) -> list[list[Candidate]]
 
 
 def _time_group(group: list[Candidate], settings: StepSettings, device: torch.device, precision: str) -> Seconds:
+    if settings.models.compile:
+        torch._dynamo.reset()  # the variants of earlier groups
     steps = {
         candidate.name: own_step(build_measured(candidate.config, settings.models, device), precision)
         for candidate in group

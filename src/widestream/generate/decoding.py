@@ -3,6 +3,7 @@
 Letters: B sequences, T tokens, V vocabulary.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from widestream.nn.decoder import Decoder
 from widestream.train.machine import DTYPES, autocast
+
+MOST_GRAPHS = 1024
+"""Compiled steps in one process: another one for every model, batch size and length. Torch's own limit is 8."""
+
+_LIMITS: dict[str, Any] = {"recompile_limit": MOST_GRAPHS, "accumulated_recompile_limit": MOST_GRAPHS}
 
 
 class Decoding:
@@ -39,8 +45,9 @@ class Decoding:
         self.model = model
         self.device = model.head_weight().device
         self.precision = precision
-        self.cache = model.new_cache(batch_size, length, DTYPES[precision])
+        self.cache = model.new_cache(batch_size, length, torch.bfloat16 if precision == "bf16" else None)
         self._compiled = _compile(model, self.device, **options) if compiled else None
+        self._steps = 0
         if compiled:
             for tensor in (*self.cache.keys, *self.cache.values):
                 torch._dynamo.mark_static_address(tensor)  # a CUDA graph then updates it in place
@@ -57,7 +64,9 @@ class Decoding:
                 return self.model.logits(self.model(tokens, cache=self.cache)[:, -1])
             self.cache.check_room(1)
             position = torch.full((1,), self.cache.length, device=self.device)
-            logits = self._compiled(tokens, position, self.cache)
+            with torch._dynamo.config.patch(**_LIMITS) if self._steps == 0 else contextlib.nullcontext():
+                logits = self._compiled(tokens, position, self.cache)
+            self._steps += 1
             self.cache.advance(1)
             return logits
 
