@@ -27,6 +27,7 @@ def test_every_part_runs_in_miniature(tmp_path: Path) -> None:
     assert 0 < saved[16] < saved[32]
     assert record["tuning"]
     assert "left_out" not in record
+    assert "failures" not in record
     assert "eager" in done.stdout
 
 

@@ -366,6 +366,9 @@ def test_plans():
     assert describe(plan) == {
         "memory": "writes", "kernel": "ReferenceExchange", "anchors": 2, "state_precision": "bf16",
     }  # fmt: skip
+    assert plan_exchanges(delta, CPU) is None  # possible, but slower
+    assert plan_exchanges(matrix, CPU, kernels="reference") is None
+    assert plan_exchanges(delta, CPU, anchors=1) is not None
     rebuilt = plan_exchanges(delta, CPU, "writes", anchors=1)
     assert rebuilt is not None
     assert (rebuilt.anchors, rebuilt.bf16) == (1, False)

@@ -1,7 +1,7 @@
 """The models that are measured: GPT-2's sizes, or others, with any stream, and how they are set up."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,7 +11,8 @@ from widestream.errors import UserError
 from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
-from widestream.streams import KINDS, config_class, stream_class
+from widestream.streams import config_class, own_kinds, stream_class
+from widestream.streams.reversible import plan_exchanges
 from widestream.train.machine import choose_precision
 from widestream.train.parallel import find_device
 
@@ -58,6 +59,12 @@ class ModelSettings:
     """CPU threads; default: torch's choice."""
     compile: bool = False
     """Compile the models."""
+    stream_memory: Literal["auto", "states", "writes"] = "auto"
+    """What streams keep for the backward pass, as `train.stream_memory`."""
+    kernels: Literal["auto", "reference", "fused"] = "auto"
+    """What computes exchanges, as `train.kernels`."""
+    state_precision: Literal["float32", "bf16"] = "float32"
+    """How a live state is kept, as `train.state_precision`."""
 
     def __post_init__(self):
         require_counts(self, key_dims=1)
@@ -96,7 +103,7 @@ def list_candidates(settings: ModelSettings) -> list[Candidate]:
     Raises:
         UserError: an unknown stream, or one that does not take these sizes.
     """
-    kinds = [kind for name in settings.streams for kind in (KINDS if name == "all" else [name])]
+    kinds = [kind for name in settings.streams for kind in (own_kinds() if name == "all" else [name])]
     if not kinds:
         raise UserError("No stream is named; give --streams vector,matrix or the like.")
     found = []
@@ -124,6 +131,10 @@ def model_config(sizes: Sizes, stream: dict[str, Any], tied: bool = False) -> Mo
 def build_measured(config: ModelConfig, settings: ModelSettings, device: torch.device) -> Decoder:
     """The model as `bench step` and `bench memory` measure it: the one place where it is set up for training."""
     model = build_model(config, device=device)
+    if stream_class(config.stream.kind).spec(config).undo != "no":  # others have nothing to choose
+        model.reversible = plan_exchanges(
+            config, device, settings.stream_memory, 0, settings.kernels, settings.state_precision
+        )
     if settings.compile:
         model.compile_blocks()
     return model

@@ -21,6 +21,15 @@ Precision = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the models.")]
+Memory = Annotated[
+    Literal["auto", "states", "writes"], typer.Option("--stream-memory", help="As train.stream_memory in a recipe.")
+]
+Kernels = Annotated[
+    Literal["auto", "reference", "fused"], typer.Option("--kernels", help="What computes exchanges: train.kernels.")
+]
+State = Annotated[
+    Literal["float32", "bf16"], typer.Option("--state-precision", help="As train.state_precision in a recipe.")
+]
 Rounds = Annotated[int, typer.Option(help="Timed rounds; in each, all take turns.")]
 Warmup = Annotated[int, typer.Option(help="Rounds before the timed ones.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the record here, and its plots beside it.")]
@@ -40,6 +49,9 @@ def step(
     device: Device = "auto",
     threads: Threads = None,
     compiled: Compile = False,
+    stream_memory: Memory = "auto",
+    kernels: Kernels = "auto",
+    state_precision: State = "float32",
     rounds: Rounds = 9,
     warmup: Warmup = 2,
     together: Annotated[int, typer.Option(help="Models held in memory at a time, the first one among them.")] = 6,
@@ -58,7 +70,10 @@ def step(
     from widestream.bench.tables import print_step
 
     sizes = _sizes(layers, heads, head_dim, vocab, context, batch)
-    models = _models(sizes, streams, key_dims, device, precision, threads, compiled)
+    models = _models(
+        sizes, streams, key_dims, device, precision, threads,
+        compile=compiled, stream_memory=stream_memory, kernels=kernels, state_precision=state_precision,
+    )  # fmt: skip
     settings = StepSettings(models=models, rounds=rounds, warmup=warmup, together=together)
     print_step(bench_step(settings, _outputs(json, plot)))
 
@@ -75,6 +90,9 @@ def memory(
     precision: Precision = "auto",
     device: Device = "auto",
     threads: Threads = None,
+    stream_memory: Memory = "auto",
+    kernels: Kernels = "auto",
+    state_precision: State = "float32",
     peak: Annotated[bool, typer.Option(help="Also take two steps of each in a process of its own.")] = True,
     json: Json = None,
     plot: Plot = None,
@@ -89,7 +107,10 @@ def memory(
     from widestream.bench.tables import print_memory
 
     sizes = _sizes(layers, heads, head_dim, vocab, context, batch)
-    models = _models(sizes, streams, key_dims, device, precision, threads, False)
+    models = _models(
+        sizes, streams, key_dims, device, precision, threads,
+        stream_memory=stream_memory, kernels=kernels, state_precision=state_precision,
+    )  # fmt: skip
     print_memory(bench_memory(MemorySettings(models=models, peak=peak), _outputs(json, plot)))
 
 
@@ -123,7 +144,7 @@ def decode(
     from widestream.bench.tables import print_decode
 
     sizes = _sizes(layers, heads, head_dim, vocab, context, 1)
-    models = _models(sizes, streams, key_dims, device, precision, threads, compiled)
+    models = _models(sizes, streams, key_dims, device, precision, threads, compile=compiled)
     settings = DecodeSettings(models=models, batch_sizes=_counts("--batch", batch), prompt=prompt, tokens=tokens)
     print_decode(bench_decode(settings, _outputs(json, plot)))
 
@@ -231,7 +252,7 @@ def _sizes(layers: int, heads: int, head_dim: int, vocab: int, context: int, bat
 
 
 def _models(
-    sizes: Any, streams: str, key_dims: str, device: str, precision: str, threads: int | None, compiled: bool
+    sizes: Any, streams: str, key_dims: str, device: str, precision: str, threads: int | None, **options: Any
 ) -> Any:
     from widestream.bench.models import ModelSettings
 
@@ -242,7 +263,7 @@ def _models(
         device=device,
         precision=precision,
         threads=threads,
-        compile=compiled,
+        **options,
     )
 
 

@@ -59,7 +59,8 @@ def plan_exchanges(
     Args:
         config: the model's.
         device: where it computes.
-        memory: `states`, `writes`, or `auto`: writes where the stream can undo them.
+        memory: `states`, `writes`, or `auto`: writes where a fused kernel makes that the faster way too, or where
+            another setting needs it; else states.
         anchors: exact copies of the state.
         kernels: see `kernels.exchange.choose`.
         state_precision: of the live state.
@@ -79,6 +80,9 @@ def plan_exchanges(
         for name in (name for name, given in asked.items() if given):
             why = f"a {kind} stream saves its states" if undo == "no" else "train.stream_memory is states"
             raise UserError(f"train.{name} acts where states are rebuilt from writes, but {why}; leave it out.")
+        return None
+    needed = anchors > 0 or kernels == "fused" or state_precision == "bf16"
+    if memory == "auto" and not needed and (undo == "steps" or isinstance(choose(kernels, device), ReferenceExchange)):
         return None
     if anchors >= writes:
         raise UserError(f"train.anchors is {anchors}; it must be below the number of this model's blocks, {writes}.")

@@ -83,7 +83,8 @@ class TrainConfig:
     writes); recompute the rest."""
     stream_memory: Literal["auto", "states", "writes"] = "auto"
     """What is kept of the stream for the backward pass. states: its state at every site. writes: what blocks wrote,
-    from which states are rebuilt, so that a wider state saves no more. auto: writes where the stream can undo them."""
+    from which states are rebuilt, so that a wider state saves no more. auto: writes where a fused
+    kernel makes that the faster way too (RMT and its nearest relatives), or another setting needs it; else states."""
     anchors: int = 0
     """writes: exact copies of the state, evenly spaced over depth, that stand in for rebuilt ones; for very deep models
     or a state in bf16."""
