@@ -83,15 +83,24 @@ def test_autocast(stream):
     assert error(saving, rebuilding) < 2e-2
 
 
-def test_autocast_gives_the_same_numbers_forward():
-    saving, rebuilding = pair(MATRIX, dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("changes", "attention"),
+    [
+        ({}, torch.float32),  # attention is computed in float32
+        ({"upcast_attention": False}, torch.bfloat16),
+        ({"upcast_attention": False, "positions": "rotary"}, torch.float32),  # rotated before it is cast
+        ({"upcast_attention": False, "value_residual": "fixed"}, torch.float32),
+    ],
+)
+def test_autocast_gives_the_same_numbers_forward(changes, attention):
+    saving, rebuilding = pair(MATRIX, dtype=torch.float32, **changes)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         torch.testing.assert_close(rebuilding(tokens_of(2, 20)), saving(tokens_of(2, 20)), rtol=0, atol=2e-2)
         read = []
         for block in rebuilding.blocks:
             block.register_forward_pre_hook(lambda _, inputs: read.append(next(iter(inputs[0].values())).dtype))
         rebuilding(tokens_of(2, 20))
-    assert read == [torch.float32, torch.bfloat16] * 2  # attention is computed in float32, MLPs cast what they read
+    assert read == [attention, torch.bfloat16] * 2  # MLPs cast what they read
 
 
 def test_accumulation(stream):

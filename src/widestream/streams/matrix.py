@@ -78,8 +78,9 @@ class MatrixStream(Stream):
         self.keys = Axis(own.key_dim, config.mup.base_key_dim or own.key_dim)
         self.declare_keys(config, roles)
         self.bare_attention = type(self).spec(config).attention == "bare"
-        # Under autocast these blocks begin with a matrix, so they cast what they read.
-        casting = {"attention": not self.bare_attention, "mlp": True}
+        # Under autocast these blocks begin with a product in low precision, so they cast what they read.
+        first = not (config.upcast_attention or config.positions == "rotary" or config.value_residual != "none")
+        casting = {"attention": first or not self.bare_attention, "mlp": True}
         self.casts = [casting[block.kind] and block.num_neurons != 0 for block in self.blocks(config)] + [False]
         shape = (self.value_dim, self.key_dim)
         gain = {"full": shape, "row": (self.key_dim,), "none": None}[own.norm_gain]
