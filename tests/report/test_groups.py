@@ -16,6 +16,15 @@ def test_seeds_of_one_configuration_are_one_model_and_the_transformer_comes_firs
     assert groups_of(*folders) == [("transformer", [0, 1]), ("rmt", [0, 1])]
 
 
+def test_a_transformer_with_options_beside_its_stream_is_not_the_plain_one(tmp_path):
+    mixed = {"name": "a/resformer", "model.value_residual": "fixed"}
+    local = {"name": "a/short", "model.short_swa": 8}
+    plain = {"name": "a/plain", "model.value_residual": "none", "model.short_swa": None}
+    named = {"a": mixed, "b": local, "c": plain}
+    folders = [write_run(tmp_path / name, "transformer", steps=25, config=config) for name, config in named.items()]
+    assert groups_of(*folders)[0][0] == "plain"
+
+
 def test_names_paths_and_logging_do_not_split_a_model(tmp_path):
     changes = {"name": "demo/rmt-seed1", "data.path": "/elsewhere", "train.eval_every": 5, "description": "other"}
     a = write_run(tmp_path / "a", "rmt", seed=0, steps=25, config={"name": "demo/rmt-seed0"})

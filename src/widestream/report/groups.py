@@ -69,7 +69,7 @@ class ConfigDifference:
 
 
 def group_runs(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Sort runs into models, with a label each; the plain transformer (stream `vector`) first, else as given.
+    """Sort runs into models, with a label each; the plain transformer (`is_plain`) first, else as given.
 
     Raises:
         UserError: Two runs have the same configuration and the same seeds.
@@ -84,7 +84,7 @@ def group_runs(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
             )
         twins.append(run)
     groups = [sorted(group, key=lambda run: run.seeds) for group in members.values()]
-    groups.sort(key=lambda group: stream_kind(group[0]) != "vector")
+    groups.sort(key=lambda group: not is_plain(group[0]))
     return list(zip(_labels(groups), groups, strict=True))
 
 
@@ -124,6 +124,13 @@ def value_of(run: Run, row: Evaluation, metric: Metric) -> float:
 def stream_kind(run: Run) -> str:
     """Kind of the residual stream in a run's configuration."""
     return str(run.config.get("model", {}).get("stream", {}).get("kind", "?"))
+
+
+def is_plain(run: Run) -> bool:
+    """Whether a run's model is the plain transformer: a vector stream, and none of the options that go beside it."""
+    model = run.config.get("model", {})
+    beside = model.get("value_residual", "none") != "none" or model.get("short_swa") is not None
+    return stream_kind(run) == "vector" and not beside
 
 
 def config_differences(groups: Sequence[Group]) -> list[ConfigDifference]:
