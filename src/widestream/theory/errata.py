@@ -92,12 +92,27 @@ def to_markdown(erratum: Erratum) -> str:
 def errata_page() -> str:
     """The whole of `docs/errata.md`."""
     sections = [to_markdown(erratum) for erratum in list_errata()]
-    return "\n".join([_INTRODUCTION, *sections, _memory()])
+    return "\n".join([_INTRODUCTION, *sections, _FIGURE, _memory()])
 
 
 def _table(erratum: Erratum) -> list[str]:
     head, *rows = erratum.table
     return [f"| {' | '.join(row)} |" for row in (head, ("---", *("---:" for _ in head[1:])), *rows)]
+
+
+_FIGURE = """\
+## Figure 1, drawn anew
+
+<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="assets/figure-1-dark.svg">
+  <img src="assets/figure-1-light.svg" alt="Parameters and FLOPs per token against the size of the residual stream, \
+as the models are (thick), by the items of appendix A and by Table 7 (thin).">
+</picture>
+
+Thick: the models as they are. Thin: the items of appendix A, and Table 7 with the V D of E7.
+
+* **Check.** `widestream paper resources --chart docs/assets/figure-1`
+"""
 
 
 def _memory() -> str:

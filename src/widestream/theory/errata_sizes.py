@@ -3,7 +3,7 @@
 import dataclasses
 
 from widestream.report.text import count
-from widestream.theory.erratum import Erratum, millions
+from widestream.theory.erratum import Cells, Erratum, millions
 from widestream.theory.paper import (
     GPT2_SMALL,
     RMT_MEDIUM,
@@ -149,7 +149,8 @@ def sweep_sizes() -> tuple[RMT, ...]:
 
 def sweep_total() -> Erratum:
     """E13: the size of the sweep's models."""
-    rows, values = [("stream size", "D_k", "parameters", "with norm gains")], {}
+    rows: list[Cells] = [("stream size", "D_k", "parameters", "with norm gains")]
+    values = {}
     for model in sweep_sizes():
         counts = (model.counted_parameters, model.total_parameters)
         rows.append((str(model.stream_size), str(model.D_k), *(f"{number:,}" for number in counts)))

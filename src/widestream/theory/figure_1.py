@@ -117,7 +117,7 @@ def _chart(name: str, curves: Curves) -> Chart:
     exact = ("transformer", "RMT")
     series = tuple(
         Series(
-            points=tuple(points),
+            points=tuple((x, y / 1e9) for x, y in points),
             colour=0 if label.startswith("transformer") else 1,
             label=label,
             value=count(points[-1][1]),
@@ -125,10 +125,6 @@ def _chart(name: str, curves: Curves) -> Chart:
             titles=tuple(f"{label}, {x} cells: {y:,}" for x, y in points),
         )
         for label, points in curves.items()
-    )
-    scale = 1e9
-    series = tuple(
-        dataclasses.replace(line, points=tuple((x, y / scale) for x, y in line.points)) for line in series
     )
     highest = max(y for line in series for _, y in line.points)
     return Chart(

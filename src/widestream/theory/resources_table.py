@@ -36,7 +36,8 @@ def print_resources(record: dict[str, Any]) -> None:
     """Print what `resources_record` gives, of the eight models."""
     console = Console(highlight=False)
     for title, columns in COLUMNS.items():
-        table = Table(title, "stream", *columns, box=None, header_style="bold", pad_edge=False)
+        console.print(title, style="bold")
+        table = Table("", "stream", *columns, box=None, header_style="bold", pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
         for name, costs in record["models"].items():
