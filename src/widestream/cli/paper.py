@@ -1,0 +1,62 @@
+"""`widestream paper`: the RMT paper's arithmetic, computed anew."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def errata(
+    name: Annotated[str | None, typer.Argument(metavar="[E1...E18]", help="One of them. Default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page of all of them here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What the paper prints, and what we find."""
+    import json
+
+    from widestream.errors import UserError
+    from widestream.report.files import write_text
+    from widestream.theory.errata import errata_page, find_erratum, list_errata, to_dict, to_markdown
+
+    if out is not None:
+        if name is not None or as_json:
+            raise UserError("--out writes the page of all errata; leave the erratum's name and --json out.")
+        write_text(out, errata_page())
+        print(out)
+    elif as_json:
+        chosen = [find_erratum(name)] if name else list_errata()
+        print(json.dumps([to_dict(erratum) for erratum in chosen], indent=2))
+    else:
+        print(to_markdown(find_erratum(name)) if name else errata_page())
+
+
+def resources(
+    as_json: Json = False,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="STEM", help="Draw Figure 1 as STEM-light.svg and STEM-dark.svg.")
+    ] = None,
+) -> None:
+    """Parameters, FLOPs and memory of the paper's models: as printed, as itemised in its appendix, as they are."""
+    import json
+
+    from widestream.theory.figure_1 import resources_record, write_chart
+
+    written = write_chart(chart) if chart is not None else ()
+    if as_json:
+        print(json.dumps(resources_record(), indent=1))
+        return
+    from widestream.theory.resources_table import print_resources
+
+    print_resources(resources_record())
+    for path in written:
+        print(path)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `widestream paper` and its commands."""
+    group = typer.Typer(no_args_is_help=True, help="The RMT paper's arithmetic, computed anew: errata, resources.")
+    for command in (errata, resources):
+        group.command()(command)
+    app.add_typer(group, name="paper")
