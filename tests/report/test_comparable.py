@@ -80,13 +80,19 @@ def test_one_shared_order_is_enough_and_what_is_left_out_is_said(tmp_path):
         ({"info": {"precision": "float32"}}, "different precisions"),
         ({"config": {"train.steps": 900}}, "different numbers of tokens"),
         ({"config": {"train.steps": None, "train.tokens": 1}}, "different numbers of tokens"),
-        ({}, "One seed only (transformer, rmt)"),
+        ({}, "One seed only of every model"),
     ],
 )
 def test_cautions(tmp_path, changes, words):
     found = two(tmp_path, **changes)
     assert found.comparable
     assert any(words in line for line in found.cautions)
+
+
+def test_a_single_model_with_one_seed_is_named(tmp_path):
+    folders = [write_run(tmp_path / f"t{seed}", "transformer", seed=seed, steps=50) for seed in (0, 1)]
+    found = compare([*folders, write_run(tmp_path / "r", "rmt", steps=50)])
+    assert any("One seed only (rmt)" in line for line in found.cautions)
 
 
 def test_steps_and_the_same_number_of_tokens_are_the_same_plan(tmp_path):

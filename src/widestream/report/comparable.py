@@ -70,7 +70,8 @@ def cautions(models: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:
         )
     lonely = [label for label, runs in models if len(runs) == 1]
     if lonely:
-        found.append(f"One seed only ({', '.join(lonely)}): a small difference may be chance.")
+        whose = "of every model" if len(lonely) == len(models) else f"({', '.join(lonely)})"
+        found.append(f"One seed only {whose}: a small difference may be chance.")
     orders = [_orders(runs) for _, runs in models]
     if not _order(models) and any(order != orders[0] for order in orders):
         found.append("Some seeds were run for one model only; differences use the seeds that the models share.")
