@@ -213,7 +213,7 @@ def check_depth(stream: Fields, changes: Fields) -> None:
             for role, x in inputs.items():
                 assert 1e-2 < _rms(x) < 1e2, f"{role} of {_rms(x):.1e} {where}"
                 gradient = 0.0 if x.grad is None else x.grad.norm().item()
-                assert gradient < 1e2, f"a gradient of {role} of {gradient:.1e} {where}"
+                assert gradient < 1e3, f"a gradient of {role} of {gradient:.1e} {where}"
         embedding = model.embedding.token.grad
         assert embedding is not None
         gradient = embedding.norm().item()
@@ -292,23 +292,22 @@ def check_reversible(stream: Fields, changes: Fields) -> None:
     """
     model = random_model(stream, changes)
     config, here = model.config, torch.device("cpu")
-    reversible = plan_exchanges(config, here, kernels="reference")
-    if reversible is None:
+    if type(model.stream).spec(config).undo == "no":
         assert model.stream.cost().bytes_saved_writes is None, "declares bytes for writes that cannot be undone"
         try:
             plan_exchanges(config, here, "writes")
         except UserError:
             return
         raise AssertionError("writes that cannot be undone are not refused")
-    exact, exactly_rebuilt = (gradients(model, how, exact=True) for how in (None, reversible))
-    plain, rebuilt = (gradients(model, how) for how in (None, reversible))
-    for name, wanted in exact.items():
-        error, rounding = (
-            ((a - b).norm() / wanted.norm()).item() for a, b in ((rebuilt[name], plain[name]), (plain[name], wanted))
-        )
-        assert error < max(1e-5, 4 * rounding), f"the gradient of {name} is off by {error:.1e}"
-        error = ((exactly_rebuilt[name] - wanted).norm() / wanted.norm()).item()
-        assert error < 1e-10, f"in float64 the gradient of {name} is off by {error:.1e}"
+    exact, plain = gradients(model, None, exact=True), gradients(model, None)
+    for kernels in ("reference", "auto"):
+        reversible = plan_exchanges(config, here, "writes", kernels=kernels)
+        exactly_rebuilt, rebuilt = gradients(model, reversible, exact=True), gradients(model, reversible)
+        for name, wanted in exact.items():
+            pairs = (rebuilt[name], plain[name]), (plain[name], wanted), (exactly_rebuilt[name], wanted)
+            error, rounding, exact_error = (((a - b).norm() / wanted.norm()).item() for a, b in pairs)
+            assert error < max(1e-5, 4 * rounding), f"the gradient of {name} is off by {error:.1e} ({kernels})"
+            assert exact_error < 1e-10, f"in float64 the gradient of {name} is off by {exact_error:.1e} ({kernels})"
     kept, declared = saved_by_writes(stream, changes), model.stream.cost().bytes_saved_writes
     assert kept == declared, f"{kept} bytes are kept per token, {declared} declared"
 
