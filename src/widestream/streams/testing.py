@@ -339,7 +339,8 @@ def saved_by_writes(stream: Fields, changes: Fields) -> float:
             kept[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
-        context = make_context(model.config, torch.arange(20))
+        seen = {block.window for block in model.layout if block.kind == "attention"}
+        context = make_context(model.config, torch.arange(20), windows=seen)
         tape, written = Tape(model.stream, model.config, Reversible()), model.embedding(tokens, context.positions)
         state = tape.empty(context)
         for site in range(len(model.blocks) + 1):
