@@ -11,9 +11,15 @@ import yaml
 from test_bad_input import RECIPE
 
 
+def interruptible():
+    """A suite that runs in the background of a shell has SIGINT ignored, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def widestream(*arguments, **options):
     command = [sys.executable, "-m", "widestream", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, preexec_fn=interruptible, **options)
 
 
 @pytest.mark.slow
