@@ -1,18 +1,20 @@
 """Several training runs as processes of their own, some at a time, with one progress bar for all of them."""
 
 import contextlib
+import ctypes
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from widestream.errors import UserError
+from widestream.study import claims
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 30.0
@@ -33,6 +35,8 @@ class Job:
     """Optimizer steps of the whole run."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     """While it runs."""
+    failed: bool = False
+    """Whether its process ended without a result, where that may be."""
 
     @property
     def log(self) -> Path:
@@ -64,45 +68,87 @@ class Job:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "widestream", "train", self.recipe, *self.changes, "--out", str(self.folder)]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_end_with_parent
+            )
+
+    def end(self) -> None:
+        """End the process, if it still runs, and let others have the run."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+        claims.drop(self.folder)
+
+    @property
+    def last_words(self) -> str:
+        """What the process said last."""
+        try:
+            text = self.log.read_text(errors="replace")
+        except FileNotFoundError:
+            return "it left no log"
+        lines = (line.strip() for line in reversed(text.splitlines()))
+        return next((line for line in lines if line), "it said nothing").removeprefix("widestream: ")
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False) -> None:
-    """Carry out all jobs that are not done yet.
+def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_fail: bool = False) -> None:
+    """Carry out all jobs that are not done yet, and wait for those that another process carries out.
 
     Interrupted or terminated, it ends the processes; called again, every run goes on from its newest checkpoint.
+    Several calls, in processes here or on machines that share the folder, divide the jobs between them (`claims`).
 
     Args:
         jobs: in the order in which they are to start.
         workers: how many run at a time.
         may_diverge: whether a run whose loss is not finite any more is a result like another (`Job.diverged`).
+        may_fail: whether a run that ends without a result is left behind (`Job.failed`) and the others go on.
 
     Raises:
-        UserError: a run failed; says what its process said last. The other runs are ended and can go on later.
+        UserError: a run failed and may not; says what its process said last. The others are ended, to go on later.
     """
 
     def over(job: Job) -> bool:
-        return job.done or (may_diverge and job.diverged)
+        return job.done or job.failed or (may_diverge and job.diverged)
 
     waiting = [job for job in jobs if not over(job)]
     running: list[Job] = []
     try:
         with _terminable(), _Bar(jobs) as bar:
             while waiting or running:
-                while waiting and len(running) < workers:
-                    running.append(waiting.pop(0))
-                    running[-1].start()
+                _start(waiting, running, workers, over)
                 time.sleep(POLL_S)
                 bar.update()
+                for job in running:
+                    claims.touch(job.folder)
                 for job in [job for job in running if job.process and job.process.poll() is not None]:
                     running.remove(job)
-                    if not over(job):
-                        raise UserError(f"The run {job.folder} failed: {_last_words(job)} (all of it: {job.log})")
+                    job.end()
+                    job.failed = not over(job)
+                    if job.failed and not may_fail:
+                        raise UserError(f"The run {job.folder} failed: {job.last_words} (all of it: {job.log})")
     finally:
         for job in running:
-            if job.process is not None:
-                job.process.terminate()
-                job.process.wait()
+            job.end()
+
+
+def _start(waiting: list[Job], running: list[Job], workers: int, over: Callable[[Job], bool]) -> None:
+    """Start what can be started: not more than `workers`, nothing that another process has claimed or finished."""
+    for job in list(waiting):
+        if len(running) == workers:
+            return
+        if claims.take(job.folder):
+            waiting.remove(job)
+            if over(job):  # another process finished it since
+                claims.drop(job.folder)
+            else:
+                running.append(job)
+                job.start()
+
+
+def _end_with_parent() -> None:
+    """In a new process, under Linux: be terminated when the parent is gone, even where it was killed."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -156,7 +202,3 @@ class _Bar:
                 f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True
             )
 
-
-def _last_words(job: Job) -> str:
-    lines: Iterator[str] = (line.strip() for line in reversed(job.log.read_text(errors="replace").splitlines()))
-    return next((line for line in lines if line), "it said nothing").removeprefix("widestream: ")

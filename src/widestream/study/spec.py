@@ -1,0 +1,240 @@
+"""A study: a question, the arms that answer it, and how each is trained, from YAML, at one of several scales.
+
+    title: Stream size
+    question: Does the loss fall with the size of the stream?
+    reference: transformer          # arm that the others are compared with
+    seeds: 3
+    search: {rates: [4.0e-3, 1.0e-2, 2.5e-2], most: 5, share: 1.0}
+    set: {train.steps: {cpu: 200, paper: 50_000}}
+    arms:
+      transformer: {recipe: "study/{scale}/transformer"}
+      rmt: {recipe: "study/{scale}/rmt", grid: {model.stream.key_dim: {cpu: [4, 8], paper: [6, 12]}}}
+
+Wherever a value stands there may be one for each scale. `grid` makes an arm of every combination.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from widestream.config.load import PACKAGE
+from widestream.errors import UserError, unknown_name
+
+SCALES = ("cpu", "gpu", "paper")
+"""Sizes and budgets that a study may have: two CPU cores in about two hours, one GPU, the paper's own."""
+_ARM_KEYS = ("recipe", "set", "grid", "tokens_per_parameter", "rate_of", "paper", "group", "about")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """The search for a peak learning rate, the same for every arm: lowest held-out loss, one run a rate."""
+
+    rates: tuple[float, ...]
+    """Where it starts, in order; the grid grows by its own ratio while the best rate lies at its edge."""
+    most: int = 5
+    """Rates tried at most."""
+    share: float = 1.0
+    """Length of its runs, as a share of the full one. At 1 the best rate's run is also the run of the first seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One model of a study."""
+
+    name: str
+    """Unique within the study."""
+    recipe: str
+    """Name or path."""
+    settings: dict[str, Any]
+    """Dotted keys of the recipe and their values."""
+    tokens_per_parameter: float | None = None
+    """Length of a run in training tokens for each non-embedding parameter, in place of the recipe's."""
+    rate_of: str | None = None
+    """Arm whose learning rate it takes instead of searching one; "recipe": the recipe's."""
+    paper: float | None = None
+    """Final loss that the paper prints for this model at its own scale."""
+    group: str | None = None
+    """What the arm belongs to: the family of a ladder or the line of a chart."""
+    about: str = ""
+    """What it is, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A study at one scale."""
+
+    name: str
+    """File name without its ending."""
+    scale: str
+    """Which of its scales."""
+    title: str
+    """Heading."""
+    question: str
+    """What is asked."""
+    mirrors: str
+    """Parts of the paper that it repeats; may be empty."""
+    reference: str
+    """Arm that the others are compared with."""
+    seeds: int
+    """Runs of every arm."""
+    search: Search | None
+    """None: every arm trains at its recipe's rate."""
+    evaluations: int
+    """Held-out evaluations, and checkpoints, of a run."""
+    analysis: dict[str, Any]
+    """What the report makes of it, beside the comparison of arms: `report/study_*.py`."""
+    corpus: dict[str, Any] | None
+    """`source` and `vocab_size` of the data to prepare where it is missing; None: it has to be there."""
+    arms: tuple[Arm, ...]
+    """The models."""
+
+
+def study_folder() -> Path:
+    """Where the shipped studies lie: inside an installed package, or at the root of a checkout."""
+    installed = PACKAGE / "studies"
+    return installed if installed.is_dir() else PACKAGE.parent.parent / "studies"
+
+
+def study_names() -> list[str]:
+    """Names of the shipped studies."""
+    return sorted(path.stem for path in study_folder().glob("*.yaml"))
+
+
+def find_study(name: str) -> Path:
+    """The file of a study: a path that exists, or the name of a shipped study."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = study_folder() / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise unknown_name(f"study {name!r}: no such file, and no shipped study of that name", name, study_names())
+
+
+def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study:
+    """Read a study at one scale.
+
+    Args:
+        name: path of a YAML file, or name of a shipped study.
+        scale: one of `SCALES`.
+        seeds: runs of every arm; default: the study's, at least 3 unless it says otherwise.
+
+    Raises:
+        UserError: no such study or scale, or the file is not a valid study; says what is wrong.
+    """
+    path = find_study(name)
+    if scale not in SCALES:
+        raise unknown_name(f"scale {scale!r}", scale, SCALES)
+    values = _read(path)
+    missing = [key for key in ("title", "arms") if not values.get(key)]
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]}; a study has a title and arms.")
+    _check_keys(values, (*(field.name for field in fields(Study)), "set", "scales"), str(path))
+    scales = values.get("scales") or list(SCALES)
+    if scale not in scales:
+        raise UserError(f"The study {path.stem} has no scale {scale}; it has {', '.join(scales)}.")
+    own = _at_scale(values, scale)
+    arms = tuple(arm for key, arm in own["arms"].items() for arm in _arms(key, arm, own.get("set") or {}, scale, path))
+    names = [arm.name for arm in arms]
+    reference = own.get("reference") or names[0]
+    for wanted in (reference, *(arm.rate_of for arm in arms if arm.rate_of not in (None, "recipe"))):
+        if wanted not in names:
+            raise unknown_name(f"arm {wanted!r} in {path}", str(wanted), names)
+    count = seeds if seeds is not None else own.get("seeds", 3)
+    if not isinstance(count, int) or count < 1:
+        raise UserError(f"A study needs at least one seed, not {count}.")
+    return Study(
+        name=path.stem,
+        scale=scale,
+        title=str(own["title"]),
+        question=" ".join(str(own.get("question", "")).split()),
+        mirrors=str(own.get("mirrors", "")),
+        reference=str(reference),
+        seeds=count,
+        search=_search(own.get("search"), path),
+        evaluations=int(own.get("evaluations", 20)),
+        analysis=own.get("analysis") or {},
+        corpus=own.get("corpus"),
+        arms=arms,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be a mapping of keys to values.")
+    return values
+
+
+def _at_scale(value: Any, scale: str) -> Any:
+    """The value with every choice between scales made; a choice that leaves this scale out is None."""
+    if isinstance(value, Mapping):
+        if value and all(key in SCALES for key in value):
+            return _at_scale(value.get(scale), scale)
+        return {key: _at_scale(entry, scale) for key, entry in value.items()}
+    return value
+
+
+def _arms(key: str, values: Any, common: dict[str, Any], scale: str, path: Path) -> list[Arm]:
+    """The arms of one entry: one, or one for each point of its grid; none where this scale does not have it."""
+    if values is None:
+        return []
+    if not isinstance(values, dict):
+        raise UserError(f"Arm {key} of {path} must be a mapping, not {values!r}.")
+    _check_keys(values, _ARM_KEYS, f"arm {key} of {path}")
+    if not isinstance(values.get("recipe"), str):
+        raise UserError(f"Arm {key} of {path} lacks `recipe`, a name or a path.")
+    recipe = values["recipe"].replace("{scale}", scale)
+    settings = common | (values.get("set") or {})
+    rest = {name: values.get(name) for name in ("tokens_per_parameter", "rate_of", "paper", "group")}
+    rest["group"] = rest["group"] or key
+    about = values.get("about") or ""
+    grid: dict[str, Any] = {name: points for name, points in (values.get("grid") or {}).items() if points is not None}
+    if not grid:
+        return [Arm(name=key, recipe=recipe, settings=settings, about=about, **rest)]
+    for name, points in grid.items():
+        if not isinstance(points, list) or not points:
+            raise UserError(f"grid.{name} of arm {key} in {path} must be a list of values, not {points!r}.")
+    return [
+        Arm(
+            name=f"{key} " + " ".join(f"{_short(name)}={point}" for name, point in zip(grid, points, strict=True)),
+            recipe=recipe,
+            settings=settings | dict(zip(grid, points, strict=True)),
+            about=about,
+            **rest,
+        )
+        for points in itertools.product(*grid.values())
+    ]
+
+
+def _short(dotted: str) -> str:
+    return dotted.rpartition(".")[2]
+
+
+def _search(values: Any, path: Path) -> Search | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise UserError(f"`search` of {path} must be a mapping with `rates`, not {values!r}.")
+    _check_keys(values, ("rates", "most", "share"), f"search of {path}")
+    try:
+        rates = tuple(sorted(float(rate) for rate in values["rates"]))
+        search = Search(rates=rates, most=int(values.get("most", 5)), share=float(values.get("share", 1.0)))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"`search` of {path} needs `rates`, numbers in a list; `most` and `share` are numbers.") from None
+    if len(rates) < 2 or rates[0] <= 0 or not 0 < search.share <= 1:
+        raise UserError(f"`search` of {path} needs two or more positive rates and a share above 0, at most 1.")
+    return search
+
+
+def _check_keys(values: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise unknown_name(f"key {key!r} in {where}", str(key), known)
