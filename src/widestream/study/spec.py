@@ -228,7 +228,7 @@ def _search(values: Any, path: Path) -> Search | None:
         rates = tuple(sorted(float(rate) for rate in values["rates"]))
         search = Search(rates=rates, most=int(values.get("most", 5)), share=float(values.get("share", 1.0)))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"`search` of {path} needs `rates`, numbers in a list; `most` and `share` are numbers.") from None
+        raise UserError(f"`search` of {path} needs `rates`, a list; `most` and `share` are numbers.") from None
     if len(rates) < 2 or rates[0] <= 0 or not 0 < search.share <= 1:
         raise UserError(f"`search` of {path} needs two or more positive rates and a share above 0, at most 1.")
     return search
