@@ -1,0 +1,1 @@
+"""Reports of studies: many arms, seeds, intervals, beside what the paper prints."""

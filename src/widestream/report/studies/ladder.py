@@ -1,0 +1,173 @@
+"""The ladder: sizes of two families, each at 20 tokens per parameter, and the power laws through them (Figure 2)."""
+
+from statistics import fmean
+
+from widestream.report import text
+from widestream.report.intervals import mean_interval
+from widestream.report.studies.fits import bootstrap_fits, fit_power_law, percentile_interval
+from widestream.report.studies.results import ArmResult, StudyResult
+from widestream.report.studies.sections import (
+    UNPRINTED,
+    Section,
+    begin,
+    mean_loss,
+    shown,
+)
+from widestream.report.svg import Chart, Series
+from widestream.report.tables import NONE, Table
+
+AXES = {
+    "parameters": "non-embedding parameters",
+    "tokens": "training tokens",
+    "flops": "training FLOPs, logits included",
+}
+"""What a ladder is drawn over."""
+
+
+def ladder_section(result: StudyResult) -> Section:
+    """Sizes of two families: power laws in parameters, tokens and FLOPs, with bootstrap bands."""
+    section = begin(result)
+    reference = result.record["analysis"]["reference"]
+    families = list(dict.fromkeys(arm.entry["group"] for arm in result.measured()))
+    rungs = {family: result.in_group(family) for family in families}
+    if len(rungs.get(reference, [])) < 2:
+        return section
+    others = [family for family in families if family != reference and len(rungs[family]) > 1]
+    rows = []
+    for axis in AXES:
+        section.charts.append((f"Loss over {AXES[axis]}", _ladder_chart(rungs, axis)))
+        for other in others:
+            told, row = _saved(rungs[reference], rungs[other], axis)
+            section.answers.append(told)
+            rows.append(row)
+    section.tables.append(_fit_table(rungs, result.record["scale"]))
+    section.tables.append(
+        Table(
+            title="Resources to equal loss",
+            caption="Read off the fitted lines at the loss of the reference's largest size, and only where that lies "
+            "within the losses that were measured. Intervals: 2.5 and 97.5 percentiles of 2,000 bootstrap samples of "
+            "the seeds, which with three seeds are rough.",
+            columns=("resource", "family", "paper", "share of the reference's", "95 % interval"),
+            rows=tuple(rows),
+            words=2,
+        )
+    )
+    pairs = [
+        {"of": mine.name, "against": theirs.name}
+        for other in others
+        for mine, theirs in zip(rungs[other], rungs[reference], strict=False)
+    ]
+    section.tables.append(_rung_table(result, pairs))
+    return section
+
+
+def _at(arm: ArmResult, axis: str) -> float:
+    return arm.count("non_embedding" if axis == "parameters" else axis)
+
+
+def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
+    series = []
+    for number, (family, arms) in enumerate(rungs.items()):
+        points = {_at(arm, axis): list(arm.losses.values()) for arm in arms}
+        fit = fit_power_law({x: fmean(losses) for x, losses in points.items()}) if len(points) > 1 else None
+        titles = tuple(f"{arm.name}: {text.loss(mean_loss(arm))}" for arm in arms)
+        measured = tuple((x, fmean(losses)) for x, losses in points.items())
+        for seed in sorted({seed for arm in arms for seed in arm.losses}):
+            seen = tuple((_at(arm, axis), arm.losses[seed]) for arm in arms if seed in arm.losses)
+            series.append(Series(points=seen, colour=number, thick=False))
+        if fit is not None:
+            samples = bootstrap_fits(points)
+            band = tuple(
+                (x, interval.low or 0.0, interval.high or 0.0)
+                for x in points
+                for interval in [percentile_interval(fit(x), [sample(x) for sample in samples], len(points[x]))]
+            )
+            label, value = family, f"x^−{fit.exponent:.3f}"
+            series.append(Series(points=measured, colour=number, label=label, value=value, band=band, titles=titles))
+        else:
+            series.append(Series(points=measured, colour=number, label=family, titles=titles))
+    seen = [loss for arms in rungs.values() for arm in arms for loss in arm.losses.values()]
+    margin = 0.08 * (max(seen) - min(seen) or 1.0)
+    return Chart(
+        title=f"Held-out loss of every size over {AXES[axis]}",
+        x_label=AXES[axis],
+        y_label="held-out loss (nats per token)",
+        series=tuple(series),
+        y_range=(min(seen) - margin, max(seen) + margin),
+        log_x=True,
+    )
+
+
+def _saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tuple[str, tuple[str, ...]]:
+    """What the other family needs to the reference's last loss, as a share, in words and as a row."""
+    points = [{_at(arm, axis): list(arm.losses.values()) for arm in arms} for arms in (reference, other)]
+    means = [{x: fmean(losses) for x, losses in side.items()} for side in points]
+    goal = min(means[0].values())
+    name, family = AXES[axis], other[0].entry["group"]
+    if not min(means[1].values()) <= goal <= max(means[1].values()):
+        told = f"The loss of the reference's largest size, {text.loss(goal)}, lies outside of {family}'s losses."
+        return told, (name, family, UNPRINTED, NONE, NONE)
+    fits = [fit_power_law(side) for side in means]
+    ratio = fits[1].where(goal) / fits[0].where(goal)
+    samples = zip(*(bootstrap_fits(side) for side in points), strict=True)
+    ratios = [b.where(goal) / a.where(goal) for a, b in samples]
+    found = percentile_interval(ratio, ratios, len(next(iter(points[1].values()))))
+    assert found.low is not None
+    assert found.high is not None
+    ends = f"{text.percent(found.low)} to {text.percent(found.high)}"
+    if found.low <= 1 <= found.high:
+        share = f"{text.percent(ratio)} of the reference's ({ends})"
+        told = f"No difference seen in {name} to equal loss: {family} takes {share}."
+    else:
+        told = f"{family} reaches {text.loss(goal)} with {text.percent(ratio)} of the reference's {name} ({ends})."
+    return told, (name, family, UNPRINTED, text.percent(ratio), ends)
+
+
+def _fit_table(rungs: dict[str, list[ArmResult]], scale: str) -> Table:
+    rows = []
+    for family, arms in rungs.items():
+        for axis, name in AXES.items():
+            points = {_at(arm, axis): list(arm.losses.values()) for arm in arms}
+            if len(points) < 2:
+                continue
+            fit = fit_power_law({x: fmean(losses) for x, losses in points.items()})
+            found = percentile_interval(fit.exponent, [one.exponent for one in bootstrap_fits(points)], len(arms))
+            rows.append(
+                (
+                    family, name, UNPRINTED, f"{fit.exponent:.4f}", f"{found.low:.4f} to {found.high:.4f}",
+                    str(len(points)), scale,
+                )
+            )  # fmt: skip
+    return Table(
+        title="Power laws",
+        caption="loss = a x^−b, least squares in logarithms through the means over seeds; no irreducible loss. The "
+        "exponents of Figure 2 are printed nowhere.",
+        columns=("family", "x", "paper's b", "ours", "95 % interval", "sizes", "scale"),
+        rows=tuple(rows),
+        words=2,
+    )
+
+
+def _rung_table(result: StudyResult, pairs: list[dict[str, str]]) -> Table:
+    """Sizes beside each other, each at its own 20 tokens per parameter."""
+    rows = []
+    for pair in pairs:
+        mine, theirs = result.arms[pair["of"]], result.arms[pair["against"]]
+        shared = [seed for seed in mine.losses if seed in theirs.losses]
+        gap = mean_interval([mine.losses[seed] - theirs.losses[seed] for seed in shared]) if shared else None
+        rows.append(
+            (
+                f"{mine.name} against {theirs.name}",
+                text.loss(mean_loss(theirs)),
+                text.loss(mean_loss(mine)),
+                shown(gap),
+                *(text.percent(_at(mine, axis) / _at(theirs, axis)) for axis in AXES),
+            )
+        )
+    return Table(
+        title="Rung by rung",
+        caption="Each at 20 tokens per non-embedding parameter of its own, so RMT has fewer tokens than the "
+        "transformer beside it. Difference seed by seed, with its 95 % interval.",
+        columns=("sizes", "transformer", "RMT", "difference", "of its parameters", "of its tokens", "of its FLOPs"),
+        rows=tuple(rows),
+    )
