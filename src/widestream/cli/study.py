@@ -1,4 +1,4 @@
-"""`widestream study`: run and report studies."""
+"""`widestream study`: run, report and keep studies."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,8 +29,49 @@ def run(
         print(f"Record: {record}")
 
 
+def report(
+    studies: Annotated[
+        list[str] | None, typer.Argument(metavar="[STUDY...]", help="Default: all that are there.")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(metavar="FOLDER|ARCHIVE", help="Results of one scale, as run or pack wrote them.")
+    ] = Path("runs/study/cpu"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("studies.html"),
+) -> None:
+    """Write one HTML page of what is finished: the paper's number, ours, its interval, the scale, and every run."""
+    from widestream.report.studies.page import write_studies
+    from widestream.study.archive import opened
+
+    with opened(runs) as folder:
+        sections = write_studies(folder, out, studies or ())
+    for section in sections:
+        print(f"{section.title}\n" + "".join(f"  {answer}\n" for answer in section.answers))
+    print(f"Report: {out}")
+
+
+def pack(
+    archive: Annotated[Path, typer.Argument(metavar="FILE.tar.xz", help="Replaced if it is there.")],
+    runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Results of one scale.")] = Path("runs/study/cpu"),
+) -> None:
+    """Keep results as one small file: records, recipes, metrics; no checkpoints."""
+    from widestream.study.archive import pack_results
+
+    print(f"{archive}: {pack_results(runs, archive)} runs, {archive.stat().st_size / 1e6:.1f} MB")
+
+
+def list_studies() -> None:
+    """List the studies that come with the package, with what they ask."""
+    from widestream.study.spec import load_study, study_names
+
+    for name in study_names():
+        study = load_study(name)
+        print(f"{name}: {study.title}\n  {study.question}\n  {len(study.arms)} arms, {study.seeds} seeds")
+
+
 def register(app: typer.Typer) -> None:
     """Add `widestream study` and its commands."""
     group = typer.Typer(no_args_is_help=True, help="Questions answered by many runs: seeds, searches, intervals.")
-    group.command()(run)
+    for command in (run, report, pack):
+        group.command()(command)
+    group.command("list")(list_studies)
     app.add_typer(group, name="study")

@@ -201,4 +201,3 @@ class _Bar:
             print(
                 f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True
             )
-

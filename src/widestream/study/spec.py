@@ -140,8 +140,12 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
     own = _at_scale(values, scale)
     arms = tuple(arm for key, arm in own["arms"].items() for arm in _arms(key, arm, own.get("set") or {}, scale, path))
     names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} has two arms called {next(name for name in names if names.count(name) > 1)}.")
     reference = own.get("reference") or names[0]
-    for wanted in (reference, *(arm.rate_of for arm in arms if arm.rate_of not in (None, "recipe"))):
+    analysis = own.get("analysis") or {}
+    told = [row[side] for row in analysis.get("contrasts") or [] for side in ("of", "against")]
+    for wanted in (reference, *told, *(arm.rate_of for arm in arms if arm.rate_of not in (None, "recipe"))):
         if wanted not in names:
             raise unknown_name(f"arm {wanted!r} in {path}", str(wanted), names)
     count = seeds if seeds is not None else own.get("seeds", 3)
@@ -157,7 +161,7 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
         seeds=count,
         search=_search(own.get("search"), path),
         evaluations=int(own.get("evaluations", 20)),
-        analysis=own.get("analysis") or {},
+        analysis=analysis,
         corpus=own.get("corpus"),
         arms=arms,
     )

@@ -59,7 +59,7 @@ def write_chart(stem: str | Path) -> tuple[Path, Path]:
     Raises:
         UserError: nowhere to write.
     """
-    panels = [render(_chart(name, curves), WIDTH, HEIGHT) for name, curves in figure_1().items()]
+    panels = [render(chart_of(name, curves), WIDTH, HEIGHT) for name, curves in figure_1().items()]
     title = "Parameters and FLOPs against the size of the residual stream, transformer and RMT at GPT2-medium's sizes"
     light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))
     for path, theme in ((light, "light"), (dark, "dark")):
@@ -113,7 +113,8 @@ def costs(model: Transformer | RMT) -> dict[str, Any]:
 _PRECISIONS = {"float32": FLOAT32, "bf16": BF16}
 
 
-def _chart(name: str, curves: Curves) -> Chart:
+def chart_of(name: str, curves: Curves) -> Chart:
+    """One panel: the models as they are thick, the paper's formulas thin."""
     exact = ("transformer", "RMT")
     series = tuple(
         Series(

@@ -128,7 +128,9 @@ def load_result(path: Path, cache: dict[Path, Run | None] | None = None) -> Stud
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         entries = {arm["name"]: arm for arm in record["arms"]}
-        record["reference"], record["seeds"], record["analysis"]
+        missing = {"study", "scale", "reference", "analysis"} - record.keys()
+        if missing:
+            raise KeyError(*missing)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of a study, or is damaged; run the study again.") from error
     notes: list[str] = []
@@ -179,7 +181,7 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
     assert one.group is not None
     assert other.group is not None
     pair = match(other.group, one.group)
-    found: dict[str, Interval] = dict(pair.at_equal) if pair else {}
+    found: dict[str, Interval] = {**pair.at_equal} if pair else {}
     at_parameters = _at_equal_parameters(result, one, other)
     if at_parameters is not None:
         found["parameters"] = at_parameters

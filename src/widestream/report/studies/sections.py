@@ -7,9 +7,13 @@ from typing import Any
 
 from widestream.report import text
 from widestream.report.intervals import Interval
+from widestream.report.studies.forest import Forest
 from widestream.report.studies.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
 from widestream.report.svg import Chart
 from widestream.report.tables import NONE, Table
+
+Figure = Chart | Forest
+"""What a page can draw."""
 
 UNPRINTED = "not printed"
 """Stands where the paper has no number."""
@@ -31,7 +35,7 @@ class Section:
     """Sizes and budget, data and epochs."""
     answers: list[str] = field(default_factory=list)
     """Sentences made from the intervals."""
-    charts: list[tuple[str, Chart]] = field(default_factory=list)
+    charts: list[tuple[str, Figure]] = field(default_factory=list)
     """With their captions."""
     tables: list[Table] = field(default_factory=list)
     """Shown at once."""

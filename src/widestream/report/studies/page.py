@@ -1,0 +1,131 @@
+"""The page of all studies: paper's number, ours, interval, scale; and for every number its run folder and command."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from widestream.errors import UserError
+from widestream.report.document import NARROW, both_sizes, document, table_html
+from widestream.report.files import write_text
+from widestream.report.studies.analyses import study_section
+from widestream.report.studies.forest import Forest, render_forest
+from widestream.report.studies.records import record_section
+from widestream.report.studies.resources import resources_section
+from widestream.report.studies.results import load_results
+from widestream.report.studies.sections import Figure, Section
+
+TITLE = "The RMT paper's studies, carried out again"
+_WIDTH = 1072
+"""Of a plot that has the page to itself."""
+ORDER = ("resources", "moments", "ladder", "race", "stream_size", "variants", "data_lane", "ablations", "lead", "tune")
+"""Studies in the paper's order; others follow by name."""
+
+
+def write_studies(folder: Path, out: Path, names: Sequence[str] = ()) -> list[Section]:
+    """Write the page.
+
+    Args:
+        folder: of the studies' records and of other measurements' JSON files.
+        out: the HTML file.
+        names: studies to show; default: all, and the paper's resources.
+
+    Returns:
+        What the page shows.
+
+    Raises:
+        UserError: nothing to report, an unknown name, a damaged record, or nowhere to write.
+    """
+    sections = find_sections(folder, names)
+    write_text(out, page(sections))
+    return sections
+
+
+def find_sections(folder: Path, names: Sequence[str] = ()) -> list[Section]:
+    """Every section that a folder has results for, in the paper's order."""
+    found = [resources_section()]
+    found += [section for path in sorted(folder.glob("*.json")) if (section := _other_record(path)) is not None]
+    found += [study_section(result) for result in load_results(folder)]
+    if names:
+        known = {section.key.rpartition("-")[0] or section.key: section for section in found}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise UserError(f"{folder} has no results of {missing[0]}; it has {', '.join(known)}.")
+        found = [known[name] for name in names]
+    return sorted(found, key=_place)
+
+
+def _place(section: Section) -> tuple[int, str]:
+    return next((i for i, name in enumerate(ORDER) if section.key.startswith(name)), len(ORDER)), section.key
+
+
+def _other_record(path: Path) -> Section | None:
+    """The section of another measurement's record: moments, a coordinate check, a search; None for other files."""
+    if path.name.endswith(".study.json"):
+        return None
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as JSON; remove it, or measure again.") from error
+    return record_section(path.stem, record) if isinstance(record, dict) else None
+
+
+def page(sections: Sequence[Section]) -> str:
+    """The page as one HTML document."""
+    links = "".join(
+        f'<li><a href="#{escape(section.key)}">{escape(section.title)}</a>{_first_answer(section)}</li>'
+        for section in sections
+    )
+    intro = (
+        f"<header>\n<h1>{escape(TITLE)}</h1>\n<p>Every figure is a mean over seeds with its 95 % interval, beside what "
+        "the paper prints. Answers are made from the intervals: where one holds zero, no difference is seen. Runs at "
+        "the scale of a CPU are thousands of times smaller than the paper's; they say what happens there, and nothing "
+        f'is extrapolated.</p>\n<ul class="facts">{links}</ul>\n</header>'
+    )
+    return document(TITLE, "\n".join([intro, *(_section(section) for section in sections)]))
+
+
+def _first_answer(section: Section) -> str:
+    return f'<br><span class="soft">{escape(section.answers[0])}</span>' if section.answers else ""
+
+
+def _section(section: Section) -> str:
+    answers = "".join(f"<li>{escape(answer)}</li>" for answer in section.answers)
+    mirrors = f" Repeats: {section.mirrors}." if section.mirrors else ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in section.notes)
+    folded = "\n".join(
+        f"<details><summary>{escape(table.title)}</summary>{table_html(table, level=3)}</details>"
+        for table in section.details
+    )
+    commands = escape("\n".join(section.commands))
+    parts = [
+        f'<section id="{escape(section.key)}">\n<h2>{escape(section.title)}</h2>',
+        f"<p>{escape(section.question)}</p>" if section.question else "",
+        f'<p class="soft">{escape(section.scale)}{escape(mirrors)}</p>',
+        f'<ul class="facts">{answers}</ul>' if answers else "",
+        _figures(section.charts),
+        *(table_html(table, level=3) for table in section.tables),
+        f'<ul class="cautions">{notes}</ul>' if notes else "",
+        folded,
+        f'<pre tabindex="0">{commands}</pre>' if commands else "",
+        "</section>",
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def _figures(figures: Sequence[tuple[str, Figure]]) -> str:
+    alone = [(caption, figure) for caption, figure in figures if isinstance(figure, Forest)]
+    beside = [(caption, figure) for caption, figure in figures if not isinstance(figure, Forest)]
+    parts = [
+        f'<figure class="alone"><figcaption>{escape(caption)}</figcaption><div class="wide">'
+        f'{render_forest(forest, _WIDTH)}</div><div class="narrow">{render_forest(forest, NARROW[0])}</div></figure>'
+        for caption, forest in alone
+    ]
+    if beside:
+        shown = "\n".join(
+            f"<figure><figcaption>{escape(caption)}</figcaption>{both_sizes(chart)}</figure>"
+            for caption, chart in beside
+        )
+        parts.append(f'<div class="charts">\n{shown}\n</div>')
+    return "\n".join(parts)

@@ -1,0 +1,70 @@
+"""Results of studies as one compressed file to keep and to report from: records and run folders without checkpoints."""
+
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from widestream.errors import UserError
+
+KEPT = ("config.yaml", "run.json", "metrics.jsonl", "done.json")
+"""Files of a run folder that a report reads, and that trace its numbers."""
+ENDING = ".tar.xz"
+
+
+def pack_results(folder: Path, archive: Path) -> int:
+    """Pack all records and runs of a folder.
+
+    Args:
+        folder: of one scale, as `widestream study run` wrote it.
+        archive: the file to write, NAME.tar.xz; replaced when complete.
+
+    Returns:
+        Runs packed.
+
+    Raises:
+        UserError: no study lies there, or the name has another ending.
+    """
+    if not archive.name.endswith(ENDING):
+        raise UserError(f"{archive} must end in {ENDING}.")
+    records = sorted(folder.glob("*.json"))
+    if not any(path.name.endswith(".study.json") for path in records):
+        raise UserError(f"{folder} holds no study (no *.study.json); run one first.")
+    runs = sorted(path for path in (folder / "runs").iterdir() if path.is_dir())
+    files = [*records, *(run / name for run in runs for name in KEPT if (run / name).is_file())]
+    partial = archive.with_name(f"{archive.name}.tmp")
+    with tarfile.open(partial, "w:xz", preset=9) as tar:
+        for path in files:
+            tar.add(path, arcname=str(path.relative_to(folder)), filter=_plain)
+    partial.replace(archive)
+    return len(runs)
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without what only says who packed it and when."""
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    info.mode = 0o644
+    return info
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """A folder of results: the folder itself, or a packed one, unpacked for as long as it is needed.
+
+    Raises:
+        UserError: neither a folder nor a readable archive.
+    """
+    if path.is_dir():
+        yield path
+        return
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the folder or the {ENDING} file that `widestream study` wrote.")
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            with tarfile.open(path) as tar:
+                tar.extractall(place, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise UserError(f"{path} cannot be unpacked; it is damaged or no {ENDING} file.") from error
+        yield Path(place)
