@@ -183,7 +183,7 @@ def _at_scale(value: Any, scale: str) -> Any:
         if value and all(key in SCALES for key in value):
             return _at_scale(value.get(scale), scale)
         return {key: _at_scale(entry, scale) for key, entry in value.items()}
-    return value
+    return [_at_scale(entry, scale) for entry in value] if isinstance(value, list) else value
 
 
 def _arms(key: str, values: Any, common: dict[str, Any], scale: str, path: Path) -> list[Arm]:
