@@ -1,0 +1,181 @@
+"""Studies: how they are read, planned and searched, and what their records say."""
+
+import json
+
+import pytest
+import yaml
+from study_runs import finish, loss_of, write_run, write_study
+
+from widestream.config import load_recipe
+from widestream.errors import UserError
+from widestream.study import run
+from widestream.study.plan import Place, arm_job
+from widestream.study.run import StudyOptions, best_rate, next_rate, run_study
+from widestream.study.spec import SCALES, Search, find_study, load_study, study_names
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run_jobs", finish)
+    return StudyOptions(folder=tmp_path / "runs", workers=1)
+
+
+def scales_of(name):
+    return yaml.safe_load(find_study(name).read_text()).get("scales", SCALES)
+
+
+def test_every_shipped_study_can_be_planned_at_every_scale_it_has(tmp_path):
+    planned = set()
+    for name in study_names():
+        for scale in SCALES:
+            if scale not in scales_of(name):
+                with pytest.raises(UserError, match="has no scale"):
+                    load_study(name, scale)
+                continue
+            study = load_study(name, scale)
+            assert study.seeds >= 3
+            assert study.search is not None
+            for arm in study.arms:
+                if arm.tokens_per_parameter is None:
+                    assert arm_job(study, arm, Place(tmp_path, None), 0, None).steps > 10, (name, scale, arm.name)
+            planned.add((name, scale))
+    assert {(name, "cpu") for name in study_names()} <= planned
+    assert len([one for one in planned if one[1] == "paper"]) >= 5
+
+
+def test_studies_share_the_runs_of_equal_recipes(tmp_path):
+    place = Place(tmp_path, None)
+    size, variants = load_study("stream_size"), load_study("variants")
+    one = {arm.name: arm_job(size, arm, place, 0, 0.01).folder for arm in size.arms}
+    other = {arm.name: arm_job(variants, arm, place, 0, 0.01).folder for arm in variants.arms}
+    assert one["transformer"] == other["transformer"]
+    assert one["rmt key_dim=32"] == other["rmt"]
+    assert len(set(one.values())) == len(one)
+    again = arm_job(size, size.arms[0], place, 1, 0.01).folder
+    assert again != one["transformer"]
+    assert again.name.rpartition("-")[0] == one["transformer"].name.rpartition("-")[0]
+
+
+def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):
+    study = load_study("ladder")
+    arm = next(arm for arm in study.arms if arm.name == "transformer 1")
+    non_embedding = 12 * 24 * 24
+    assert arm_job(study, arm, Place(tmp_path, None), 0, None).steps == -(-20 * non_embedding // 2048)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arms": {}}, "lacks arms"),
+        ({"arms": {"a": {"recipe": "study/cpu/rmt", "sett": {}}}}, "did you mean set"),
+        ({"arms": {"a": {}}}, "lacks `recipe`"),
+        ({"arms": {"a": {"recipe": "study/cpu/rmt", "grid": {"model.num_layers": 3}}}}, "must be a list"),
+        ({"reference": "rtm"}, "Unknown arm 'rtm'"),
+        ({"search": {"rates": [0.1]}}, "two or more positive rates"),
+        ({"search": {"rates": "many"}}, "needs `rates`"),
+        ({"seedz": 3}, "did you mean seeds"),
+        ({"seeds": 0}, "at least one seed"),
+        ({"analysis": {"contrasts": [{"of": "rmt", "against": "transformer"}]}}, "Unknown arm 'rmt'"),
+        ({"scales": ["paper"]}, "has no scale cpu"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_said_in_a_sentence(tmp_path, changes, words):
+    path = write_study(tmp_path / "mine.yaml", **changes)
+    with pytest.raises(UserError, match=words):
+        load_study(str(path))
+
+
+def test_unknown_studies_scales_and_settings_name_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="did you mean ladder"):
+        find_study("lader")
+    with pytest.raises(UserError, match="paper"):
+        load_study("ladder", "papier")
+    path = write_study(tmp_path / "mine.yaml", set={"model.num_layer": 2, "train.steps": 3})
+    study = load_study(str(path))
+    with pytest.raises(UserError, match=r"Arm transformer of the study mine: .*did you mean num_layers"):
+        arm_job(study, study.arms[0], Place(tmp_path, None), 0, None)
+
+
+def test_the_grid_grows_while_the_best_rate_lies_at_its_edge():
+    search = Search(rates=(0.004, 0.01), most=4)
+    assert next_rate({0.004: 3.0, 0.01: 2.9}, search) == 0.025
+    assert next_rate({0.004: 2.8, 0.01: 2.9}, search) == 0.0016
+    assert next_rate({0.004: 3.0, 0.01: 2.9, 0.025: 3.1}, search) is None
+    assert next_rate({0.0016: 1, 0.004: 2, 0.01: 3, 0.025: 4}, search) is None, "as many as allowed"
+    assert next_rate({0.004: 3.0, 0.01: None}, search) == 0.0016, "a rate that diverged is no best one"
+    assert next_rate({0.004: None, 0.01: None}, search) is None
+    assert best_rate({0.004: None, 0.01: None}) is None
+
+
+def test_a_study_searches_rates_then_trains_all_seeds_and_records_both(tmp_path, options):
+    path = write_study(tmp_path / "mine.yaml")
+    record = json.loads(run_study(str(path), options).read_text())
+    arms = {arm["name"]: arm for arm in record["arms"]}
+    assert set(arms) == {"transformer", "rmt key_dim=4", "rmt key_dim=16"}
+    assert arms["transformer"]["rate"] == 0.01
+    assert arms["rmt key_dim=4"]["rate"] == 0.025
+    assert [trial["lr"] for trial in arms["rmt key_dim=4"]["trials"]] == [0.004, 0.01, 0.025, 0.0625]
+    assert [trial["lr"] for trial in arms["transformer"]["trials"]] == [0.004, 0.01, 0.025]
+    for arm in arms.values():
+        assert [one["status"] for one in arm["runs"]] == ["done", "done"]
+        best = next(trial for trial in arm["trials"] if trial["lr"] == arm["rate"])
+        assert best["folder"] == arm["runs"][0]["folder"], "the best rate's run is the first seed's"
+        for one in arm["runs"]:
+            folder = options.folder / "cpu" / one["folder"]
+            assert (folder / "done.json").is_file()
+            assert one["command"].startswith("widestream train study/cpu/")
+    command = arms["transformer"]["runs"][1]["command"].split()
+    config = load_recipe(command[2], command[3 : command.index("--out")])
+    assert config.train.seed == config.data.seed == 1
+    assert config.optimizer.lr == 0.01
+
+
+def test_a_shorter_search_has_seeds_of_its_own(tmp_path, options):
+    path = write_study(tmp_path / "mine.yaml", search={"rates": [0.004, 0.01], "most": 2, "share": 0.5})
+    record = json.loads(run_study(str(path), options).read_text())
+    arm = record["arms"][0]
+    assert {trial["steps"] for trial in arm["trials"]} == {8}
+    assert not {trial["folder"] for trial in arm["trials"]} & {one["folder"] for one in arm["runs"]}
+
+
+def test_arms_may_take_the_rate_of_another_or_the_recipes(tmp_path, options):
+    arms = {
+        "transformer": {"recipe": "study/cpu/transformer"},
+        "other": {"recipe": "study/cpu/transformer", "set": {"model.mlp_dim": 64}, "rate_of": "transformer"},
+        "own": {"recipe": "study/cpu/transformer", "set": {"optimizer.lr": 0.123}, "rate_of": "recipe"},
+    }
+    record = json.loads(run_study(str(write_study(tmp_path / "mine.yaml", arms=arms)), options).read_text())
+    rates = {arm["name"]: arm["rate"] for arm in record["arms"]}
+    assert rates == {"transformer": 0.01, "other": 0.01, "own": None}
+    folder = options.folder / "cpu" / record["arms"][2]["runs"][0]["folder"]
+    assert "lr: 0.123" in (folder / "config.yaml").read_text()
+
+
+def test_runs_that_diverge_or_fail_stand_in_the_record(tmp_path, options, monkeypatch):
+    def troubled(jobs, workers, may_diverge=False, may_fail=False):
+        assert may_diverge
+        assert may_fail
+        for job in jobs:
+            config = load_recipe(job.recipe, job.changes)
+            if config.optimizer.lr > 0.005 and config.model.stream.kind == "matrix":
+                job.folder.mkdir(parents=True, exist_ok=True)
+                (job.folder / "nonfinite_step_3.safetensors").touch()
+            elif config.train.seed == 1 and config.model.stream.kind == "vector":
+                job.failed = True
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                job.log.write_text("something\nwidestream: The disk is full.\n")
+            else:
+                write_run(job)
+
+    monkeypatch.setattr(run, "run_jobs", troubled)
+    record = json.loads(run_study(str(write_study(tmp_path / "mine.yaml")), options).read_text())
+    arms = {arm["name"]: arm for arm in record["arms"]}
+    assert [one["status"] for one in arms["transformer"]["runs"]] == ["done", "failed"]
+    assert arms["transformer"]["runs"][1]["why"] == "The disk is full."
+    assert arms["rmt key_dim=4"]["rate"] == 0.004
+    assert [trial["status"] for trial in arms["rmt key_dim=4"]["trials"]] == ["done", "done", "diverged"]
+
+
+def test_loss_of_the_fake_runs_says_what_the_tests_rely_on():
+    plain, wide = (load_recipe(f"study/cpu/{name}", ["optimizer.lr=0.01"]) for name in ("transformer", "rmt"))
+    assert loss_of(wide, 0) < loss_of(plain, 0)

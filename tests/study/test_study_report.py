@@ -1,0 +1,221 @@
+"""The page of studies, made from runs alone: the paper's number, ours, interval, scale, and every run's folder."""
+
+import json
+import math
+
+import pytest
+from study_runs import finish, write_run, write_study
+
+from widestream.errors import UserError
+from widestream.report.studies import page
+from widestream.report.studies.analyses import study_section
+from widestream.report.studies.fits import bootstrap_fits, curvature, fit_power_law, line, percentile_interval, slope
+from widestream.report.studies.page import write_studies
+from widestream.report.studies.results import contrast, load_result, load_results
+from widestream.report.studies.sections import said
+from widestream.study import run
+from widestream.study.archive import opened, pack_results
+from widestream.study.pool import Job
+from widestream.study.run import StudyOptions, run_study
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Carries out a study without training and reads its result."""
+    monkeypatch.setattr(run, "run_jobs", finish)
+
+    def made(name="mine", **changes):
+        path = write_study(tmp_path / f"{name}.yaml", **changes)
+        return load_result(run_study(str(path), StudyOptions(folder=tmp_path / "runs", workers=1)))
+
+    return made
+
+
+LADDER = {
+    "reference": "transformer 1",
+    "search": None,
+    "seeds": 3,
+    "analysis": {"kind": "ladder", "reference": "transformer"},
+    "arms": {
+        f"{family} {size}": {
+            "recipe": f"study/cpu/{family}",
+            "group": family,
+            "set": {"model.num_layers": size, "optimizer.lr": 0.01},
+        }
+        for family in ("transformer", "rmt")
+        for size in (1, 2, 3)
+    },
+}
+
+
+def test_power_laws_and_slopes_are_found_again():
+    law = fit_power_law({x: 3 * x**-0.1 for x in (1e3, 1e4, 1e5)})
+    assert law.exponent == pytest.approx(0.1)
+    assert law(1e4) == pytest.approx(3 * 1e4**-0.1)
+    assert law.where(law(777.0)) == pytest.approx(777.0)
+    assert line([(0, 1), (1, 3), (2, 5)]) == pytest.approx((2, 1))
+    assert curvature([(x, 1 + 2 * x + 0.5 * x * x) for x in (0, 1, 3, 4)]) == pytest.approx(0.5)
+    seeds = [(0, 0), (1, 1), (2, 2)]
+    straight = slope([(x, {seed: 5 - 0.1 * math.log2(x) + seed[0] for seed in seeds}) for x in (4, 8, 16, 64)])
+    assert straight is not None
+    assert straight.per_doubling.mean == pytest.approx(-0.1)
+    assert straight.bend is not None
+    assert straight.bend.mean == pytest.approx(0, abs=1e-12)
+    assert straight.falling
+    assert slope([(4, {(0, 0): 1.0}), (8, {(1, 1): 1.0})]) is None, "no seed in common"
+
+
+def test_bootstrap_bands_hold_the_estimate_and_are_the_same_every_time():
+    points = {1e3: [2.0, 2.1, 1.9], 1e4: [1.5, 1.6, 1.4], 1e5: [1.2, 1.1, 1.15]}
+    fits = bootstrap_fits(points, draws=200)
+    assert fits == bootstrap_fits(points, draws=200)
+    found = percentile_interval(0.1, [fit.exponent for fit in fits], 3)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.high
+    assert 0.05 < found.low < 0.12 < found.high < 0.2
+
+
+def test_differences_are_taken_seed_by_seed_at_equal_tokens_flops_time_and_parameters(make):
+    arms = {
+        "transformer": {"recipe": "study/cpu/transformer"},
+        "small": {"recipe": "study/cpu/transformer", "set": {"model.num_layers": 2}},
+        "rmt": {"recipe": "study/cpu/rmt", "set": {"model.num_layers": 3}},
+    }
+    result = make(arms=arms, seeds=3, analysis={"parameters": ["transformer", "small"]})
+    one = contrast(result, "rmt", "transformer")
+    assert one is not None
+    assert set(one.at_equal) == {"tokens", "flops", "wall_s", "parameters"}
+    assert one.at_equal["tokens"].method == "paired"
+    assert one.at_equal["tokens"].n == 3
+    mine, theirs, small = (result.arms[name].losses for name in ("rmt", "transformer", "small"))
+    share = math.log(3 / 2) / math.log(4 / 2)
+    wanted = [mine[s] - small[s] ** (1 - share) * theirs[s] ** share for s in mine]
+    assert one.at_equal["parameters"].mean == pytest.approx(sum(wanted) / 3)
+    other = contrast(result, "small", "transformer")
+    assert other is not None
+    assert other.at_equal["parameters"].mean == 0, "the reference's own size is part of its line"
+    assert contrast(make("bare", arms=arms), "rmt", "transformer").at_equal.get("parameters") is None
+
+
+def test_sentences_come_from_the_intervals(make):
+    result = make(seeds=3)
+    wide = contrast(result, "rmt key_dim=16", "transformer")
+    assert wide is not None
+    assert said(wide).startswith("rmt key_dim=16 is 0.2")
+    assert "better than transformer (95" in said(wide)
+    same = contrast(result, "transformer", "transformer")
+    assert same is not None
+    assert said(same).startswith("No difference seen between")
+    single = make("single", seeds=1)
+    alone = contrast(single, "rmt key_dim=16", "transformer")
+    assert alone is not None
+    assert "may be chance" in said(alone)
+
+
+def test_the_ladder_tells_what_is_needed_to_equal_loss(make):
+    section = study_section(make("ladder", **LADDER))
+    tables = {table.title: table for table in section.tables}
+    assert len(tables["Rung by rung"].rows) == 3
+    exponents = [float(row[3]) for row in tables["Power laws"].rows]
+    assert all(0 < value < 0.2 for value in exponents)
+    assert len(section.charts) == 3
+    assert any("lies outside" in answer for answer in section.answers), "rmt is far better: nothing is extrapolated"
+
+
+def test_a_sweep_tells_slope_and_bend(make):
+    analysis = {"kind": "sweep", "lines": [{"title": "D_k", "x": "stream_size", "groups": ["rmt"]}]}
+    arms = {
+        "transformer": {"recipe": "study/cpu/transformer"},
+        "rmt": {"recipe": "study/cpu/rmt", "grid": {"model.stream.key_dim": [4, 8, 16]}},
+    }
+    section = study_section(make("sweep", analysis=analysis, arms=arms, seeds=3))
+    assert section.answers[0].startswith("rmt: −0.0")
+    assert "for every doubling of the stream" in section.answers[0]
+    slopes = next(table for table in section.tables if table.title == "Slopes")
+    assert slopes.rows[0][2] == "falls at every step"
+
+
+def test_race_and_lead_compare_whole_curves(make):
+    printed = {"tokens": 0.41, "flops": 0.58, "parameters": 0.25, "wall_s": -0.044, "loss": [3.02, 2.91]}
+    arms = {"transformer": {"recipe": "study/cpu/transformer"}, "rmt": {"recipe": "study/cpu/rmt"}}
+    section = study_section(make("race", analysis={"kind": "race", "printed": printed}, arms=arms, seeds=3))
+    rows = {row[0]: row for row in section.tables[0].rows}
+    assert rows["tokens saved"][1] == "41 %"
+    assert 0 < float(rows["tokens saved"][2].split()[0]) < 100
+    assert rows["held-out loss at equal tokens"][1].startswith("−0.11")
+    arms |= {f"{name} long": arm | {"set": {"train.steps": 32}} for name, arm in list(arms.items())}
+    pairs = [["transformer", "rmt"], ["transformer long", "rmt long"]]
+    lead = study_section(make("lead", analysis={"kind": "lead", "pairs": pairs}, arms=arms, seeds=3))
+    assert any("lead" in answer for answer in lead.answers)
+    assert lead.tables[1].rows[-1][1] == "1"
+
+
+def test_the_page_names_every_run_and_command_and_what_went_wrong(make, tmp_path):
+    result = make(seeds=2)
+    lost = result.folder / result.record["arms"][0]["runs"][1]["folder"] / "metrics.jsonl"
+    lost.unlink()
+    out = tmp_path / "studies.html"
+    sections = write_studies(result.folder, out)
+    html = out.read_text()
+    assert [section.key for section in sections] == ["resources", "mine-cpu"]
+    for arm in result.record["arms"]:
+        for one in arm["runs"]:
+            assert one["folder"] in html
+    assert "transformer, seed 1:" in html
+    assert "is missing" in html
+    assert html.count("<h2>") == 2
+    assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
+    write_studies(result.folder, out, ["mine"])
+    assert "Table 7" not in out.read_text()
+    with pytest.raises(UserError, match="no results of lost"):
+        write_studies(result.folder, out, ["lost"])
+
+
+def test_unfinished_studies_are_shown_as_what_they_are(make, tmp_path):
+    result = make(seeds=2)
+    path = result.folder / "mine.study.json"
+    record = json.loads(path.read_text())
+    for arm in record["arms"]:
+        for one in arm["runs"]:
+            one["status"] = "diverged"
+    path.write_text(json.dumps(record))
+    section = study_section(load_result(path))
+    assert section.answers == []
+    assert len(section.notes) == 6
+    assert "no run is finished" in section.scale
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        load_results(result.folder)
+    with pytest.raises(UserError, match="holds no study"):
+        load_results(tmp_path)
+
+
+def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(make, tmp_path):
+    result = make(seeds=2)
+    checkpoint = result.folder / result.record["arms"][0]["runs"][0]["folder"] / "checkpoints" / "step_16"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"0" * 1000)
+    archive = tmp_path / "mine.tar.xz"
+    runs = pack_results(result.folder, archive)
+    assert runs == len(list((result.folder / "runs").iterdir()))
+    with opened(archive) as folder:
+        assert not list(folder.rglob("*.safetensors"))
+        sections = page.find_sections(folder)
+        again = study_section(load_results(folder)[0])
+    assert again.answers == study_section(result).answers == sections[1].answers
+    with pytest.raises(UserError, match=r"must end in \.tar\.xz"):
+        pack_results(result.folder, tmp_path / "mine.zip")
+    with pytest.raises(UserError, match="no study"):
+        pack_results(tmp_path, archive)
+    archive.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be unpacked"), opened(archive):
+        pass
+    with pytest.raises(UserError, match="does not exist"), opened(tmp_path / "none"):
+        pass
+
+
+def test_runs_made_by_hand_in_a_jobs_folder_count(tmp_path):
+    job = Job(recipe="study/cpu/rmt", changes=("train.steps=4", "train.eval_every=2"), folder=tmp_path / "run", steps=4)
+    write_run(job)
+    assert job.done
