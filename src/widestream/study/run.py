@@ -131,7 +131,7 @@ def search_rates(study: Study, place: Place, workers: int) -> dict[str, dict[flo
 
 def _trial(study: Study, arm: Arm, place: Place, rate: float) -> Job:
     assert study.search is not None
-    share = study.search.share
+    share = study.search.share if arm.share is None else arm.share
     return arm_job(study, arm, place, 0 if share == 1 else SEARCH_SEED, rate, share)
 
 

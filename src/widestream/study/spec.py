@@ -26,7 +26,7 @@ from widestream.errors import UserError, unknown_name
 
 SCALES = ("cpu", "gpu", "paper")
 """Sizes and budgets that a study may have: two CPU cores in about two hours, one GPU, the paper's own."""
-_ARM_KEYS = ("recipe", "set", "grid", "tokens_per_parameter", "rate_of", "paper", "group", "about")
+_ARM_KEYS = ("recipe", "set", "grid", "tokens_per_parameter", "share", "rate_of", "paper", "group", "about")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +53,8 @@ class Arm:
     """Dotted keys of the recipe and their values."""
     tokens_per_parameter: float | None = None
     """Length of a run in training tokens for each non-embedding parameter, in place of the recipe's."""
+    share: float | None = None
+    """Length of its search runs in place of the study's, for arms so small that whole runs can be had."""
     rate_of: str | None = None
     """Arm whose learning rate it takes instead of searching one; "recipe": the recipe's."""
     paper: float | None = None
@@ -197,7 +199,7 @@ def _arms(key: str, values: Any, common: dict[str, Any], scale: str, path: Path)
         raise UserError(f"Arm {key} of {path} lacks `recipe`, a name or a path.")
     recipe = values["recipe"].replace("{scale}", scale)
     settings = common | (values.get("set") or {})
-    rest = {name: values.get(name) for name in ("tokens_per_parameter", "rate_of", "paper", "group")}
+    rest = {name: values.get(name) for name in ("tokens_per_parameter", "share", "rate_of", "paper", "group")}
     rest["group"] = rest["group"] or key
     about = values.get("about") or ""
     grid: dict[str, Any] = {name: points for name, points in (values.get("grid") or {}).items() if points is not None}

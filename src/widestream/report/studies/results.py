@@ -140,9 +140,11 @@ def load_result(path: Path, cache: dict[Path, Run | None] | None = None) -> Stud
 
 
 def _arm(name: str, entry: dict[str, Any], folder: Path, cache: dict[Path, Run | None], notes: list[str]) -> ArmResult:
-    """Read an arm's finished runs; what else became of the others is in the record."""
+    """Read an arm's finished runs, those too that finished since the record was written."""
     found = []
     for row in entry["runs"]:
+        if row["status"] == "unfinished" and _finished(folder / row["folder"], row["steps"]):
+            row["status"] = "done"
         if row["status"] != "done":
             notes.append(f"{name}, seed {row['seed']}: {row['status']} ({folder.name}/{row['folder']})")
             continue
@@ -157,6 +159,13 @@ def _arm(name: str, entry: dict[str, Any], folder: Path, cache: dict[Path, Run |
             found.append(run)
     found.sort(key=lambda run: run.seeds)
     return ArmResult(name=name, entry=entry, group=measure(name, found, "loss") if found else None)
+
+
+def _finished(path: Path, steps: int) -> bool:
+    try:
+        return json.loads((path / "done.json").read_bytes())["step"] == steps
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -211,16 +211,16 @@ def rates_table(result: StudyResult) -> Table:
                 for trial in trials
             ]
             edge = arm.entry["rate"] in (trials[0]["lr"], trials[-1]["lr"])
-            rows.append((arm.name, "; ".join(losses), f"{arm.entry['rate']:g}", "yes" if edge else "no"))
+            length = text.percent(trials[0]["steps"] / arm.entry["runs"][0]["steps"])
+            rows.append((arm.name, "; ".join(losses), f"{arm.entry['rate']:g}", "yes" if edge else "no", length))
         elif arm.entry["rate_of"]:
-            rows.append((arm.name, f"as {arm.entry['rate_of']}", f"{arm.entry['rate'] or 0:g}", NONE))
-    search = result.record["search"]
-    share = "" if search is None else f" Search runs have {text.percent(search['share'])} of the full length, one seed."
+            rate = NONE if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
+            rows.append((arm.name, f"as {arm.entry['rate_of']}", rate, NONE, NONE))
     return Table(
         title="Learning rates",
         caption="Held-out loss by peak rate; the same grid for all, grown by its own ratio while the best lies at its "
-        f"edge, up to a number of rates.{share}",
-        columns=("arm", "rates searched", "taken", "at the edge"),
+        "edge, up to a number of rates; one seed. Length: of a search run, as a share of the arm's full length.",
+        columns=("arm", "rates searched", "taken", "at the edge", "length"),
         rows=tuple(rows),
         words=2,
     )
