@@ -13,7 +13,7 @@ from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
 from widestream.streams import config_class, own_kinds, stream_class
 from widestream.streams.reversible import plan_exchanges
-from widestream.train.machine import choose_precision
+from widestream.train.machine import choose_precision, keep_freed_memory
 from widestream.train.parallel import find_device
 
 PLAIN = "vector"
@@ -72,7 +72,7 @@ class ModelSettings:
             require_counts(self, threads=1)
 
     def resolve(self) -> tuple[torch.device, str]:
-        """Set the threads, and find device and precision.
+        """Set the process up as training does, with these threads, and find device and precision.
 
         Raises:
             UserError: there is no such device.
@@ -80,6 +80,8 @@ class ModelSettings:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = find_device(self.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         return device, choose_precision(self.precision, device)
 
 

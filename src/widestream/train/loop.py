@@ -15,7 +15,7 @@ from widestream.data.files import disk_errors
 from widestream.eval.heldout import Heldout, evaluate
 from widestream.train.clock import Stopwatch
 from widestream.train.folder import DONE, write_json
-from widestream.train.machine import memory_bytes, numerics
+from widestream.train.machine import keep_freed_memory, memory_bytes, numerics
 from widestream.train.metrics import finite
 from widestream.train.nonfinite import handle_nonfinite
 from widestream.train.optim import set_lr
@@ -52,12 +52,16 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
         run_dir: folder for everything that the run writes.
         resume: go on from what the folder holds; if not, the folder is moved aside first.
 
+    On a CPU the process keeps the memory that a step needs (see `keep_freed_memory`), also afterwards.
+
     Raises:
         UserError: something has to be mended first (configuration, data, folder), the disk is full, or the loss is not
             finite. What the folder holds stays usable.
     """
     folder, settings = Path(run_dir), config.train
     with join_world(settings.device) as world, numerics(settings), disk_errors(folder, "give the same command again"):
+        if world.device.type == "cpu":
+            keep_freed_memory()
         run = prepare(config, folder, world, resume)
         steps, watch = run.plan.steps, Stopwatch(run.position.wall_s)
         with run.metrics or contextlib.nullcontext(), _progress(run) as progress:

@@ -1,6 +1,7 @@
 """The machine a run computes on: what it is, how fast it multiplies matrices, and how it is set up for one run."""
 
 import contextlib
+import ctypes
 import os
 import platform
 import resource
@@ -18,6 +19,28 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 BF16_GAIN = 1.2
 """On a CPU, bf16 has to multiply so much faster than float32 to be chosen: casting the weights takes time too."""
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of mallopt, from glibc's malloc.h."""
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep memory that it frees, for its next step, instead of giving it back to the system.
+
+    A step frees and asks again for gigabytes. Where the system hands them out as new pages each time, it clears every
+    one of them first: on a CPU, 0.4 of 4.5 processor seconds of a step at GPT-2 small's sizes. The process grows to
+    what a step needs at its peak and stays there. Allocations of a GPU are not affected.
+
+    Returns:
+        Whether this machine's C library can be told so (glibc can); where not, nothing changes.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    # However large, no block gets pages of its own, and the end of the heap is never given back.
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
 @contextlib.contextmanager
