@@ -200,10 +200,10 @@ def _training_table(training: Sequence[Record]) -> Table:
             rows.append((name, str(steps[0]["step"]), *(over_seeds([row[key] for row in figures]) for key in names)))
     return Table(
         title="Moments during training",
-        caption="On held-out text; step 0 is the same model at its initial weights. Growth as over depth. Block: second "
-        "moment of what a block writes over that of what it reads, and of gradients the other way, geometric mean over "
-        "blocks. Gradient of writes: root mean square. Rank: exp of the entropy of the covariance's spectrum over "
-        "tokens, at the last MLP; of a matrix: of a token's singular values. Mean and 95 % interval over seeds.",
+        caption="On held-out text; step 0 is the same model at its initial weights. Growth as over depth. Block: "
+        "second moment of what a block writes over that of what it reads, and of gradients the other way, geometric "
+        "mean over blocks. Gradient of writes: root mean square. Rank: exp of the entropy of the covariance's spectrum "
+        "over tokens, at the last MLP; of a matrix: of a token's singular values. Mean and 95 % interval over seeds.",
         columns=("model", "step", *names),
         rows=tuple(rows),
     )

@@ -125,7 +125,7 @@ def _over_steps(name: str, colour: int, rows: Sequence[tuple[int, list[Any]]]) -
         colour=colour,
         label=name,
         value=three(fmean(rows[-1][1])) if rows else "",
-        band=tuple((step, min(values), max(values)) for step, values in rows) if len(rows[0][1:]) else (),
+        band=tuple((step, min(values), max(values)) for step, values in rows),
     )
 
 
@@ -150,9 +150,8 @@ def _relative(entry: Mapping[str, Any], quantity: str) -> tuple[tuple[float, flo
     start = means[1] if quantity == "seen" else means[-2]
     if not start:
         return ()
-    return tuple(
-        (site, math.log10(mean / start)) for site, mean in enumerate(means) if 0 < site < len(means) - 1 and mean
-    )
+    between = list(enumerate(means))[1:-1]
+    return tuple((site, math.log10(mean / start)) for site, mean in between if mean)
 
 
 def _range(series: Sequence[Series]) -> tuple[float, float]:

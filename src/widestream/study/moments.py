@@ -37,11 +37,11 @@ class MomentsSettings:
     shape: str = "gpt2-medium"
     """Sizes at which Table 2 is measured: a name of SHAPES."""
     draws: int = 64
-    """Initialisations."""
+    """Initialisations; 0: Table 2 is left out."""
     scheme: Literal["xavier", "lecun", "both"] = "both"
     """Initialisation for Table 2; over depth it is LeCun's, as in C.3 and C.4."""
     streams: tuple[str, ...] = ("all",)
-    """Kinds whose depth is studied."""
+    """Kinds whose depth is studied; empty: none."""
     depths: tuple[int, ...] = (6, 24, 48)
     """Numbers of layers."""
     seeds: int = 3
@@ -50,7 +50,9 @@ class MomentsSettings:
     """Of the models of the depth study."""
 
     def __post_init__(self):
-        require_counts(self, draws=2, depths=2, seeds=1)
+        require_counts(self, draws=0, depths=2, seeds=1)
+        if self.draws == 1:
+            raise UserError("--draws is 1, which gives no interval; use 2 or more, or 0 to leave Table 2 out.")
         if self.shape not in SHAPES:
             raise UserError(f"There is no shape {self.shape}; use {' or '.join(SHAPES)}.")
 
@@ -64,7 +66,7 @@ def study_initial(settings: MomentsSettings) -> dict[str, Any]:
     kinds = chosen_kinds(settings.streams)
     schemes: tuple[Scheme, ...] = ("xavier", "lecun") if settings.scheme == "both" else (settings.scheme,)
     shape, ratios = SHAPES[settings.shape], []
-    for scheme in tqdm(schemes, desc="Table 2", unit="scheme", disable=None):
+    for scheme in tqdm(schemes if settings.draws else (), desc="Table 2", unit="scheme", disable=None):
         ratios += measure_ratios(shape, scheme, settings.draws)
         ratios += measure_ratios(replace(shape, key_dim=shape.rank), scheme, settings.draws, EQUAL_KEYS)
     cases = list(itertools.product((False, True), settings.depths, kinds))

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from widestream.config import build
-from widestream.errors import UserError
 from widestream.nn.config import ModelConfig
-from widestream.nn.model import build_model
+from widestream.nn.model import build_model, meta_model
 from widestream.nn.recording import record_exchanges
 from widestream.streams import own_kinds, stream_class
 from widestream.study.moments_estimate import geometric
@@ -42,11 +41,9 @@ def chosen_kinds(names: tuple[str, ...]) -> list[str]:
     """Kinds of stream from what a user names; `all` stands for all of this package.
 
     Raises:
-        UserError: none is named, or one is unknown.
+        UserError: one is unknown.
     """
     kinds = dict.fromkeys(kind for name in names for kind in (own_kinds() if name == "all" else [name]))
-    if not kinds:
-        raise UserError("No stream is named; give --streams vector,matrix or the like.")
     for kind in kinds:
         stream_class(kind)
     return list(kinds)
@@ -72,7 +69,7 @@ def measure_depth(
     """
     config = _config(kind, num_layers, depth_scale, sizes, scheme)
     runs = [_measure(config, seed, sizes) for seed in range(seeds)]
-    model = build_model(config)
+    model = meta_model(config)
     return {
         "stream": kind,
         "settings": {"kind": kind, **stream_class(kind).examples[0]},

@@ -50,8 +50,7 @@ def measure_ratios(shape: Shape, scheme: Scheme, draws: int, rows: Iterable[Row]
         rows: which; default: all.
 
     Returns:
-        An entry per row: shape, scheme, row, what Table 2 prints (for Xavier), and for both ways closed form, mean, 95 % interval over
-        draws, its distance from the closed form in standard errors, and whether that lies inside.
+        An entry per row: shape, scheme, row, what Table 2 prints (for Xavier), and for both ways `against_closed_form`.
     """
     forms = closed_forms(shape, scheme, TOKENS)
     chosen = list(forms if rows is None else rows)

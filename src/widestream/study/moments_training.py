@@ -115,7 +115,7 @@ def _measure(model: Decoder, batch: Batch) -> dict[str, Any]:
 
 @torch.no_grad()
 def _ranks(seen: list[Exchanged]) -> dict[str, list[float | None]]:
-    """By site: of the stream as the reader sees it, over tokens and inside a token's matrix; and of what it is handed."""
+    """By site: of the stream as the reader sees it, over tokens and inside a token's matrix; and of what is read."""
     streams = [found.normed[0] for found in seen]
     inputs = [torch.cat([x.flatten(2) for x in found.inputs.values()], dim=-1) for found in seen]
     return {
