@@ -60,38 +60,42 @@ def moments_findings(record: Record) -> list[str]:
 
 
 def _ratio_table(ratios: Sequence[Record], scheme: str) -> Table:
-    rows = []
-    for entry in (entry for entry in ratios if entry["scheme"] == scheme):
-        row, shape = entry["row"], entry["shape"]
-        name = f"{row['layer']}, {row['operation']}"
-        sizes = (
-            f"R {shape['rank']}, D_k {shape['key_dim']}"
-            if row["model"] == "RMT"
-            else f"D {shape['rank'] * shape['value_dim']}"
-        )
-        for way in WAYS:
-            found, printed = entry[way], entry["printed"]
-            rows.append(
-                (
-                    name, row["model"], sizes, way,
-                    NONE if printed is None else f"{printed[way]:g}",
-                    f"{found['closed']:.3f}", f"{found['mean']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}",
-                    "yes" if found["inside"] else f"no, by {abs(found['z']):.1f} s.e.",
-                    NONE if printed is None else "yes" if _holds(found, printed[way]) else "no",
-                )
-            )  # fmt: skip
-    draws = next((entry["forward"]["n"] for entry in ratios), 0)
+    chosen = [entry for entry in ratios if entry["scheme"] == scheme]
     return Table(
         title=f"Table 2 measured, {'Xavier' if scheme == 'xavier' else 'LeCun'} initialisation",
         caption="Second moment of what comes out over that of what goes in, and of gradients the other way, on the "
-        f"real modules; mean and 95 % interval over {draws} initialisations. One interval in twenty misses by chance.",
-        columns=(
-            "operation", "model", "shape", "way", "printed", "closed form", "measured", "95 % interval",
-            "closed form inside", "printed inside",
-        ),
-        rows=tuple(rows),
-        words=4,
-    )  # fmt: skip
+        f"real modules; mean and half of the 95 % interval over {chosen[0]['forward']['n']} initialisations. Agrees: "
+        "whether the interval holds the closed form, and whether it holds what is printed. One in twenty misses by "
+        "chance.",
+        columns=("operation", "way", "printed", "closed form", "measured", "form agrees", "print agrees"),
+        rows=tuple(_ratio_row(entry, way) for entry in chosen for way in WAYS),
+        words=2,
+    )
+
+
+def _ratio_row(entry: Record, way: str) -> tuple[str, ...]:
+    found, printed = entry[way], entry["printed"]
+    return (
+        f"{_operation(entry)} ({_sizes(entry)})",
+        way,
+        NONE if printed is None else f"{printed[way]:g}",
+        f"{found['closed']:.3f}",
+        f"{found['mean']:.3f} ± {(found['high'] - found['low']) / 2:.3f}",
+        "yes" if found["inside"] else f"no, {abs(found['z']):.1f} s.e. off",
+        NONE if printed is None else "yes" if _holds(found, printed[way]) else "no",
+    )
+
+
+def _operation(entry: Record) -> str:
+    row = entry["row"]
+    return f"{row['model']}, {row['layer'].replace('feed-forward', 'FF')} {row['operation']}"
+
+
+def _sizes(entry: Record) -> str:
+    shape = entry["shape"]
+    if entry["row"]["model"] == "RMT":
+        return f"R {shape['rank']}, D_k {shape['key_dim']}"
+    return f"D {shape['rank'] * shape['value_dim']}"
 
 
 def _holds(found: Record, printed: float) -> bool:
@@ -109,8 +113,8 @@ def _ratio_findings(ratios: Sequence[Record]) -> Iterator[str]:
         "errors from it."
     )
     wrong = [
-        f"{entry['row']['layer']} {entry['row']['operation']} ({entry['row']['model']}, R {entry['shape']['rank']}, "
-        f"D_k {entry['shape']['key_dim']}, {way}: printed {entry['printed'][way]:g}, measured {entry[way]['mean']:.2f})"
+        f"{_operation(entry)} ({_sizes(entry)}, {way}: printed {entry['printed'][way]:g}, "
+        f"measured {entry[way]['mean']:.2f})"
         for entry, way in every
         if entry["printed"] is not None and not _holds(entry[way], entry["printed"][way])
     ]
@@ -124,7 +128,8 @@ def _depth_table(depth: Sequence[Record], scaled: bool) -> Table:
     names = {"seen": "seen", "written_gradient": "gradient"}
     streams = list(dict.fromkeys(entry["stream"] for entry in chosen))
     rows = tuple(
-        (stream, *(_estimate(found[stream, number][name]) for name in names for number in layers)) for stream in streams
+        (stream, *(_estimate(found.get((stream, number), {}).get(name)) for name in names for number in layers))
+        for stream in streams
     )
     start = "1/sqrt(2 L) smaller" if scaled else "unscaled"
     return Table(
@@ -157,10 +162,10 @@ def _kept(growth: float | None) -> bool:
     return growth is not None and growth > 0 and abs(math.log(growth)) < math.log(KEPT)
 
 
-def _estimate(found: Sequence[float | None]) -> str:
-    mean, low, high = found
-    if mean is None:
+def _estimate(found: Sequence[float | None] | None) -> str:
+    if found is None or found[0] is None:
         return NONE
+    mean, low, high = found[0], *found[1:]
     return three(mean) if low is None or high is None else f"{three(mean)} ({three(low)} to {three(high)})"
 
 
@@ -194,17 +199,18 @@ def run_figures(run: Record, step: Record) -> dict[str, float | None]:
 def _training_table(training: Sequence[Record]) -> Table:
     rows, names = [], []
     for name, runs in by_name(training).items():
-        for steps in zip(*(run["steps"] for run in runs), strict=False):
-            figures = [run_figures(run, step) for run, step in zip(runs, steps, strict=True)]
+        for number, measured in by_step(runs).items():
+            figures = [run_figures(run, step) for run, step in measured]
             names = list(figures[0])
-            rows.append((name, str(steps[0]["step"]), *(over_seeds([row[key] for row in figures]) for key in names)))
+            cells = (over_seeds([row[key] for row in figures]) for key in names)
+            rows.append((name, str(number), str(len(measured)), *cells))
     return Table(
         title="Moments during training",
         caption="On held-out text; step 0 is the same model at its initial weights. Growth as over depth. Block: "
         "second moment of what a block writes over that of what it reads, and of gradients the other way, geometric "
         "mean over blocks. Gradient of writes: root mean square. Rank: exp of the entropy of the covariance's spectrum "
         "over tokens, at the last MLP; of a matrix: of a token's singular values. Mean and 95 % interval over seeds.",
-        columns=("model", "step", *names),
+        columns=("model", "step", "seeds", *names),
         rows=tuple(rows),
     )
 
@@ -213,23 +219,22 @@ def _map_table(training: Sequence[Record]) -> Table:
     """Table 1's ratios with trained weights, maps of the same name over all layers together."""
     rows = []
     for name, runs in by_name(training).items():
-        steps = (runs[0]["steps"][0], runs[0]["steps"][-1])
-        kinds = dict.fromkeys(re.sub(r"\d+", "*", key) for key in steps[0]["maps"])
+        kinds = dict.fromkeys(re.sub(r"\d+", "*", key) for key in runs[0]["steps"][0]["maps"])
+        ends = _ends(runs)
         for kind in kinds:
             cells = []
             for i in range(len(WAYS)):
-                for at in (0, -1):
-                    every = [_map_mean(run["steps"][at]["maps"], kind, i) for run in runs]
-                    cells.append(over_seeds(every))
-            rows.append((name, kind, *cells))
+                for measured in ends.values():
+                    cells.append(over_seeds([_map_mean(step["maps"], kind, i) for _, step in measured]))
+            rows.append((name, kind, f"0, {list(ends)[-1]}", *cells))
     return Table(
         title="Ratios of Table 1 with the weights' own second moment",
         caption="Fan-in (forward) and fan-out (backward) times the mean square of a map's weights: what it does to the "
         "second moment of vectors that know nothing of it. Geometric mean over layers, mean and 95 % interval over "
         "seeds.",
-        columns=("model", "map", *(f"{way}, {when}" for way in WAYS for when in ("initial", "trained"))),
+        columns=("model", "map", "steps", *(f"{way}, {when}" for way in WAYS for when in ("initial", "trained"))),
         rows=tuple(rows),
-        words=2,
+        words=3,
     )
 
 
@@ -240,10 +245,9 @@ def _map_mean(maps: Mapping[str, Sequence[float]], kind: str, way: int) -> float
 def _update_table(training: Sequence[Record]) -> Table:
     rows, parts = [], list(dict.fromkeys(part for run in training for part in run["updates"][0]["relative"]))
     for name, runs in by_name(training).items():
-        for updates in zip(*(run["updates"] for run in runs), strict=False):
-            span = f"{updates[0]['from']} to {updates[0]['to']}"
+        for (start, end), updates in by_span(runs).items():
             cells = (over_seeds([update["relative"].get(part) for update in updates]) for part in parts)
-            rows.append((name, span, *cells))
+            rows.append((name, f"{start} to {end}", *cells))
     return Table(
         title="Relative change of parameters between checkpoints",
         caption="Norm of the change over the norm before, by part. Mean and 95 % interval over seeds.",
@@ -253,37 +257,67 @@ def _update_table(training: Sequence[Record]) -> Table:
 
 
 def _training_findings(training: Sequence[Record]) -> Iterator[str]:
-    groups = list(by_name(training).items())
-    for name, runs in groups:
+    groups = by_name(training)
+    for name, runs in groups.items():
         for key, what in (("seen growth", "the stream"), ("gradient growth", "the gradient of writes")):
-            first, last = ([run_figures(run, run["steps"][at])[key] for run in runs] for at in (0, -1))
-            yield (
-                f"{name}: over depth {what} grows {over_seeds(first)} times at the start and {over_seeds(last)} times "
-                f"after {runs[0]['steps'][-1]['step']} steps."
-            )
+            told = [
+                f"{over_seeds([run_figures(run, step)[key] for run, step in measured])} times at step {number}"
+                for number, measured in _ends(runs).items()
+            ]
+            yield f"{name}: over depth {what} grows {listing(told)}."
     if len(groups) == 2:
-        yield from _survival(*groups)
+        yield from _survival(groups)
 
 
-def _survival(one: tuple[str, list[Record]], other: tuple[str, list[Record]]) -> Iterator[str]:
-    """Which of two models is nearer to keeping moments, at the start and at the end, as far as intervals tell."""
+def _survival(groups: Mapping[str, list[Record]]) -> Iterator[str]:
+    """Which of two models is nearer to keeping moments, at every step that all their runs have, as intervals tell."""
+    steps = {name: _shared_steps(runs) for name, runs in groups.items()}
+    one, other = groups
     for key in ("seen growth", "gradient growth", "block forward", "block backward"):
         told = []
-        for at, when in ((0, "at the start"), (-1, "at the end")):
+        for number in (number for number in steps[one] if number in steps[other]):
             sides = [
-                [_distance(run_figures(run, run["steps"][at])[key]) for run in runs] for runs in (one[1], other[1])
+                [_distance(run_figures(run, step)[key]) for run, step in steps[name][number]] for name in (one, other)
             ]
             if any(value is None for side in sides for value in side):
                 continue
             a, b = (mean_interval([value for value in side if value is not None]) for side in sides)
             if a.low is None or b.low is None or a.high is None or b.high is None:
-                told.append(f"{when} one seed tells no difference")
+                told.append(f"one seed tells nothing at step {number}")
             elif a.high < b.low or b.high < a.low:
-                told.append(f"{when} {one[0] if a.mean < b.mean else other[0]} is nearer to 1")
+                told.append(f"{one if a.mean < b.mean else other} at step {number}")
             else:
-                told.append(f"{when} no difference is seen")
+                told.append(f"no difference is seen at step {number}")
         if told:
-            yield f"{key.capitalize()}: {listing(told)}."
+            yield f"Nearer to 1 in {key}: {listing(told)}."
+
+
+def by_step(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:
+    """Every step at which some of the runs were measured: (run, step) of each that was."""
+    found: dict[int, list[tuple[Record, Record]]] = {}
+    for run in runs:
+        for step in run["steps"]:
+            found.setdefault(step["step"], []).append((run, step))
+    return dict(sorted(found.items()))
+
+
+def by_span(runs: Sequence[Record]) -> dict[tuple[int, int], list[Record]]:
+    """Every two steps between which parameters of some of the runs were compared: the change of each that was."""
+    found: dict[tuple[int, int], list[Record]] = {}
+    for run in runs:
+        for update in run["updates"]:
+            found.setdefault((update["from"], update["to"]), []).append(update)
+    return dict(sorted(found.items()))
+
+
+def _shared_steps(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:
+    return {number: measured for number, measured in by_step(runs).items() if len(measured) == len(runs)}
+
+
+def _ends(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:
+    """The first and the last step that all of the runs have."""
+    shared = _shared_steps(runs)
+    return {number: shared[number] for number in (min(shared), max(shared))}
 
 
 def _distance(ratio: float | None) -> float | None:

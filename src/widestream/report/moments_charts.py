@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from widestream.report.moments import Record, by_name, run_figures
+from widestream.report.moments import Record, by_name, by_span, by_step, run_figures
 from widestream.report.svg import Chart, Series
 from widestream.report.text import three
 
@@ -99,8 +99,8 @@ def training_chart(training: Sequence[Record], figure: str) -> Chart | None:
     series = []
     for colour, (name, runs) in enumerate(by_name(training).items()):
         rows = [
-            (steps[0]["step"], [run_figures(run, step)[figure] for run, step in zip(runs, steps, strict=True)])
-            for steps in zip(*(run["steps"] for run in runs), strict=False)
+            (number, [run_figures(run, step)[figure] for run, step in measured])
+            for number, measured in by_step(runs).items()
         ]
         series.append(_over_steps(name, colour, [(step, values) for step, values in rows if None not in values]))
     return _steps_chart(FIGURES[figure], series)
@@ -111,10 +111,9 @@ def update_chart(training: Sequence[Record]) -> Chart | None:
     series = []
     for colour, (name, runs) in enumerate(by_name(training).items()):
         rows = []
-        for updates in zip(*(run["updates"] for run in runs), strict=False):
-            span = updates[0]["to"] - updates[0]["from"]
+        for (start, end), updates in by_span(runs).items():
             known = [[v for v in update["relative"].values() if v is not None] for update in updates]
-            rows.append((updates[0]["to"], [fmean(values) / span for values in known if values]))
+            rows.append((end, [fmean(values) / (end - start) for values in known if values]))
         series.append(_over_steps(name, colour, rows))
     return _steps_chart("relative change of parameters a step, mean over parts", series)
 
