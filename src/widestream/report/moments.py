@@ -144,8 +144,8 @@ def _depth_table(depth: Sequence[Record], scaled: bool) -> Table:
 
 def _depth_findings(depth: Sequence[Record]) -> Iterator[str]:
     for scaled in dict.fromkeys(entry["depth_scale"] for entry in depth):
-        deepest = max(entry["layers"] for entry in depth)
-        growths = {e["stream"]: e["growth"] for e in depth if e["layers"] == deepest and e["depth_scale"] == scaled}
+        chosen = deepest(depth, scaled)
+        growths = {entry["stream"]: entry["growth"] for entry in chosen}
         kept = [
             stream
             for stream, growth in growths.items()
@@ -153,9 +153,18 @@ def _depth_findings(depth: Sequence[Record]) -> Iterator[str]:
         ]
         start = "with scaled output maps" if scaled else "with unscaled output maps"
         yield (
-            f"At {deepest} layers, {start}, {len(kept)} of {len(growths)} streams keep both second moments within a "
+            f"At {chosen[0]['layers']} layers, {start}, {len(kept)} of {len(growths)} streams keep both second moments within a "
             f"factor of {KEPT:g}{': ' + listing(kept) if kept else ''}."
         )
+
+
+def deepest(depth: Sequence[Record], scaled: bool) -> list[Record]:
+    """The entries of all streams at the greatest depth at which most streams were measured."""
+    by_layers: dict[int, list[Record]] = {}
+    for entry in depth:
+        if entry["depth_scale"] == scaled:
+            by_layers.setdefault(entry["layers"], []).append(entry)
+    return by_layers[max(by_layers, key=lambda layers: (len(by_layers[layers]), layers))]
 
 
 def _kept(growth: float | None) -> bool:
@@ -219,14 +228,14 @@ def _map_table(training: Sequence[Record]) -> Table:
     """Table 1's ratios with trained weights, maps of the same name over all layers together."""
     rows = []
     for name, runs in by_name(training).items():
-        kinds = dict.fromkeys(re.sub(r"\d+", "*", key) for key in runs[0]["steps"][0]["maps"])
+        kinds = dict.fromkeys(_map_kind(key) for key in runs[0]["steps"][0]["maps"])
         ends = _ends(runs)
         for kind in kinds:
             cells = []
             for i in range(len(WAYS)):
-                for measured in ends.values():
+                for _, measured in ends:
                     cells.append(over_seeds([_map_mean(step["maps"], kind, i) for _, step in measured]))
-            rows.append((name, kind, f"0, {list(ends)[-1]}", *cells))
+            rows.append((name, kind, f"{ends[0][0]}, {ends[1][0]}", *cells))
     return Table(
         title="Ratios of Table 1 with the weights' own second moment",
         caption="Fan-in (forward) and fan-out (backward) times the mean square of a map's weights: what it does to the "
@@ -239,7 +248,12 @@ def _map_table(training: Sequence[Record]) -> Table:
 
 
 def _map_mean(maps: Mapping[str, Sequence[float]], kind: str, way: int) -> float | None:
-    return _geometric_mean([ratios[way] for key, ratios in maps.items() if re.sub(r"\d+", "*", key) == kind])
+    return _geometric_mean([ratios[way] for key, ratios in maps.items() if _map_kind(key) == kind])
+
+
+def _map_kind(name: str) -> str:
+    """A parameter's name with numbers of layers and sites left open."""
+    return re.sub(r"(?<=[._])\d+", "*", name)
 
 
 def _update_table(training: Sequence[Record]) -> Table:
@@ -262,7 +276,7 @@ def _training_findings(training: Sequence[Record]) -> Iterator[str]:
         for key, what in (("seen growth", "the stream"), ("gradient growth", "the gradient of writes")):
             told = [
                 f"{over_seeds([run_figures(run, step)[key] for run, step in measured])} times at step {number}"
-                for number, measured in _ends(runs).items()
+                for number, measured in _ends(runs)
             ]
             yield f"{name}: over depth {what} grows {listing(told)}."
     if len(groups) == 2:
@@ -270,12 +284,13 @@ def _training_findings(training: Sequence[Record]) -> Iterator[str]:
 
 
 def _survival(groups: Mapping[str, list[Record]]) -> Iterator[str]:
-    """Which of two models is nearer to keeping moments, at every step that all their runs have, as intervals tell."""
+    """Which of two models keeps moments better at the first and last step of all their runs, as intervals tell."""
     steps = {name: _shared_steps(runs) for name, runs in groups.items()}
     one, other = groups
+    numbers = [number for number in steps[one] if number in steps[other]]
     for key in ("seen growth", "gradient growth", "block forward", "block backward"):
         told = []
-        for number in (number for number in steps[one] if number in steps[other]):
+        for number in (numbers[0], numbers[-1]):
             sides = [
                 [_distance(run_figures(run, step)[key]) for run, step in steps[name][number]] for name in (one, other)
             ]
@@ -314,10 +329,10 @@ def _shared_steps(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record
     return {number: measured for number, measured in by_step(runs).items() if len(measured) == len(runs)}
 
 
-def _ends(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:
-    """The first and the last step that all of the runs have."""
-    shared = _shared_steps(runs)
-    return {number: shared[number] for number in (min(shared), max(shared))}
+def _ends(runs: Sequence[Record]) -> list[tuple[int, list[tuple[Record, Record]]]]:
+    """The first and the last step that all of the runs have; every run has its start."""
+    shared = list(_shared_steps(runs).items())
+    return [shared[0], shared[-1]]
 
 
 def _distance(ratio: float | None) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from widestream.report.moments import Record, by_name, by_span, by_step, run_figures
+from widestream.report.moments import Record, by_name, by_span, by_step, deepest, run_figures
 from widestream.report.svg import Chart, Series
 from widestream.report.text import three
 
@@ -63,9 +63,8 @@ def depth_multiples(record: Record, quantity: str, scaled: bool) -> dict[str, Ch
 
 def depth_chart(depth: Sequence[Record], quantity: str, scaled: bool) -> Chart | None:
     """log10 of a second moment over the sites of the deepest models, relative to where it comes from; all streams."""
-    deepest = max(entry["layers"] for entry in depth)
-    chosen = [entry for entry in depth if entry["layers"] == deepest and entry["depth_scale"] == scaled]
-    chosen.sort(key=lambda entry: entry["stream"] in HIGHLIGHTED)
+    chosen = sorted(deepest(depth, scaled), key=lambda entry: entry["stream"] in HIGHLIGHTED)
+    layers = chosen[0]["layers"]
     series = []
     for entry in chosen:
         name, points = entry["stream"], _relative(entry, quantity)
@@ -85,8 +84,8 @@ def depth_chart(depth: Sequence[Record], quantity: str, scaled: bool) -> Chart |
         return None
     start = "scaled" if scaled else "unscaled"
     return Chart(
-        title=f"{WORDS[quantity]} over depth, {deepest} layers, output maps {start}",
-        x_label=f"site, {deepest} layers, output maps {start}",
+        title=f"{WORDS[quantity]} over depth, {layers} layers, output maps {start}",
+        x_label=f"site, {layers} layers, output maps {start}",
         y_label=f"second moment (log10), {WORDS[quantity]}",
         series=tuple(series),
         y_range=_range(series),
