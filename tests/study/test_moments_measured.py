@@ -53,16 +53,33 @@ def test_a_wrong_closed_form_is_caught(monkeypatch):
     assert not any(entry[way]["inside"] for entry in entries for way in WAYS)
 
 
-def test_table_2_as_printed_is_excluded_where_its_shapes_differ(ratios):
-    sentence = moments_findings({"ratios": ratios})[1]
-    assert "RMT, FF storage" in sentence
-    assert "RMT, FF retrieval" in sentence
-    assert "transformer, FF" not in sentence
-    table = moments_tables({"ratios": ratios})[0]
-    rows = {row[0].partition(" (")[0] + " " + row[1]: row for row in table.rows}
-    assert rows["RMT, FF storage forward"][2:4] == ("1", "0.400")
-    assert rows["RMT, FF storage forward"][-1] == "no"
-    assert rows["transformer, FF storage forward"][-1] == "yes"
+def measured(mean, closed):
+    values = [mean - 0.01, mean, mean + 0.01]
+    return against_closed_form(values, closed)
+
+
+def test_what_the_intervals_exclude_is_said():
+    shape = {"rank": 4, "key_dim": 16, "value_dim": 12, "mlp_dim": 128}
+    entries = [
+        {
+            "shape": shape,
+            "scheme": "xavier",
+            "row": {"layer": "feed-forward", "operation": "storage", "model": model},
+            "printed": {"forward": printed, "backward": printed},
+            "forward": measured(0.402, 0.4),
+            "backward": measured(0.402, 0.4),
+        }
+        for model, printed in (("RMT", 1), ("transformer", 0.4))
+    ]
+    sentences = moments_findings({"ratios": entries})
+    assert sentences[0].startswith("4 of 4 95 % intervals hold the closed form")
+    assert "RMT, FF storage (R 4, D_k 16, forward: printed 1, measured 0.40)" in sentences[1]
+    assert "transformer" not in sentences[1]
+    rows = moments_tables({"ratios": entries})[0].rows
+    assert [row[1:4] + row[-2:] for row in rows[::2]] == [
+        ("forward", "1", "0.400", "yes", "no"),
+        ("forward", "0.4", "0.400", "yes", "yes"),
+    ]
 
 
 def test_estimates():
