@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.intervals import mean_interval
+from widestream.report.intervals import difference, mean_interval
 from widestream.report.tables import NONE, Table
 from widestream.report.text import listing, loss, three
 
@@ -284,25 +284,23 @@ def _training_findings(training: Sequence[Record]) -> Iterator[str]:
 
 
 def _survival(groups: Mapping[str, list[Record]]) -> Iterator[str]:
-    """Which of two models keeps moments better at the first and last step of all their runs, as intervals tell."""
+    """Which of two models keeps moments better at the first and last step of all their runs, by seed (`difference`)."""
     steps = {name: _shared_steps(runs) for name, runs in groups.items()}
     one, other = groups
     numbers = [number for number in steps[one] if number in steps[other]]
     for key in ("seen growth", "gradient growth", "block forward", "block backward"):
         told = []
         for number in (numbers[0], numbers[-1]):
-            sides = [
-                [_distance(run_figures(run, step)[key]) for run, step in steps[name][number]] for name in (one, other)
-            ]
-            if any(value is None for side in sides for value in side):
+            a, b = (_distances(steps[name][number], key) for name in (one, other))
+            if a is None or b is None:
                 continue
-            a, b = (mean_interval([value for value in side if value is not None]) for side in sides)
-            if a.low is None or b.low is None or a.high is None or b.high is None:
+            gap = difference(a, b)
+            if gap.low is None:
                 told.append(f"one seed tells nothing at step {number}")
-            elif a.high < b.low or b.high < a.low:
-                told.append(f"{one if a.mean < b.mean else other} at step {number}")
-            else:
+            elif gap.holds_zero:
                 told.append(f"no difference is seen at step {number}")
+            else:
+                told.append(f"{one if gap.mean > 0 else other} at step {number}")
         if told:
             yield f"Nearer to 1 in {key}: {listing(told)}."
 
@@ -335,8 +333,11 @@ def _ends(runs: Sequence[Record]) -> list[tuple[int, list[tuple[Record, Record]]
     return [shared[0], shared[-1]]
 
 
-def _distance(ratio: float | None) -> float | None:
-    return abs(math.log(ratio)) if ratio else None
+def _distances(measured: Sequence[tuple[Record, Record]], key: str) -> dict[int, float] | None:
+    """By seed: how far a ratio is from 1, as the size of its logarithm; None where a seed has no such ratio."""
+    ratios = {run["seed"]: run_figures(run, step)[key] for run, step in measured}
+    found = {seed: abs(math.log(ratio)) for seed, ratio in ratios.items() if ratio}
+    return found if len(found) == len(ratios) else None
 
 
 def over_seeds(values: Sequence[float | None]) -> str:
