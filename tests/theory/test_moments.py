@@ -12,9 +12,8 @@ from widestream.theory.moments import (
     Row,
     closed_forms,
     gelu,
-    linear,
     uniform_attention,
-    weight_variance,
+    xavier,
 )
 
 WRONG = {Row("feed-forward", operation, "RMT") for operation in ("storage", "retrieval")}
@@ -27,8 +26,7 @@ def rounded(moments):
 @pytest.mark.parametrize("row", PRINTED, ids=str)
 def test_printed_numbers_follow_from_the_shapes_given_for_them(row):
     printed = PRINTED[row]
-    found = linear(printed.fan_in, printed.fan_out, weight_variance("xavier", printed.fan_in, printed.fan_out))
-    assert rounded(found) == rounded(printed.moments)
+    assert rounded(xavier(printed.fan_in, printed.fan_out)) == rounded(printed.moments)
 
 
 def test_table_2_holds_at_gpt2_medium_but_for_the_keys_of_the_feed_forward_layer():

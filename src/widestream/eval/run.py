@@ -31,14 +31,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
     """
     run_dir = Path(run_dir)
     config, info = load_config(run_dir), load_info(run_dir)
-    folder = config.data.path if data is None else data
-    split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
-    store = TokenStore.open(folder, split, verify=True)
-    if read_manifest(folder).tokenizer.sha256 != info["data"]["tokenizer_sha256"]:
-        raise UserError(
-            f"{folder} was prepared with another tokenizer than {run_dir} was trained with; "
-            "prepare the text again with the run's tokenizer."
-        )
+    store = open_heldout(run_dir, data)
     place = find_device(device or config.train.device)
     plan = make_plan(config)
     with numerics(config.train):
@@ -53,3 +46,25 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
             precision=info["precision"],
         )
     return found.step, heldout
+
+
+def open_heldout(run_dir: Path, data: str | Path | None = None) -> TokenStore:
+    """The held-out split that a run is judged on, read through and checked.
+
+    Args:
+        run_dir: folder of the run.
+        data: another prepared folder, made with the same tokenizer; default: the run's own.
+
+    Raises:
+        UserError: no run folder, no such data, or data of another tokenizer.
+    """
+    config, info = load_config(run_dir), load_info(run_dir)
+    folder = config.data.path if data is None else data
+    split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
+    store = TokenStore.open(folder, split, verify=True)
+    if read_manifest(folder).tokenizer.sha256 != info["data"]["tokenizer_sha256"]:
+        raise UserError(
+            f"{folder} was prepared with another tokenizer than {run_dir} was trained with; "
+            "prepare the text again with the run's tokenizer."
+        )
+    return store

@@ -1,5 +1,6 @@
 """The comparison in the terminal."""
 
+from collections.abc import Sequence
 from typing import TextIO
 
 from widestream.report import tables
@@ -11,14 +12,18 @@ _NARROWEST = 110
 """Columns of a file or pipe, which has no width of its own."""
 
 
+def print_tables(tables: Sequence[Table], file: TextIO | None = None) -> None:
+    """Print tables of any kind."""
+    console = _console(file)
+    for table in tables:
+        console.print(_rich(table))
+
+
 def print_table(comparison: Comparison, file: TextIO | None = None) -> None:
     """Print warnings, results, resources to equal loss and the verdict; in colour on a terminal only."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=file, highlight=False, width=_NARROWEST)
+    console = _console(file)
     for mismatch in comparison.mismatches:
         console.print(Text(f"Not comparable: {mismatch.sentence}", style="bold red"))
     league = is_league(comparison)
@@ -42,6 +47,13 @@ def _league(comparison: Comparison) -> Table:
     return league_table(comparison).without(
         "what it is", "tokens to its best", "parameters", "FLOPs per token", "peak rate"
     )
+
+
+def _console(file: TextIO | None):
+    from rich.console import Console
+
+    console = Console(file=file, highlight=False)
+    return console if console.is_terminal else Console(file=file, highlight=False, width=_NARROWEST)
 
 
 def _rich(table: Table):

@@ -1,41 +1,46 @@
 """Errata of the rest: variance (E10), percentages (E11), tuning (E14); and those that are words only (E15, E16)."""
 
+from dataclasses import replace
+
 from widestream.theory.erratum import Erratum, percent
-from widestream.theory.paper import GPT2_MEDIUM, RMT_MEDIUM, RMT_SECONDS, TRANSFORMER_SECONDS
+from widestream.theory.moments import GPT2_MEDIUM, PRINTED, Moments, Printed, Row, closed_forms, xavier
+from widestream.theory.paper import RMT_SECONDS, TRANSFORMER_SECONDS
+
+WAYS = ("forward", "backward")
+OPERATIONS = ("storage", "retrieval")
 
 
-def xavier(fan_in: int, fan_out: int) -> tuple[float, float]:
-    """Ratios of variance of a map under Xavier initialisation, forward and backward: fan times 2 / (in + out)."""
-    variance = 2 / (fan_in + fan_out)
-    return fan_in * variance, fan_out * variance
+def _pair(moments: Moments) -> str:
+    return f"{moments.forward:.2f} / {moments.backward:.2f}"
 
 
-def _pair(ratios: tuple[float, float]) -> str:
-    return f"{ratios[0]:.2f} / {ratios[1]:.2f}"
+def _printed(row: Printed) -> str:
+    return f"{row.moments.forward:g} / {row.moments.backward:g}"
 
 
 def variance_table() -> Erratum:
     """E10: Table 2 against Table 1."""
-    D, F, R, D_k = GPT2_MEDIUM.D, GPT2_MEDIUM.F, RMT_MEDIUM.R, RMT_MEDIUM.D_k
-    cells: list[tuple[str, str, str, tuple[float, float]]] = [
-        ("transformer, attention storage", "1 / 1", f"W_O {D} to {D}", xavier(D, D)),
-        ("transformer, attention retrieval", "0.5 / 1.5", f"W_QKV {D} to {3 * D}", xavier(D, 3 * D)),
-        ("transformer, FF storage", "1.6 / 0.4", f"W_2 {F} to {D}", xavier(F, D)),
-        ("transformer, FF retrieval", "0.4 / 1.6", f"W_1 {D} to {F}", xavier(D, F)),
-        ("RMT, attention storage", "0.4 / 1.6", f"R {R}, D_k {D_k}", xavier(R, D_k)),
-        ("RMT, attention retrieval, q k v as one", "1.14 / 0.86", f"D_k {D_k}, 3 R = {3 * R}", xavier(D_k, 3 * R)),
-        ("RMT, attention retrieval, each apart", "1.14 / 0.86", f"D_k {D_k}, R {R}", xavier(D_k, R)),
-        ("RMT, FF storage", "1 / 1", f"R {R}, D_k {D_k}", xavier(R, D_k)),
-        ("RMT, FF retrieval", "1 / 1", f"D_k {D_k}, R {R}", xavier(D_k, R)),
-        ("RMT, FF, if D_k were R", "1 / 1", f"D_k = R = {R}", xavier(R, R)),
+    shape, forms = GPT2_MEDIUM, closed_forms(GPT2_MEDIUM)
+    D, F, R, D_k = shape.width, shape.mlp_dim, shape.rank, shape.key_dim
+    store, read, ff_store, ff_read = (
+        Row(layer, operation, "RMT") for layer in ("attention", "feed-forward") for operation in OPERATIONS
+    )
+    W_O, W_QKV, W_2, W_1 = (replace(row, model="transformer") for row in (store, read, ff_store, ff_read))
+    cells = [
+        ("transformer, attention storage", W_O, f"W_O {D} to {D}", forms[W_O]),
+        ("transformer, attention retrieval", W_QKV, f"W_QKV {D} to {3 * D}", forms[W_QKV]),
+        ("transformer, FF storage", W_2, f"W_2 {F} to {D}", forms[W_2]),
+        ("transformer, FF retrieval", W_1, f"W_1 {D} to {F}", forms[W_1]),
+        ("RMT, attention storage", store, f"R {R}, D_k {D_k}", forms[store]),
+        ("RMT, attention retrieval, q k v as one", read, f"D_k {D_k}, 3 R = {3 * R}", forms[read]),
+        ("RMT, attention retrieval, each apart", read, f"D_k {D_k}, R {R}", xavier(D_k, R)),
+        ("RMT, FF storage", ff_store, f"R {R}, D_k {D_k}", forms[ff_store]),
+        ("RMT, FF retrieval", ff_read, f"D_k {D_k}, R {R}", forms[ff_read]),
+        ("RMT, FF, if D_k were R", ff_store, f"D_k = R = {R}", xavier(R, R)),
     ]
-    values = {
-        f"{name}, {way}": ratios[i] for name, _, _, ratios in cells for i, way in enumerate(("forward", "backward"))
-    }
-    into = xavier(D_k, R)[0] * xavier(R * RMT_MEDIUM.D_v, F)[0], xavier(D_k, R)[1] * xavier(R * RMT_MEDIUM.D_v, F)[1]
-    out = xavier(F, R * RMT_MEDIUM.D_v)[0] * xavier(R, D_k)[0], xavier(F, R * RMT_MEDIUM.D_v)[1] * xavier(R, D_k)[1]
-    values |= {"into the MLP, forward": into[0], "into the MLP, backward": into[1]}
-    values |= {"out of the MLP, forward": out[0], "out of the MLP, backward": out[1]}
+    into, out = (forms[Row("feed-forward", f"path {way}", "RMT")] for way in ("in", "out"))
+    named = {name: moments for name, _, _, moments in cells} | {"into the MLP": into, "out of the MLP": out}
+    values = {f"{name}, {way}": getattr(moments, way) for name, moments in named.items() for way in WAYS}
     return Erratum(
         number=10,
         title="The two halves of Table 2 have different shapes",
@@ -43,9 +48,8 @@ def variance_table() -> Erratum:
         printed="RMT: attention .4/1.6 and 1.14/.86, FF 1/1 and 1/1 (forward/backward), for GPT2-medium",
         found=(
             f"The attention rows come out with R = {R} and D_k = {D_k} (q, k, v initialised as one map of 3 R keys). "
-            "The FF "
-            f"rows need D_k = R. With R = {R} and D_k = {D_k} they are {_pair(xavier(R, D_k))} and "
-            f"{_pair(xavier(D_k, R))}; "
+            f"The FF rows need D_k = R. With R = {R} and D_k = {D_k} they are {_pair(forms[ff_store])} and "
+            f"{_pair(forms[ff_read])}; "
             f"keys and matrix one after the other give {_pair(into)} into the MLP and {_pair(out)} out of it."
         ),
         changes=(
@@ -54,7 +58,7 @@ def variance_table() -> Erratum:
         ),
         table=(
             ("operation", "printed", "shape", "computed"),
-            *((name, printed, shape, _pair(ratios)) for name, printed, shape, ratios in cells),
+            *((name, _printed(PRINTED[row]), sizes, _pair(moments)) for name, row, sizes, moments in cells),
         ),
         values=values,
     )

@@ -19,6 +19,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from widestream.theory.paper import RMT_MEDIUM
+
 Scheme = Literal["xavier", "lecun"]
 
 
@@ -57,7 +59,7 @@ class Shape:
         return self.rank * self.value_dim
 
 
-GPT2_MEDIUM = Shape(rank=16, key_dim=64, value_dim=64, mlp_dim=4096)
+GPT2_MEDIUM = Shape(rank=RMT_MEDIUM.R, key_dim=RMT_MEDIUM.D_k, value_dim=RMT_MEDIUM.D_v, mlp_dim=RMT_MEDIUM.F)
 """The shapes of Table 2, with the D_k of the RMT of the same size (305M)."""
 
 
@@ -102,6 +104,11 @@ def weight_variance(scheme: Scheme, fan_in: int, fan_out: int) -> float:
 def linear(fan_in: int, fan_out: int, variance: float) -> Moments:
     """x_out = W x_in, W [fan_out, fan_in] with entries of `variance`."""
     return Moments(fan_in * variance, fan_out * variance)
+
+
+def xavier(fan_in: int, fan_out: int) -> Moments:
+    """A map under Xavier initialisation: fan times 2 / (in + out)."""
+    return linear(fan_in, fan_out, weight_variance("xavier", fan_in, fan_out))
 
 
 def storage(num_vectors: int, key_dim: int, variance: float) -> Moments:

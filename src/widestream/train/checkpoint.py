@@ -108,19 +108,20 @@ def latest(run_dir: Path) -> Checkpoint | None:
     """
     found = _numbered(run_dir / "checkpoints")
     for number, path in found:
-        fault = "it is gone"
-        with contextlib.suppress(FileNotFoundError):
-            fault = _fault(path)
-            if fault is None:
-                return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")))
-        if path.exists():  # a process that trains removes old ones
-            log.warning("Skipping checkpoint %s: %s.", path, fault)
+        if (checkpoint := _open(number, path)) is not None:
+            return checkpoint
     if any(path.exists() for _, path in found):
         raise UserError(
             f"Every checkpoint in {run_dir / 'checkpoints'} is damaged; put back a good copy of one, "
             "or train again from the start with --fresh."
         )
     return latest(run_dir) if found else None
+
+
+def complete(run_dir: Path) -> list[Checkpoint]:
+    """All checkpoints that are complete and unaltered, oldest first; every other one is named in a warning."""
+    found = (_open(number, path) for number, path in reversed(_numbered(run_dir / "checkpoints")))
+    return [checkpoint for checkpoint in found if checkpoint is not None]
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -205,6 +206,18 @@ def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _open(number: int, path: Path) -> Checkpoint | None:
+    """A checkpoint if it is complete and unaltered; else a warning says what is wrong with it."""
+    fault = "it is gone"
+    with contextlib.suppress(FileNotFoundError):
+        fault = _fault(path)
+        if fault is None:
+            return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")))
+    if path.exists():  # a process that trains removes old ones
+        log.warning("Skipping checkpoint %s: %s.", path, fault)
+    return None
 
 
 def _fault(path: Path) -> str | None:
