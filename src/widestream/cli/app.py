@@ -4,7 +4,7 @@ import importlib
 
 import typer
 
-VERBS = ("train", "sample", "compare", "summary", "streams", "data", "bench", "demo", "zoo", "paper")
+VERBS = ("train", "sample", "compare", "summary", "streams", "data", "bench", "demo", "zoo", "paper", "tune")
 
 
 def build_app() -> typer.Typer:

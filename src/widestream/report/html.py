@@ -2,14 +2,13 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
-from functools import cache
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from widestream.report import tables, text
 from widestream.report.charts import gap_chart, loss_chart, search_chart
 from widestream.report.comparison import Comparison, compare
+from widestream.report.document import both_sizes, document, html_table
 from widestream.report.files import write_text
 from widestream.report.groups import Group
 from widestream.report.league import MANY, is_league, league_table, league_verdict
@@ -17,12 +16,8 @@ from widestream.report.matched import RESOURCES
 from widestream.report.multiples import multiples
 from widestream.report.ranking import ranking
 from widestream.report.search import Search, load_search
-from widestream.report.svg import Chart, chart_css, css_variables, render
 from widestream.report.tables import Table
 from widestream.report.verdict import Verdict
-
-WIDE, NARROW = (520, 350), (358, 300)
-"""Sizes of a chart beside others on a desk, and alone on a phone. Letters are 13 units high in both."""
 
 
 def write_report(
@@ -64,13 +59,7 @@ def page(comparison: Comparison, search: Search | None = None, title: str | None
         _commands(comparison),
         _method(),
     ]
-    body = "\n".join(filter(None, parts))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
-        f"<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, parts)
 
 
 def _side_by_side(comparison: Comparison, title: str) -> list[str]:
@@ -107,16 +96,6 @@ def _listed(labels: list[str]) -> str:
     return text.listing(labels if len(labels) <= MANY else [*labels[:3], f"{len(labels) - 3} others"])
 
 
-@cache
-def _css() -> str:
-    sheet = files("widestream.report").joinpath("page.css").read_text(encoding="utf-8")
-    light, dark = css_variables("light"), css_variables("dark")
-    return (
-        f":root {{ color-scheme: light dark; {light} }}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{sheet}{chart_css()}"
-    )
-
-
 def _top(comparison: Comparison, title: str, verdicts: Sequence[Verdict]) -> str:
     """Title, banner where the models are not comparable, verdict, cautions."""
     parts = [f"<header>\n<h1>{escape(title)}</h1>"]
@@ -147,7 +126,7 @@ def _charts(comparison: Comparison) -> str:
         else ""
     )
     figures = "\n".join(
-        f"<figure><figcaption>{name}</figcaption>{_both_sizes(chart)}</figure>" for name, chart in charts.items()
+        f"<figure><figcaption>{name}</figcaption>{both_sizes(chart)}</figure>" for name, chart in charts.items()
     )
     first = comparison.groups[0].runs[0]
     part, whole = first.curve[0].target_tokens, first.final.target_tokens
@@ -158,34 +137,9 @@ def _charts(comparison: Comparison) -> str:
     )
 
 
-def _both_sizes(chart: Chart) -> str:
-    """The chart for a desk and for a phone; the style sheet shows one of them."""
-    return f'<div class="wide">{render(chart, *WIDE)}</div><div class="narrow">{render(chart, *NARROW)}</div>'
-
-
 def _table(table: Table | None, groups: Sequence[Group] = ()) -> str:
-    """A table in a box of its own to scroll in. Rows named after a model carry its colour."""
-    if table is None:
-        return ""
-    colours = {group.label: number for number, group in enumerate(groups)}
-    word = ["" if number >= table.words else ' class="word"' for number in range(len(table.columns))]
-    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for kind, name in zip(word, table.columns, strict=True))
-    rows = "\n".join(
-        f'<tr><th scope="row" class="word">{_key(colours.get(first))}{escape(first)}</th>'
-        + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(word[1:], cells, strict=True))
-        + "</tr>"
-        for first, *cells in table.rows
-    )
-    caption = f'<p class="soft">{escape(table.caption)}</p>\n' if table.caption else ""
-    return (
-        f'<section>\n<h2>{escape(table.title)}</h2>\n{caption}<div class="box" tabindex="0" role="region" '
-        f'aria-label="{escape(table.title)}"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>'
-        "</div>\n</section>"
-    )
-
-
-def _key(number: int | None) -> str:
-    return "" if number is None else f'<span class="key" style="--c:var(--s{number % 6})"></span>'
+    """A table whose rows carry the colours of the models that they are named after."""
+    return html_table(table, {group.label: number for number, group in enumerate(groups)})
 
 
 def _samples(groups: Sequence[Group]) -> str:
@@ -221,7 +175,7 @@ def _search(search: Search, groups: Sequence[Group]) -> str:
     for name in search.models:
         colours.setdefault(name, len(colours))
     chart = search_chart(search, colours) if len(search.models) <= MANY else None
-    figure = f'<figure class="alone">{_both_sizes(chart)}</figure>' if chart else ""
+    figure = f'<figure class="alone">{both_sizes(chart)}</figure>' if chart else ""
     used = {group.label: group.runs[0].config.get("optimizer", {}).get("lr") for group in groups}
     remarks = "".join(f'<p class="soft">{escape(remark)}</p>' for remark in search.remarks(used))
     return _table(tables.search_table(search), groups).replace("</section>", f"{remarks}{figure}\n</section>")

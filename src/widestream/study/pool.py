@@ -31,6 +31,8 @@ class Job:
     """Run folder; what the process prints goes to `FOLDER.log` beside it."""
     steps: int
     """Optimizer steps of the whole run."""
+    pass_fds: tuple[int, ...] = ()
+    """Open files that the process inherits; a lock among them is held until it ends, whatever becomes of its parent."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     """While it runs."""
 
@@ -64,7 +66,22 @@ class Job:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "widestream", "train", self.recipe, *self.changes, "--out", str(self.folder)]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=self.pass_fds
+            )
+
+    def end(self) -> None:
+        """End the process, if it runs. It can go on later."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+
+    @property
+    def failure(self) -> UserError:
+        """What to say when the process ended and the run is neither done nor diverged."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        words = lines[-1].removeprefix("widestream: ") if lines else "it said nothing"
+        return UserError(f"The run {self.folder} failed: {words} (all of it: {self.log})")
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False) -> None:
@@ -87,7 +104,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False) -> No
     waiting = [job for job in jobs if not over(job)]
     running: list[Job] = []
     try:
-        with _terminable(), _Bar(jobs) as bar:
+        with terminable(), _Bar(jobs) as bar:
             while waiting or running:
                 while waiting and len(running) < workers:
                     running.append(waiting.pop(0))
@@ -97,16 +114,14 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False) -> No
                 for job in [job for job in running if job.process and job.process.poll() is not None]:
                     running.remove(job)
                     if not over(job):
-                        raise UserError(f"The run {job.folder} failed: {_last_words(job)} (all of it: {job.log})")
+                        raise job.failure
     finally:
         for job in running:
-            if job.process is not None:
-                job.process.terminate()
-                job.process.wait()
+            job.end()
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end this process as an exception does, so that the runs are ended too."""
 
     def end(number: int, _: object) -> None:
@@ -155,8 +170,3 @@ class _Bar:
             print(
                 f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True
             )
-
-
-def _last_words(job: Job) -> str:
-    lines: Iterator[str] = (line.strip() for line in reversed(job.log.read_text(errors="replace").splitlines()))
-    return next((line for line in lines if line), "it said nothing").removeprefix("widestream: ")
