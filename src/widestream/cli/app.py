@@ -4,7 +4,7 @@ import importlib
 
 import typer
 
-VERBS = ("train", "sample", "compare", "summary", "streams", "data", "bench", "demo", "zoo", "paper", "tune")
+VERBS = ("train", "sample", "compare", "summary", "streams", "data", "bench", "demo", "zoo", "paper", "tune", "mup")
 
 
 def build_app() -> typer.Typer:
