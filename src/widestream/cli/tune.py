@@ -27,7 +27,7 @@ def tune(
         int, typer.Option(help="Of random draws; trials of two models at one seed have equal settings.")
     ] = 0,
 ) -> None:
-    """Search muP settings on a small model: learning rate, initial std, and the input, attention and output multipliers.
+    """Search muP settings on a small model: learning rate, initial std; input, attention and output multipliers.
 
     Interrupted or killed, the same command goes on; several may work at once. For example:
 

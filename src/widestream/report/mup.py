@@ -28,16 +28,20 @@ def sentences(record: Record) -> list[str]:
     said = []
     for way, name in NAMES.items():
         slopes = record["results"][way]["slopes"]
-        off = [f"{kind} of {quantity} {row[kind]['verdict']} ({_slope(row[kind])})"
-               for quantity, row in slopes.items() if not row["flat"]
-               for kind in ("size", "change") if row[kind]["verdict"] != "flat" and (quantity, kind) != ("logits", "size")]  # fmt: skip
+        off = [
+            f"{kind} of {quantity} {row[kind]['verdict']} ({_slope(row[kind])})"
+            for quantity, row in slopes.items()
+            for kind in ("size", "change")
+            if row[kind]["verdict"] not in ("flat", None)
+        ]
         verdict = "flat across widths" if record["flat"][way] else f"not flat: {listing(off)}"
         said.append(f"{record['recipe']} {name}: {verdict}.")
     widths, bounds = record["widths"], record["bounds"]
     said.append(
         f"Widths {listing([str(width) for width in widths])} ({', '.join(record['grow'])} grow), "
-        f"{record['settings']['steps']} steps of Adam at {record['lr']:g}, {record['settings']['seeds']} seeds. Flat: slope of "
-        f"log size against log width within ±{bounds['size']:g}, of its change from initialisation within ±{bounds['change']:g}."
+        f"{record['settings']['steps']} steps of Adam at {record['lr']:g}, {record['settings']['seeds']} seeds. "
+        "Flat: slope of log size against log width within [{:g}, {:g}], ".format(*bounds["size"])
+        + "of its change from initialisation within [{:g}, {:g}].".format(*bounds["change"])
     )
     return said
 
@@ -50,15 +54,14 @@ def slopes_table(record: Record) -> Table:
         for way in NAMES:
             row = record["results"][way]["slopes"][quantity]
             for kind in ("size", "change"):
-                shown = row[kind]["verdict"] if (quantity, kind) != ("logits", "size") else NONE
-                cells += [_slope(row[kind]), shown]
+                cells += [_slope(row[kind]), row[kind]["verdict"] or NONE]
         rows.append(tuple(cells))
     columns = [f"{kind} {name}" for name in NAMES.values() for kind in ("size", "change")]
     return Table(
         title=f"Slopes over width, {record['recipe']}",
-        caption="Slope of the logarithm of the mean absolute activation, and of its change from initialisation, against the "
-        "logarithm of width after the last step; mean over seeds and 95 % interval. The logits' size is not judged: at "
-        "initialisation it may shrink.",
+        caption="Slope of the logarithm of the mean absolute activation, and of its change from initialisation, over "
+        "the logarithm of width after the last step; mean over seeds, 95 % interval. The logits' size is not judged: "
+        "at initialisation it may shrink.",
         columns=("quantity", *(cell for column in columns for cell in (column, "verdict"))),
         rows=tuple(rows),
     )
@@ -70,7 +73,7 @@ def charts(record: Record, kind: str = "change") -> dict[str, Chart]:
         NAMES[way]: Chart(
             title=f"Coordinate check of {record['recipe']} {NAMES[way]}",
             x_label="width",
-            y_label=f"doublings of {'activations' if kind == 'size' else 'their change'} after the last step, {NAMES[way]}",
+            y_label=f"doublings of {kind} after the last step, {NAMES[way]}",
             series=tuple(
                 _line(quantity, number, record["widths"], record["results"][way][kind][quantity][-1])
                 for number, quantity in enumerate(record["results"][way]["slopes"])
@@ -85,12 +88,10 @@ def charts(record: Record, kind: str = "change") -> dict[str, Chart]:
 
 def step_table(record: Record) -> Table:
     """Slopes of sizes at every step, under both parametrizations."""
-    from widestream.report.intervals import mean_interval
-
     widths, rows = record["widths"], []
     for way, name in NAMES.items():
         for quantity, steps in record["results"][way]["size"].items():
-            slopes = [mean_interval(_by_seed(widths, step)).mean for step in steps]
+            slopes = [fmean(_by_seed(widths, step)) for step in steps]
             rows.append((f"{quantity}, {name}", *(f"{value:+.2f}".replace("-", "−") for value in slopes)))
     steps = record["settings"]["steps"]
     return Table(

@@ -35,8 +35,8 @@ def sentences(record: Record) -> list[str]:
     steps = record["setup"]["recipe"]["train"]["steps"]
     how = {"random": "log-uniform draws", "tpe": "draws by TPE"}[record["setup"]["sampler"]]
     said = [
-        f"{len(trials)} trials of {steps:,} steps on {record['recipe']}, {how} from the {record['interval']} intervals: "
-        f"{len(done)} finished, {diverged} diverged, {len(trials) - len(done) - diverged} not finished."
+        f"{len(trials)} trials of {steps:,} steps on {record['recipe']}, {how} from the {record['interval']} "
+        f"intervals: {len(done)} finished, {diverged} diverged, {len(trials) - len(done) - diverged} not finished."
     ]
     if record["best"] is None:
         return [*said, "No trial has finished."]

@@ -1,8 +1,8 @@
 """Coordinate sizes of a model over a few training steps: the measurement behind `widestream mup check`.
 
-A coordinate size is the mean absolute value of an activation. Quantities are what crosses the seams of the decoder, so that
-they exist for every stream: the token vectors, what each block puts out, what the stream hands to each reader, the stream's
-state, the logits.
+A coordinate size is the mean absolute value of an activation. Quantities are what crosses the seams of the decoder, so
+that they exist for every stream: the token vectors, what each block puts out, what the stream hands to each reader, the
+stream's state, the logits.
 """
 
 from collections.abc import Iterator
@@ -38,8 +38,8 @@ class Tokens:
 def random_tokens(vocab_size: int, windows: int, length: int) -> Tokens:
     """Tokens drawn by Zipf's law, as those of text are distributed, always the same.
 
-    With uniform ones the gradients of different tokens have little in common, and their sum approaches its behaviour at large
-    width more slowly than models fit into memory.
+    With uniform ones the gradients of different tokens have little in common, and sums over them approach their
+    behaviour at large width slowly.
     """
     generator = torch.Generator().manual_seed(0)
     weights = 1 / torch.arange(1, vocab_size + 1)

@@ -1,8 +1,8 @@
 """`widestream tune`: a search for muP settings on a small trial model, as in appendix C.2.1 of the RMT paper.
 
-Optuna keeps the trials, in a journal file or a database; every trial is a `widestream train` run in a folder of its own.
-Any number of these searches may work on one storage. A search that was killed leaves trials that nobody runs; the next one
-in the same folder takes them up where their newest checkpoint stands.
+Optuna keeps the trials, in a journal file or a database; every trial is a `widestream train` run in a folder of its
+own. Any number of these searches may work on one storage. A search that was killed leaves trials that nobody runs; the
+next one in the same folder takes them up where their newest checkpoint stands.
 """
 
 import fcntl
@@ -104,8 +104,8 @@ def run_search(options: TuneOptions) -> dict[str, Any]:
         The record (`tune_record.make_record`).
 
     Raises:
-        UserError: the recipe cannot be searched, the storage holds another search, a trial failed for a reason other than
-            divergence, or Optuna is missing. What is done stays; the same command goes on.
+        UserError: the recipe cannot be searched, the storage holds another search, a trial failed for a reason other
+            than divergence, or Optuna is missing. What is done stays; the same command goes on.
     """
     from widestream.study.tune_record import write_record
 

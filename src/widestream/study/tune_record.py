@@ -38,9 +38,9 @@ def make_record(study: "optuna.Study", options: TuneOptions, setup: dict[str, An
     """Everything about a search as plain values for JSON.
 
     Returns:
-        recipe, changes, command, versions; setup (recipe, data, space and sampler that all trials shared); trials by number
-        with state (done, diverged, running), settings, loss in nats per token, reason and seconds; importance by setting
-        with its method; best, the number of the best trial, or None.
+        recipe, changes, command, versions; setup (recipe, data, space and sampler that all trials shared); trials by
+        number with state (done, diverged, running), settings, loss in nats per token, reason and seconds; importance by
+        setting with its method; best, the number of the best trial, or None.
     """
     import optuna
 

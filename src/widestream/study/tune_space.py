@@ -20,8 +20,8 @@ PAPER = {
     "alpha_attn": (1e-1, 1.0),
     "alpha_out": (1e-1, 1.0),
 }
-"""The intervals as printed, each log-uniform. Two of the values that the paper chose, alpha_in 9.76 and alpha_out 5.52, lie
-outside (erratum E14)."""
+"""The intervals as printed, each log-uniform. Two of the values that the paper chose, alpha_in 9.76 and alpha_out 5.52,
+lie outside (erratum E14)."""
 INTERVALS = {"paper": PAPER, "wide": PAPER | dict.fromkeys(("alpha_in", "alpha_attn", "alpha_out"), (1e-1, 1e1))}
 """wide: alphas within [0.1, 10], as the chosen values imply."""
 KEYS = {
