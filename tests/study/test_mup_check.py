@@ -1,4 +1,4 @@
-"""The coordinate check: flat under muP and not without, for both models; what grows, how slopes are judged, bad input."""
+"""The coordinate check: flat under muP and not without, for both models; what grows, verdicts, bad input."""
 
 import json
 

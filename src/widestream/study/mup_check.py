@@ -21,8 +21,9 @@ from widestream.streams import stream_class
 
 AXES = ("num_heads", "head_dim", "mlp_dim", "key_dim")
 BOUNDS = {"size": (-0.15, 0.15), "change": (-0.4, 0.15)}
-"""Slopes that count as flat. Changes may shrink by almost a half: Adam's updates are sums of signs, whose random part falls
-as 1/sqrt(fan-in) and is above the lasting part at small widths; in RMT, whose keys act on all D_v columns alike, longer."""
+"""Slopes that count as flat. Changes may shrink by almost a half: Adam's updates are sums of signs, whose random part
+falls as 1/sqrt(fan-in) and lies above the lasting part at small widths; longer in RMT, whose keys act on all D_v
+columns alike and have a fan-in of only D_k or R."""
 TINY = 1e-12
 """Stands for a size of zero, which has no logarithm."""
 UNJUDGED = ("logits", "size")
