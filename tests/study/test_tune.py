@@ -133,6 +133,8 @@ def test_a_search_goes_on_and_is_not_mixed_with_another(place, monkeypatch):
 
 
 def test_a_failure_ends_the_search_and_leaves_the_trial_open(place, monkeypatch):
+    """It is taken up later, even if the folder was moved."""
+
     def fail(job):
         job.process = FakeProcess()
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,8 @@ def test_a_failure_ends_the_search_and_leaves_the_trial_open(place, monkeypatch)
     with pytest.raises(UserError, match="The disk is full"):
         run_search(options(trials=2))
     monkeypatch.setattr(pool.Job, "start", finish)
-    record = run_search(options(trials=2))
+    (place / "out").rename(place / "moved")
+    record = run_search(options(trials=2, folder=Path("moved")))
     assert [row["number"] for row in record["trials"]] == [0, 1]
     assert "running" not in {row["state"] for row in record["trials"]}
 
@@ -176,7 +179,7 @@ def test_two_processes_share_a_journal(place, monkeypatch):
     other = start("out", "--trials", "4")
     monkeypatch.setattr(pool.Job, "start", _slowly(pool.Job.start))
     run_search(options(trials=4))
-    words, _ = other.communicate(timeout=120)
+    words, _ = other.communicate(timeout=400)
     assert other.returncode == 0, words
     record = run_search(options(trials=4))
     assert [(row["number"], row["state"]) for row in record["trials"]] == [(number, "done") for number in range(4)]
@@ -227,7 +230,7 @@ def test_without_optuna_it_says_what_to_install(place, monkeypatch):
         run_search(options())
 
 
-def until(happened, process, seconds=120):
+def until(happened, process, seconds=400):
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.communicate()[0]

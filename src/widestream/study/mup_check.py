@@ -115,10 +115,18 @@ def default_axes(config: RunConfig) -> tuple[str, ...]:
 
 
 def recipe_width(config: RunConfig, grow: Sequence[str]) -> int:
-    """The recipe's size along what widths are counted in."""
+    """The recipe's size along what widths are counted in.
+
+    Raises:
+        UserError: the model has no such axis.
+    """
+    sizes = _sizes(config)
+    for axis in grow:
+        if axis not in sizes:
+            raise UserError(f"The model has no {axis} that could grow; --grow takes {', '.join(sizes)}.")
     if {"num_heads", "head_dim"} & {*grow}:
         return config.model.embed_dim
-    return _sizes(config)[grow[0]]
+    return sizes[grow[0]]
 
 
 def at_width(config: RunConfig, grow: Sequence[str], width: int, smallest: int, way: str) -> RunConfig:
@@ -127,7 +135,7 @@ def at_width(config: RunConfig, grow: Sequence[str], width: int, smallest: int, 
     Heads and head width share the factor of the width if both grow; the key axis grows as heads do.
 
     Raises:
-        UserError: an axis would not be whole, or the model has no such axis.
+        UserError: an axis would not be whole.
     """
     values = to_dict(config)
     model, mup = values["model"], values["model"]["mup"]
@@ -152,9 +160,6 @@ def at_width(config: RunConfig, grow: Sequence[str], width: int, smallest: int, 
 def _grown(config: RunConfig, grow: Sequence[str], width: int) -> dict[str, int]:
     """Sizes of all axes at a width."""
     sizes = _sizes(config)
-    for axis in grow:
-        if axis not in sizes:
-            raise UserError(f"The model has no {axis} that could grow; --grow takes {', '.join(sizes)}.")
     factor = Fraction(width, recipe_width(config, grow))
     both = {"num_heads", "head_dim"} <= {*grow}
     root = _root(factor) if both else factor

@@ -7,14 +7,15 @@ next one in the same folder takes them up where their newest checkpoint stands.
 
 import fcntl
 import json
-import socket
 import time
+import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from widestream.config import RunConfig, load_recipe, to_dict
+from widestream.data.files import write_atomic
 from widestream.data.manifest import read_manifest
 from widestream.errors import UserError
 from widestream.study.pool import POLL_S, Job, terminable
@@ -233,7 +234,11 @@ def _mine(trial: "optuna.trial.FrozenTrial", options: TuneOptions) -> bool:
 
 
 def _place(options: TuneOptions) -> str:
-    return f"{socket.gethostname()}:{options.folder.resolve()}"
+    """Name of the folder, which it keeps wherever it is moved."""
+    file = options.folder / "place"
+    if not file.is_file():
+        write_atomic(file, uuid.uuid4().hex.encode())
+    return file.read_text()
 
 
 def _lock(options: TuneOptions, number: int) -> IO[bytes] | None:
