@@ -11,12 +11,23 @@ from widestream.report import mup as report
 from widestream.study import mup_check
 from widestream.study.mup_check import CheckOptions, at_width, default_axes, run_check, slope, verdict
 
-TINY = ("model.vocab_size=64", "model.num_layers=1", "model.head_dim=4", "model.mlp_dim=64")
+TINY = {
+    "transformer": ("model.vocab_size=64", "model.num_layers=1", "model.head_dim=4", "model.mlp_dim=64"),
+    # Few columns D_v and many heads: so the keys' updates are near their limits at small widths already.
+    "rmt": (
+        "model.vocab_size=64", "model.num_layers=1", "model.num_heads=16", "model.head_dim=2", "model.mlp_dim=64",
+        "model.stream.key_dim=8",
+    ),
+}  # fmt: skip
 WIDTHS = (32, 64, 128, 256)
 
 
 def check(model):
-    options = CheckOptions(recipe=f"tune/{model}", changes=TINY, widths=WIDTHS, steps=4, seeds=2, windows=8, length=32)
+    seeds = {"transformer": 2, "rmt": 3}[model]
+    changes = TINY[model]
+    options = CheckOptions(
+        recipe=f"tune/{model}", changes=changes, widths=WIDTHS, steps=4, seeds=seeds, windows=8, length=32
+    )
     return run_check(options)
 
 
@@ -96,7 +107,7 @@ def test_what_cannot_be_checked(options, words):
 
 @pytest.mark.parametrize("flat", [True, False])
 def test_the_command(tmp_path, monkeypatch, capsys, flat):
-    quick = dict(recipe="tune/rmt", changes=TINY, widths=(32, 64), steps=1, seeds=1, windows=1, length=8)
+    quick = dict(recipe="tune/rmt", changes=TINY["rmt"], widths=(32, 64), steps=1, seeds=1, windows=1, length=8)
     record = run_check(CheckOptions(**quick)) | {"flat": {"mup": flat, "standard": False}}
     monkeypatch.setattr(mup_check, "run_check", lambda options: record)
     files = ["--json", str(tmp_path / "mup.json"), "--out", str(tmp_path / "mup")]

@@ -144,6 +144,9 @@ def test_a_failure_ends_the_search_and_leaves_the_trial_open(place, monkeypatch)
     with pytest.raises(UserError, match="The disk is full"):
         run_search(options(trials=2))
     monkeypatch.setattr(pool.Job, "start", finish)
+    with tune._lock(options(), 0):  # as its process does while it lives
+        record = run_search(options(trials=1))
+        assert [row["state"] for row in record["trials"]] == ["running"]
     (place / "out").rename(place / "moved")
     record = run_search(options(trials=2, folder=Path("moved")))
     assert [row["number"] for row in record["trials"]] == [0, 1]
@@ -159,39 +162,54 @@ def start(folder, *arguments):
 
 def test_a_killed_search_goes_on_with_the_trial_it_left(place):
     """Killed with its training process; the next one takes the same trial up, from its checkpoint."""
-    search = start("out", "train.steps=400", "train.eval_every=5", "--trials", "1")
+    search = start("out", "train.steps=300", "train.eval_every=5", "--trials", "1")
     trial = place / "out" / "trial-0000"
     until(lambda: any(trial.glob("checkpoints/*")), search)
     os.killpg(search.pid, signal.SIGKILL)
     search.communicate()
     assert not (trial / "done.json").exists()
     begun = (trial / "metrics.jsonl").read_text().splitlines()[0]
-    record = run_search(options(changes=("train.steps=400", "train.eval_every=5"), trials=1))
+    record = run_search(options(changes=("train.steps=300", "train.eval_every=5"), trials=1))
     assert [(row["number"], row["state"]) for row in record["trials"]] == [(0, "done")]
     lines = (trial / "metrics.jsonl").read_text().splitlines()
     assert lines[0] == begun, "trained anew"
     rows = [json.loads(line) for line in lines]
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [*range(1, 401)]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [*range(1, 301)]
+
+
+SEARCH = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_tune import finish, options
+from widestream.study import pool, tune
+tune.POLL_S = 0.02
+
+def start(job):
+    finish(job)
+    until = time.monotonic() + 0.1
+    job.process.poll = lambda: None if time.monotonic() < until else 0
+
+pool.Job.start = start
+Path("ready" + sys.argv[2]).touch()
+while not (Path("ready0").exists() and Path("ready1").exists()):
+    time.sleep(0.01)
+tune.run_search(options(trials=12))
+"""
 
 
 def test_two_processes_share_a_journal(place, monkeypatch):
-    """Together they make as many trials as asked for, each trial once."""
-    other = start("out", "--trials", "4")
-    monkeypatch.setattr(pool.Job, "start", _slowly(pool.Job.start))
-    run_search(options(trials=4))
-    words, _ = other.communicate(timeout=400)
-    assert other.returncode == 0, words
-    record = run_search(options(trials=4))
-    assert [(row["number"], row["state"]) for row in record["trials"]] == [(number, "done") for number in range(4)]
-    assert words.count("held-out loss") < 5
-
-
-def _slowly(start_job):
-    def wrapped(job):
-        time.sleep(0.2)
-        start_job(job)
-
-    return wrapped
+    """Together they make as many trials as asked for, each of them once."""
+    command = [sys.executable, "-c", SEARCH, str(Path(__file__).parent)]
+    both = [subprocess.Popen([*command, number], stdout=subprocess.PIPE, text=True) for number in "01"]
+    made = [[int(line.split()[1]) for line in process.communicate()[0].splitlines()] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(made[0] + made[1]) == list(range(12))
+    assert made[0]
+    assert made[1]
+    monkeypatch.setattr(pool.Job, "start", None)
+    record = run_search(options(trials=12))
+    assert "running" not in {row["state"] for row in record["trials"]}
 
 
 def test_a_database_and_tpe(place, monkeypatch):
