@@ -4,7 +4,21 @@ import importlib
 
 import typer
 
-VERBS = ("train", "sample", "compare", "summary", "streams", "data", "bench", "demo", "zoo", "paper", "study")
+VERBS = (
+    "train",
+    "sample",
+    "compare",
+    "summary",
+    "streams",
+    "data",
+    "bench",
+    "demo",
+    "zoo",
+    "study",
+    "tune",
+    "mup",
+    "paper",
+)
 
 
 def build_app() -> typer.Typer:

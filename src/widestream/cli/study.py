@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from widestream.cli.study_moments import add_moments
+
 Scale = Annotated[str, typer.Option(help="cpu, gpu or paper: sizes and budgets.")]
 Folder = Annotated[Path, typer.Option("--out", help="Runs and records, in a folder for each scale.")]
 
@@ -74,4 +76,5 @@ def register(app: typer.Typer) -> None:
     for command in (run, report, pack):
         group.command()(command)
     group.command("list")(list_studies)
+    add_moments(group)
     app.add_typer(group, name="study")

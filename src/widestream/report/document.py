@@ -1,6 +1,6 @@
-"""What every HTML page has: a document that loads nothing, tables that scroll in their own box, charts in two sizes."""
+"""The frame of every HTML page: head and style, tables, charts. One file that loads nothing, light and dark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -12,8 +12,9 @@ WIDE, NARROW = (520, 350), (358, 300)
 """Sizes of a chart beside others on a desk, and alone on a phone. Letters are 13 units high in both."""
 
 
-def document(title: str, body: str) -> str:
-    """A whole page: light and dark, for a phone as for a desk."""
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page around its parts; empty ones are left out."""
+    body = "\n".join(filter(None, parts))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -37,17 +38,14 @@ def both_sizes(chart: Chart) -> str:
     return f'<div class="wide">{render(chart, *WIDE)}</div><div class="narrow">{render(chart, *NARROW)}</div>'
 
 
-def table_html(table: Table | None, coloured: Sequence[str] = (), level: int = 2) -> str:
-    """A table in a box of its own to scroll in.
+def html_table(table: Table | None, colours: Mapping[str, int] | None = None, level: int = 2) -> str:
+    """A table in a box of its own to scroll in, under a heading of a level.
 
-    Args:
-        table: None for nothing.
-        coloured: names whose rows carry the colour of their place here.
-        level: of its heading.
+    Rows whose first cell has a colour (of a model) carry it.
     """
     if table is None:
         return ""
-    colours = {name: number for number, name in enumerate(coloured)}
+    colours = colours or {}
     word = ["" if number >= table.words else ' class="word"' for number in range(len(table.columns))]
     head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for kind, name in zip(word, table.columns, strict=True))
     rows = "\n".join(

@@ -8,7 +8,7 @@ from pathlib import Path
 from widestream.report import tables, text
 from widestream.report.charts import gap_chart, loss_chart, search_chart
 from widestream.report.comparison import Comparison, compare
-from widestream.report.document import both_sizes, document, table_html
+from widestream.report.document import both_sizes, document, html_table
 from widestream.report.files import write_text
 from widestream.report.groups import Group
 from widestream.report.league import MANY, is_league, league_table, league_verdict
@@ -16,6 +16,7 @@ from widestream.report.matched import RESOURCES
 from widestream.report.multiples import multiples
 from widestream.report.ranking import ranking
 from widestream.report.search import Search, load_search
+from widestream.report.tables import Table
 from widestream.report.verdict import Verdict
 
 
@@ -48,18 +49,17 @@ def page(comparison: Comparison, search: Search | None = None, title: str | None
     title = title or _listed([group.label for group in comparison.groups])
     parts = [
         *(_league(comparison, title) if league else _side_by_side(comparison, title)),
-        table_html(tables.parameters(comparison)),
-        table_html(tables.flops(comparison)),
+        _table(tables.parameters(comparison)),
+        _table(tables.flops(comparison)),
         _samples(comparison.groups),
         _search(search, comparison.groups) if search else "",
-        "" if league else table_html(tables.configuration(comparison)),
-        table_html(tables.run_table(comparison)),
-        table_html(tables.machines(comparison)),
+        "" if league else _table(tables.configuration(comparison)),
+        _table(tables.run_table(comparison)),
+        _table(tables.machines(comparison)),
         _commands(comparison),
         _method(),
     ]
-    body = "\n".join(filter(None, parts))
-    return document(title, body)
+    return document(title, parts)
 
 
 def _side_by_side(comparison: Comparison, title: str) -> list[str]:
@@ -67,9 +67,9 @@ def _side_by_side(comparison: Comparison, title: str) -> list[str]:
     return [
         _top(comparison, title, comparison.verdict),
         _charts(comparison),
-        table_html(tables.results(comparison), _labels(comparison.groups)),
-        table_html(tables.differences(comparison)),
-        table_html(tables.resources(comparison)),
+        _table(tables.results(comparison), comparison.groups),
+        _table(tables.differences(comparison)),
+        _table(tables.resources(comparison)),
     ]
 
 
@@ -87,13 +87,9 @@ def _league(comparison: Comparison, title: str) -> list[str]:
     return [
         _top(comparison, title, (league_verdict(comparison),)),
         f'<figure class="alone"><div class="wide">{wide}</div><div class="narrow">{narrow}</div></figure>',
-        table_html(league_table(comparison)),
+        _table(league_table(comparison)),
         f'<section>\n<h2>Curves</h2>\n<p class="soft">{grey}</p>\n{small}\n</section>',
     ]
-
-
-def _labels(groups: Sequence[Group]) -> list[str]:
-    return [group.label for group in groups]
 
 
 def _listed(labels: list[str]) -> str:
@@ -141,6 +137,11 @@ def _charts(comparison: Comparison) -> str:
     )
 
 
+def _table(table: Table | None, groups: Sequence[Group] = ()) -> str:
+    """A table whose rows carry the colours of the models that they are named after."""
+    return html_table(table, {group.label: number for number, group in enumerate(groups)})
+
+
 def _samples(groups: Sequence[Group]) -> str:
     """Texts of the first run of every model that has some, the same prompt side by side."""
     by_prompt: dict[str, list[str]] = {}
@@ -177,8 +178,7 @@ def _search(search: Search, groups: Sequence[Group]) -> str:
     figure = f'<figure class="alone">{both_sizes(chart)}</figure>' if chart else ""
     used = {group.label: group.runs[0].config.get("optimizer", {}).get("lr") for group in groups}
     remarks = "".join(f'<p class="soft">{escape(remark)}</p>' for remark in search.remarks(used))
-    table = table_html(tables.search_table(search), _labels(groups))
-    return table.replace("</section>", f"{remarks}{figure}\n</section>")
+    return _table(tables.search_table(search), groups).replace("</section>", f"{remarks}{figure}\n</section>")
 
 
 def _commands(comparison: Comparison) -> str:

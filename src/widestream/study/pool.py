@@ -33,6 +33,8 @@ class Job:
     """Run folder; what the process prints goes to `FOLDER.log` beside it."""
     steps: int
     """Optimizer steps of the whole run."""
+    pass_fds: tuple[int, ...] = ()
+    """Open files that the process inherits; a lock among them is held until it ends, whatever becomes of its parent."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     """While it runs."""
     failed: bool = False
@@ -69,11 +71,16 @@ class Job:
         command = [sys.executable, "-m", "widestream", "train", self.recipe, *self.changes, "--out", str(self.folder)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_end_with_parent
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=self.pass_fds,
+                preexec_fn=_end_with_parent,
             )
 
     def end(self) -> None:
-        """End the process, if it still runs, and let others have the run."""
+        """End the process, if it runs, and let others have the run. It can go on later."""
         if self.process is not None:
             self.process.terminate()
             self.process.wait()
@@ -82,12 +89,13 @@ class Job:
     @property
     def last_words(self) -> str:
         """What the process said last."""
-        try:
-            text = self.log.read_text(errors="replace")
-        except FileNotFoundError:
-            return "it left no log"
-        lines = (line.strip() for line in reversed(text.splitlines()))
-        return next((line for line in lines if line), "it said nothing").removeprefix("widestream: ")
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].removeprefix("widestream: ") if lines else "it said nothing"
+
+    @property
+    def failure(self) -> UserError:
+        """What to say when the process ended and the run is neither done nor diverged."""
+        return UserError(f"The run {self.folder} failed: {self.last_words} (all of it: {self.log})")
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_fail: bool = False) -> None:
@@ -112,7 +120,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
     waiting = [job for job in jobs if not over(job)]
     running: list[Job] = []
     try:
-        with _terminable(), _Bar(jobs) as bar:
+        with terminable(), _Bar(jobs) as bar:
             while waiting or running:
                 _start(waiting, running, workers, over)
                 time.sleep(POLL_S)
@@ -124,7 +132,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
                     job.end()
                     job.failed = not over(job)
                     if job.failed and not may_fail:
-                        raise UserError(f"The run {job.folder} failed: {job.last_words} (all of it: {job.log})")
+                        raise job.failure
     finally:
         for job in running:
             job.end()
@@ -152,7 +160,7 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end this process as an exception does, so that the runs are ended too."""
 
     def end(number: int, _: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.document import NARROW, both_sizes, document, table_html
+from widestream.report.document import NARROW, both_sizes, document, html_table
 from widestream.report.files import write_text
 from widestream.report.studies.analyses import study_section
 from widestream.report.studies.forest import Forest, render_forest
@@ -83,7 +83,7 @@ def page(sections: Sequence[Section]) -> str:
         "the scale of a CPU are thousands of times smaller than the paper's; they say what happens there, and nothing "
         f'is extrapolated.</p>\n<ul class="facts">{links}</ul>\n</header>'
     )
-    return document(TITLE, "\n".join([intro, *(_section(section) for section in sections)]))
+    return document(TITLE, [intro, *(_section(section) for section in sections)])
 
 
 def _first_answer(section: Section) -> str:
@@ -95,7 +95,7 @@ def _section(section: Section) -> str:
     mirrors = f" Repeats: {section.mirrors}." if section.mirrors else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in section.notes)
     folded = "\n".join(
-        f"<details><summary>{escape(table.title)}</summary>{table_html(table, level=3)}</details>"
+        f"<details><summary>{escape(table.title)}</summary>{html_table(table, level=3)}</details>"
         for table in section.details
     )
     commands = escape("\n".join(section.commands))
@@ -105,7 +105,7 @@ def _section(section: Section) -> str:
         f'<p class="soft">{escape(section.scale)}{escape(mirrors)}</p>',
         f'<ul class="facts">{answers}</ul>' if answers else "",
         _figures(section.charts),
-        *(table_html(table, level=3) for table in section.tables),
+        *(html_table(table, level=3) for table in section.tables),
         f'<ul class="cautions">{notes}</ul>' if notes else "",
         folded,
         f'<pre tabindex="0">{commands}</pre>' if commands else "",

@@ -1,0 +1,86 @@
+"""`widestream mup check`: does a recipe behave alike at every width?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    recipe: Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped one.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Changes to the recipe.")
+    ] = None,
+    widths: Annotated[
+        str | None, typer.Option(metavar="D,...", help="Widths H * D_h. Default: 1, 2, 4, 8 times the recipe's.")
+    ] = None,
+    grow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS,...", help="num_heads, head_dim, mlp_dim, key_dim. Default: all of these but head_dim."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of Adam at the peak rate, on one batch.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Initialisations at each width.")] = 3,
+    windows: Annotated[int, typer.Option(help="Windows of the batch.")] = 4,
+    length: Annotated[int, typer.Option(help="Tokens of a window, at most the recipe's context.")] = 64,
+    data: Annotated[str, typer.Option(help="random tokens, or the recipe's prepared ones.")] = "random",
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the record here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="STEM|HTML", help="Write STEM-light.svg and STEM-dark.svg, or one page.")
+    ] = None,
+) -> None:
+    """Compare sizes of activations, and how far training moves them, at several widths, with muP and without.
+
+    The exit code is 0 if all are flat under muP, else 1. For example:
+
+        widestream mup check tune/rmt --widths 32,64,128,256 --out mup.html
+    """
+    import json as json_format
+
+    from widestream.errors import UserError
+    from widestream.report.files import write_text
+    from widestream.report.mup import sentences, write_check
+    from widestream.study.mup_check import CheckOptions, run_check
+
+    for path in filter(None, (json, out)):
+        if not path.parent.is_dir():
+            raise UserError(f"The folder {path.parent} does not exist; make it first, or write elsewhere.")
+    record = run_check(
+        CheckOptions(
+            recipe=recipe,
+            changes=tuple(changes or ()),
+            widths=_widths(widths),
+            grow=None if grow is None else tuple(axis.strip() for axis in grow.split(",")),
+            steps=steps,
+            seeds=seeds,
+            windows=windows,
+            length=length,
+            data=data,
+        )
+    )
+    print("\n".join(sentences(record)))
+    if json is not None:
+        write_text(json, json_format.dumps(record) + "\n")
+    for path in () if out is None else write_check(record, out):
+        print(path)
+    raise typer.Exit(0 if record["flat"]["mup"] else 1)
+
+
+def _widths(text: str | None) -> tuple[int, ...] | None:
+    from widestream.errors import UserError
+
+    if text is None:
+        return None
+    try:
+        return tuple(int(width) for width in text.split(","))
+    except ValueError:
+        raise UserError(f"--widths is {text}; give whole numbers, for example --widths 64,128,256.") from None
+
+
+def register(app: typer.Typer) -> None:
+    """Add `widestream mup` and its command."""
+    group = typer.Typer(no_args_is_help=True, help="muP: settings that carry over from small models to large ones.")
+    group.callback()(lambda: None)
+    group.command()(check)
+    app.add_typer(group, name="mup")

@@ -1,0 +1,120 @@
+"""Coordinate sizes of a model over a few training steps: the measurement behind `widestream mup check`.
+
+A coordinate size is the mean absolute value of an activation. Quantities are what crosses the seams of the decoder, so
+that they exist for every stream: the token vectors, what each block puts out, what the stream hands to each reader, the
+stream's state, the logits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from widestream.config import RunConfig
+from widestream.data.batches import TrainBatches
+from widestream.data.store import TokenStore
+from widestream.nn.decoder import Decoder
+from widestream.nn.model import build_model
+from widestream.train.optim import build_optimizer
+
+Sizes = dict[str, float]
+"""By quantity and place: `embedding 0`, `attention 1`, `reads 1 q`, `state 1`, `logits 5`, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The one batch that all models see at every step."""
+
+    inputs: Tensor
+    """[B, T] int64."""
+    targets: Tensor
+    """[B, T] int64."""
+
+
+def random_tokens(vocab_size: int, windows: int, length: int) -> Tokens:
+    """Tokens drawn by Zipf's law, as those of text are distributed, always the same.
+
+    With uniform ones the gradients of different tokens have little in common, and sums over them approach their
+    behaviour at large width slowly.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = 1 / torch.arange(1, vocab_size + 1)
+    tokens = torch.multinomial(weights.expand(windows, -1), length + 1, replacement=True, generator=generator)
+    return Tokens(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def recipe_tokens(config: RunConfig, windows: int, length: int) -> Tokens:
+    """The first windows of a recipe's prepared data.
+
+    Raises:
+        UserError: the data cannot be opened.
+    """
+    store = TokenStore.open(config.data.path, config.data.train_split)
+    batch = TrainBatches(store, length, windows, config.data.seed).at(0)
+    return Tokens(batch.tokens, batch.targets)
+
+
+def measure(config: RunConfig, tokens: Tokens, steps: int, seed: int) -> list[tuple[Sizes, Sizes]]:
+    """Train on one batch at the recipe's peak rate and measure before every step and after the last.
+
+    Args:
+        config: model and optimizer.
+        tokens: the batch.
+        steps: optimizer steps, without schedule and clipping.
+        seed: of the initial weights.
+
+    Returns:
+        After 0, 1, ..., `steps` steps: the size of every quantity, and the size of its change from initialisation.
+    """
+    model = build_model(config.model, seed)
+    optimizer = build_optimizer(model, config.optimizer)
+    first: dict[str, Tensor] = {}
+    measured = []
+    for step in range(steps + 1):
+        found = activations(model, tokens.inputs)
+        first = first or found
+        changes = {name: (value - first[name]).abs().mean().item() for name, value in found.items()}
+        measured.append(({name: value.abs().mean().item() for name, value in found.items()}, changes))
+        if step < steps:
+            optimizer.zero_grad()
+            model.loss(tokens.inputs, tokens.targets).total.backward()
+            optimizer.step()
+    return measured
+
+
+@torch.no_grad()
+def activations(model: Decoder, inputs: Tensor) -> dict[str, Tensor]:
+    """Everything that crosses the decoder's seams in one forward pass."""
+    found: dict[str, Tensor] = {}
+    with _recorded(model, found):
+        hidden = model(inputs)
+    found[f"logits {len(model.layout) + 1}"] = model.logits(hidden)
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+@contextmanager
+def _recorded(model: Decoder, found: dict[str, Tensor]) -> Iterator[None]:
+    """Enter into `found` what passes through the stream's exchanges."""
+    stream = model.stream
+
+    def exchange(site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
+        if site == 0:
+            found["embedding 0"] = written[0]
+        else:
+            found[f"{model.layout[site - 1].kind} {site}"] = written
+        state, inputs = type(stream).exchange(stream, site, state, written)
+        for number, part in enumerate(leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)):
+            if part.is_floating_point():
+                found[f"state {site}" + (f" {number}" if number else "")] = part
+        found.update({f"reads {site} {role}": value for role, value in inputs.items()})
+        return state, inputs
+
+    stream.exchange = exchange
+    try:
+        yield
+    finally:
+        del stream.exchange

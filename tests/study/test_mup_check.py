@@ -1,0 +1,129 @@
+"""The coordinate check: flat under muP and not without, for both models; what grows, verdicts, bad input."""
+
+import json
+
+import pytest
+
+from widestream.cli import main
+from widestream.config import load_recipe
+from widestream.errors import UserError
+from widestream.report import mup as report
+from widestream.study import mup_check
+from widestream.study.mup_check import CheckOptions, at_width, default_axes, run_check, slope, verdict
+
+TINY = {
+    "transformer": ("model.vocab_size=64", "model.num_layers=1", "model.head_dim=4", "model.mlp_dim=64"),
+    # Few columns D_v and many heads: so the keys' updates are near their limits at small widths already.
+    "rmt": (
+        "model.vocab_size=64", "model.num_layers=1", "model.num_heads=16", "model.head_dim=2", "model.mlp_dim=64",
+        "model.stream.key_dim=8",
+    ),
+}  # fmt: skip
+WIDTHS = (32, 64, 128, 256)
+
+
+def check(model):
+    seeds = {"transformer": 2, "rmt": 3}[model]
+    changes = TINY[model]
+    options = CheckOptions(
+        recipe=f"tune/{model}", changes=changes, widths=WIDTHS, steps=4, seeds=seeds, windows=8, length=32
+    )
+    return run_check(options)
+
+
+@pytest.mark.parametrize("model", ["transformer", "rmt"])
+def test_flat_with_mup_and_not_without(model):
+    record = json.loads(json.dumps(check(model)))
+    assert record["flat"] == {"mup": True, "standard": False}
+    standard = record["results"]["standard"]["slopes"]
+    assert {"embedding", "attention", "mlp", "reads", "state", "logits"} == set(standard)
+    assert any(row[kind]["verdict"] == "grows" for row in standard.values() for kind in ("size", "change"))
+    first, second, *_ = report.sentences(record)
+    assert first.endswith("with muP: flat across widths.")
+    assert "not flat" in second
+    assert "grows" in second
+    assert len(report.slopes_table(record).rows) == 6
+    assert all(len(chart.series) == 6 for chart in report.charts(record).values())
+    assert "Coordinate check" in report.page(record)
+
+
+def test_a_rate_that_does_not_shrink_with_width_is_seen(monkeypatch):
+    """The check must fail where muP is broken: here the hidden weights' rate keeps its size."""
+    from widestream.nn import roles
+
+    monkeypatch.setattr(roles.Roles, "hidden", _without_factor(roles.Roles.hidden))
+    assert check("transformer")["flat"]["mup"] is False
+
+
+def _without_factor(hidden):
+    from dataclasses import replace
+
+    return lambda *args, **options: replace(hidden(*args, **options), lr_factor=1.0)
+
+
+def test_axes_that_grow():
+    rmt, plain = load_recipe("tune/rmt"), load_recipe("tune/transformer")
+    assert default_axes(rmt) == ("num_heads", "mlp_dim", "key_dim")
+    assert default_axes(plain) == ("num_heads", "mlp_dim")
+    grown = at_width(rmt, default_axes(rmt), 128, 32, "mup").model
+    assert (grown.num_heads, grown.head_dim, grown.mlp_dim, grown.stream.key_dim) == (8, 16, 512, 32)
+    assert grown.mup_bases == {"base_num_heads": 2, "base_head_dim": 16, "base_mlp_dim": 128, "base_key_dim": 8}
+    square = at_width(plain, ("num_heads", "head_dim", "mlp_dim"), 256, 64, "mup").model
+    assert (square.num_heads, square.head_dim, square.mlp_dim) == (8, 32, 1024)
+    assert square.mup_bases["base_width"] == 64
+    keys = at_width(rmt, ("key_dim",), 64, 16, "standard").model
+    assert (keys.embed_dim, keys.stream.key_dim, keys.mup_bases, keys.init.scheme) == (64, 64, {}, "lecun")
+
+
+def test_at_the_recipes_own_width_mup_changes_nothing():
+    plain = load_recipe("tune/transformer")
+    assert at_width(plain, default_axes(plain), 64, 64, "mup") == plain
+
+
+def test_slopes_and_verdicts():
+    assert slope((1, 2, 4), (3, 6, 12)) == pytest.approx(1)
+    assert slope((16, 64), (2, 1)) == pytest.approx(-0.5)
+    assert [verdict(x, (-0.1, 0.1)) for x in (0.1, -0.05, 0.11, -0.2, float("nan"))] == [
+        "flat", "flat", "grows", "shrinks", "grows",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"widths": (64,)}, "at least two"),
+        ({"widths": (50, 100)}, "choose other --widths"),
+        ({"grow": ("key_dim",)}, "no key_dim"),
+        ({"grow": ("keydim",)}, "did you mean key_dim"),
+        ({"grow": ("num_heads", "head_dim"), "widths": (64, 128)}, "square"),
+        ({"steps": 0}, "at least 1"),
+        ({"data": "none"}, "random or recipe"),
+    ],
+)
+def test_what_cannot_be_checked(options, words):
+    with pytest.raises(UserError, match=words):
+        run_check(CheckOptions(recipe="tune/transformer", **options))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_command(tmp_path, monkeypatch, capsys, flat):
+    quick = dict(recipe="tune/rmt", changes=TINY["rmt"], widths=(32, 64), steps=1, seeds=1, windows=1, length=8)
+    record = run_check(CheckOptions(**quick)) | {"flat": {"mup": flat, "standard": False}}
+    monkeypatch.setattr(mup_check, "run_check", lambda options: record)
+    files = ["--json", str(tmp_path / "mup.json"), "--out", str(tmp_path / "mup")]
+    monkeypatch.setattr("sys.argv", ["widestream", "mup", "check", "tune/rmt", *files])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == (0 if flat else 1)
+    assert json.loads((tmp_path / "mup.json").read_text())["widths"] == [32, 64]
+    assert {path.name for path in tmp_path.iterdir()} == {"mup.json", "mup-light.svg", "mup-dark.svg"}
+    assert "tune/rmt with muP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--widths", "a,b"], ["--json", "no/such/folder/x.json"], ["--data", "x"]])
+def test_bad_input_exits_with_2(monkeypatch, capsys, arguments):
+    monkeypatch.setattr("sys.argv", ["widestream", "mup", "check", "tune/rmt", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("widestream: ")
