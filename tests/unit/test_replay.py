@@ -25,7 +25,9 @@ def watched(stream, reversible, **changes):
 
     def record(site, state, written):
         state, inputs = exchange(site, state, written)
-        seen.append((site, [x.detach().clone() for x in (*tree_leaves(state), *inputs.values())]))
+        seen.append(
+            (site, [None if x is None else x.detach().clone() for x in (*tree_leaves(state), *inputs.values())])
+        )
         return state, inputs
 
     model.stream.exchange = record
@@ -46,7 +48,7 @@ def test_states_come_back_to_the_bit(stream):
     assert sorted(again) == sorted(forward) == list(range(sites))
     for site, tensors in forward.items():
         for a, b in zip(tensors, again[site], strict=True):
-            assert torch.equal(a, b), f"site {site}"
+            assert (a is None and b is None) or torch.equal(a, b), f"site {site}"
 
 
 @pytest.mark.parametrize("anchors", [0, 1, 2, 3])
@@ -56,7 +58,7 @@ def test_the_backward_pass_goes_once_through_each_stretch_from_the_last_one_on(a
     del seen[:]
     loss.backward()
     stretches = {0: [[0, 1, 2, 3, 4]], 1: [[3, 4], [0, 1, 2]], 2: [[4], [3], [0, 1, 2]], 3: [[4], [3], [2], [0, 1]]}
-    assert [site for site, _ in seen] == sum(stretches[anchors], [])
+    assert [site for site, _ in seen] == [site for stretch in stretches[anchors] for site in stretch]
 
 
 def test_no_exchange_is_repeated_without_a_backward_pass():

@@ -110,10 +110,7 @@ class LaneStream(Stream):
         """
         state, width = self.lanes * self.lane_width, self.segments * self.lane_width
         rows = 2 * self.segments + (self.lanes if mixes else 0)
-        given, carried = (
-            self.segments * self.lanes,
-            self.lanes * self.lanes if mixes else 0,
-        )  # entries of A_m, B and A_r
+        given, carried = self.segments * self.lanes, self.lanes**2 if mixes else 0  # entries of A_m (or B) and of A_r
         anchor = state + width + (given if dynamic else 0)
         return StreamCost(
             flops=self.num_blocks * (2 * state * rows + map_flops),

@@ -9,8 +9,8 @@
 What it changes: rows may exchange content (static, sinkhorn) or fade (decay) with depth, where RMT only adds. What it
 costs: D_k^2, 4 D_k or D_k parameters per write; 2 D_k^2 D_v, 8 D_k D_v or no FLOPs per token and write; no further
 state, but no write can be undone: nothing holds a learned carry away from singular maps, and what has faded cannot be
-rebuilt from what is left, so that `train.stream_memory: writes` replays states from anchors. A carry made from the whole state, as mHC's is, would need D_k D_v D_k^2
-weights per write, so it is left out.
+rebuilt from what is left, so that `train.stream_memory: writes` replays states from anchors. A carry made from the
+whole state, as mHC's is, would need D_k D_v D_k^2 weights per write, so it is left out.
 
 RMT exactly: F = 0, where `static` starts; Z far above zero on the diagonal; g far above zero. The last two start close
 to it, each row keeping 0.993 and 0.998 of itself per write, because at the identity itself their gradients vanish.

@@ -9,11 +9,11 @@ site's parameters as inputs and what was read as output, and a token that the ta
 no value, but it makes the nodes run backwards in their order. There, the node of site i finds on the tape the state
 after its write and the gradient of that state, and leaves the state before its write and the gradient of that.
 
-Rebuilding rounds. Where that adds up (very deep models, states in bfloat16), exact copies of the state at a few sites,
+Undoing rounds. Where that adds up (very deep models, states in bfloat16), exact copies of the state at a few sites,
 `anchors`, take over in the backward pass.
 
-A stream goes through `kernels/exchange.py` in place, or step by step: undo the write, repeat the exchange under
-autograd, and take the gradients of that alone (`StreamSpec.undo`).
+A stream goes through `kernels/exchange.py` in place, or step by step: undo the write, or go once more from the anchor
+before it, and take the gradients of that exchange alone (`StreamSpec.undo`, stepwise.py).
 """
 
 from dataclasses import dataclass, field
@@ -41,7 +41,8 @@ class Reversible:
     exchange: Exchange = field(default_factory=ReferenceExchange)
     """What computes, where the stream's exchange is one of kernels/exchange.py."""
     anchors: int = 0
-    """Exact copies of the state that a forward pass keeps, evenly spaced over the sites."""
+    """Exact copies of the state that a forward pass keeps, evenly spaced over the sites; where states are replayed,
+    there is no other way to one."""
     bf16: bool = False
     """Whether the live state is kept in bfloat16; its gradient stays in float32."""
 
@@ -61,7 +62,8 @@ def plan_exchanges(
         device: where it computes.
         memory: `states`, `writes`, or `auto`: writes where a fused kernel makes that the faster way too, or where
             another setting needs it; else states.
-        anchors: exact copies of the state.
+        anchors: exact copies of the state; 0: none where writes are undone, `Stream.replay_anchors` where states are
+            replayed.
         kernels: see `kernels.exchange.choose`.
         state_precision: of the live state.
 

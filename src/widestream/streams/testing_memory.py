@@ -27,7 +27,7 @@ def check_saved(stream: Fields, changes: Fields) -> None:
 
 
 def check_reversible(stream: Fields, changes: Fields) -> None:
-    """States rebuilt from writes, or replayed, give the gradients of saved ones, and as many bytes are kept as declared.
+    """Rebuilt and replayed states give the gradients of saved ones, and keep as many bytes as declared.
 
     A gradient may be off by 1e-5, or by about what rounding does to plain autograd: some are small sums of large terms.
     """
