@@ -84,7 +84,9 @@ def test_anchors_lie_as_mhc_places_them(lanes, layers, anchors):
 
 def test_rebuilding_is_a_choice():
     assert plan_exchanges(tiny({"kind": "mhc"}), CPU) is None
-    assert plan_exchanges(tiny({"kind": "mhc"}), CPU, anchors=2) == Reversible(anchors=2)
+    plan = plan_exchanges(tiny({"kind": "mhc"}), CPU, anchors=2)
+    assert plan is not None
+    assert plan.anchors == 2
 
 
 @pytest.mark.parametrize(
