@@ -3,6 +3,7 @@
 import argparse
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def by_document(q: Tensor, k: Tensor, v: Tensor, segments: Tensor) -> Tensor:
     rows: list[tuple[int, list[int]]] = []
     for changes in (segments[:, 1:] != segments[:, :-1]).unbind():
         ends = [0, *(changes.nonzero()[:, 0] + 1).tolist(), T]
-        lengths = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+        lengths = [end - start for start, end in pairwise(ends)]
         if rows and len(lengths) == len(rows[-1][1]) == 1:
             rows[-1] = rows[-1][0] + 1, lengths
         else:
