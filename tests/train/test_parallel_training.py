@@ -75,7 +75,9 @@ def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("stream", [{"kind": "matrix", "key_dim": 6}, {"kind": "matrix_delta", "key_dim": 6}], ids=str)
+@pytest.mark.parametrize(
+    "stream", [{"kind": "matrix", "key_dim": 6}, {"kind": "matrix_delta", "key_dim": 6}, {"kind": "mhc"}], ids=str
+)
 def test_rebuilt_states_with_sharded_weights(stream, tmp_path):
     config = tiny(stream)
     assert run_on_two(sharded_gradients, config, Reversible(anchors=1), tmp_path / "gradients.pt") == [0, 0]

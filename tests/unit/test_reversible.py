@@ -13,7 +13,7 @@ from widestream.kernels import cross_entropy, exchange
 from widestream.kernels.exchange import ReferenceExchange, choose
 from widestream.nn.model import build_model
 from widestream.streams.reversible import Reversible, Tape, describe, plan_exchanges
-from widestream.streams.testing import saved_by_writes
+from widestream.streams.testing_memory import saved_by_writes
 
 CPU = torch.device("cpu")
 MATRIX = {"kind": "matrix", "key_dim": 6}
@@ -21,6 +21,7 @@ STREAMS = {
     "in place": MATRIX,
     "in steps": {"kind": "matrix_delta", "key_dim": 16},
     "with a derived state": {"kind": "deep_delta", "compressor": "token"},
+    "replayed": {"kind": "mhc", "phi": "random", "lanes": 3},
 }
 
 
@@ -131,7 +132,12 @@ def test_activation_checkpointing(stream, value_residual):
 
 @pytest.mark.parametrize(
     ("name", "checkpointing", "layers"),
-    [("in place", True, 9), ("in steps", False, 1), ("with a derived state", False, 1)],  # 9: more than dynamo's limit
+    [
+        ("in place", True, 9),
+        ("in steps", False, 1),
+        ("with a derived state", False, 1),
+        ("replayed", True, 1),
+    ],  # 9: more than dynamo's limit
 )
 def test_compiled_blocks(name, checkpointing, layers):
     torch._dynamo.reset()
@@ -236,7 +242,7 @@ def test_one_state_is_alive_and_nothing_leaks(goes_back):
 
 
 @pytest.mark.parametrize(
-    "kind", [STREAMS["in steps"], {"kind": "deep_delta"}, {"kind": "matrix_dynamic", "key_dim": 6}]
+    "kind", [STREAMS["in steps"], {"kind": "deep_delta"}, {"kind": "matrix_dynamic", "key_dim": 6}, {"kind": "mhc"}]
 )
 def test_other_streams_do_not_leak(kind):
     _, model = pair(kind, value_residual="learned" if kind["kind"] == "deep_delta" else "none")
@@ -386,8 +392,10 @@ def test_plans():
 @pytest.mark.parametrize(
     ("stream", "asked", "words"),
     [
-        ("vector", {"memory": "writes"}, "those of a vector stream cannot"),
-        ({"kind": "matrix_carry", "key_dim": 4}, {"memory": "writes"}, "those of a matrix_carry stream cannot"),
+        ("vector", {"memory": "writes"}, "A vector stream rebuilds no states, which take no more than what is written"),
+        ({"kind": "laurel", "weights": "none"}, {"memory": "writes"}, "A laurel stream rebuilds no states"),
+        ({"kind": "mhc"}, {"memory": "writes", "kernels": "fused"}, "has no form for the exchange of a mhc stream"),
+        ({"kind": "mhc"}, {"memory": "writes", "state_precision": "bf16"}, "bf16 does not suit a mhc stream"),
         ("vector", {"anchors": 1}, "train.anchors acts where .* but a vector stream saves its states"),
         ("vector", {"kernels": "fused"}, "train.kernels acts where"),
         ("matrix", {"memory": "states", "state_precision": "bf16"}, "train.stream_memory is states; leave it out"),

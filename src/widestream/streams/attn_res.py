@@ -96,6 +96,7 @@ class AttnResStream(VectorStream):
             starts_plain=True,
             history="outputs of all blocks" if size == 1 else f"sums of the outputs of {min(size, sublayers)} blocks",
             history_size=math.ceil(sublayers / size) * config.embed_dim,
+            undo="replay",
             papers=("2603.15031",),
         )
 
@@ -111,8 +112,18 @@ class AttnResStream(VectorStream):
         return StreamCost(
             flops=2 * self.width * reads,
             bytes_moved=vector * (reads + sites),
-            bytes_saved=2 * vector * sites,
+            bytes_saved=2 * vector * sites + 4 * (reads + sites),
+            bytes_saved_writes=vector * sites + self._bytes_anchored(),
         )
+
+    def _bytes_anchored(self) -> int:
+        """Of all anchors: the sources' scales, and sums of several outputs; one alone is kept as what was written."""
+        size = self.group_size
+        groups = {
+            (group, min(size, site - group * size)) for site in self.anchored for group in range(math.ceil(site / size))
+        }
+        scales = len(groups) + bool(self.anchored)  # f_0 is a source too
+        return 4 * (scales + self.width * sum(members > 1 for _, members in groups))
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:
         """Append f to the sources, or add it to the last one, the running sum of its group."""

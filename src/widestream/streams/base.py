@@ -5,6 +5,7 @@ write exactly one consumer reads: the next block, or, after the last write, the 
 drives any stream.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,9 +54,11 @@ class StreamSpec:
     """Numbers of earlier writes kept per token, at the end of the depth, beside the state."""
     scales_mlp_write: bool = False
     """Whether depth scaling acts on the stream's own storage keys instead of the MLP's W_2."""
-    undo: Literal["no", "steps", "kernel"] = "no"
-    """Whether the state before a write can be rebuilt from the one after it (`Stream.undo`): no; yes; or yes, and the
-    whole exchange is one of kernels/exchange.py (`Stream.as_kernel`)."""
+    undo: Literal["no", "replay", "steps", "kernel"] = "no"
+    """How states can be rebuilt for the backward pass. steps: each from the one after it (`Stream.undo`). kernel:
+    likewise, and the whole exchange is one of kernels/exchange.py (`Stream.as_kernel`). replay: by going once more
+    from an exact copy, an anchor, through what was written behind it; any exchange that is a function of state and
+    written alone will do. no: they are saved, as suits a stream whose states take no more than what is written."""
     papers: tuple[str, ...] = ()
     """Where it comes from: arXiv numbers or addresses."""
 
@@ -71,7 +74,8 @@ class StreamCost:
     bytes_saved: int
     """Bytes kept for the backward pass by exchanges that autograd records as written."""
     bytes_saved_writes: int | None = None
-    """The same where writes are kept and states rebuilt, beside the one live state; None: writes cannot be undone."""
+    """The same where writes are kept and states rebuilt, beside the one live state (`spec().undo`); with the anchors
+    `Stream.anchored` where they are replayed; None: states are not rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,11 @@ class KernelCall:
     """In which precision the reader takes them."""
     hand_over: Callable[[Tensor], dict[str, Tensor]]
     """From the vectors read [B, T, V, Q] to the reader's inputs."""
+
+
+def anchor_sites(last: int, anchors: int) -> list[int]:
+    """The writes, of 0 to `last`, behind which exact copies of the state are kept: evenly spaced."""
+    return [-(-last * part // (anchors + 1)) for part in range(1, anchors + 1)]
 
 
 class Stream(Declared, ABC):
@@ -117,6 +126,8 @@ class Stream(Declared, ABC):
                 f"it takes {' and '.join(self.own_bases)}."
             )
         self.readers: list[Reader] = [*(block.kind for block in self.blocks(config)), "head"]
+        self.anchored = anchor_sites(len(self.readers) - 1, self.replay_anchors(config))
+        """Sites behind whose write a state is kept if states are replayed and a run says nothing else."""
 
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:
@@ -152,6 +163,18 @@ class Stream(Declared, ABC):
     @abstractmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """Closed formula for the number of the stream's own parameters, norms included."""
+
+    @classmethod
+    def replay_anchors(cls, config: ModelConfig) -> int:
+        """Exact copies that a stream keeps whose states are replayed, if a run says nothing else.
+
+        One behind every L_r = sqrt(n S / (n + 2)) of S blocks, n being how often the width goes into a state. That is
+        mHC's rule for n lanes (arXiv 2512.24880, section 4.3.2): an anchor keeps n vectors, and an exchange n + 2 as
+        long as its stretch is gone through.
+        """
+        n, blocks = math.prod(cls.spec(config).state_shape) / config.embed_dim, len(cls.blocks(config))
+        stretch = max(1, round(math.sqrt(n * blocks / (n + 2))))
+        return -(-blocks // stretch) - 1
 
     def width_axes(self, roles: Roles) -> tuple[Axis, ...]:
         """Axes of the vectors that blocks receive and put out; default: the width D."""

@@ -106,8 +106,9 @@ class DcaStream(WaysStream):
         """Products w . f for every source and sum; a layer's sums read n sources and write C ways, once each."""
         vector = 4 * self.width
         moved = sum(n + 1 + c for c, n in self.shapes) + 4 * (len(self.shapes) - 1)  # residual and f behind attention
-        # The newest source, and the inputs of all norms.
+        # The newest source, the inputs of all norms, and the sums of older sources.
         saved = sum(1 + (3 if c > 1 else 1) for c, _ in self.shapes) + len(self.shapes) - 1
+        saved += 0 if self.recent is None else max(0, len(self.shapes) - self.recent - 2)
         products = sum(c * n for c, n in self.shapes) if self.form in ("v3", "dca") else 0
         return StreamCost(flops=2 * self.width * products, bytes_moved=vector * moved, bytes_saved=vector * saved)
 

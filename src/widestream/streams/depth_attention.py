@@ -151,6 +151,7 @@ class DepthAttentionStream(Stream):
             starts_plain=True,
             history=f"{kept}, one per {'block' if every == 'sublayer' else 'layer'}",
             history_size=max(_num_sources(config, cls)) * config.embed_dim,
+            undo="replay",
             papers=("2603.16039",),
         )
 
@@ -163,16 +164,26 @@ class DepthAttentionStream(Stream):
         return reads * (D * D + 2 * D * _key_dim(config)) + (blocks + 1) * D
 
     def cost(self) -> StreamCost:
-        """Per read: two FLOPs per weight, and 4 n D for mixing n sources, which are read once and saved as a stack."""
+        """Per read: two FLOPs per weight, and 4 n D for mixing n sources, which are read once and saved as a stack.
+
+        An anchor keeps the stream and the sources of later reads, of which the next one has most.
+        """
         D, d_k = self.width, self.key_dim
         reads = [sources for sources in self.num_sources if sources > 1]
         kept = sum(sources > 0 for sources in self.num_sources)
         vectors = 2 * len(self.readers) + kept + sum(reads)
-        saved = len(self.readers) + kept + sum(n + 2 for n in reads)  # with the stack, W_K^T q and the mix
+        # With the stack, the newest source, W_K^T q and the mix; beside them q and the softmax.
+        saved = len(self.readers) + kept + sum(n + 3 for n in reads)
+        entries = [site for site, sources in enumerate(self.num_sources) if sources]
+        sources = set()
+        for anchor in self.anchored:
+            seen = [site for site in entries if site <= anchor]
+            sources |= {*seen[-self.num_sources[seen[-1]] :]}
         return StreamCost(
             flops=sum(2 * D * (D + 2 * d_k) + 4 * n * D for n in reads),
             bytes_moved=4 * D * vectors,
-            bytes_saved=4 * D * saved,
+            bytes_saved=4 * (D * saved + sum(n + d_k for n in reads)),
+            bytes_saved_writes=4 * D * (len(self.readers) + len(self.anchored) + len(sources)),
         )
 
     def write(self, site: int, state: DepthState | None, written: Tensor) -> DepthState:

@@ -81,6 +81,7 @@ class DepthLSTMStream(Stream):
         super().__init__(config, roles)
         own: DepthLSTMConfig = config.stream  # pyright: ignore[reportAssignmentType]
         self.width, self.neurons, self.forget_bias = config.embed_dim, config.mlp_dim, own.forget_bias
+        self.normed = own.attention_norm
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
         width, neurons, both = (roles.width,), (roles.neurons,), (Axis(2), roles.width)
 
@@ -111,7 +112,7 @@ class DepthLSTMStream(Stream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """Two vectors of width D."""
-        return StreamSpec(state_shape=(2, config.embed_dim), starts_plain=False, papers=("2007.06257",))
+        return StreamSpec(state_shape=(2, config.embed_dim), starts_plain=False, undo="replay", papers=("2007.06257",))
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
@@ -127,7 +128,8 @@ class DepthLSTMStream(Stream):
         return StreamCost(
             flops=2 * cells * (6 * D * D + 3 * D * self.neurons),
             bytes_moved=2 * 4 * 2 * D * len(self.readers),
-            bytes_saved=4 * (cells * (11 * D + 3 * self.neurons) + D),
+            bytes_saved=4 * (cells * ((11 if self.normed else 10) * D + 3 * self.neurons) + D),
+            bytes_saved_writes=4 * D * (len(self.readers) + 2 * len(self.anchored)),
         )
 
     def write(self, site: int, state: DepthState | None, written: Tensor) -> DepthState:

@@ -104,6 +104,7 @@ class GeneralizedHCStream(LaneStream):
             raise UserError(f"model.stream.segments, {m}, must divide the model's width, {D}.")
         super().__init__(config, roles, n, m)
         self.own, S = own, self.num_blocks
+        self.embedded = n * self.lane_width if own.embedding == "virtual" else D
         assert roles.width.base is not None
         self.virtual = Axis(n * self.lane_width, max(1, roles.width.base * n // m))
         table = Role(std=0.0, decay="none", part="stream")
@@ -150,6 +151,7 @@ class GeneralizedHCStream(LaneStream):
         return StreamSpec(
             state_shape=(own.slots, config.embed_dim // own.segments),
             starts_plain=own.readout == "plain" and same_embedding,
+            undo="replay",
             papers=("2511.11238",),
         )
 
@@ -167,8 +169,9 @@ class GeneralizedHCStream(LaneStream):
     def cost(self) -> StreamCost:
         """Mixing, writing and the maps at the ends; dynamic: the product with W, which keeps the normalised slots."""
         state, width, own = self.lanes * self.lane_width, self.segments * self.lane_width, self.own
-        dynamic = int(own.dynamic)
-        cost = self.lane_cost(dynamic * 2 * state * (2 * self.segments + self.lanes), mixes=True, kept=dynamic * state)
+        outputs = self.lanes * (2 * self.segments + self.lanes) if own.dynamic else 0
+        kept = state + outputs + 2 * self.lanes if own.dynamic else 0
+        cost = self.lane_cost(2 * self.lane_width * outputs, mixes=True, dynamic=own.dynamic, kept=kept)
         maps = (own.embedding == "expand") + (own.readout == "group_norm")
         kept = (own.embedding == "expand") * width + (own.readout == "group_norm") * 2 * state
         return replace(cost, flops=cost.flops + maps * 2 * state * width, bytes_saved=cost.bytes_saved + 4 * kept)

@@ -102,6 +102,7 @@ class HierAggStream(Stream):
             starts_plain=own.identity,
             history="the first layer of a pair, and the last node",
             history_size=2 * config.embed_dim,
+            undo="replay",
             papers=("1810.10181",),
         )
 
@@ -118,12 +119,20 @@ class HierAggStream(Stream):
     def cost(self) -> StreamCost:
         """Two products per node, whose earlier inputs are read again; saved: inputs of norms, nodes and W_b."""
         state, nodes, inputs = 4 * self.width, len(self.node_inputs), sum(self.node_inputs)
-        exchanges = len(self.readers)
+        exchanges, normed = len(self.readers), 0 if self.identity else nodes
         return StreamCost(
             flops=2 * (inputs + nodes) * self.width * self.hidden,
             bytes_moved=2 * state * exchanges + state * (inputs - nodes),
-            bytes_saved=state * exchanges + state * inputs + 4 * nodes * self.hidden + state * len(self.node_norms),
+            bytes_saved=state * (exchanges + inputs + normed) + 4 * nodes * self.hidden,
+            bytes_saved_writes=state * (exchanges + len(set().union(*map(self._states, self.anchored)))),
         )
+
+    def _states(self, site: int) -> set[int]:
+        """The sites that left something in the state behind `site`."""
+        ends = [end for end in range(1, site + 1) if self.layers[end - 1] not in self.layers[end:]]
+        ends = ends[: 2 * len(self.node_inputs)]
+        first = ends[-1:] if len(ends) % 2 else []
+        return {site, *first, *ends[1::2][-1:]}
 
     def write(self, site: int, state: AggregationState | None, written: Tensor) -> AggregationState:
         """Add; behind the first layer of a pair remember, behind the second merge."""

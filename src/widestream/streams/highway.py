@@ -93,6 +93,7 @@ class HighwayStream(Stream):
         return StreamSpec(
             state_shape=(config.embed_dim,),
             starts_plain=own.form in ("sdu_tanh", "sdu_sigmoid") and own.zero_value,
+            undo="replay",
             papers=("2004.08178",),
         )
 
@@ -111,6 +112,7 @@ class HighwayStream(Stream):
             flops=4 * self.width**2 * self.gated_sites,
             bytes_moved=2 * state * len(self.readers),
             bytes_saved=state * len(self.readers) + 2 * state * self.gated_sites,
+            bytes_saved_writes=state * (len(self.readers) + len(self.anchored)),
         )
 
     def write(self, site: int, state: Tensor | None, written: Tensor) -> Tensor:

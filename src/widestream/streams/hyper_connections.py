@@ -101,7 +101,9 @@ class HyperConnectionsStream(LaneStream):
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """Lanes of width D, n of them."""
         own: HyperConnectionsConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        return StreamSpec(state_shape=(own.lanes, config.embed_dim), starts_plain=True, papers=("2409.19606",))
+        return StreamSpec(
+            state_shape=(own.lanes, config.embed_dim), starts_plain=True, undo="replay", papers=("2409.19606",)
+        )
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
@@ -113,9 +115,15 @@ class HyperConnectionsStream(LaneStream):
 
     def cost(self) -> StreamCost:
         """Mixing and writing; dynamic: also the product with W, which keeps the normalised lanes."""
-        state = self.lanes * self.lane_width
-        dynamic = int(self.dynamic)
-        return self.lane_cost(dynamic * 2 * state * (self.lanes + 2), mixes=True, kept=dynamic * state)
+        cost = self._block_cost()
+        return replace(cost, bytes_saved=cost.bytes_saved - 4 * (self.lanes - 1) * self.lane_width)  # one copy at first
+
+    def _block_cost(self) -> StreamCost:
+        if not self.dynamic:
+            return self.lane_cost(0, mixes=True, dynamic=False)
+        state, outputs = self.lanes * self.lane_width, self.lanes * (self.lanes + 2)
+        kept = state + outputs * (2 if self.tanh else 1)
+        return self.lane_cost(2 * self.lane_width * outputs, mixes=True, dynamic=True, kept=kept)
 
     def coefficients(self, site: int, H: Tensor) -> tuple[Tensor, Tensor]:
         """A = A_0 + s_alpha tanh(norm(H) W_alpha), B = B_0 + s_beta tanh(norm(H) w_beta)."""

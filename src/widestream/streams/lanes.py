@@ -49,6 +49,8 @@ class LaneStream(Stream):
         super().__init__(config, roles)
         self.lanes, self.segments, self.lane_width = lanes, segments, config.embed_dim // segments
         self.num_blocks = len(self.readers) - 1
+        self.embedded = config.embed_dim
+        """Width of token vectors."""
         shape = (config.embed_dim,)
         self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
 
@@ -74,14 +76,18 @@ class LaneStream(Stream):
         assert state.carried is not None
         assert state.weights is not None
         y = written.to(state.carried.dtype).unflatten(-1, (self.segments, self.lane_width))
-        return state.carried + state.weights.mT @ y
+        return state.carried + state.weights.mT.expand(*y.shape[:-2], -1, -1) @ y
 
     def mix(self, site: int, H: Tensor) -> Lanes:
-        """Make u = A_m^T H and A_r^T H, in one product."""
+        """Make u = A_m^T H and A_r^T H.
+
+        Two products: the norm keeps u for the backward pass, which as a part of one would keep all of it. Coefficients
+        are expanded to all tokens, because a product with one matrix would turn, and copy, the lanes.
+        """
         mixing, weights = self.coefficients(site, H)
-        mixed = mixing @ H
-        carried = mixed[..., self.segments :, :] if mixing.shape[-2] > self.segments else H
-        return Lanes(mixed[..., : self.segments, :].flatten(-2), carried, weights)
+        mixing = mixing.expand(*H.shape[:-2], -1, -1)
+        given, past = mixing[..., : self.segments, :], mixing[..., self.segments :, :]
+        return Lanes((given @ H).flatten(-2), past @ H if past.shape[-2] else H, weights)
 
     def write(self, site: int, state: Lanes | None, written: Tensor) -> Lanes:
         """Into the lanes, and on to what the next reader gets of them."""
@@ -93,19 +99,23 @@ class LaneStream(Stream):
         """Normalise."""
         return {"x": self.norms[site](state.given)}
 
-    def lane_cost(self, map_flops: int, mixes: bool, kept: int) -> StreamCost:
+    def lane_cost(self, map_flops: int, mixes: bool, dynamic: bool, kept: int = 0) -> StreamCost:
         """The cost of mixing and of a plain embedding and read-out.
 
         Args:
             map_flops: FLOPs of a token's coefficients at one block.
             mixes: whether lanes are mixed with each other on their way past.
+            dynamic: whether every token has coefficients of its own.
             kept: numbers that computing a token's coefficients at one block leaves for the backward pass.
         """
         state, width = self.lanes * self.lane_width, self.segments * self.lane_width
         rows = 2 * self.segments + (self.lanes if mixes else 0)
+        given, carried = self.segments * self.lanes, self.lanes**2 if mixes else 0  # entries of A_m (or B) and of A_r
+        anchor = state + width + (given if dynamic else 0)
         return StreamCost(
             flops=self.num_blocks * (2 * state * rows + map_flops),
             bytes_moved=4 * 2 * state * len(self.readers),
-            # Around a block: the lanes that were mixed, the input of the norm, the output that was written.
-            bytes_saved=4 * (self.num_blocks * (state + 2 * width + kept) + width),
+            # Around a block: the lanes that were mixed, the input of the norm, the output that was written, weights.
+            bytes_saved=4 * (self.num_blocks * (state + 2 * width + 2 * given + carried + kept) + width),
+            bytes_saved_writes=4 * (self.num_blocks * width + self.embedded + anchor * len(self.anchored)),
         )

@@ -116,6 +116,8 @@ class LaurelStream(VectorStream):
             starts_plain=True,
             history=f"the last {own.previous} states" if kept else "none",
             history_size=kept * config.embed_dim,
+            # Where blocks' outputs are only added, what autograd keeps is no more than they are.
+            undo="no" if own.weights == "none" else "replay",
             papers=("2411.07501",),
         )
 
@@ -138,10 +140,12 @@ class LaurelStream(VectorStream):
         maps, reads = sum(map(self._has_map, sites)), sum(map(self._num_past, sites))
         sums = sum(self._num_past(site) > 0 for site in sites)
         outputs = self.num_blocks if self.weights != "none" else 0
+        anchors = {max(0, site - k) for site in self.anchored for k in range(self.previous + 1)} - {0}  # x_0 is written
         return StreamCost(
             flops=4 * self.rank * self.width * maps,
             bytes_moved=plain.bytes_moved + 4 * self.width * reads,
             bytes_saved=plain.bytes_saved + 4 * (self.width * (outputs + sums) + self.rank * maps),
+            bytes_saved_writes=None if self.weights == "none" else 4 * self.width * (len(self.readers) + len(anchors)),
         )
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:

@@ -83,6 +83,7 @@ class MatrixStream(Stream):
         casting = {"attention": first or not self.bare_attention, "mlp": True}
         self.casts = [casting[block.kind] and block.num_neurons != 0 for block in self.blocks(config)] + [False]
         shape = (self.value_dim, self.key_dim)
+        self.row_gain = own.norm_gain == "row"
         gain = {"full": shape, "row": (self.key_dim,), "none": None}[own.norm_gain]
         self.norms = nn.ModuleList(Norm(config.norm, shape, gain, config.norm_eps, roles.gain()) for _ in self.readers)
 
@@ -143,16 +144,18 @@ class MatrixStream(Stream):
     def cost(self) -> StreamCost:
         """Two FLOPs per key entry and value column.
 
-        What autograd saves is the state and its norm at every read; or only the vectors that were written.
+        What autograd saves is the state and its norm at every read (with a gain per row, before and after it) and the
+        vectors that were written; or these only.
         """
         key_entries = sum(self.get_parameter(n).numel() for n, role in self.own_roles.items() if role.part == "keys")
         state = 4 * self.key_dim * self.value_dim
-        exchanges = len(self.readers)
+        exchanges, writes = len(self.readers), 4 * self.value_dim * self.vectors_written()
+        kept = 3 if self.row_gain else 2
         return StreamCost(
             flops=2 * key_entries * self.value_dim,
             bytes_moved=2 * state * exchanges,
-            bytes_saved=2 * state * exchanges,
-            bytes_saved_writes=4 * self.value_dim * self.vectors_written(),
+            bytes_saved=kept * state * exchanges + writes,
+            bytes_saved_writes=writes,
         )
 
     def vectors_written(self) -> int:

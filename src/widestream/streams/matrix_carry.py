@@ -8,9 +8,9 @@
 
 What it changes: rows may exchange content (static, sinkhorn) or fade (decay) with depth, where RMT only adds. What it
 costs: D_k^2, 4 D_k or D_k parameters per write; 2 D_k^2 D_v, 8 D_k D_v or no FLOPs per token and write; no further
-state, but states must be kept for the backward pass: nothing holds a learned carry away from singular maps, and what
-has faded cannot be rebuilt from what is left. A carry made from the whole state, as mHC's is, would need D_k D_v D_k^2
-weights per write, so it is left out.
+state, but no write can be undone: nothing holds a learned carry away from singular maps, and what has faded cannot be
+rebuilt from what is left, so that `train.stream_memory: writes` replays states from anchors. A carry made from the
+whole state, as mHC's is, would need D_k D_v D_k^2 weights per write, so it is left out.
 
 RMT exactly: F = 0, where `static` starts; Z far above zero on the diagonal; g far above zero. The last two start close
 to it, each row keeping 0.993 and 0.998 of itself per write, because at the identity itself their gradients vanish.
@@ -93,7 +93,9 @@ class MatrixCarryStream(MatrixStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """RMT's matrix."""
-        return replace(super().spec(config), undo="no", papers=("2506.22696", "2409.19606", "2512.24880", "2411.07501"))
+        return replace(
+            super().spec(config), undo="replay", papers=("2506.22696", "2409.19606", "2512.24880", "2411.07501")
+        )
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
@@ -107,7 +109,9 @@ class MatrixCarryStream(MatrixStream):
         cost = super().cost()
         per_row = {"static": self.key_dim, "sinkhorn": GROUP, "decay": 0}[self.form]
         products = 2 * self.key_dim * per_row * self.value_dim * (len(self.readers) - 1)
-        return replace(cost, flops=cost.flops + products, bytes_saved_writes=None)
+        anchors = 4 * self.key_dim * self.value_dim * len(self.anchored)
+        assert cost.bytes_saved_writes is not None
+        return replace(cost, flops=cost.flops + products, bytes_saved_writes=cost.bytes_saved_writes + anchors)
 
     def carry(self, site: int, state: Tensor) -> Tensor:
         """C X."""

@@ -103,7 +103,7 @@ class MatrixDeltaStream(MatrixStream):
         """
         cost, writes = super().cost(), len(self.readers) - 1
         products = 2 * self.rank * self.key_dim * self.value_dim * writes if self.erase else 0
-        saved = 4 * self.rank * self.value_dim * writes * (2 if self.conditioned else 1)
+        saved = 4 * self.rank * self.value_dim * writes * (3 if self.conditioned else 1)
         assert cost.bytes_saved_writes is not None
         changes = 4 * self.rank * self.value_dim * writes
         return replace(

@@ -91,7 +91,7 @@ class MatrixHistoryStream(MatrixStream):
         return StreamCost(
             flops=2 * self.value_dim * (pairs * self.key_dim * self.rank + retrieval),
             bytes_moved=width * (pairs + sites) + 2 * state * sites,
-            bytes_saved=width * sites + 2 * state * sites,
+            bytes_saved=width * sites + (3 if self.row_gain else 2) * state * sites,
             bytes_saved_writes=width * sites,
         )
 

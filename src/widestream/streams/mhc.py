@@ -20,7 +20,8 @@ starts near the plain transformer, and as the plain transformer with alpha = 0, 
 
 Cost per block: n D (n^2 + 2 n) + n^2 + 2 n + 3 parameters; at GPT-2 small with n = 4 that is 1 770 120, 2.1 % of the
 model, far more than hyper-connections. Fused kernels and recomputation brought 6.7 % of step time at n = 4; this file
-is the mathematics in plain tensor code, with Sinkhorn's rounds unrolled.
+is the mathematics in plain tensor code, with Sinkhorn's rounds unrolled. The recomputation is there for every stream
+(`train.stream_memory: writes`, stepwise.py), with the paper's distance between the states that are kept.
 
 Evidence: 27B mixture of experts, loss 0.021 below plain; BBH 43.8 plain, 48.9 hyper-connections, 51.0; DROP 47.0, 51.6,
 53.9; MMLU 59.0, 63.0, 63.4; the largest composite gain is 1.6 instead of 3000. Later work finds that H_res = I does
@@ -141,6 +142,7 @@ class MHCStream(LaneStream):
         return StreamSpec(
             state_shape=(own.lanes, config.embed_dim),
             starts_plain=own.phi == "zero" or own.alpha == 0,
+            undo="replay",
             papers=("2512.24880",),
         )
 
@@ -156,7 +158,7 @@ class MHCStream(LaneStream):
         """Mixing, writing and the product with phi, which keeps x'; Sinkhorn keeps its factors, 4 n numbers a round."""
         state, n = self.lanes * self.lane_width, self.lanes
         kept = state + (4 * n * (ROUNDS - 1) + 6 * n * n if self.mixes else 0)
-        return self.lane_cost(2 * state * sum(self.parts), mixes=self.mixes, kept=kept)
+        return self.lane_cost(2 * state * sum(self.parts), mixes=self.mixes, dynamic=True, kept=kept)
 
     def coefficients(self, site: int, H: Tensor) -> tuple[Tensor, Tensor]:
         """H_pre above H_res, and H_post."""

@@ -105,7 +105,8 @@ class MuddStream(WaysStream):
         # Inputs of all norms; the newest source and its norm at every layer's end.
         saved = 1 + sum(1 + 2 + (3 if c > 1 else 1) for c, _, _ in self.shapes)
         flops = sum(2 * k * (self.width + c * n) for c, n, k in self.shapes)
-        return StreamCost(flops=flops, bytes_moved=vector * moved, bytes_saved=vector * saved)
+        inside = sum(2 * k + c * n for c, n, k in self.shapes)  # around the GELU of eq. 3, and A
+        return StreamCost(flops=flops, bytes_moved=vector * moved, bytes_saved=vector * saved + 4 * inside)
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:
         """Eq. 1 behind either block; at a layer's end also eq. 2."""

@@ -9,11 +9,11 @@ site's parameters as inputs and what was read as output, and a token that the ta
 no value, but it makes the nodes run backwards in their order. There, the node of site i finds on the tape the state
 after its write and the gradient of that state, and leaves the state before its write and the gradient of that.
 
-Rebuilding rounds. Where that adds up (very deep models, states in bfloat16), exact copies of the state at a few sites,
+Undoing rounds. Where that adds up (very deep models, states in bfloat16), exact copies of the state at a few sites,
 `anchors`, take over in the backward pass.
 
-A stream goes through `kernels/exchange.py` in place, or step by step: undo the write, repeat the exchange under
-autograd, and take the gradients of that alone (`StreamSpec.undo`).
+A stream goes through `kernels/exchange.py` in place, or step by step: undo the write, or go once more from the anchor
+before it, and take the gradients of that exchange alone (`StreamSpec.undo`, stepwise.py).
 """
 
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from widestream.errors import UserError
 from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, Switch, choose
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context
 from widestream.streams import stream_class
-from widestream.streams.base import KernelCall, Stream
+from widestream.streams.base import KernelCall, Stream, anchor_sites
+from widestream.streams.stepwise import Replay, Replayed, Stretch, Undone
 
 Memory = Literal["auto", "states", "writes"]
 Precision = Literal["float32", "bf16"]
@@ -41,7 +41,8 @@ class Reversible:
     exchange: Exchange = field(default_factory=ReferenceExchange)
     """What computes, where the stream's exchange is one of kernels/exchange.py."""
     anchors: int = 0
-    """Exact copies of the state that a forward pass keeps, evenly spaced over the sites."""
+    """Exact copies of the state that a forward pass keeps, evenly spaced over the sites; where states are replayed,
+    there is no other way to one."""
     bf16: bool = False
     """Whether the live state is kept in bfloat16; its gradient stays in float32."""
 
@@ -61,7 +62,8 @@ def plan_exchanges(
         device: where it computes.
         memory: `states`, `writes`, or `auto`: writes where a fused kernel makes that the faster way too, or where
             another setting needs it; else states.
-        anchors: exact copies of the state.
+        anchors: exact copies of the state; 0: none where writes are undone, `Stream.replay_anchors` where states are
+            replayed.
         kernels: see `kernels.exchange.choose`.
         state_precision: of the live state.
 
@@ -72,8 +74,8 @@ def plan_exchanges(
     undo, writes = cls.spec(config).undo, len(cls.blocks(config))
     if memory == "writes" and undo == "no":
         raise UserError(
-            f"train.stream_memory: writes needs writes that can be taken back, and those of a {kind} stream cannot; "
-            "use auto or states."
+            f"A {kind} stream rebuilds no states, which take no more than what is written to it; "
+            "use train.stream_memory: auto or states."
         )
     if memory == "states" or undo == "no":
         asked = {"anchors": anchors > 0, "kernels": kernels == "fused", "state_precision": state_precision == "bf16"}
@@ -82,16 +84,17 @@ def plan_exchanges(
             raise UserError(f"train.{name} acts where states are rebuilt from writes, but {why}; leave it out.")
         return None
     needed = anchors > 0 or kernels == "fused" or state_precision == "bf16"
-    if memory == "auto" and not needed and (undo == "steps" or isinstance(choose(kernels, device), ReferenceExchange)):
+    fused = undo == "kernel" and not isinstance(choose(kernels, device), ReferenceExchange)
+    if memory == "auto" and not needed and not fused:
         return None
     if anchors >= writes:
         raise UserError(f"train.anchors is {anchors}; it must be below the number of this model's blocks, {writes}.")
-    if undo == "steps":
+    if undo != "kernel":
         if kernels == "fused":
             raise UserError(f"train.kernels: fused has no form for the exchange of a {kind} stream; use auto.")
         if state_precision == "bf16":
             raise UserError(f"train.state_precision: bf16 does not suit a {kind} stream; use float32.")
-        return Reversible(anchors=anchors)
+        return Reversible(anchors=anchors or (cls.replay_anchors(config) if undo == "replay" else 0))
     return Reversible(choose(kernels, device), anchors, state_precision == "bf16")
 
 
@@ -117,7 +120,10 @@ class Tape:
 
     def __init__(self, stream: Stream, config: ModelConfig, options: Reversible):
         self.stream, self.options = stream, options
-        self.in_place = type(stream).spec(config).undo == "kernel"
+        undo = type(stream).spec(config).undo
+        self.in_place = undo == "kernel"
+        self.node: type[torch.autograd.Function] = Replayed if undo == "replay" else Undone
+        """What autograd sees of an exchange that is not in place."""
         self.start: Any = None
         """What there is before the first write."""
         self.windows: tuple[int, ...] = ()
@@ -128,21 +134,26 @@ class Tape:
         """In place [N, V, K]; else the stream's own, detached."""
         self.grad: Any = None
         """Of `state`: in place [N, V, K]; else of each of its leaves, or None. None until the backward pass begins."""
-        last, parts = len(stream.readers) - 1, options.anchors + 1
-        goes_back = torch.is_grad_enabled()
-        self.anchor_sites = {-(-last * part // parts) for part in range(1, parts)} if goes_back else set()
+        self.goes_back = torch.is_grad_enabled()
+        """Whether there is to be a backward pass."""
+        self.anchor_sites = set(anchor_sites(len(stream.readers) - 1, options.anchors)) if self.goes_back else set()
         self.anchors: dict[int, Any] = {}
+        self.stretch: Stretch
+        """Replayed states: what has been written since the last anchor."""
+        self.replayed: list[Replay] = []
+        """Replayed states: what the backward pass has still to go through of the stretch at hand."""
 
     def empty(self, context: Context) -> None:
         """Begin."""
         self.start = self.stream.empty(context)
+        self.stretch = Stretch(0, self.start)
 
     @torch.compiler.disable()
     def exchange(self, site: int, token: Tensor | None, written: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Stream.exchange`."""
         if not self.in_place:
             tensors = written if site == 0 else (written,)
-            found: Any = _Steps.apply(self, site, len(tensors), token, *tensors, *self.stream.parameters())
+            found: Any = self.node.apply(self, site, len(tensors), token, *tensors, *self.stream.parameters())
             after, names, *read = found
             return after, dict(zip(names, read, strict=True))
         if site == 0:
@@ -158,7 +169,7 @@ class Tape:
         """Note that `state` is now the one after the write at `site`."""
         assert site == self.site + 1, f"exchange {site} on a tape that stands at {self.site}"
         self.site = site
-        if site in self.anchor_sites:
+        if site in self.anchor_sites and self.node is Undone:
             self.anchors[site] = self.state.clone() if self.in_place else self.state
 
     def rewind(self, site: int) -> None:
@@ -242,72 +253,6 @@ class _InPlace(torch.autograd.Function):
         found = tape.options.exchange.backward_(state, tape.grad, _flat(data), site, by_columns, _flat(grad_data))
         tape.retreat()
         return None, None, None, None, grad_data, found.write_keys, found.read_keys, found.gain
-
-
-class _Steps(torch.autograd.Function):
-    """Any exchange that the stream can undo: repeated in the backward pass, with autograd for itself alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, tape: Tape, number: int, num_written: int, token: Tensor | None, *tensors: Any
-    ) -> tuple[Any, ...]:
-        """What is written (site 0: token and position vectors), the stream's parameters -> token [], names, vectors."""
-        stream: Stream = tape.stream
-        written: list[Any] = [None if x is None else x.detach() for x in tensors[:num_written]]
-        kept: tuple[Tensor, ...] = ()
-        if number == 0:
-            state = stream.write_embedding(tape.start, *written)
-        else:
-            state, kept = stream.write_keeping(number, tape.state, *written)
-        read = stream.read(number, state)
-        # Detached: what is read may be part of the state, and the tape must not hold on to the graph that holds it.
-        tape.state = tree_map_only(Tensor, Tensor.detach, state)
-        tape.advance(number)
-        ctx.save_for_backward(*tensors[:num_written], *kept)
-        ctx.set_materialize_grads(False)
-        ctx.tape, ctx.number, ctx.num_written = tape, number, num_written
-        device = tensors[0].device.type
-        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False
-        return tensors[0].new_zeros(()), tuple(read), *read.values()
-
-    @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, _: Tensor | None, names: None, *grad_read: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """Undo the write, repeat the exchange from there, and go back through it."""
-        tape, stream, number = ctx.tape, ctx.tape.stream, ctx.number
-        tape.rewind(number)
-        saved = ctx.saved_tensors
-        written, kept = saved[: ctx.num_written], saved[ctx.num_written :]
-        with torch.autocast(*ctx.autocast):
-            before = stream.undo(number, tape.state, *written, kept) if number else tape.start
-            leaves, structure = tree_flatten(before)
-            leaves, written = [_leaf(x) for x in leaves], [_leaf(x) for x in written]
-            with torch.enable_grad():
-                data = written[0] if number else tuple(written)
-                after, read = stream.exchange(number, tree_unflatten(leaves, structure), data)
-        outputs = [*read.values(), *tree_leaves(after)]
-        grads = [*grad_read, *(tape.grad or [None] * (len(outputs) - len(read)))]
-        parameters = list(stream.parameters())
-        found = _gradients(outputs, grads, [*leaves, *written, *parameters])
-        tape.state, tape.grad = before, found[: len(leaves)]
-        tape.retreat()
-        return None, None, None, None, *found[len(leaves) :]
-
-
-def _gradients(outputs: list[Any], grads: list[Tensor | None], inputs: list[Any]) -> list[Tensor | None]:
-    """Gradients of all inputs that take one, from those outputs that have one."""
-    pairs = [(x, grad) for x, grad in zip(outputs, grads, strict=True) if grad is not None and x.requires_grad]
-    wanted = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
-    chosen = [x for x, takes in zip(inputs, wanted, strict=True) if takes]
-    ends, starts = [x for x, _ in pairs], [grad for _, grad in pairs]
-    found = iter(torch.autograd.grad(ends, chosen, starts, allow_unused=True)) if pairs else iter([None] * len(chosen))
-    return [next(found) if takes else None for takes in wanted]
-
-
-def _leaf(x: Any) -> Any:
-    """A tensor of floating type as the beginning of a graph of its own; anything else as it is."""
-    return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _flat(x: Tensor | None) -> Tensor | None:

@@ -24,42 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from widestream.config import build
-from widestream.errors import UserError
-from widestream.nn.attention import BareAttention
-from widestream.nn.config import ModelConfig
-from widestream.nn.context import make_context
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model, meta_model
 from widestream.streams import stream_class
-from widestream.streams.reversible import Reversible, Tape, plan_exchanges
+from widestream.streams.testing_memory import check_reversible, check_saved
+from widestream.streams.testing_models import SIZES, Fields, random_model, small_config, tokens_of
 from widestream.theory.summary import summarize
-
-Fields = dict[str, Any]
-"""Part of a recipe."""
-
-SIZES: Fields = {"vocab_size": 50, "context": 24, "num_layers": 3, "num_heads": 4, "head_dim": 8, "mlp_dim": 40}
-"""The small model around a stream."""
-
-
-def small_config(stream: Fields, changes: Fields) -> ModelConfig:
-    """The configuration of a small model with `stream`."""
-    return build(ModelConfig, SIZES | {"stream": stream} | changes, "model")
-
-
-def random_model(stream: Fields, changes: Fields) -> Decoder:
-    """A small model whose stream parameters have all left their initial values: at those many designs are plain."""
-    model = build_model(small_config(stream, changes), seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.stream.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
-    """Random tokens [rows, length]."""
-    return torch.randint(SIZES["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def check_shapes(stream: Fields, changes: Fields) -> None:
@@ -285,73 +255,6 @@ def check_compiling(stream: Fields, changes: Fields) -> None:
     torch.testing.assert_close(model(tokens, segments), expected, rtol=1e-4, atol=1e-5)
 
 
-def check_reversible(stream: Fields, changes: Fields) -> None:
-    """States rebuilt from writes give the gradients of saved ones, and as many bytes are kept as declared.
-
-    A gradient may be off by 1e-5, or by about what rounding does to plain autograd: some are small sums of large terms.
-    """
-    model = random_model(stream, changes)
-    config, here = model.config, torch.device("cpu")
-    if type(model.stream).spec(config).undo == "no":
-        assert model.stream.cost().bytes_saved_writes is None, "declares bytes for writes that cannot be undone"
-        try:
-            plan_exchanges(config, here, "writes")
-        except UserError:
-            return
-        raise AssertionError("writes that cannot be undone are not refused")
-    exact, plain = gradients(model, None, exact=True), gradients(model, None)
-    for kernels in ("reference", "auto"):
-        reversible = plan_exchanges(config, here, "writes", kernels=kernels)
-        exactly_rebuilt, rebuilt = gradients(model, reversible, exact=True), gradients(model, reversible)
-        for name, wanted in exact.items():
-            pairs = (rebuilt[name], plain[name]), (plain[name], wanted), (exactly_rebuilt[name], wanted)
-            error, rounding, exact_error = (((a - b).norm() / wanted.norm()).item() for a, b in pairs)
-            assert error < max(1e-5, 4 * rounding), f"the gradient of {name} is off by {error:.1e} ({kernels})"
-            assert exact_error < 1e-10, f"in float64 the gradient of {name} is off by {exact_error:.1e} ({kernels})"
-    kept, declared = saved_by_writes(stream, changes), model.stream.cost().bytes_saved_writes
-    assert kept == declared, f"{kept} bytes are kept per token, {declared} declared"
-
-
-def gradients(model: Decoder, reversible: Reversible | None, exact: bool = False) -> dict[str, Tensor]:
-    """Of a small batch's loss, by parameter, with states rebuilt or saved; `exact` computes in float64."""
-    model = copy.deepcopy(model)
-    model.reversible = reversible
-    if exact:
-        model.double()
-        for block in model.blocks:
-            block.apply(_no_upcast)
-    model.loss(tokens_of(2, 20), tokens_of(2, 20, seed=1)).total.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def _no_upcast(module: torch.nn.Module) -> None:
-    if isinstance(module, BareAttention):
-        module.upcast = False
-
-
-def saved_by_writes(stream: Fields, changes: Fields) -> float:
-    """Bytes per token that exchanges on a tape leave in the graph: what a second window adds."""
-    model, sizes = random_model(stream, changes | {"positions": "none"}), []
-    for windows in (1, 2):
-        tokens, kept = tokens_of(windows, 20), {}
-
-        def pack(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        seen = {block.window for block in model.layout if block.kind == "attention"}
-        context = make_context(model.config, torch.arange(20), windows=seen)
-        tape, written = Tape(model.stream, model.config, Reversible()), model.embedding(tokens, context.positions)
-        state = tape.empty(context)
-        for site in range(len(model.blocks) + 1):
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                state, inputs = tape.exchange(site, state, written)
-            if site < len(model.blocks):
-                written = model.blocks[site](inputs, context)
-        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
-    return (sizes[1] - sizes[0]) / 20
-
-
 CHECKS: dict[str, Callable[[Fields, Fields], None]] = {
     check.__name__.removeprefix("check_"): check
     for check in (
@@ -367,6 +270,7 @@ CHECKS: dict[str, Callable[[Fields, Fields], None]] = {
         check_depth,
         check_round_trip,
         check_activation_checkpointing,
+        check_saved,
         check_reversible,
         check_compiling,
     )

@@ -246,8 +246,8 @@ class RMT(Costs):
 
     @property
     def saved_states(self) -> int:
-        """State and normed state at every read."""
-        return 2 * FLOAT32 * self.stream_size * (2 * self.L + 1)
+        """State and normed state at every read, and the R data vectors of every write."""
+        return FLOAT32 * (2 * self.stream_size + self.width) * (2 * self.L + 1)
 
     @property
     def saved_writes(self) -> int | None:

@@ -16,7 +16,7 @@ from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import meta_model
 from widestream.streams import stream_class
-from widestream.streams.reversible import Reversible
+from widestream.streams.reversible import Reversible, plan_exchanges
 
 EMBEDDINGS = ("embedding", "positions", "unembedding")
 
@@ -104,7 +104,8 @@ def summarize(config: ModelConfig) -> Summary:
     kept = {precision: _activation_bytes(config, precision) for precision in ("float32", "bf16")}
     if cost.bytes_saved_writes is not None:
         stream_bytes["saved as writes"] = cost.bytes_saved_writes
-        kept |= {f"{precision}, writes": _activation_bytes(config, precision, Reversible()) for precision in list(kept)}
+        rebuilt = plan_exchanges(config, torch.device("cpu"), "writes", kernels="reference")
+        kept |= {f"{precision}, writes": _activation_bytes(config, precision, rebuilt) for precision in list(kept)}
     return Summary(
         parts=count_parameters(model),
         flops=count_flops(model),

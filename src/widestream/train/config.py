@@ -86,8 +86,9 @@ class TrainConfig:
     from which states are rebuilt, so that a wider state saves no more. auto: writes where a fused
     kernel makes that the faster way too (RMT and its nearest relatives), or another setting needs it; else states."""
     anchors: int = 0
-    """writes: exact copies of the state, evenly spaced over depth, that stand in for rebuilt ones; for very deep models
-    or a state in bf16."""
+    """writes: exact copies of the state, evenly spaced over depth. RMT and others whose writes can be undone: they
+    stand in for rebuilt states, in very deep models or for a state in bf16. Streams whose states are replayed from the
+    copy before (hyper-connections, histories, ...): 0 takes mHC's rule, about the square root of the blocks."""
     kernels: Literal["auto", "reference", "fused"] = "auto"
     """writes: what computes an exchange. reference: torch operations. fused: one pass over the state. auto: fused where
     this machine and the stream have it."""

@@ -1,0 +1,102 @@
+"""What a stream must hold to as to the backward pass's memory: a part of `streams.testing`."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from widestream.errors import UserError
+from widestream.nn.attention import BareAttention
+from widestream.nn.config import ModelConfig
+from widestream.nn.context import make_context
+from widestream.nn.decoder import Decoder
+from widestream.streams.reversible import Reversible, Tape, plan_exchanges
+from widestream.streams.testing_models import Fields, random_model, tokens_of
+
+WIDER: Fields = {"num_heads": 8, "head_dim": 32, "mlp_dim": 64, "context": 64}
+"""Beside vectors of this width the few numbers that norms keep of each hardly count."""
+
+
+def check_saved(stream: Fields, changes: Fields) -> None:
+    """Autograd keeps the bytes of states and history that are declared, to 5 %."""
+    model = random_model(stream, changes | WIDER)
+    kept, declared = bytes_kept(stream, changes | WIDER, None, length=64), model.stream.cost().bytes_saved
+    assert abs(kept - declared) <= 0.05 * declared, f"{kept:.0f} bytes are kept per token, {declared} declared"
+
+
+def check_reversible(stream: Fields, changes: Fields) -> None:
+    """Rebuilt and replayed states give the gradients of saved ones, and keep as many bytes as declared.
+
+    A gradient may be off by 1e-5, or by about what rounding does to plain autograd: some are small sums of large terms.
+    """
+    model = random_model(stream, changes)
+    config, here = model.config, torch.device("cpu")
+    if type(model.stream).spec(config).undo == "no":
+        assert model.stream.cost().bytes_saved_writes is None, "declares bytes for states that are not rebuilt"
+        try:
+            plan_exchanges(config, here, "writes")
+        except UserError:
+            return
+        raise AssertionError("states that are not rebuilt are not refused")
+    exact, plain = gradients(model, None, exact=True), gradients(model, None)
+    for kernels in ("reference", "auto"):
+        reversible = plan_exchanges(config, here, "writes", kernels=kernels)
+        exactly_rebuilt, rebuilt = gradients(model, reversible, exact=True), gradients(model, reversible)
+        for name, wanted in exact.items():
+            pairs = (rebuilt[name], plain[name]), (plain[name], wanted), (exactly_rebuilt[name], wanted)
+            error, rounding, exact_error = (((a - b).norm() / wanted.norm()).item() for a, b in pairs)
+            assert error < max(1e-5, 4 * rounding), f"the gradient of {name} is off by {error:.1e} ({kernels})"
+            assert exact_error < 1e-10, f"in float64 the gradient of {name} is off by {exact_error:.1e} ({kernels})"
+    kept, declared = saved_by_writes(stream, changes), model.stream.cost().bytes_saved_writes
+    assert kept == declared, f"{kept} bytes are kept per token, {declared} declared"
+
+
+def gradients(model: Decoder, reversible: Reversible | None, exact: bool = False) -> dict[str, Tensor]:
+    """Of a small batch's loss, by parameter, with states rebuilt or saved; `exact` computes in float64."""
+    model = copy.deepcopy(model)
+    model.reversible = reversible
+    if exact:
+        model.double()
+        for block in model.blocks:
+            block.apply(_no_upcast)
+    model.loss(tokens_of(2, 20), tokens_of(2, 20, seed=1)).total.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _no_upcast(module: torch.nn.Module) -> None:
+    if isinstance(module, BareAttention):
+        module.upcast = False
+
+
+def saved_by_writes(stream: Fields, changes: Fields) -> float:
+    """Bytes per token that exchanges on a tape leave in the graph."""
+    return bytes_kept(stream, changes, lambda config: plan_exchanges(config, torch.device("cpu"), "writes"))
+
+
+def bytes_kept(
+    stream: Fields, changes: Fields, plan: Callable[[ModelConfig], Reversible | None] | None, length: int = 20
+) -> float:
+    """Bytes per token that exchanges leave in the graph, on a tape by `plan` or without: what a second window adds."""
+    model, sizes = random_model(stream, changes | {"positions": "none"}), []
+    options = None if plan is None else plan(model.config)
+    for windows in (1, 2):
+        tokens, kept = tokens_of(windows, length), {}
+
+        def pack(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        seen = {block.window for block in model.layout if block.kind == "attention"}
+        context = make_context(model.config, torch.arange(length), windows=seen)
+        way = model.stream if options is None else Tape(model.stream, model.config, options)
+        written: Any = model.embedding(tokens, context.positions)
+        state = way.empty(context)
+        for site in range(len(model.blocks) + 1):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                state, inputs = way.exchange(site, state, written)
+            if site < len(model.blocks):
+                written = model.blocks[site](inputs, context)
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    return (sizes[1] - sizes[0]) / length
