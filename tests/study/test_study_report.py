@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 from study_runs import finish, write_run, write_study
@@ -10,8 +12,9 @@ from widestream.errors import UserError
 from widestream.report.studies import page
 from widestream.report.studies.analyses import study_section
 from widestream.report.studies.fits import bootstrap_fits, curvature, fit_power_law, line, percentile_interval, slope
+from widestream.report.studies.ladder import saved
 from widestream.report.studies.page import write_studies
-from widestream.report.studies.results import contrast, load_result, load_results
+from widestream.report.studies.results import ArmResult, contrast, load_result, load_results
 from widestream.report.studies.sections import said
 from widestream.study import run
 from widestream.study.archive import opened, pack_results
@@ -120,7 +123,23 @@ def test_the_ladder_tells_what_is_needed_to_equal_loss(make):
     exponents = [float(row[3]) for row in tables["Power laws"].rows]
     assert all(0 < value < 0.2 for value in exponents)
     assert len(section.charts) == 3
-    assert any("lies outside" in answer for answer in section.answers), "rmt is far better: nothing is extrapolated"
+    assert all("do not overlap" in answer for answer in section.answers), "rmt is far better: nothing is extrapolated"
+
+
+def test_the_ladder_reads_off_what_both_families_were_measured_at():
+    def rung(family, size, loss):
+        runs = [SimpleNamespace(seeds=(seed, seed)) for seed in range(3)]
+        group = SimpleNamespace(runs=runs, finals=[loss + 0.001 * seed for seed in range(3)])
+        arm = ArmResult(name=f"{family} {size}", entry={"group": family, "runs": []}, group=group)
+        return SimpleNamespace(losses=arm.losses, entry=arm.entry, count=lambda what: size)
+
+    plain = [rung("transformer", size, 5 * size**-0.1) for size in (1e3, 1e4, 1e5)]
+    half = [rung("rmt", size, 5 * (2 * size) ** -0.1) for size in (1e3, 1e4, 1e5)]
+    told, row = saved(plain, half, "parameters")
+    assert "50" in row[3]
+    assert "reaches" in told
+    alike, _ = saved(plain, plain, "parameters")
+    assert alike.startswith("No difference seen")
 
 
 def test_a_sweep_tells_slope_and_bend(make):
@@ -156,7 +175,7 @@ def test_the_page_names_every_run_and_command_and_what_went_wrong(make, tmp_path
     lost = result.folder / result.record["arms"][0]["runs"][1]["folder"] / "metrics.jsonl"
     lost.unlink()
     out = tmp_path / "studies.html"
-    sections = write_studies(result.folder, out)
+    sections = write_studies([result.folder], out)
     html = out.read_text()
     assert [section.key for section in sections] == ["resources", "mine-cpu"]
     for arm in result.record["arms"]:
@@ -166,10 +185,10 @@ def test_the_page_names_every_run_and_command_and_what_went_wrong(make, tmp_path
     assert "is missing" in html
     assert html.count("<h2>") == 2
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
-    write_studies(result.folder, out, ["mine"])
+    write_studies([result.folder], out, ["mine"])
     assert "Table 7" not in out.read_text()
-    with pytest.raises(UserError, match="no results of lost"):
-        write_studies(result.folder, out, ["lost"])
+    with pytest.raises(UserError, match="Unknown results 'lost'"):
+        write_studies([result.folder], out, ["lost"])
 
 
 def test_unfinished_studies_are_shown_as_what_they_are(make, tmp_path):
@@ -187,8 +206,8 @@ def test_unfinished_studies_are_shown_as_what_they_are(make, tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         load_results(result.folder)
-    with pytest.raises(UserError, match="holds no study"):
-        load_results(tmp_path)
+    with pytest.raises(UserError, match="holds no results"):
+        page.find_sections([tmp_path / "runs"])
 
 
 def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(make, tmp_path):
@@ -199,11 +218,16 @@ def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(ma
     archive = tmp_path / "mine.tar.xz"
     runs = pack_results(result.folder, archive)
     assert runs == len(list((result.folder / "runs").iterdir()))
-    with opened(archive) as folder:
-        assert not list(folder.rglob("*.safetensors"))
-        sections = page.find_sections(folder)
-        again = study_section(load_results(folder)[0])
+    with opened(archive) as folders:
+        assert not list(folders[0].rglob("*.safetensors"))
+        sections = page.find_sections(folders)
+        again = study_section(load_results(folders[0])[0])
     assert again.answers == study_section(result).answers == sections[1].answers
+    (tmp_path / "kept").mkdir()
+    shutil.copy(archive, tmp_path / "kept")
+    (tmp_path / "kept" / "other.json").write_text('{"something": "else"}')
+    with opened(tmp_path / "kept") as folders:
+        assert [one.key for one in page.find_sections(folders)] == ["resources", "mine-cpu"]
     with pytest.raises(UserError, match=r"must end in \.tar\.xz"):
         pack_results(result.folder, tmp_path / "mine.zip")
     with pytest.raises(UserError, match="no study"):

@@ -36,7 +36,7 @@ def report(
         list[str] | None, typer.Argument(metavar="[STUDY...]", help="Default: all that are there.")
     ] = None,
     runs: Annotated[
-        Path, typer.Option(metavar="FOLDER|ARCHIVE", help="Results of one scale, as run or pack wrote them.")
+        Path, typer.Option(metavar="FOLDER|ARCHIVE", help="Results, as run or pack wrote them; a folder of both.")
     ] = Path("runs/study/cpu"),
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("studies.html"),
 ) -> None:
@@ -44,8 +44,8 @@ def report(
     from widestream.report.studies.page import write_studies
     from widestream.study.archive import opened
 
-    with opened(runs) as folder:
-        sections = write_studies(folder, out, studies or ())
+    with opened(runs) as folders:
+        sections = write_studies(folders, out, studies or ())
     for section in sections:
         print(f"{section.title}\n" + "".join(f"  {answer}\n" for answer in section.answers))
     print(f"Report: {out}")

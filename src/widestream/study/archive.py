@@ -50,21 +50,26 @@ def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Path]:
-    """A folder of results: the folder itself, or a packed one, unpacked for as long as it is needed.
+def opened(path: Path) -> Iterator[list[Path]]:
+    """Folders of results: a folder and the archives that lie in it, or one archive, unpacked while they are needed.
 
     Raises:
         UserError: neither a folder nor a readable archive.
     """
-    if path.is_dir():
-        yield path
-        return
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} does not exist; give the folder or the {ENDING} file that `widestream study` wrote.")
+    folders = [path] if path.is_dir() else []
+    archives = sorted(path.glob(f"*{ENDING}")) if path.is_dir() else [path]
     with tempfile.TemporaryDirectory() as place:
-        try:
-            with tarfile.open(path) as tar:
-                tar.extractall(place, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"{path} cannot be unpacked; it is damaged or no {ENDING} file.") from error
-        yield Path(place)
+        for archive in archives:
+            folders.append(Path(place, archive.name.removesuffix(ENDING)))
+            _unpack(archive, folders[-1])
+        yield folders
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive} cannot be unpacked; it is damaged or no {ENDING} file.") from error

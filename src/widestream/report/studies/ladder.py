@@ -37,15 +37,15 @@ def ladder_section(result: StudyResult) -> Section:
     for axis in AXES:
         section.charts.append((f"Loss over {AXES[axis]}", _ladder_chart(rungs, axis)))
         for other in others:
-            told, row = _saved(rungs[reference], rungs[other], axis)
+            told, row = saved(rungs[reference], rungs[other], axis)
             section.answers.append(told)
             rows.append(row)
     section.tables.append(_fit_table(rungs, result.record["scale"]))
     section.tables.append(
         Table(
             title="Resources to equal loss",
-            caption="Read off the fitted lines at the loss of the reference's largest size, and only where that lies "
-            "within the losses that were measured. Intervals: 2.5 and 97.5 percentiles of 2,000 bootstrap samples of "
+            caption="Read off the fitted lines at the lowest loss that both families were measured at, so that nothing is "
+            "extrapolated. Intervals: 2.5 and 97.5 percentiles of 2,000 bootstrap samples of "
             "the seeds, which with three seeds are rough.",
             columns=("resource", "family", "paper", "share of the reference's", "95 % interval"),
             rows=tuple(rows),
@@ -98,14 +98,14 @@ def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
     )
 
 
-def _saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tuple[str, tuple[str, ...]]:
-    """What the other family needs to the reference's last loss, as a share, in words and as a row."""
+def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tuple[str, tuple[str, ...]]:
+    """What the other family needs to the lowest loss that both have measured, as a share, in words and as a row."""
     points = [{_at(arm, axis): list(arm.losses.values()) for arm in arms} for arms in (reference, other)]
     means = [{x: fmean(losses) for x, losses in side.items()} for side in points]
-    goal = min(means[0].values())
+    goal = max(min(side.values()) for side in means)
     name, family = AXES[axis], other[0].entry["group"]
-    if not min(means[1].values()) <= goal <= max(means[1].values()):
-        told = f"The loss of the reference's largest size, {text.loss(goal)}, lies outside of {family}'s losses."
+    if goal > min(max(side.values()) for side in means):
+        told = f"The losses of {family} and of the reference do not overlap: nothing can be read off without extrapolating."
         return told, (name, family, UNPRINTED, NONE, NONE)
     fits = [fit_power_law(side) for side in means]
     ratio = fits[1].where(goal) / fits[0].where(goal)

@@ -1,20 +1,23 @@
 """The page of all studies: paper's number, ours, interval, scale; and for every number its run folder and command."""
 
 import json
+import lzma
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from widestream.errors import UserError
-from widestream.report.document import NARROW, both_sizes, document, html_table
+from widestream.errors import UserError, unknown_name
+from widestream.report.bars import BarChart, render_bars
+from widestream.report.document import NARROW, WIDE, both_sizes, document, html_table
 from widestream.report.files import write_text
 from widestream.report.studies.analyses import study_section
 from widestream.report.studies.forest import Forest, render_forest
 from widestream.report.studies.records import record_section
 from widestream.report.studies.resources import resources_section
-from widestream.report.studies.results import load_results
+from widestream.report.studies.results import RECORD, load_results
 from widestream.report.studies.sections import Figure, Section
+from widestream.report.svg import Chart
 
 TITLE = "The RMT paper's studies, carried out again"
 _WIDTH = 1072
@@ -23,11 +26,11 @@ ORDER = ("resources", "moments", "ladder", "race", "stream_size", "variants", "d
 """Studies in the paper's order; others follow by name."""
 
 
-def write_studies(folder: Path, out: Path, names: Sequence[str] = ()) -> list[Section]:
+def write_studies(folders: Sequence[Path], out: Path, names: Sequence[str] = ()) -> list[Section]:
     """Write the page.
 
     Args:
-        folder: of the studies' records and of other measurements' JSON files.
+        folders: of studies' records and of other measurements' JSON files.
         out: the HTML file.
         names: studies to show; default: all, and the paper's resources.
 
@@ -37,23 +40,37 @@ def write_studies(folder: Path, out: Path, names: Sequence[str] = ()) -> list[Se
     Raises:
         UserError: nothing to report, an unknown name, a damaged record, or nowhere to write.
     """
-    sections = find_sections(folder, names)
+    sections = find_sections(folders, names)
     write_text(out, page(sections))
     return sections
 
 
-def find_sections(folder: Path, names: Sequence[str] = ()) -> list[Section]:
-    """Every section that a folder has results for, in the paper's order."""
-    found = [resources_section()]
-    found += [section for path in sorted(folder.glob("*.json")) if (section := _other_record(path)) is not None]
-    found += [study_section(result) for result in load_results(folder)]
+def find_sections(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Section]:
+    """Every section that folders have results for, in the paper's order.
+
+    Raises:
+        UserError: there are none, a name is unknown, or a record is damaged.
+    """
+    records = [
+        path for folder in folders for ending in ("json", "json.xz") for path in sorted(folder.glob(f"*.{ending}"))
+    ]
+    found = [section for path in records if (section := _other_record(path)) is not None]
+    found += [study_section(result) for folder in folders for result in load_results(folder)]
+    if not found:
+        raise UserError(f"{folders[0]} holds no results; give the folder or the archive that `widestream study` wrote.")
+    found.append(resources_section())
     if names:
-        known = {section.key.rpartition("-")[0] or section.key: section for section in found}
+        known = sorted({_name(section) for section in found})
         missing = [name for name in names if name not in known]
         if missing:
-            raise UserError(f"{folder} has no results of {missing[0]}; it has {', '.join(known)}.")
-        found = [known[name] for name in names]
+            raise unknown_name(f"results {missing[0]!r}", missing[0], known)
+        found = [section for section in found if _name(section) in names]
     return sorted(found, key=_place)
+
+
+def _name(section: Section) -> str:
+    """What a section is asked for by: the study's name, or the measurement's."""
+    return section.key.split("-")[0]
 
 
 def _place(section: Section) -> tuple[int, str]:
@@ -62,13 +79,14 @@ def _place(section: Section) -> tuple[int, str]:
 
 def _other_record(path: Path) -> Section | None:
     """The section of another measurement's record: moments, a coordinate check, a search; None for other files."""
-    if path.name.endswith(".study.json"):
+    if path.name.endswith(RECORD):
         return None
+    content = path.read_bytes()
     try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        record: Any = json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
+    except (ValueError, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read as JSON; remove it, or measure again.") from error
-    return record_section(path.stem, record) if isinstance(record, dict) else None
+    return record_section(path.name.split(".")[0], record) if isinstance(record, dict) else None
 
 
 def page(sections: Sequence[Section]) -> str:
@@ -116,7 +134,7 @@ def _section(section: Section) -> str:
 
 def _figures(figures: Sequence[tuple[str, Figure]]) -> str:
     alone = [(caption, figure) for caption, figure in figures if isinstance(figure, Forest)]
-    beside = [(caption, figure) for caption, figure in figures if not isinstance(figure, Forest)]
+    beside = [(caption, _drawn(figure)) for caption, figure in figures if not isinstance(figure, Forest)]
     parts = [
         f'<figure class="alone"><figcaption>{escape(caption)}</figcaption><div class="wide">'
         f'{render_forest(forest, _WIDTH)}</div><div class="narrow">{render_forest(forest, NARROW[0])}</div></figure>'
@@ -124,8 +142,13 @@ def _figures(figures: Sequence[tuple[str, Figure]]) -> str:
     ]
     if beside:
         shown = "\n".join(
-            f"<figure><figcaption>{escape(caption)}</figcaption>{both_sizes(chart)}</figure>"
-            for caption, chart in beside
+            f"<figure><figcaption>{escape(caption)}</figcaption>{drawing}</figure>" for caption, drawing in beside
         )
         parts.append(f'<div class="charts">\n{shown}\n</div>')
     return "\n".join(parts)
+
+
+def _drawn(figure: Chart | BarChart) -> str:
+    if isinstance(figure, BarChart):
+        return render_bars(figure, WIDE[0], figure.height)
+    return both_sizes(figure)

@@ -1,10 +1,70 @@
-"""Sections of measurements that are no grid of runs: each is read from its own JSON record."""
+"""Sections of measurements that are no grid of runs: moments, coordinate checks, searches, each from its own record."""
 
 from typing import Any
 
-from widestream.report.studies.sections import Section
+from widestream.report import mup, tuning
+from widestream.report.moments import moments_findings, moments_tables
+from widestream.report.moments_charts import moments_charts
+from widestream.report.studies.sections import Figure, Section
 
 
 def record_section(name: str, record: dict[str, Any]) -> Section | None:
     """The section of a record by what it measured; None for a record of something else."""
+    if record.get("bench") == "study moments":
+        return _moments(name, record)
+    if {"grow", "widths", "flat"} <= record.keys():
+        return _coordinates(name, record)
+    if {"setup", "trials", "best"} <= record.keys():
+        return _search(name, record)
     return None
+
+
+def _moments(name: str, record: dict[str, Any]) -> Section:
+    charts: list[tuple[str, Figure]] = [(chart.title.capitalize(), chart) for chart in moments_charts(record)]
+    tables = moments_tables(record)
+    return Section(
+        key=f"moments-{name}",
+        title="Moment propagation",
+        question="How do operations pass on mean and variance, of what goes forward and of gradients; which streams "
+        "keep them over depth, and does what holds at initialisation survive training?",
+        mirrors="Tables 1 and 2, appendix B",
+        scale="Table 2 at its own shapes; streams over depth and in training at small widths; every row says which.",
+        answers=moments_findings(record),
+        charts=charts,
+        tables=tables[:1],
+        details=tables[1:],
+        commands=["widestream study moments --json moments.json", "widestream study moments --run RUN --run RUN ..."],
+    )
+
+
+def _coordinates(name: str, record: dict[str, Any]) -> Section:
+    return Section(
+        key=f"tune-check-{name}",
+        title=f"Coordinate check of {record['recipe']}, {', '.join(record['grow'])} growing",
+        question="Do activations, and what training changes in them, stay of one size as the model grows?",
+        mirrors="appendix C.2.1",
+        scale=f"Scale cpu: widths {record['widths'][0]} to {record['widths'][-1]}.",
+        answers=mup.sentences(record),
+        charts=[(f"Change from initialisation, {way}", chart) for way, chart in mup.charts(record).items()],
+        details=[mup.slopes_table(record), mup.step_table(record)],
+        commands=[record["command"]],
+    )
+
+
+def _search(name: str, record: dict[str, Any]) -> Section:
+    importance, settings = tuning.importance_chart(record), tuning.settings_table(record)
+    return Section(
+        key=f"tune-search-{name}",
+        title=f"muP search of {record['recipe']}",
+        question="Which learning rate, initial scale and multipliers?",
+        mirrors="appendix C.2.1",
+        scale="Scale cpu: the paper's trial model made smaller; see the recipe.",
+        answers=tuning.sentences(record),
+        charts=[
+            *([("Importance", importance)] if importance is not None else []),
+            *((label.capitalize(), chart) for label, chart in tuning.slice_charts(record).items()),
+        ],
+        tables=[settings] if settings is not None else [],
+        details=[tuning.trials_table(record)],
+        commands=[record.get("command") or f"widestream tune {record['recipe']} --trials {len(record['trials'])}"],
+    )

@@ -104,13 +104,9 @@ def load_results(folder: Path) -> list[StudyResult]:
     """Read every study whose record lies in a folder, by name.
 
     Raises:
-        UserError: there is none, or one is damaged.
+        UserError: one is damaged.
     """
     paths = sorted(folder.glob(f"*{RECORD}"))
-    if not paths:
-        raise UserError(
-            f"{folder} holds no study (no *{RECORD}); give the folder or archive that `widestream study` wrote."
-        )
     cache: dict[Path, Run | None] = {}
     return [load_result(path, cache) for path in paths]
 

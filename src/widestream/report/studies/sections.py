@@ -6,13 +6,14 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import text
+from widestream.report.bars import BarChart
 from widestream.report.intervals import Interval
 from widestream.report.studies.forest import Forest
 from widestream.report.studies.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
 from widestream.report.svg import Chart
 from widestream.report.tables import NONE, Table
 
-Figure = Chart | Forest
+Figure = Chart | BarChart | Forest
 """What a page can draw."""
 
 UNPRINTED = "not printed"
