@@ -44,9 +44,9 @@ def ladder_section(result: StudyResult) -> Section:
     section.tables.append(
         Table(
             title="Resources to equal loss",
-            caption="Read off the fitted lines at the lowest loss that both families were measured at, so that nothing is "
-            "extrapolated. Intervals: 2.5 and 97.5 percentiles of 2,000 bootstrap samples of "
-            "the seeds, which with three seeds are rough.",
+            caption="Read off the fitted lines at the lowest loss that both families were measured at, so that nothing "
+            "is extrapolated. Intervals: 2.5 and 97.5 percentiles of 2,000 bootstrap samples of the seeds, which with "
+            "three seeds are rough.",
             columns=("resource", "family", "paper", "share of the reference's", "95 % interval"),
             rows=tuple(rows),
             words=2,
@@ -105,7 +105,7 @@ def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tupl
     goal = max(min(side.values()) for side in means)
     name, family = AXES[axis], other[0].entry["group"]
     if goal > min(max(side.values()) for side in means):
-        told = f"The losses of {family} and of the reference do not overlap: nothing can be read off without extrapolating."
+        told = f"The losses of {family} and of the reference do not overlap: nothing can be read off."
         return told, (name, family, UNPRINTED, NONE, NONE)
     fits = [fit_power_law(side) for side in means]
     ratio = fits[1].where(goal) / fits[0].where(goal)
