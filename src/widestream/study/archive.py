@@ -1,5 +1,6 @@
 """Results of studies as one compressed file to keep and to report from: records and run folders without checkpoints."""
 
+import lzma
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +32,9 @@ def pack_results(folder: Path, archive: Path) -> int:
     records = sorted(folder.glob("*.json"))
     if not any(path.name.endswith(".study.json") for path in records):
         raise UserError(f"{folder} holds no study (no *.study.json); run one first.")
-    runs = sorted(path for path in (folder / "runs").iterdir() if path.is_dir())
+    if not archive.parent.is_dir():
+        raise UserError(f"The folder {archive.parent} does not exist; make it first.")
+    runs = sorted(path for path in (folder / "runs").glob("*") if path.is_dir())
     files = [*records, *(run / name for run in runs for name in KEPT if (run / name).is_file())]
     partial = archive.with_name(f"{archive.name}.tmp")
     with tarfile.open(partial, "w:xz", preset=9) as tar:
@@ -71,5 +74,5 @@ def _unpack(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         raise UserError(f"{archive} cannot be unpacked; it is damaged or no {ENDING} file.") from error

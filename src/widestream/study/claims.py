@@ -1,59 +1,79 @@
 """Claims: which of several processes, here or on other machines that share the folder, carries out a run.
 
 A claim is a small file beside the run folder. Its owner touches it while it works; one that nobody has touched for
-`STALE_S` belongs to a process that is gone, and may be taken over.
+`STALE_S` belongs to a process that is gone, and may be taken over. Taking is done under a lock, one process at a time.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 STALE_S = 60.0
 """Seconds without a touch after which a claim counts as left behind."""
 
 
-def _path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.claim")
-
-
 def take(folder: Path) -> bool:
     """Claim a run; False where another process has it."""
     path = _path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if _stale(path):
-        # Renaming succeeds for one process only, so that two cannot take over the same claim.
-        aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(aside)
-            aside.unlink()
-    try:
-        with path.open("x") as file:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-    except FileExistsError:
-        return False
+    with _alone(path.parent):
+        if path.exists() and not _stale(path):
+            return False
+        path.write_text(json.dumps(_me()))
     return True
 
 
 def touch(folder: Path) -> None:
     """Say that the run is still being worked on."""
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(_path(folder))
+    path = _path(folder)
+    if _owner(path) == _me():
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)
 
 
 def drop(folder: Path) -> None:
-    """Give a claim back."""
-    _path(folder).unlink(missing_ok=True)
+    """Give a claim back; another process's is left alone."""
+    path = _path(folder)
+    if _owner(path) == _me():
+        path.unlink(missing_ok=True)
+
+
+def _path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.claim")
+
+
+def _me() -> dict[str, str | int]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock ends with its process."""
+    with (folder / "claims.lock").open("ab") as door:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        yield
+
+
+def _owner(path: Path) -> dict[str, str | int] | None:
+    """Who has a claim; None where it is gone, or its writer was killed while it wrote."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _stale(path: Path) -> bool:
-    try:
-        age, owner = time.time() - path.stat().st_mtime, json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return False
-    return age > STALE_S or (owner["host"] == socket.gethostname() and not _alive(owner["pid"]))
+    owner = _owner(path)
+    if owner is not None and owner.get("host") == socket.gethostname() and not _alive(int(owner.get("pid", 0))):
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > STALE_S
+    return True
 
 
 def _alive(pid: int) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from widestream.config import load_recipe
 from widestream.config.load import recipe_folder
 from widestream.errors import UserError
+from widestream.study.corpus import prepare_corpus
 from widestream.study.pool import Job, run_jobs
 
 MODELS = {"rmt": "demo/rmt", "transformer": "demo/transformer"}
@@ -46,17 +47,7 @@ def prepare_data(folder: Path) -> Path:
     Returns:
         The prepared folder.
     """
-    from widestream.data.bpe import train_tokenizer
-    from widestream.data.prepare import prepare
-    from widestream.data.tokenizer import resolve_tokenizer
-
-    tokenizer, data = folder / "tokenizer.json", folder / "data"
-    if not tokenizer.is_file():
-        vocab_size = load_recipe(MODELS["transformer"]).model.vocab_size
-        train_tokenizer([SOURCE], vocab_size, tokenizer)
-    if not (data / "manifest.json").is_file():
-        prepare([SOURCE], data, resolve_tokenizer(str(tokenizer)))
-    return data
+    return prepare_corpus(folder, SOURCE, load_recipe(MODELS["transformer"]).model.vocab_size)
 
 
 def make_jobs(options: DemoOptions) -> list[Job]:

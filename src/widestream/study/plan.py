@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.config import RunConfig, load_recipe, to_dict
+from widestream.data.manifest import MANIFEST, read_manifest
 from widestream.errors import UserError
 from widestream.study.pool import Job
 from widestream.study.spec import Arm, Study
@@ -25,7 +26,7 @@ class Place:
 
     folder: Path
     """Runs, records and reports of one scale."""
-    data: Path | None
+    data: Path | None = None
     """Prepared data; None: what the recipes say."""
 
 
@@ -60,7 +61,8 @@ def arm_job(study: Study, arm: Arm, place: Place, seed: int, rate: float | None,
         "train.tokens=null", f"train.steps={steps}", f"train.eval_every={every}", f"train.save_every={every}",
         "train.keep=1",
     ]  # fmt: skip
-    folder = place.folder / "runs" / run_name(load_recipe(arm.recipe, changes), seed)
+    config = load_recipe(arm.recipe, changes)
+    folder = place.folder / "runs" / run_name(config, seed, fingerprint(config))
     return Job(recipe=arm.recipe, changes=tuple(changes), folder=folder, steps=steps)
 
 
@@ -81,14 +83,26 @@ def full_steps(arm: Arm, config: RunConfig) -> int:
     return max(1, -int(-tokens // tokens_per_step))
 
 
-def run_name(config: RunConfig, seed: int) -> str:
-    """Folder of a run: the stream's kind, ten digits of a hash of all that is trained, the seed."""
-    return f"{config.model.stream.kind}-{recipe_hash(config)}-seed{seed}"
+def fingerprint(config: RunConfig) -> str | None:
+    """What names a recipe's tokens, wherever they lie; None where they are not prepared yet."""
+    folder = Path(config.data.path)
+    return read_manifest(folder).fingerprint("train") if (folder / MANIFEST).is_file() else None
 
 
-def recipe_hash(config: RunConfig) -> str:
-    """Hash of a recipe but for its name, its seeds, where its data lies, and how many threads compute it."""
-    values: dict[str, Any] = to_dict(config)
+def run_name(config: RunConfig, seed: int, tokens: str | None = None) -> str:
+    """Folder of a run: the stream's kind, ten digits of a hash of all that is trained, the seed.
+
+    Args:
+        config: the recipe.
+        seed: of weights and batches.
+        tokens: fingerprint of the data.
+    """
+    return f"{config.model.stream.kind}-{recipe_hash(config, tokens)}-seed{seed}"
+
+
+def recipe_hash(config: RunConfig, tokens: str | None) -> str:
+    """Hash of a recipe and its tokens, but for its name, its seeds, its data's place and the number of threads."""
+    values: dict[str, Any] = to_dict(config) | {"tokens": tokens}
     for key in ("name", "description"):
         del values[key]
     for section, key in (("train", "seed"), ("train", "threads"), ("data", "seed"), ("data", "path")):

@@ -8,19 +8,21 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from widestream.data.files import write_atomic
+from widestream.data.manifest import read_manifest
 from widestream.errors import UserError
+from widestream.report.studies.results import RECORD
+from widestream.study.corpus import prepare_corpus
 from widestream.study.plan import SEARCH_SEED, Place, arm_job
 from widestream.study.pool import Job, run_jobs
 from widestream.study.spec import Arm, Search, Study, load_study
 
-RECORD = ".study.json"
-"""Ending of a study's record, which names its runs."""
+Trials = dict[str, dict[float, Job]]
+"""Search runs by arm and rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,7 @@ class StudyOptions:
     seeds: int | None = None
     """Runs of every arm; default: the study's."""
     workers: int | None = None
-    """Runs at a time; default: one a CPU, or a GPU."""
+    """Runs at a time; default: one a CPU; where there is a GPU, one."""
 
     def __post_init__(self):
         for name in ("seeds", "workers"):
@@ -60,16 +62,16 @@ def run_study(name: str, options: StudyOptions) -> Path:
             diverges is no error: it stands in the record.
     """
     study = load_study(name, options.scale, options.seeds)
-    place = Place(options.folder / study.scale, prepare_corpus(study, options))
+    place = Place(options.folder / study.scale, find_data(study, options))
     for arm in study.arms:
         arm_job(study, arm, place, 0, None)  # what is wrong with an arm is said before any run
     workers = options.workers or _default_workers()
-    trials = search_rates(study, place, workers)
+    record = place.folder / f"{study.name}{RECORD}"
+    trials = search_rates(study, place, workers, lambda found: write_record(record, study, options, name, found, {}))
     runs = {
         arm.name: [arm_job(study, arm, place, seed, _rate(study, arm, trials)) for seed in range(study.seeds)]
         for arm in study.arms
     }
-    record = place.folder / f"{study.name}{RECORD}"
     write_record(record, study, options, name, trials, runs)
     in_turn = [runs[arm.name][seed] for seed in range(study.seeds) for arm in study.arms]
     try:
@@ -79,11 +81,11 @@ def run_study(name: str, options: StudyOptions) -> Path:
     return record
 
 
-def prepare_corpus(study: Study, options: StudyOptions) -> Path | None:
+def find_data(study: Study, options: StudyOptions) -> Path | None:
     """The study's data: given, or prepared from the corpus that the study names; None: the recipes know.
 
     Raises:
-        UserError: the given folder holds no prepared data.
+        UserError: the given folder holds no prepared data, or another corpus was prepared for this scale.
     """
     if options.data is not None:
         if not (options.data / "manifest.json").is_file():
@@ -91,25 +93,32 @@ def prepare_corpus(study: Study, options: StudyOptions) -> Path | None:
         return options.data
     if study.corpus is None:
         return None
-    from widestream.data.bpe import train_tokenizer
-    from widestream.data.prepare import prepare
-    from widestream.data.tokenizer import resolve_tokenizer
-
-    folder = options.folder / study.scale
-    tokenizer, data = folder / "tokenizer.json", folder / "data"
-    if not tokenizer.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        train_tokenizer([study.corpus["source"]], study.corpus["vocab_size"], tokenizer)
-    if not (data / "manifest.json").is_file():
-        prepare([study.corpus["source"]], data, resolve_tokenizer(str(tokenizer)))
+    source, vocab_size = study.corpus["source"], study.corpus["vocab_size"]
+    data = prepare_corpus(options.folder / study.scale, source, vocab_size)
+    there = read_manifest(data)
+    sources = [entry["source"] for entry in there.sources]
+    if sources != [source] or there.tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"{data} was prepared from {', '.join(sources)} with {there.tokenizer.vocab_size:,} ids, and the study "
+            f"{study.name} wants {source} with {vocab_size:,}; give another folder with --out."
+        )
     return data
 
 
-def search_rates(study: Study, place: Place, workers: int) -> dict[str, dict[float, Job]]:
+def search_rates(study: Study, place: Place, workers: int, say: Callable[[Trials], None]) -> Trials:
     """Train every arm that has a search of its own at the rates of the grid, which grows while its best is at its edge.
+
+    Args:
+        study: its arms and grid.
+        place: where.
+        workers: runs at a time.
+        say: told of the trials before every round.
 
     Returns:
         The runs by arm and rate; empty without a search.
+
+    Raises:
+        UserError: a run failed. Without it no rate is chosen, for a second try could have chosen another.
     """
     search = study.search
     if search is None:
@@ -117,8 +126,9 @@ def search_rates(study: Study, place: Place, workers: int) -> dict[str, dict[flo
     searched = [arm for arm in study.arms if arm.rate_of is None]
     trials = {arm.name: {rate: _trial(study, arm, place, rate) for rate in search.rates} for arm in searched}
     while True:
+        say(trials)
         jobs = [job for found in trials.values() for job in found.values()]
-        run_jobs(jobs, workers, may_diverge=True, may_fail=True)
+        run_jobs(jobs, workers, may_diverge=True)
         grown = False
         for arm in searched:
             rate = next_rate({rate: heldout_loss(job) for rate, job in trials[arm.name].items()}, search)
@@ -166,7 +176,7 @@ def heldout_loss(job: Job) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
 
 
-def _rate(study: Study, arm: Arm, trials: dict[str, dict[float, Job]]) -> float | None:
+def _rate(study: Study, arm: Arm, trials: Trials) -> float | None:
     """Peak rate of an arm; None: the recipe's."""
     own = arm.rate_of or arm.name
     if study.search is None or own == "recipe":
@@ -183,7 +193,7 @@ def write_record(
     study: Study,
     options: StudyOptions,
     name: str,
-    trials: dict[str, dict[float, Job]],
+    trials: Trials,
     runs: dict[str, list[Job]],
 ) -> None:
     """Write what a report needs: the question, the arms, and where every run lies and how it ended."""
@@ -194,14 +204,13 @@ def write_record(
         train = f"widestream train {job.recipe} {shlex.join(job.changes)} --out {job.folder}"
         return {"folder": f"runs/{job.folder.name}", "status": status, "steps": job.steps, "command": train} | told
 
-    scale = "" if options.scale == "cpu" else f" --scale {options.scale}"
     value = {
         "study": study.name,
         "scale": study.scale,
         "title": study.title,
         "question": study.question,
         "mirrors": study.mirrors,
-        "command": f"widestream study run {name}{scale}",
+        "command": f"widestream study run {name}{_flags(options)}",
         "seeds": study.seeds,
         "reference": study.reference,
         "analysis": study.analysis,
@@ -222,13 +231,26 @@ def write_record(
                     {"lr": rate, "loss": heldout_loss(job)} | state(job)
                     for rate, job in sorted(trials.get(arm.name, {}).items())
                 ],
-                "runs": [{"seed": seed} | state(job) for seed, job in enumerate(runs[arm.name])],
+                "runs": [{"seed": seed} | state(job) for seed, job in enumerate(runs.get(arm.name, []))],
             }
             for arm in study.arms
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+    aside = path.with_name(f"{path.name}.{os.getpid()}")  # another process may write the same record now
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    aside.replace(path)
+
+
+def _flags(options: StudyOptions) -> str:
+    """What was asked for beyond the defaults, as the command line takes it."""
+    default = StudyOptions()
+    given = (("scale", "--scale"), ("folder", "--out"), ("data", "--data"), ("seeds", "--seeds"))
+    return "".join(
+        f" {flag} {shlex.quote(str(getattr(options, field)))}"
+        for field, flag in given
+        if getattr(options, field) != getattr(default, field)
+    )
 
 
 def run_studies(names: Sequence[str], options: StudyOptions) -> list[Path]:
@@ -245,4 +267,4 @@ def run_studies(names: Sequence[str], options: StudyOptions) -> list[Path]:
 def _default_workers() -> int:
     import torch
 
-    return torch.cuda.device_count() or os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1

@@ -15,7 +15,7 @@ Wherever a value stands there may be one for each scale. `grid` makes an arm of 
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ from widestream.errors import UserError, unknown_name
 
 SCALES = ("cpu", "gpu", "paper")
 """Sizes and budgets that a study may have: two CPU cores in about two hours, one GPU, the paper's own."""
+_ANALYSES: dict[str, tuple[str, ...]] = {
+    "arms": (), "ladder": ("reference",), "race": ("printed",), "lead": ("pairs",), "sweep": ("lines",),
+}  # fmt: skip
+"""Kinds of analysis (report/studies/analyses.py) and what each must be told."""
+_KEYS = ("title", "question", "mirrors", "reference", "seeds", "search", "evaluations", "analysis", "corpus", "arms",
+         "set", "scales")  # fmt: skip
 _ARM_KEYS = ("recipe", "set", "grid", "tokens_per_parameter", "share", "rate_of", "paper", "group", "about")
 
 
@@ -88,7 +94,7 @@ class Study:
     evaluations: int
     """Held-out evaluations, and checkpoints, of a run."""
     analysis: dict[str, Any]
-    """What the report makes of it, beside the comparison of arms: `report/study_*.py`."""
+    """What the report makes of it, beside the comparison of arms: `report/studies/`."""
     corpus: dict[str, Any] | None
     """`source` and `vocab_size` of the data to prepare where it is missing; None: it has to be there."""
     arms: tuple[Arm, ...]
@@ -135,7 +141,10 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
     missing = [key for key in ("title", "arms") if not values.get(key)]
     if missing:
         raise UserError(f"{path} lacks {missing[0]}; a study has a title and arms.")
-    _check_keys(values, (*(field.name for field in fields(Study)), "set", "scales"), str(path))
+    _check_keys(values, _KEYS, str(path))
+    for key in ("arms", "set", "analysis", "corpus"):
+        if values.get(key) is not None and not isinstance(values[key], dict):
+            raise UserError(f"`{key}` of {path} must be a mapping, not {values[key]!r}.")
     scales = values.get("scales") or list(SCALES)
     if scale not in scales:
         raise UserError(f"The study {path.stem} has no scale {scale}; it has {', '.join(scales)}.")
@@ -146,12 +155,16 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
         raise UserError(f"{path} has two arms called {next(name for name in names if names.count(name) > 1)}.")
     reference = own.get("reference") or names[0]
     analysis = own.get("analysis") or {}
-    told = [row[side] for row in analysis.get("contrasts") or [] for side in ("of", "against")]
-    for wanted in (reference, *told, *(arm.rate_of for arm in arms if arm.rate_of not in (None, "recipe"))):
+    told = _check_analysis(analysis, path)
+    lenders = [arm.rate_of for arm in arms if arm.rate_of not in (None, "recipe")]
+    for wanted in (reference, *told, *lenders):
         if wanted not in names:
             raise unknown_name(f"arm {wanted!r} in {path}", str(wanted), names)
-    count = seeds if seeds is not None else own.get("seeds", 3)
-    if not isinstance(count, int) or count < 1:
+    for arm in arms:
+        if arm.name in lenders and arm.rate_of is not None:
+            raise UserError(f"Arm {arm.name} of {path} has no search of its own, so no arm can have its rate of it.")
+    count = _count(own, "seeds", 3, path) if seeds is None else seeds
+    if count < 1:
         raise UserError(f"A study needs at least one seed, not {count}.")
     return Study(
         name=path.stem,
@@ -162,11 +175,47 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
         reference=str(reference),
         seeds=count,
         search=_search(own.get("search"), path),
-        evaluations=int(own.get("evaluations", 20)),
+        evaluations=_count(own, "evaluations", 20, path),
         analysis=analysis,
-        corpus=own.get("corpus"),
+        corpus=_corpus(own.get("corpus"), path),
         arms=arms,
     )
+
+
+def _count(values: dict[str, Any], key: str, default: int, path: Path) -> int:
+    value = values.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"`{key}` of {path} must be a whole number, at least one, not {value!r}.")
+    return value
+
+
+def _corpus(values: Any, path: Path) -> dict[str, Any] | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict) or values.keys() != {"source", "vocab_size"}:
+        raise UserError(f"`corpus` of {path} needs `source` and `vocab_size`, and nothing else.")
+    return values
+
+
+def _check_analysis(values: dict[str, Any], path: Path) -> list[str]:
+    """Check what an analysis must be told; returns the arms that it names."""
+    kind = values.get("kind", "arms")
+    if kind not in _ANALYSES:
+        raise unknown_name(f"analysis.kind {kind!r} in {path}", str(kind), _ANALYSES)
+    for key in _ANALYSES[kind]:
+        if not values.get(key):
+            raise UserError(f"`analysis` of {path} has kind {kind} and lacks `{key}`.")
+    for row in values.get("contrasts") or []:
+        if not isinstance(row, dict) or not {"of", "against"} <= row.keys():
+            raise UserError(f"A contrast of {path} needs `of` and `against`, not {row!r}.")
+    for entry in values.get("lines") or []:
+        if not isinstance(entry, dict) or not {"title", "x", "groups"} <= entry.keys():
+            raise UserError(f"A line of {path} needs `title`, `x` and `groups`, not {entry!r}.")
+    pairs = values.get("pairs") or []
+    if kind == "lead" and [len(pair) for pair in pairs] != [2, 2]:
+        raise UserError(f"`analysis.pairs` of {path} must be two pairs of arms, the short runs' and the long ones'.")
+    told = [row[side] for row in values.get("contrasts") or [] for side in ("of", "against")]
+    return [*told, *(arm for pair in pairs for arm in pair), *(values.get("parameters") or [])]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -197,6 +246,12 @@ def _arms(key: str, values: Any, common: dict[str, Any], scale: str, path: Path)
     _check_keys(values, _ARM_KEYS, f"arm {key} of {path}")
     if not isinstance(values.get("recipe"), str):
         raise UserError(f"Arm {key} of {path} lacks `recipe`, a name or a path.")
+    for name in ("set", "grid"):
+        if values.get(name) is not None and not isinstance(values[name], dict):
+            raise UserError(f"`{name}` of arm {key} of {path} must be a mapping, not {values[name]!r}.")
+    length = values.get("tokens_per_parameter")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or length <= 0):
+        raise UserError(f"`tokens_per_parameter` of arm {key} of {path} must be a positive number, not {length!r}.")
     recipe = values["recipe"].replace("{scale}", scale)
     settings = common | (values.get("set") or {})
     rest = {name: values.get(name) for name in ("tokens_per_parameter", "share", "rate_of", "paper", "group")}

@@ -6,7 +6,6 @@ next one in the same folder takes them up where their newest checkpoint stands.
 """
 
 import fcntl
-import json
 import time
 import uuid
 from dataclasses import dataclass
@@ -19,14 +18,15 @@ from widestream.data.files import write_atomic
 from widestream.data.manifest import read_manifest
 from widestream.errors import UserError
 from widestream.study.pool import POLL_S, Job, terminable
+from widestream.study.run import heldout_loss
 from widestream.study.tune_space import Space, changes, require_optuna
 
 if TYPE_CHECKING:
     import optuna
 
-DONE = "done.json"
 JOURNAL = "journal.log"
 STUDY = "widestream-tune"
+DONE = "done.json"
 ABANDONED_S = 60.0
 """Age at which a trial that does not say whose it is counts as abandoned: its search was killed in its first moment."""
 
@@ -281,7 +281,7 @@ def _settle(study: "optuna.Study", over: Running, options: TuneOptions) -> None:
     from optuna.trial import TrialState
 
     trial, job = over.trial, over.job
-    loss = json.loads((job.folder / DONE).read_bytes())["heldout"]["loss"] if job.done else None
+    loss = heldout_loss(job)
     if loss is None and not job.done and not job.diverged:
         raise job.failure
     if loss is not None:

@@ -86,12 +86,13 @@ class Slope:
 
 
 def slope(points: Sequence[tuple[float, Mapping[tuple[int, int], float]]]) -> Slope | None:
-    """Fit loss on log2 x, seed by seed; None without two points and a seed that all have.
+    """Fit loss on log2 x, seed by seed; None without two places and a seed that all points have.
 
     Args:
         points: x and the losses by seeds.
     """
-    if len(points) < 2:
+    places = {x for x, _ in points}
+    if len(places) < 2:
         return None
     points = sorted(points, key=lambda point: point[0])
     shared = set(points[0][1]).intersection(*(losses for _, losses in points[1:]))
@@ -101,6 +102,6 @@ def slope(points: Sequence[tuple[float, Mapping[tuple[int, int], float]]]) -> Sl
     means = [fmean(losses[seed] for seed in shared) for _, losses in points]
     return Slope(
         per_doubling=mean_interval([line(curve)[0] for curve in curves]),
-        bend=mean_interval([curvature(curve) for curve in curves]) if len(points) > 2 else None,
+        bend=mean_interval([curvature(curve) for curve in curves]) if len(places) > 2 else None,
         falling=all(after < before for before, after in pairwise(means)),
     )

@@ -1,5 +1,6 @@
 """The ladder: sizes of two families, each at 20 tokens per parameter, and the power laws through them (Figure 2)."""
 
+import math
 from statistics import fmean
 
 from widestream.report import text
@@ -44,9 +45,8 @@ def ladder_section(result: StudyResult) -> Section:
     section.tables.append(
         Table(
             title="Resources to equal loss",
-            caption="Read off the fitted lines at the lowest loss that both families were measured at, so that nothing "
-            "is extrapolated. Intervals: 2.5 and 97.5 percentiles of 2,000 bootstrap samples of the seeds, which with "
-            "three seeds are rough.",
+            caption="Read off power laws fitted to each seed, at the lowest mean loss that both families were measured "
+            "at; a line may pass its last point by its own residual. Geometric mean over seeds and 95 % t-interval.",
             columns=("resource", "family", "paper", "share of the reference's", "95 % interval"),
             rows=tuple(rows),
             words=2,
@@ -55,10 +55,16 @@ def ladder_section(result: StudyResult) -> Section:
     pairs = [
         {"of": mine.name, "against": theirs.name}
         for other in others
-        for mine, theirs in zip(rungs[other], rungs[reference], strict=False)
+        for mine, theirs in zip(_all(result, other), _all(result, reference), strict=False)
+        if mine.group is not None and theirs.group is not None
     ]
     section.tables.append(_rung_table(result, pairs))
     return section
+
+
+def _all(result: StudyResult, family: str) -> list[ArmResult]:
+    """A family's sizes, unmeasured ones too, so that like stands beside like."""
+    return [arm for arm in result.arms.values() if arm.entry["group"] == family]
 
 
 def _at(arm: ArmResult, axis: str) -> float:
@@ -107,20 +113,27 @@ def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tupl
     if goal > min(max(side.values()) for side in means):
         told = f"The losses of {family} and of the reference do not overlap: nothing can be read off."
         return told, (name, family, UNPRINTED, NONE, NONE)
-    fits = [fit_power_law(side) for side in means]
-    ratio = fits[1].where(goal) / fits[0].where(goal)
-    samples = zip(*(bootstrap_fits(side) for side in points), strict=True)
-    ratios = [b.where(goal) / a.where(goal) for a, b in samples]
-    found = percentile_interval(ratio, ratios, len(next(iter(points[1].values()))))
-    assert found.low is not None
-    assert found.high is not None
-    ends = f"{text.percent(found.low)} to {text.percent(found.high)}"
-    if found.low <= 1 <= found.high:
+    shared = set(reference[0].losses).intersection(*(arm.losses for arm in (*reference, *other)))
+    logs = [math.log(_where(other, axis, seed, goal) / _where(reference, axis, seed, goal)) for seed in sorted(shared)]
+    if not logs:
+        return f"{family} and the reference have no seed in common.", (name, family, UNPRINTED, NONE, NONE)
+    found = mean_interval(logs)
+    ratio = math.exp(found.mean)
+    if found.low is None or found.high is None:
+        told = f"{family} takes {text.percent(ratio)} of the reference's {name} to equal loss, one seed."
+        return told, (name, family, UNPRINTED, text.percent(ratio), NONE)
+    ends = f"95 % interval {text.percent(math.exp(found.low))} to {text.percent(math.exp(found.high))}"
+    if found.holds_zero:
         share = f"{text.percent(ratio)} of the reference's ({ends})"
         told = f"No difference seen in {name} to equal loss: {family} takes {share}."
     else:
         told = f"{family} reaches {text.loss(goal)} with {text.percent(ratio)} of the reference's {name} ({ends})."
     return told, (name, family, UNPRINTED, text.percent(ratio), ends)
+
+
+def _where(arms: list[ArmResult], axis: str, seed: tuple[int, int], loss: float) -> float:
+    """What one seed's line through all sizes needs to a loss."""
+    return fit_power_law({_at(arm, axis): arm.losses[seed] for arm in arms}).where(loss)
 
 
 def _fit_table(rungs: dict[str, list[ArmResult]], scale: str) -> Table:
@@ -140,8 +153,9 @@ def _fit_table(rungs: dict[str, list[ArmResult]], scale: str) -> Table:
             )  # fmt: skip
     return Table(
         title="Power laws",
-        caption="loss = a x^−b, least squares in logarithms through the means over seeds; no irreducible loss. The "
-        "exponents of Figure 2 are printed nowhere.",
+        caption="loss = a x^−b, least squares in logarithms through the means over seeds; no irreducible loss. "
+        "Intervals: 2.5 and 97.5 percentiles of 2,000 bootstrap samples of the seeds, which with three seeds are "
+        "narrow. The exponents of Figure 2 are printed nowhere.",
         columns=("family", "x", "paper's b", "ours", "95 % interval", "sizes", "scale"),
         rows=tuple(rows),
         words=2,

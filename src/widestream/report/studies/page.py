@@ -70,7 +70,7 @@ def find_sections(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Se
 
 def _name(section: Section) -> str:
     """What a section is asked for by: the study's name, or the measurement's."""
-    return section.key.split("-")[0]
+    return section.name
 
 
 def _place(section: Section) -> tuple[int, str]:

@@ -1,12 +1,13 @@
 """The race to the transformer's best loss (Tables 3 and 4), and whether the lead lasts."""
 
+from statistics import fmean
 from typing import Any
 
 from widestream.report import text
 from widestream.report.charts import gap_chart, loss_chart
 from widestream.report.comparison import compare
 from widestream.report.intervals import mean_interval
-from widestream.report.matched import RESOURCES, Resource, gap_at
+from widestream.report.matched import RESOURCES, Resource, gap_at, reach
 from widestream.report.pairs import Pair
 from widestream.report.studies.results import ArmResult, StudyResult, contrast
 from widestream.report.studies.sections import (
@@ -43,9 +44,9 @@ def race_section(result: StudyResult) -> Section:
     section.tables.append(
         Table(
             title=f"What {other} saves on its way to the {result.reference.name}'s best loss",
-            caption="Saved: one minus what the run spends until its smoothed held-out loss first reaches the lowest of "
-            "the reference's mean curve, as a share of what the reference spent; mean over seeds and 95 % interval. A "
-            "run that does not get there is told, not counted. The paper's FLOPs leave out the logits (erratum E8).",
+            caption="Saved: one minus what a run spends until its smoothed held-out loss first reaches the lowest of "
+            "the reference's run of the same seed, as a share of what that run spent; mean over seeds and 95 % "
+            "interval. The paper's FLOPs leave out the logits (erratum E8).",
             columns=("quantity", "paper", "ours", "95 % interval", "scale"),
             rows=tuple(rows),
         )
@@ -63,16 +64,22 @@ _SAVES = {"tokens": "tokens saved", "flops": "training FLOPs saved", "wall_s": "
 
 
 def _saved_row(pair: Pair, resource: Resource, printed: dict[str, Any], scale: str) -> tuple[str, ...]:
-    target = pair.targets[0]
-    reached = [reach for reach in target.others_by_run if reach is not None]
-    missed = len(target.others_by_run) - len(reached)
-    if not reached:
-        return (_SAVES[resource], text.percent(printed[resource]), "not reached", NONE, scale)
-    saved = mean_interval([1 - getattr(reach, resource) / getattr(target.own, resource) for reach in reached])
-    bound = " or more" if any(reach.at_most for reach in reached) else ""
-    told = f"{_percent(saved.mean)}{bound}" + (f"; {missed} runs do not get there" if missed else "")
-    ends = NONE if saved.low is None or saved.high is None else f"{_percent(saved.low)} to {_percent(saved.high)}"
-    return (_SAVES[resource], _percent(printed[resource]), told, ends, scale)
+    ours, theirs = pair.other.by_seed(), pair.reference.by_seed()
+    saved: list[float] = []
+    shared = [seed for seed in theirs if seed in ours]
+    for seed in shared:
+        curve = pair.reference.curves[theirs[seed]]
+        own, got = reach(curve, curve.best), reach(pair.other.curves[ours[seed]], curve.best)
+        if own is not None and got is not None:
+            saved.append(1 - getattr(got, resource) / getattr(own, resource))
+    if not saved:
+        return (_SAVES[resource], _percent(printed[resource]), "not reached", NONE, scale)
+    found = mean_interval(saved)
+    if len(saved) < len(shared):  # a mean over those that get there would flatter them
+        told = f"{_percent(found.mean)} in {len(saved)} of {len(shared)} seeds; the others do not get there"
+        return (_SAVES[resource], _percent(printed[resource]), told, NONE, scale)
+    ends = NONE if found.low is None or found.high is None else f"{_percent(found.low)} to {_percent(found.high)}"
+    return (_SAVES[resource], _percent(printed[resource]), _percent(found.mean), ends, scale)
 
 
 def _percent(share: float) -> str:
@@ -103,14 +110,22 @@ def lead_section(result: StudyResult) -> Section:
 def _change(mine: ArmResult, theirs: ArmResult, later: ArmResult, against: ArmResult) -> str:
     """Whether the difference at the end of the long runs is another than at the end of the short ones."""
     seeds = [seed for seed in mine.losses if all(seed in arm.losses for arm in (theirs, later, against))]
+    if not seeds:
+        return "The short and the long runs have no seed in common."
     changes = [
         (later.losses[seed] - against.losses[seed]) - (mine.losses[seed] - theirs.losses[seed]) for seed in seeds
     ]
     change = mean_interval(changes)
-    if change.low is None or change.holds_zero:
-        return f"No change of the lead seen from the short runs to the long ones: {shown(change)} nats."
-    moves = "shrinks" if change.mean > 0 else "grows"
-    return f"From the short runs to the long ones the lead {moves}: {shown(change)} nats."
+    first = fmean(mine.losses[seed] - theirs.losses[seed] for seed in seeds)
+    last = fmean(later.losses[seed] - against.losses[seed] for seed in seeds)
+    told = f"from {text.signed(first)} to {text.signed(last)} nats, by {shown(change)}"
+    if change.low is None:
+        return f"From the short runs to the long ones the difference moves {told}; one seed, which may be chance."
+    if change.holds_zero:
+        return f"No change of the difference seen from the short runs to the long ones: {told}."
+    if first < 0 and last < 0:
+        return f"From the short runs to the long ones the lead {'shrinks' if change.mean > 0 else 'grows'}: {told}."
+    return f"From the short runs to the long ones the difference moves {told}."
 
 
 def _along(pair: Pair) -> Table:

@@ -24,6 +24,7 @@ def _moments(name: str, record: dict[str, Any]) -> Section:
     tables = moments_tables(record)
     return Section(
         key=f"moments-{name}",
+        name="moments",
         title="Moment propagation",
         question="How do operations pass on mean and variance, of what goes forward and of gradients; which streams "
         "keep them over depth, and does what holds at initialisation survive training?",
@@ -40,6 +41,7 @@ def _moments(name: str, record: dict[str, Any]) -> Section:
 def _coordinates(name: str, record: dict[str, Any]) -> Section:
     return Section(
         key=f"tune-check-{name}",
+        name="mup",
         title=f"Coordinate check of {record['recipe']}, {', '.join(record['grow'])} growing",
         question="Do activations, and what training changes in them, stay of one size as the model grows?",
         mirrors="appendix C.2.1",
@@ -55,6 +57,7 @@ def _search(name: str, record: dict[str, Any]) -> Section:
     importance, settings = tuning.importance_chart(record), tuning.settings_table(record)
     return Section(
         key=f"tune-search-{name}",
+        name="tune",
         title=f"muP search of {record['recipe']}",
         question="Which learning rate, initial scale and multipliers?",
         mirrors="appendix C.2.1",

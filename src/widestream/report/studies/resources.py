@@ -13,6 +13,7 @@ def resources_section() -> Section:
     curves = figure_1()
     section = Section(
         key="resources",
+        name="resources",
         title="Resources: what a wider stream costs",
         question="Do parameters and FLOPs stay the same as the stream grows?",
         mirrors="Figure 1, Table 7, appendix A",

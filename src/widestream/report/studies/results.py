@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from widestream.report.runs import Run, load_run
 RECORD = ".study.json"
 """Ending of a study's record."""
 Seeds = tuple[int, int]
+Cache = dict[Path, Run | UserError]
+"""Runs read already, or why one cannot be read, by folder; studies share runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,11 +109,11 @@ def load_results(folder: Path) -> list[StudyResult]:
         UserError: one is damaged.
     """
     paths = sorted(folder.glob(f"*{RECORD}"))
-    cache: dict[Path, Run | None] = {}
+    cache: Cache = {}
     return [load_result(path, cache) for path in paths]
 
 
-def load_result(path: Path, cache: dict[Path, Run | None] | None = None) -> StudyResult:
+def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
     """Read one study.
 
     Args:
@@ -135,23 +137,27 @@ def load_result(path: Path, cache: dict[Path, Run | None] | None = None) -> Stud
     return StudyResult(record=record, folder=path.parent, arms=arms, notes=notes)
 
 
-def _arm(name: str, entry: dict[str, Any], folder: Path, cache: dict[Path, Run | None], notes: list[str]) -> ArmResult:
+def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: list[str]) -> ArmResult:
     """Read an arm's finished runs, those too that finished since the record was written."""
     found = []
     for row in entry["runs"]:
-        if row["status"] == "unfinished" and _finished(folder / row["folder"], row["steps"]):
+        if row["status"] != "done" and _finished(folder / row["folder"], row["steps"]):
             row["status"] = "done"
         if row["status"] != "done":
-            notes.append(f"{name}, seed {row['seed']}: {row['status']} ({folder.name}/{row['folder']})")
+            why = f": {row['why']}" if row.get("why") else ""
+            notes.append(f"{name}, seed {row['seed']}: {row['status']}{why} ({row['folder']})")
             continue
         path = folder / row["folder"]
         if path not in cache:
             try:
                 cache[path] = load_run(path)
             except UserError as error:
-                cache[path] = None
-                notes.append(f"{name}, seed {row['seed']}: {error}")
-        if (run := cache[path]) is not None:
+                cache[path] = error
+        run = cache[path]
+        if isinstance(run, UserError):
+            row["status"] = "unreadable"
+            notes.append(f"{name}, seed {row['seed']}: {run}")
+        else:
             found.append(run)
     found.sort(key=lambda run: run.seeds)
     return ArmResult(name=name, entry=entry, group=measure(name, found, "loss") if found else None)
@@ -198,21 +204,23 @@ def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) 
 
     Two arms of equal parameters (to 2 %) are compared as they are. Otherwise, if `other` is one of the arms that the
     study trains at several sizes for this (`analysis.parameters`), its loss at the parameters of `one` is interpolated
-    between those sizes in log-log, seed by seed.
+    between those sizes in log-log, seed by seed. What is counted is non-embedding parameters, or
+    `analysis.parameters_of`.
     """
-    size, theirs = one.count("non_embedding"), other.count("non_embedding")
-    if abs(size / theirs - 1) <= 0.02:
+    what = result.record["analysis"].get("parameters_of", "non_embedding")
+    size, theirs, tokens = one.count(what), other.count(what), one.count("tokens")
+    if abs(size / theirs - 1) <= 0.02 and other.count("tokens") == tokens:
         return difference(other.losses, one.losses)
     ladder = result.measured(result.record["analysis"].get("parameters", []))
     if other.name not in [arm.name for arm in ladder] or len(ladder) < 2:
         return None
-    ladder.sort(key=lambda arm: arm.count("non_embedding"))
-    below = [arm for arm in ladder if arm.count("non_embedding") <= size]
-    above = [arm for arm in ladder if arm.count("non_embedding") >= size]
-    if not below or not above or below[-1].count("tokens") != one.count("tokens"):
+    ladder.sort(key=lambda arm: arm.count(what))
+    below = [arm for arm in ladder if arm.count(what) <= size]
+    above = [arm for arm in ladder if arm.count(what) >= size]
+    if not below or not above or {below[-1].count("tokens"), above[0].count("tokens")} != {tokens}:
         return None
     low, high = below[-1], above[0]
-    share = _log_share(low.count("non_embedding"), high.count("non_embedding"), size)
+    share = _log_share(low.count(what), high.count(what), size)
     between = {
         seed: low.losses[seed] ** (1 - share) * high.losses[seed] ** share for seed in low.losses if seed in high.losses
     }
@@ -221,12 +229,6 @@ def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) 
 
 def _log_share(low: float, high: float, value: float) -> float:
     return 0.0 if low == high else math.log(value / low) / math.log(high / low)
-
-
-def by_seed(arms: Sequence[ArmResult], figure: Callable[[Seeds], float]) -> dict[Seeds, float]:
-    """A figure for each seed that all arms have."""
-    shared = set(arms[0].losses).intersection(*(arm.losses for arm in arms[1:]))
-    return {seed: figure(seed) for seed in sorted(shared)}
 
 
 EQUAL: dict[str, str] = {

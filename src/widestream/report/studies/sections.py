@@ -7,6 +7,7 @@ from typing import Any
 
 from widestream.report import text
 from widestream.report.bars import BarChart
+from widestream.report.comparable import cautions, mismatches
 from widestream.report.intervals import Interval
 from widestream.report.studies.forest import Forest
 from widestream.report.studies.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
@@ -26,6 +27,8 @@ class Section:
 
     key: str
     """Anchor."""
+    name: str
+    """What it is asked for by: the study's name, or the measurement's."""
     title: str
     """Heading."""
     question: str = ""
@@ -53,6 +56,7 @@ def begin(result: StudyResult) -> Section:
     record = result.record
     section = Section(
         key=f"{record['study']}-{record['scale']}",
+        name=record["study"],
         title=record["title"],
         question=record["question"],
         mirrors=record["mirrors"],
@@ -60,12 +64,16 @@ def begin(result: StudyResult) -> Section:
         notes=list(result.notes),
         commands=[record["command"]],
     )
+    models = [(arm.name, arm.group.runs) for arm in result.measured() if arm.group]
+    if len(models) > 1:
+        section.notes += [f"Not comparable in nats: {one.sentence}" for one in mismatches(models)]
+        section.notes += cautions(models)
     section.details = [table for table in (arms_table(result), rates_table(result), runs_table(result)) if table.rows]
     return section
 
 
 def describe_scale(result: StudyResult) -> str:
-    """Sizes, budget, data and epochs, seeds and machine, in two sentences."""
+    """Sizes, budget, seeds, data and epochs, in two sentences."""
     runs = result.runs()
     if not runs:
         return f"Scale {result.record['scale']}; no run is finished yet."
@@ -98,6 +106,17 @@ def said(contrast: Contrast) -> str:
     if gap.holds_zero:
         return f"No difference seen between {one} and {other}: {text.signed(gap.mean)} nats ({ends})."
     return f"{one} is {text.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
+
+
+def said_at_parameters(contrast: Contrast) -> str | None:
+    """The same at equal parameters, where that is not the comparison at equal tokens itself."""
+    gap = contrast.at_equal.get("parameters")
+    if gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
+        return None
+    one, other = contrast.of.name, contrast.against.name
+    if gap.holds_zero:
+        return f"At equal parameters no difference is seen between {one} and {other}: {shown(gap)} nats."
+    return f"At equal parameters {one} is {'worse' if gap.mean > 0 else 'better'} than {other}: {shown(gap)} nats."
 
 
 def shown(interval: Interval | None) -> str:
@@ -149,8 +168,8 @@ def contrast_table(
         title=title,
         caption="Nats per token; below zero the first named is better. Ours: the last evaluation at equal tokens, mean "
         "over seeds and 95 % interval, seed by seed. Beside it the same at equal training FLOPs (logits included), "
-        "equal wall time and equal non-embedding parameters, with intervals. A dash: not comparable without "
-        "extrapolating.",
+        "equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs or time one of the two is "
+        "read before its run, and its schedule, has ended. A dash: not comparable without extrapolating.",
         columns=(
             "comparison", "paper", "ours", "95 % interval",
             *(EQUAL[resource] for resource in ("flops", "wall_s", "parameters")),

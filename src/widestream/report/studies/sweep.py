@@ -14,6 +14,7 @@ from widestream.report.studies.sections import (
     contrasts,
     mean_loss,
     said,
+    said_at_parameters,
     shown,
 )
 from widestream.report.svg import Chart, Series
@@ -38,7 +39,7 @@ def sweep_section(result: StudyResult) -> Section:
     if rows:
         section.tables.append(_slope_table(rows))
     found = contrasts(result, analysis.get("contrasts"))
-    section.answers += [said(one) for row, one in found if row.get("say", True)]
+    section.answers += [text for _, one in found for text in (said(one), said_at_parameters(one)) if text]
     if found:
         section.tables.append(contrast_table(result, found))
     return section
@@ -100,7 +101,7 @@ def _slope_row(name: str, arms: list[ArmResult], entry: dict[str, Any], scale: s
                 if bend.holds_zero
                 else f" It {'flattens' if bend.mean * per.mean < 0 else 'steepens'} against the logarithm."
             )
-    printed = "falls at every step" if entry["x"] == "stream_size" else UNPRINTED
+    printed = entry.get("paper") or UNPRINTED
     step = "falls at every step" if found.falling else "does not fall at every step"
     return told, (f"{entry['title']}: {name}", printed, step, shown(per), shown(bend), str(len(arms)), scale)
 
