@@ -153,8 +153,8 @@ def _depth_findings(depth: Sequence[Record]) -> Iterator[str]:
         ]
         start = "with scaled output maps" if scaled else "with unscaled output maps"
         yield (
-            f"At {chosen[0]['layers']} layers, {start}, {len(kept)} of {len(growths)} streams keep both second moments "
-            f"within a factor of {KEPT:g}{': ' + listing(kept) if kept else ''}."
+            f"At {chosen[0]['layers']} layers, {start}, {len(kept)} of {len(growths)} streams keep both second "
+            f"moments, in the mean over seeds, within a factor of {KEPT:g}{': ' + listing(kept) if kept else ''}."
         )
 
 

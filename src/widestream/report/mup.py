@@ -34,7 +34,7 @@ def sentences(record: Record) -> list[str]:
             for kind in ("size", "change")
             if row[kind]["verdict"] not in ("flat", None)
         ]
-        verdict = "flat across widths" if record["flat"][way] else f"not flat: {listing(off)}"
+        verdict = f"flat across widths ({_farthest(slopes)})" if record["flat"][way] else f"not flat: {listing(off)}"
         said.append(f"{record['recipe']} {name}: {verdict}.")
     widths, bounds = record["widths"], record["bounds"]
     said.append(
@@ -44,6 +44,17 @@ def sentences(record: Record) -> list[str]:
         + "of its change from initialisation within [{:g}, {:g}].".format(*bounds["change"])
     )
     return said
+
+
+def _farthest(slopes: dict[str, Any]) -> str:
+    """The slope that lies farthest from zero among those that are judged."""
+    judged = [
+        (abs(row[kind]["mean"]), f"farthest: {kind} of {quantity} {_slope(row[kind])}")
+        for quantity, row in slopes.items()
+        for kind in ("size", "change")
+        if row[kind]["verdict"] is not None
+    ]
+    return max(judged)[1]
 
 
 def slopes_table(record: Record) -> Table:

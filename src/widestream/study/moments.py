@@ -80,6 +80,14 @@ def study_initial(settings: MomentsSettings) -> dict[str, Any]:
 def study_runs(runs: Sequence[Path], settings: RunSettings) -> dict[str, Any]:
     """Measure runs at their beginning and at all of their checkpoints; see `measure_run`."""
     training = [measure_run(run, settings) for run in tqdm(runs, desc="runs", disable=None)]
+    known: dict[tuple[str, int], Path] = {}
+    for path, found in zip(runs, training, strict=True):
+        twin = known.setdefault((found["name"], found["seed"]), path)
+        if twin != path:
+            raise UserError(
+                f"{twin} and {path} are both called {found['name']} and have seed {found['seed']}: they would be "
+                "taken for one model; measure them one by one."
+            )
     plain = replace(settings, data=None if settings.data is None else str(settings.data))
     return make_record("study moments", plain, torch.device("cpu"), training=training)
 
