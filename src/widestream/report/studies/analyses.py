@@ -23,7 +23,7 @@ def arms_section(result: StudyResult) -> Section:
     """Arms against the reference, or the contrasts that the study names."""
     section = begin(result)
     found = contrasts(result, result.record["analysis"].get("contrasts"))
-    section.answers = [text for _, one in found for text in (said(one), said_at_parameters(one)) if text]
+    section.answers = [told for _, one in found for told in (said(one), said_at_parameters(one)) if told]
     if found:
         section.tables.append(contrast_table(result, found))
         section.charts.append(("Differences at equal tokens", forest_of(found_gaps(found))))

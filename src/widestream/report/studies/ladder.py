@@ -122,12 +122,12 @@ def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tupl
     if found.low is None or found.high is None:
         told = f"{family} takes {text.percent(ratio)} of the reference's {name} to equal loss, one seed."
         return told, (name, family, UNPRINTED, text.percent(ratio), NONE)
-    ends = f"95 % interval {text.percent(math.exp(found.low))} to {text.percent(math.exp(found.high))}"
+    ends = f"{text.percent(math.exp(found.low))} to {text.percent(math.exp(found.high))}"
     if found.holds_zero:
-        share = f"{text.percent(ratio)} of the reference's ({ends})"
+        share = f"{text.percent(ratio)} of the reference's (95 % interval {ends})"
         told = f"No difference seen in {name} to equal loss: {family} takes {share}."
     else:
-        told = f"{family} reaches {text.loss(goal)} with {text.percent(ratio)} of the reference's {name} ({ends})."
+        told = f"{family} reaches {text.loss(goal)} with {text.percent(ratio)} of the reference's {name} (95 % interval {ends})."
     return told, (name, family, UNPRINTED, text.percent(ratio), ends)
 
 

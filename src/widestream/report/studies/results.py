@@ -212,7 +212,8 @@ def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) 
     if abs(size / theirs - 1) <= 0.02 and other.count("tokens") == tokens:
         return difference(other.losses, one.losses)
     ladder = result.measured(result.record["analysis"].get("parameters", []))
-    if other.name not in [arm.name for arm in ladder] or len(ladder) < 2:
+    sizes = [arm.name for arm in ladder]
+    if other.name not in sizes or one.name in sizes or len(ladder) < 2:
         return None
     ladder.sort(key=lambda arm: arm.count(what))
     below = [arm for arm in ladder if arm.count(what) <= size]

@@ -39,7 +39,7 @@ def sweep_section(result: StudyResult) -> Section:
     if rows:
         section.tables.append(_slope_table(rows))
     found = contrasts(result, analysis.get("contrasts"))
-    section.answers += [text for _, one in found for text in (said(one), said_at_parameters(one)) if text]
+    section.answers += [told for _, one in found for told in (said(one), said_at_parameters(one)) if told]
     if found:
         section.tables.append(contrast_table(result, found))
     return section
