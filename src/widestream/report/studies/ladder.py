@@ -123,11 +123,11 @@ def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tupl
         told = f"{family} takes {text.percent(ratio)} of the reference's {name} to equal loss, one seed."
         return told, (name, family, UNPRINTED, text.percent(ratio), NONE)
     ends = f"{text.percent(math.exp(found.low))} to {text.percent(math.exp(found.high))}"
+    share = f"{text.percent(ratio)} of the reference's {name} (95 % interval {ends})"
     if found.holds_zero:
-        share = f"{text.percent(ratio)} of the reference's (95 % interval {ends})"
-        told = f"No difference seen in {name} to equal loss: {family} takes {share}."
+        told = f"No difference seen to equal loss: {family} takes {share}."
     else:
-        told = f"{family} reaches {text.loss(goal)} with {text.percent(ratio)} of the reference's {name} (95 % interval {ends})."
+        told = f"{family} reaches {text.loss(goal)} with {share}."
     return told, (name, family, UNPRINTED, text.percent(ratio), ends)
 
 
