@@ -1,0 +1,30 @@
+"""The results that are kept in lab/: one page of all studies, every number with its run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from widestream.report.studies import page
+from widestream.study.archive import opened
+from widestream.study.spec import study_names
+
+LAB = Path(__file__).parent.parent.parent / "lab"
+
+
+@pytest.mark.slow
+def test_the_page_of_the_kept_results_has_every_study_and_every_run():
+    with opened(LAB) as folders:
+        sections = page.find_sections(folders)
+        names = {section.name for section in sections}
+        assert {"resources", "moments", "mup", "tune", *study_names()} <= names
+        html = page.page(sections)
+        records = [json.loads(path.read_text()) for folder in folders for path in folder.glob("*.study.json")]
+        assert len(records) == len(study_names())
+        for record in records:
+            for arm in record["arms"]:
+                for run in (*arm["trials"], *arm["runs"]):
+                    folder = next(folder / run["folder"] for folder in folders if folder != LAB)
+                    assert run["status"] != "done" or (folder / "metrics.jsonl").is_file()
+                for run in arm["runs"]:
+                    assert run["folder"] in html
