@@ -85,7 +85,8 @@ def test_rebuilt_states_with_sharded_weights(stream, tmp_path):
     whole = build_model(config)
     whole.loss(*sharding_batch(config)).total.backward()
     for name, parameter in whole.named_parameters():
-        assert (found[name] - parameter.grad).norm() < 1e-5 * parameter.grad.norm(), name
+        # mHC's alpha has no gradient before its first step: both must then be exactly zero.
+        assert (found[name] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data):
