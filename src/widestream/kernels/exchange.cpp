@@ -173,6 +173,13 @@ static Moments moments(const Call& c, const float* tile) {
     return {mean, (float)(1 / std::sqrt(squares / cells + c.eps))};
 }
 
+// Begin to ask for the tiles of a token, which is worked on after the one at hand.
+static void look_ahead(const Call& c, int64_t token) {
+    const int64_t numbers = token < c.N ? c.V * c.K : 0, bytes = numbers * (c.state_bf16 ? 2 : 4);
+    ahead.set(0, (char*)c.state + token * bytes, bytes);
+    if (c.backward) ahead.set(1, c.grad_state + token * numbers, numbers * 4);
+}
+
 // The normed tile, gain included.
 static void normalise(const Call& c, const float* tile, Moments own, float* to) {
     for (int64_t i = 0; i < c.tile; i += W) store(to + i, (load(tile + i) - own.mean) * own.rate * load(c.gains + i));
@@ -257,6 +264,7 @@ static void work(void* argument) {
         float *dw = c.partial + chunk * c.sums, *dr = dw + c.R * c.Kp, *dgain = dr + c.Q * c.Kp;
         if (c.backward) memset(dw, 0, c.sums * 4);
         for (int64_t token = c.start(chunk); token < c.start(chunk + 1); token++) {
+            look_ahead(c, token + 1);
             if (c.backward)
                 backward_token(c, token, scratch, dw, dr, dgain);
             else

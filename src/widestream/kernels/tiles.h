@@ -22,6 +22,7 @@ constexpr int W = 4, COLUMNS = 2;
 #endif
 // Longest contraction in one go, so that the right factor's panel stays in the nearest cache.
 constexpr int64_t DEPTH = 128;
+constexpr int LINES = 8;  // cache lines asked for at a time
 
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef float Unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
@@ -45,11 +46,16 @@ struct View {
 
 static inline Vec widen(Halves x) { return (Vec)(__builtin_convertvector(x, Bits) << 16); }
 
-static inline Halves narrow(Vec value) {  // to the nearest, ties to even; NaN stays NaN
+// To the nearest, ties to even; NaN stays NaN. The processor's own instruction makes subnormal numbers zero.
+#if defined(__AVX512BF16__)
+static inline Halves narrow(Vec value) { return (Halves)_mm512_cvtneps_pbh((__m512)value); }
+#else
+static inline Halves narrow(Vec value) {
     const Bits bits = (Bits)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Bits nan = (Bits)((bits & 0x7fffffff) > 0x7f800000);
     return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Halves);
 }
+#endif
 
 // The first n < W numbers of a vector; the others are zero, or stay in memory as they are.
 static inline Halves load_part(const uint16_t* from, int64_t n) {
@@ -156,6 +162,20 @@ static void put(const View& view, int64_t token, int64_t V, int64_t P, const flo
 
 // ---- products
 
+// Memory that will be wanted soon. A product asks for some of it at every block: so many loads may be under way and no
+// more, and all at once they would only be waited for.
+struct Ahead {
+    struct Range {
+        const char *next, *end;
+    } ranges[2];
+    void set(int range, const void* from, int64_t bytes) { ranges[range] = {(const char*)from, (const char*)from + bytes}; }
+    void ask() {
+        for (Range& own : ranges)
+            for (int i = 0; i < LINES && own.next < own.end; i++, own.next += 64) __builtin_prefetch(own.next, 0, 2);
+    }
+};
+static thread_local Ahead ahead = {};
+
 enum Mode { SET, ADD, SUBTRACT };
 
 // ROWS rows by VECTORS vectors of C = A B, kept in registers over the contraction of length P.
@@ -187,8 +207,11 @@ static inline void block(int64_t P, const float* A, int64_t lda, const float* B,
 template <int ROWS, int VECTORS, bool TRANSPOSED>
 static inline void strip(int64_t rows, int64_t P, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
                          int64_t ldc, Mode mode) {
-    for (; rows >= ROWS; rows -= ROWS, A += TRANSPOSED ? ROWS : ROWS * lda, C += ROWS * ldc)
+    Ahead& own = ahead;
+    for (; rows >= ROWS; rows -= ROWS, A += TRANSPOSED ? ROWS : ROWS * lda, C += ROWS * ldc) {
+        own.ask();
         block<ROWS, VECTORS, TRANSPOSED>(P, A, lda, B, ldb, C, ldc, mode);
+    }
     if constexpr (ROWS > 1)
         strip<(ROWS == 6 ? 4 : ROWS / 2), VECTORS, TRANSPOSED>(rows, P, A, lda, B, ldb, C, ldc, mode);
 }
