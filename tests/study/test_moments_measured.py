@@ -14,7 +14,7 @@ from widestream.cli.study_moments import add_moments
 from widestream.errors import UserError
 from widestream.nn.model import build_model
 from widestream.nn.recording import record_exchanges
-from widestream.report.moments import load_moments, moments_findings, moments_tables
+from widestream.report.moments import moments_findings, moments_tables
 from widestream.report.moments_charts import depth_multiples
 from widestream.streams import own_kinds
 from widestream.study import moments_ratios
@@ -168,10 +168,3 @@ def test_the_command_measures_initial_models(tmp_path):
 def test_mistakes_are_told(options, message):
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(app(), ["moments", *options], catch_exceptions=False)
-
-
-def test_other_files_are_no_record(tmp_path):
-    (tmp_path / "x.json").write_text("{}")
-    for name in ("x.json", "y.json"):
-        with pytest.raises(UserError, match="study moments"):
-            load_moments(tmp_path / name)

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from widestream.cli.study_moments import add_moments
 from widestream.errors import UserError
-from widestream.report.moments import load_moments, moments_tables
+from widestream.report.files import read_record
+from widestream.report.moments import moments_tables
 from widestream.report.moments_charts import moments_charts
 from widestream.study.moments_training import RunSettings, measure_run
 from widestream.train.loop import train
@@ -41,13 +42,14 @@ def test_a_run_is_measured_at_its_start_and_at_every_checkpoint(runs):
 
 def test_the_command_measures_runs(runs, tmp_path):
     chosen = [word for stream in ("matrix", "vector") for word in ("--run", str(runs / stream))]
-    out = tmp_path / "training.json"
+    out = tmp_path / "training.json.xz"
     group = typer.Typer()
     add_moments(group)
     result = CliRunner().invoke(group, [*chosen, "--windows", "2", "--json", str(out)])
     assert result.exit_code == 0, result.output
     assert "one seed tells nothing at step 6" in result.output
-    record = load_moments(out)
+    record = read_record(out)
+    assert record["command"] == f"widestream study moments {' '.join(chosen)} --windows=2"
     assert [run["stream"] for run in record["training"]] == ["matrix", "vector"]
     assert (tmp_path / "training-light.svg").read_text().count('class="chart"') == len(moments_charts(record))
     assert [table.title for table in moments_tables(record)] == [

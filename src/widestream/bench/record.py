@@ -30,7 +30,9 @@ class Outputs:
     @property
     def stem(self) -> Path | None:
         """Stem of the plots, if there are to be any."""
-        return self.plot or (self.json.with_suffix("") if self.json else None)
+        if self.plot or not self.json:
+            return self.plot
+        return self.json.with_name(self.json.name.removesuffix(".xz")).with_suffix("")
 
     def check(self) -> None:
         """Find out before measuring, and not after it, that there is nowhere to write.

@@ -36,10 +36,8 @@ def check(
 
         widestream mup check tune/rmt --widths 32,64,128,256 --out mup.html
     """
-    import json as json_format
-
     from widestream.errors import UserError
-    from widestream.report.files import write_text
+    from widestream.report.files import write_record
     from widestream.report.mup import sentences, write_check
     from widestream.study.mup_check import CheckOptions, run_check
 
@@ -61,7 +59,7 @@ def check(
     )
     print("\n".join(sentences(record)))
     if json is not None:
-        write_text(json, json_format.dumps(record) + "\n")
+        write_record(json, record)
     for path in () if out is None else write_check(record, out):
         print(path)
     raise typer.Exit(0 if record["flat"]["mup"] else 1)

@@ -1,14 +1,10 @@
 """Tables and sentences of the study of moment propagation, from its record (`study/moments.py`)."""
 
-import json
-import lzma
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from widestream.errors import UserError
 from widestream.report.intervals import difference, mean_interval
 from widestream.report.tables import NONE, Table
 from widestream.report.text import listing, loss, three
@@ -20,24 +16,6 @@ PRINTED_HALF = 0.005
 """Table 2 is rounded to two digits behind the point."""
 KEPT = 2.0
 """A moment is said to be kept over depth if it changes by less than this factor."""
-
-
-def load_moments(path: Path) -> dict[str, Any]:
-    """Read a record, plain or compressed (.xz).
-
-    Raises:
-        UserError: it is missing or no such record.
-    """
-    try:
-        content = path.read_bytes()
-        record = json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; make it with `widestream study moments --json {path}`.") from None
-    except (ValueError, lzma.LZMAError):
-        raise UserError(f"{path} is no record of `widestream study moments`; make it anew with --json.") from None
-    if not isinstance(record, dict) or not record.keys() & {"ratios", "depth", "training"}:
-        raise UserError(f"{path} is no record of `widestream study moments`; make it anew with --json.")
-    return record
 
 
 def moments_tables(record: Record) -> list[Table]:

@@ -5,7 +5,7 @@ One record holds what was measured: `ratios`, `depth` and `training`, each as fa
 """
 
 import itertools
-import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from widestream.bench.record import Outputs, make_record, require_counts
 from widestream.errors import UserError
-from widestream.report.files import write_text
+from widestream.report.files import write_record, write_text
 from widestream.report.moments_charts import moments_charts
 from widestream.report.svg import render, standalone
 from widestream.study.moments_depth import DepthSizes, chosen_kinds, measure_depth
@@ -74,7 +74,15 @@ def study_initial(settings: MomentsSettings) -> dict[str, Any]:
         measure_depth(kind, num_layers, depth_scale, settings.seeds, settings.sizes)
         for depth_scale, num_layers, kind in tqdm(cases, desc="depth", disable=None)
     ]
-    return make_record("study moments", settings, torch.device("cpu"), ratios=ratios, depth=depth)
+    asked = command(
+        shape=settings.shape,
+        draws=settings.draws,
+        scheme=settings.scheme,
+        streams=",".join(settings.streams) or "none",
+        depths=",".join(map(str, settings.depths)),
+        seeds=settings.seeds,
+    )
+    return make_record("study moments", settings, torch.device("cpu"), command=asked, ratios=ratios, depth=depth)
 
 
 def study_runs(runs: Sequence[Path], settings: RunSettings) -> dict[str, Any]:
@@ -89,14 +97,21 @@ def study_runs(runs: Sequence[Path], settings: RunSettings) -> dict[str, Any]:
                 "taken for one model; measure them one by one."
             )
     plain = replace(settings, data=None if settings.data is None else str(settings.data))
-    return make_record("study moments", plain, torch.device("cpu"), training=training)
+    asked = command(*(word for run in runs for word in ("--run", str(run))), windows=settings.windows, data=plain.data)
+    return make_record("study moments", plain, torch.device("cpu"), command=asked, training=training)
+
+
+def command(*words: str, **options: Any) -> str:
+    """The command line that measures this; options of None are left out."""
+    given = (f"--{name}={value}" for name, value in options.items() if value is not None)
+    return shlex.join(["widestream", "study", "moments", *words, *given])
 
 
 def write_outputs(record: dict[str, Any], outputs: Outputs) -> list[Path]:
     """Write the record and its charts, STEM-light.svg and STEM-dark.svg; returns the paths."""
     written = []
     if outputs.json is not None:
-        write_text(outputs.json, json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+        write_record(outputs.json, record)
         written.append(outputs.json)
     charts = moments_charts(record)
     if outputs.stem is not None and charts:

@@ -1,16 +1,13 @@
 """The page of all studies: paper's number, ours, interval, scale; and for every number its run folder and command."""
 
-import json
-import lzma
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from widestream.errors import UserError, unknown_name
 from widestream.report.bars import BarChart, render_bars
 from widestream.report.document import NARROW, WIDE, both_sizes, document, html_table
-from widestream.report.files import write_text
+from widestream.report.files import read_record, write_text
 from widestream.report.studies.analyses import study_section
 from widestream.report.studies.forest import Forest, render_forest
 from widestream.report.studies.records import record_section
@@ -81,11 +78,7 @@ def _other_record(path: Path) -> Section | None:
     """The section of another measurement's record: moments, a coordinate check, a search; None for other files."""
     if path.name.endswith(RECORD):
         return None
-    content = path.read_bytes()
-    try:
-        record: Any = json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
-    except (ValueError, lzma.LZMAError) as error:
-        raise UserError(f"{path} cannot be read as JSON; remove it, or measure again.") from error
+    record = read_record(path)
     return record_section(path.name.split(".")[0], record) if isinstance(record, dict) else None
 
 

@@ -7,6 +7,9 @@ from widestream.report.moments import moments_findings, moments_tables
 from widestream.report.moments_charts import moments_charts
 from widestream.report.studies.sections import Figure, Section
 
+_PARTS = {"ratios": "Table 2", "depth": "streams over depth", "training": "in training"}
+"""What a record of moments may hold, in words."""
+
 
 def record_section(name: str, record: dict[str, Any]) -> Section | None:
     """The section of a record by what it measured; None for a record of something else."""
@@ -22,10 +25,11 @@ def record_section(name: str, record: dict[str, Any]) -> Section | None:
 def _moments(name: str, record: dict[str, Any]) -> Section:
     charts: list[tuple[str, Figure]] = [(chart.title.capitalize(), chart) for chart in moments_charts(record)]
     tables = moments_tables(record)
+    parts = [words for part, words in _PARTS.items() if record.get(part)]
     return Section(
         key=f"moments-{name}",
         name="moments",
-        title="Moment propagation",
+        title=f"Moment propagation: {', '.join(parts)}",
         question="How do operations pass on mean and variance, of what goes forward and of gradients; which streams "
         "keep them over depth, and does what holds at initialisation survive training?",
         mirrors="Tables 1 and 2, appendix B",
@@ -34,7 +38,7 @@ def _moments(name: str, record: dict[str, Any]) -> Section:
         charts=charts,
         tables=tables[:1],
         details=tables[1:],
-        commands=["widestream study moments --json moments.json", "widestream study moments --run RUN --run RUN ..."],
+        commands=[record["command"]],
     )
 
 
