@@ -244,3 +244,9 @@ def test_runs_made_by_hand_in_a_jobs_folder_count(tmp_path):
     job = Job(recipe="study/cpu/rmt", changes=("train.steps=4", "train.eval_every=2"), folder=tmp_path / "run", steps=4)
     write_run(job)
     assert job.done
+
+
+def test_a_record_that_lacks_a_part_is_told(tmp_path):
+    (tmp_path / "moments.json").write_text('{"bench": "study moments"}')
+    with pytest.raises(UserError, match="The record moments lacks 'command'"):
+        page.find_sections([tmp_path])

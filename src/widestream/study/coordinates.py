@@ -5,10 +5,7 @@ that they exist for every stream: the token vectors, what each block puts out, w
 stream's state, the logits.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +16,7 @@ from widestream.data.batches import TrainBatches
 from widestream.data.store import TokenStore
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
+from widestream.nn.recording import record_exchanges
 from widestream.train.optim import build_optimizer
 
 Sizes = dict[str, float]
@@ -89,32 +87,15 @@ def measure(config: RunConfig, tokens: Tokens, steps: int, seed: int) -> list[tu
 @torch.no_grad()
 def activations(model: Decoder, inputs: Tensor) -> dict[str, Tensor]:
     """Everything that crosses the decoder's seams in one forward pass."""
-    found: dict[str, Tensor] = {}
-    with _recorded(model, found):
+    with record_exchanges(model) as seen:
         hidden = model(inputs)
+    found: dict[str, Tensor] = {}
+    for one in seen:
+        writer = "embedding" if one.site == 0 else model.layout[one.site - 1].kind
+        found[f"{writer} {one.site}"] = one.written[0]
+        for number, part in enumerate(leaf for leaf in tree_leaves(one.state) if isinstance(leaf, Tensor)):
+            if part.is_floating_point():
+                found[f"state {one.site}" + (f" {number}" if number else "")] = part
+        found.update({f"reads {one.site} {role}": value for role, value in one.inputs.items()})
     found[f"logits {len(model.layout) + 1}"] = model.logits(hidden)
     return {name: value.detach().clone() for name, value in found.items()}
-
-
-@contextmanager
-def _recorded(model: Decoder, found: dict[str, Tensor]) -> Iterator[None]:
-    """Enter into `found` what passes through the stream's exchanges."""
-    stream = model.stream
-
-    def exchange(site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
-        if site == 0:
-            found["embedding 0"] = written[0]
-        else:
-            found[f"{model.layout[site - 1].kind} {site}"] = written
-        state, inputs = type(stream).exchange(stream, site, state, written)
-        for number, part in enumerate(leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)):
-            if part.is_floating_point():
-                found[f"state {site}" + (f" {number}" if number else "")] = part
-        found.update({f"reads {site} {role}": value for role, value in inputs.items()})
-        return state, inputs
-
-    stream.exchange = exchange
-    try:
-        yield
-    finally:
-        del stream.exchange

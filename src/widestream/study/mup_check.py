@@ -17,6 +17,7 @@ from typing import Any
 from widestream.config import RunConfig, build, load_recipe, to_dict
 from widestream.errors import UserError, unknown_name
 from widestream.report.intervals import mean_interval
+from widestream.report.studies.fits import line
 from widestream.streams import stream_class
 
 AXES = ("num_heads", "head_dim", "mlp_dim", "key_dim")
@@ -243,9 +244,7 @@ def summarize(widths: Sequence[int], measured: Measured) -> dict[str, Any]:
 
 def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
     """Least-squares slope of log size against log width."""
-    xs, ys = [math.log(width) for width in widths], [math.log(max(size, TINY)) for size in sizes]
-    x, y = fmean(xs), fmean(ys)
-    return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
+    return line([(math.log(width), math.log(max(size, TINY))) for width, size in zip(widths, sizes, strict=True)])[0]
 
 
 def verdict(mean: float, bounds: tuple[float, float]) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from widestream.errors import UserError
 from widestream.report import mup, tuning
 from widestream.report.moments import moments_findings, moments_tables
 from widestream.report.moments_charts import moments_charts
@@ -12,7 +13,18 @@ _PARTS = {"ratios": "Table 2", "depth": "streams over depth", "training": "in tr
 
 
 def record_section(name: str, record: dict[str, Any]) -> Section | None:
-    """The section of a record by what it measured; None for a record of something else."""
+    """The section of a record by what it measured; None for a record of something else.
+
+    Raises:
+        UserError: the record lacks a part.
+    """
+    try:
+        return _section(name, record)
+    except KeyError as missing:
+        raise UserError(f"The record {name} lacks {missing}; measure again, or remove it.") from missing
+
+
+def _section(name: str, record: dict[str, Any]) -> Section | None:
     if record.get("bench") == "study moments":
         return _moments(name, record)
     if {"grow", "widths", "flat"} <= record.keys():
