@@ -71,6 +71,24 @@ def test_a_run_that_fails_is_left_behind_where_that_may_be(tmp_path):
     assert not list(tmp_path.glob("*.claim"))
 
 
+@pytest.mark.parametrize(
+    ("visible", "workers", "seen"),
+    [("4,7", 3, ["4", "7", "4"]), ("4,7", 1, ["4,7"] * 3), ("4", 3, ["4"] * 3), ("", 3, [""] * 3)],
+)
+def test_runs_are_spread_over_gpus(tmp_path, monkeypatch, visible, workers, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    start, found = subprocess.Popen, []
+
+    def record(command, env, **options):
+        found.append((env or os.environ)["CUDA_VISIBLE_DEVICES"])
+        return start([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(pool.subprocess, "Popen", record)
+    jobs = [Job(recipe="none", changes=(), folder=tmp_path / str(i), steps=5) for i in range(3)]
+    run_jobs(jobs, workers=workers, may_fail=True)
+    assert found == seen
+
+
 def test_killing_the_study_ends_its_runs(tmp_path):
     code = (
         "import subprocess, sys, time; from widestream.study import pool\n"

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ class Job:
     """Optimizer steps of the whole run."""
     pass_fds: tuple[int, ...] = ()
     """Open files that the process inherits; a lock among them is held until it ends, whatever becomes of its parent."""
+    gpu: str | None = None
+    """Name of the GPU that the process is to see alone; None: it sees all there are."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     """While it runs."""
     failed: bool = False
@@ -75,6 +78,7 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=None if self.gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": self.gpu},
                 pass_fds=self.pass_fds,
                 preexec_fn=_end_with_parent,
             )
@@ -103,6 +107,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
 
     Interrupted or terminated, it ends the processes; called again, every run goes on from its newest checkpoint.
     Several calls, in processes here or on machines that share the folder, divide the jobs between them (`claims`).
+    Where there are several GPUs, every job has one of them to itself, or shares it with as few others as can be.
 
     Args:
         jobs: in the order in which they are to start.
@@ -119,10 +124,11 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
 
     waiting = [job for job in jobs if not over(job)]
     running: list[Job] = []
+    gpus = visible_gpus() if workers > 1 else []
     try:
         with terminable(), _Bar(jobs) as bar:
             while waiting or running:
-                _start(waiting, running, workers, over)
+                _start(waiting, running, workers, gpus, over)
                 time.sleep(POLL_S)
                 bar.update()
                 for job in running:
@@ -138,7 +144,19 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
             job.end()
 
 
-def _start(waiting: list[Job], running: list[Job], workers: int, over: Callable[[Job], bool]) -> None:
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine that processes may use, as CUDA_VISIBLE_DEVICES names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _start(
+    waiting: list[Job], running: list[Job], workers: int, gpus: Sequence[str], over: Callable[[Job], bool]
+) -> None:
     """Start what can be started: not more than `workers`, nothing that another process has claimed or finished."""
     for job in list(waiting):
         if len(running) == workers:
@@ -148,6 +166,9 @@ def _start(waiting: list[Job], running: list[Job], workers: int, over: Callable[
             if over(job):  # another process finished it since
                 claims.drop(job.folder)
             else:
+                if len(gpus) > 1:
+                    taken = [other.gpu for other in running]
+                    job.gpu = min(gpus, key=taken.count)
                 running.append(job)
                 job.start()
 
