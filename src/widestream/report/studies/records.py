@@ -37,11 +37,11 @@ def _section(name: str, record: dict[str, Any]) -> Section | None:
 def _moments(name: str, record: dict[str, Any]) -> Section:
     charts: list[tuple[str, Figure]] = [(chart.title.capitalize(), chart) for chart in moments_charts(record)]
     tables = moments_tables(record)
-    parts = [words for part, words in _PARTS.items() if record.get(part)]
+    parts = [part for part in _PARTS if record.get(part)]
     return Section(
-        key=f"moments-{name}",
+        key="-".join(["moments", *(str(list(_PARTS).index(part)) for part in parts), name]),
         name="moments",
-        title=f"Moment propagation: {', '.join(parts)}",
+        title=f"Moment propagation: {', '.join(_PARTS[part] for part in parts)}",
         question="How do operations pass on mean and variance, of what goes forward and of gradients; which streams "
         "keep them over depth, and does what holds at initialisation survive training?",
         mirrors="Tables 1 and 2, appendix B",
@@ -55,10 +55,12 @@ def _moments(name: str, record: dict[str, Any]) -> Section:
 
 
 def _coordinates(name: str, record: dict[str, Any]) -> Section:
+    fixed = [f"{axis} {value}" for axis, value in record["models"][0].items() if axis not in record["grow"]]
     return Section(
         key=f"tune-check-{name}",
         name="mup",
-        title=f"Coordinate check of {record['recipe']}, {', '.join(record['grow'])} growing",
+        title=f"Coordinate check of {record['recipe']}, {', '.join(record['grow'])} growing"
+        + (f" at {', '.join(fixed)}" if fixed else ""),
         question="Do activations, and what training changes in them, stay of one size as the model grows?",
         mirrors="appendix C.2.1",
         scale=f"Scale cpu: widths {record['widths'][0]} to {record['widths'][-1]}.",
