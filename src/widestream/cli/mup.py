@@ -20,7 +20,8 @@ def check(
             metavar="AXIS,...", help="num_heads, head_dim, mlp_dim, key_dim. Default: all of these but head_dim."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of Adam at the peak rate, on one batch.")] = 5,
+    rate: Annotated[float, typer.Option(help="Learning rate, as a part of the recipe's peak rate.")] = 0.1,
+    steps: Annotated[int, typer.Option(help="Steps of Adam, on one batch.")] = 5,
     seeds: Annotated[int, typer.Option(help="Initialisations at each width.")] = 3,
     windows: Annotated[int, typer.Option(help="Windows of the batch.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens of a window, at most the recipe's context.")] = 64,
@@ -51,6 +52,7 @@ def check(
             widths=_widths(widths),
             grow=None if grow is None else tuple(axis.strip() for axis in grow.split(",")),
             steps=steps,
+            rate=rate,
             seeds=seeds,
             windows=windows,
             length=length,

@@ -57,7 +57,7 @@ def recipe_tokens(config: RunConfig, windows: int, length: int) -> Tokens:
 
 
 def measure(config: RunConfig, tokens: Tokens, steps: int, seed: int) -> list[tuple[Sizes, Sizes]]:
-    """Train on one batch at the recipe's peak rate and measure before every step and after the last.
+    """Train on one batch at the optimizer's rate and measure before every step and after the last.
 
     Args:
         config: model and optimizer.

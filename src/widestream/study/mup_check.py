@@ -8,7 +8,7 @@ the slope of log size against log width is 0. Exponents of a wrong parametrizati
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import product
 from statistics import fmean
@@ -45,6 +45,9 @@ class CheckOptions:
     width grow, else the axis that grows."""
     grow: tuple[str, ...] | None = None
     """Axes that grow; default: heads, neurons and, where the stream has one, the key axis."""
+    rate: float = 0.1
+    """Learning rate of all steps, as a part of the recipe's peak. A run's first steps are taken at such rates, while it
+    warms up; at the peak at once a few steps can throw a model off at any width."""
     steps: int = 5
     """Optimizer steps."""
     seeds: int = 3
@@ -60,6 +63,8 @@ class CheckOptions:
         for name, least in (("steps", 1), ("seeds", 1), ("windows", 1), ("length", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 < self.rate < math.inf:
+            raise UserError(f"--rate is {self.rate:g}; it must be above 0, such as 0.1.")
         for axis in self.grow or ():
             if axis not in AXES:
                 raise unknown_name(f"axis {axis} of --grow", axis, AXES)
@@ -82,6 +87,7 @@ def run_check(options: CheckOptions) -> dict[str, Any]:
     from widestream.study.coordinates import measure, random_tokens, recipe_tokens
 
     base = load_recipe(options.recipe, options.changes)
+    base = replace(base, optimizer=replace(base.optimizer, lr=options.rate * base.optimizer.lr))
     grow = options.grow or default_axes(base)
     widths = sorted(set(options.widths or (k * recipe_width(base, grow) for k in (1, 2, 4, 8))))
     configs = {way: [at_width(base, grow, width, widths[0], way) for width in widths] for way in WAYS}
@@ -266,6 +272,6 @@ def command(options: CheckOptions) -> str:
     for name in ("widths", "grow"):
         values = getattr(options, name)
         words += [] if values is None else [f"--{name}", ",".join(map(str, values))]
-    for name in ("steps", "seeds", "windows", "length", "data"):
+    for name in ("rate", "steps", "seeds", "windows", "length", "data"):
         words += [f"--{name}", str(getattr(options, name))]
     return shlex.join(words)
