@@ -117,26 +117,6 @@ def test_base_sizes_of_axes_that_a_stream_lacks_are_refused(stream, foreign):
         meta_model(config)
 
 
-@pytest.mark.parametrize(
-    ("key_dim", "heads", "slower"), [(12, 2, 2.0), (12, 8, 1.0), (3, 2, 1.0), (12, 4, math.sqrt(2))]
-)
-def test_storage_keys_learn_slower_where_the_stream_outgrows_its_vectors(key_dim, heads, slower):
-    def rate(name, wide):
-        mup = {"base_num_heads": 2, "base_head_dim": 4, "base_mlp_dim": 10, "base_key_dim": 3, "wide_stream": wide}
-        stream = {"kind": "matrix", "key_dim": key_dim}
-        config = tiny(stream, init={"scheme": "mup"}, mup=mup, num_heads=heads, head_dim=4)
-        return meta_model(config).roles()[name].lr_factor
-
-    for name in ("stream.write_0", "stream.write_1", "stream.write_2"):
-        assert rate(name, False) / rate(name, True) == pytest.approx(slower)
-    assert rate("stream.read_0", True) == rate("stream.read_0", False)
-
-
-def test_a_wide_stream_needs_the_size_it_grows_from():
-    with pytest.raises(UserError, match="set that too"):
-        tiny("matrix", init={"scheme": "mup"}, mup={"wide_stream": True})
-
-
 @pytest.mark.parametrize("stream", ["vector", "matrix"])
 def test_activations_keep_their_size_over_width_and_keys(stream):
     """Coordinate check at initialisation: hidden vectors and attention inputs are of order one at any size."""

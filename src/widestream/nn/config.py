@@ -52,9 +52,6 @@ class MupConfig:
     """Base of the number of MLP neurons F."""
     base_key_dim: int | None = None
     """Base of the stream's key axis D_k."""
-    wide_stream: bool = False
-    """RMT and relatives: where D_k grows more than R does, storage keys learn slower by the root of that. Not in the
-    paper (lab/2026-11-22-tuning.md says why)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +112,6 @@ class ModelConfig:
         if self.init.scheme != "mup" and self.mup_bases:
             names = ", ".join(f"mup.{name}" for name in self.mup_bases)
             raise UserError(f"{names} act only under init.scheme: mup; this model has init.scheme: {self.init.scheme}.")
-        if self.mup.wide_stream and self.mup.base_key_dim is None:
-            raise UserError("model.mup.wide_stream follows the growth from model.mup.base_key_dim; set that too.")
         if self.tied_head and self.init.output_zero:
             raise UserError(
                 "model.init.output_zero would zero the embedding too under model.tied_head; set one of them to false."

@@ -7,7 +7,7 @@ Muon may take the parameter (RMT paper C.2.1; "Tensor Programs V", arXiv 2203.03
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -93,19 +93,6 @@ class Roles:
         if output and self.config.init.depth_scale:
             std /= math.sqrt(self.config.blocks_per_layer * self.config.num_layers)
         return Role(std, decay, lr_factor=1 / _ratio(in_), muon=True, zero_rows=zero_rows, part=part)
-
-    def storage(self, in_: tuple[Axis, ...], out: tuple[Axis, ...], *, output: bool) -> Role:
-        """Keys that write vectors to a stream, which is read with random keys of size 1/sqrt(fan-in).
-
-        A change of them goes along with those keys, as Adam's first one does, so that sqrt(D_k) of it arrives at
-        every reader, and 1/sqrt(R) of that, as the gradient is shared by R readers' keys. That grows if D_k grows more
-        than R; `mup.wide_stream` takes it out of the learning rate.
-        """
-        role = self.hidden(in_, out, "keys", decay="key", output=output)
-        outgrown = _ratio(out) / _ratio(in_)
-        if not self.config.mup.wide_stream or outgrown <= 1:
-            return role
-        return replace(role, lr_factor=role.lr_factor / math.sqrt(outgrown))
 
     def unembedding(self, in_: tuple[Axis, ...]) -> Role:
         """Infinite to finite. Under muP its standard deviation does not shrink with width; its multiplier does."""

@@ -104,7 +104,7 @@ class MatrixStream(Stream):
 
     def declare_storage(self, name: str, vectors: tuple[Axis, ...], roles: Roles, scaled: bool = False) -> None:
         """Storage keys w: R -> D_k."""
-        role = roles.storage(vectors, (self.keys,), output=scaled)
+        role = roles.hidden(vectors, (self.keys,), "keys", decay="key", output=scaled)
         self.declare(name, (self.key_dim, size(vectors)), role)
 
     def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:

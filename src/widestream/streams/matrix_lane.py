@@ -75,7 +75,7 @@ class MatrixLaneStream(MatrixStream):
     def declare_storage(self, name: str, vectors: tuple[Axis, ...], roles: Roles, scaled: bool = False) -> None:
         """Storage keys; the embedding's are as long as the lane."""
         if name == "write_0" or (name == "write_position" and self.own.positions == "lane"):
-            role = roles.storage(vectors, (self.lane_axis(),), output=scaled)
+            role = roles.hidden(vectors, (self.lane_axis(),), "keys", decay="key", output=scaled)
             self.declare(name, (self.own.lane, self.rank), role)
         else:
             super().declare_storage(name, vectors, roles, scaled)

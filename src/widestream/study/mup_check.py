@@ -152,7 +152,6 @@ def at_width(config: RunConfig, grow: Sequence[str], width: int, smallest: int, 
         if axis != "width" or config.model.width is not None:
             (model["stream"] if axis == "key_dim" else model)[axis] = size
     mup |= {name: None for name in mup if name.startswith("base_")}
-    mup["wide_stream"] = mup["wide_stream"] and way == "mup"
     if way == "mup":
         if model["init"]["scheme"] != "mup":
             model["init"] |= {"scheme": "mup", "std": 1.0}
