@@ -1,4 +1,4 @@
-"""Time of a training step of the demo with and without a mask, over real batches none of whose windows holds a boundary."""
+"""Time of the demo's training step with and without a mask, over its batches that hold no document boundary."""
 
 import argparse
 import statistics
