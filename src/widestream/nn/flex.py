@@ -36,8 +36,8 @@ def choose(asked: Switch, *, device_type: str, compiled: bool, masked: bool, hea
         compiled: whether the blocks are.
         masked: whether the model needs any mask other than causal.
         head_dim: K.
-        upcast: whether attention is computed in float32 under autocast. `auto` leaves that to SDPA: FlexAttention's
-            products in float32 do not use the tensor cores.
+        upcast: whether attention is computed in float32 under autocast. `auto` leaves that to SDPA: in float32,
+            FlexAttention's products use no tensor cores unless TF32 is allowed.
 
     Raises:
         UserError: `flex` where FlexAttention cannot train.
