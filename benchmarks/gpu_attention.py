@@ -9,6 +9,7 @@ from widestream.config import load_recipe
 from widestream.nn.attention import BareAttention
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import make_context
+from widestream.nn.flex import FlexMask
 
 CASES = (("none", 512, torch.bfloat16), ("alibi", 509, torch.bfloat16), ("alibi", 509, torch.float32))
 """Positions, tokens (a multiple of 128 or not), precision."""
@@ -33,7 +34,7 @@ def check_attention(suite: Suite) -> None:
 
 def check_case(suite: Suite, positions: str, tokens: int, dtype: torch.dtype) -> dict[str, Any]:
     """Errors of both ways, output and gradients, each against the largest value of the same in float64."""
-    changes = ["upcast_attention=false", f"positions={positions}"]
+    changes = ["upcast_attention=false", "document_mask=true", f"positions={positions}"]
     config = load_recipe("paper/rmt-305m", [f"model.{change}" for change in changes]).model
     segments = documents(2, tokens, suite.device)
     shape = (4, 2, tokens, config.num_heads, config.head_dim)
@@ -58,5 +59,6 @@ def attend(config: ModelConfig, kind: str, segments: torch.Tensor, given: torch.
     q, k, v = (x.detach().requires_grad_(on_gpu) for x in given[:3])
     positions = torch.arange(given.shape[2], device=given.device)
     context = make_context(config, positions, segments, attention=kind)
+    assert isinstance(context.masks[None], FlexMask) == (kind == "flex")
     out = BareAttention(config, layer=3)({"q": q, "k": k, "v": v}, context)
     return [out.detach(), *(torch.autograd.grad(out, (q, k, v), given[3]) if on_gpu else ())]

@@ -91,8 +91,8 @@ def make_model(
 
 
 def make_config(recipe: str, suite: Suite, key_dim: int | None = None) -> ModelConfig:
-    """Sizes of a recipe of the paper; tiny ones in a quick run."""
-    changes = ["upcast_attention=false", *(TINY if suite.quick else [])]
+    """Sizes of a recipe of the paper; tiny ones in a quick run. Documents are masked where a step has any."""
+    changes = ["upcast_attention=false", "document_mask=true", *(TINY if suite.quick else [])]
     if recipe.startswith("rmt"):
         key_dim = key_dim or (16 if suite.quick else None)
         changes += [] if key_dim is None else [f"stream.key_dim={key_dim}"]
