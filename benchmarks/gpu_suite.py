@@ -4,10 +4,11 @@
     python benchmarks/gpu_suite.py --parts steps,decode --sizes rmt-305m
     TRITON_INTERPRET=1 python benchmarks/gpu_suite.py --quick --device cpu --json quick.json
 
-Parts: `checks` (kernels against float64), `kernels` (time against what a copy of the same bytes takes), `steps` (whole
-training steps of RMT and transformer in turns, at the paper's four sizes), `decode`, `memory` (against D_k), `tuning`
-(other launches of the kernels). Every part has a share of the time; what fails or does not fit is written down as such,
-and the file is brought up to date after every figure. Needs torch, numpy, pyyaml and tqdm, and triton for the kernels.
+Parts: `checks` (kernels and FlexAttention against float64), `kernels` (time against what a copy of the same bytes
+takes), `steps` (whole training steps of RMT and transformer in turns, at the paper's four sizes; with documents masked,
+FlexAttention and SDPA), `decode`, `memory` (against D_k), `tuning` (other launches of the kernels). Every part has a
+share of the time; what fails or does not fit is written down as such, and the file is brought up to date after every
+figure. Needs torch, numpy, pyyaml and tqdm, and triton for the kernels.
 """
 
 from gpu_run import ROOT, Suite, copy_bandwidth, describe, seconds, wait  # first: it says which package is missing
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 
+from gpu_attention import check_attention, documents
 from widestream.config import load_recipe
 from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig, generate
@@ -34,6 +36,7 @@ from widestream.kernels.exchange_triton import TritonExchange, Tuning, available
 from widestream.kernels.testing import Case, draw, errors, grid
 from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
+from widestream.nn.flex import Attention
 from widestream.nn.model import build_model
 from widestream.train.config import OptimizerConfig
 from widestream.train.machine import matmul_peak
@@ -42,7 +45,7 @@ from widestream.train.optim import build_optimizer, clip_gradients
 SIZES = {"rmt-46m": "transformer-49m", "rmt-134m": "transformer-160m", "rmt-206m": "transformer-260m",
          "rmt-305m": "transformer-405m"}  # fmt: skip
 """The paper's four sizes: RMT, and the transformer it is compared with."""
-SHARES = {"checks": 80, "kernels": 60, "steps": 190, "decode": 25, "memory": 45, "tuning": 50}
+SHARES = {"checks": 95, "kernels": 60, "steps": 215, "decode": 25, "memory": 40, "tuning": 40}
 """Seconds of every part."""
 FLOAT32, BF16 = torch.float32, torch.bfloat16
 TINY = ["vocab_size=97", "context=16", "num_layers=1", "num_heads=2", "head_dim=16", "mlp_dim=64"]
@@ -88,15 +91,15 @@ def make_model(
 
 
 def make_config(recipe: str, suite: Suite, key_dim: int | None = None) -> ModelConfig:
-    """Sizes of a recipe of the paper; tiny ones in a quick run."""
-    changes = ["upcast_attention=false", *(TINY if suite.quick else [])]
+    """Sizes of a recipe of the paper; tiny ones in a quick run. Documents are masked where a step has any."""
+    changes = ["upcast_attention=false", "document_mask=true", *(TINY if suite.quick else [])]
     if recipe.startswith("rmt"):
         key_dim = key_dim or (16 if suite.quick else None)
         changes += [] if key_dim is None else [f"stream.key_dim={key_dim}"]
     return load_recipe(f"paper/{recipe}", [f"model.{change}" for change in changes]).model
 
 
-def make_step(model: Decoder, suite: Suite) -> Callable[[], None]:
+def make_step(model: Decoder, suite: Suite, segments: torch.Tensor | None = None) -> Callable[[], None]:
     """Forward, backward, clipping and fused AdamW on random tokens, under bf16 autocast."""
     optimizer, parameters = build_optimizer(model, OptimizerConfig(lr=1e-4)), list(model.parameters())
     shape = (suite.batch, model.config.context + 1)
@@ -105,7 +108,7 @@ def make_step(model: Decoder, suite: Suite) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast(suite.device.type, BF16):
-            loss = model.loss(tokens, targets).total
+            loss = model.loss(tokens, targets, segments).total
         loss.backward()
         clip_gradients(parameters, 1.0)
         optimizer.step()
@@ -164,25 +167,52 @@ def time_case(suite: Suite, exchange: Exchange, case: Case) -> dict[str, Any]:
     return found
 
 
+def check(suite: Suite) -> None:
+    """Attention first: it is few cases."""
+    check_attention(suite)
+    check_kernels(suite)
+
+
 def time_steps(suite: Suite) -> None:
-    """For every variant and size, RMT and transformer in turns; compiled ones last, since they take longest to make."""
+    """For every variant and size, RMT and transformer in turns; compiled ones last, since they take longest to make.
+
+    Before them, at the last size (the smallest, made soonest): FlexAttention and SDPA in turns.
+    """
+    suite.attempt("documents", lambda: time_documents(suite, SIZES[suite.sizes[-1]]))
     for variant in VARIANTS:
         for rmt in suite.sizes:
             suite.attempt(f"{variant.name} {rmt}", lambda v=variant, r=rmt: time_pair(suite, v, r))
 
 
+def time_documents(suite: Suite, recipe: str) -> dict[str, Any]:
+    """Compiled steps of the transformer with documents masked: by SDPA and, on a GPU, by FlexAttention."""
+    kinds: tuple[Attention, ...] = ("flex", "sdpa") if suite.device.type == "cuda" else ("sdpa",)
+    models = {kind: make_model(recipe, suite) for kind in kinds}
+    for kind, model in models.items():
+        model.attention = kind
+    segments = documents(suite.batch, models["sdpa"].config.context, suite.device)
+    return {"size": recipe, "variant": "compiled, documents", **time_in_turns(suite, models, True, segments)}
+
+
 def time_pair(suite: Suite, variant: Variant, rmt: str) -> dict[str, Any]:
-    """Medians, and the median over rounds of the ratio. A variant of RMT alone meets the plain transformer."""
+    """RMT and transformer. A variant of RMT alone meets the plain transformer."""
     models = {
         "rmt": make_model(rmt, suite, variant.kernels, variant.memory, variant.state_precision),
         "transformer": make_model(SIZES[rmt], suite),
     }
+    return {"size": rmt, "variant": variant.name, **time_in_turns(suite, models, variant.compiled)}
+
+
+def time_in_turns(
+    suite: Suite, models: dict[str, Decoder], compiled: bool, segments: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Median time of a step of each, and the median over rounds of the first one's time over the last one's."""
     start = time.perf_counter()
     steps = {}
     for name, model in models.items():
-        if variant.compiled:
+        if compiled:
             model.compile_blocks(backend="aot_eager" if suite.quick else "inductor")
-        steps[name] = make_step(model, suite)
+        steps[name] = make_step(model, suite, segments)
         steps[name]()
     wait(suite.device)
     making = time.perf_counter() - start
@@ -190,11 +220,11 @@ def time_pair(suite: Suite, variant: Variant, rmt: str) -> dict[str, Any]:
     for _ in range(2 if suite.quick else 10):
         for name, step in steps.items():
             times[name].append(seconds(suite, step, rounds=1, repeat=1))
-    tokens = suite.batch * models["rmt"].config.context
+    first, *_, last = *times.values(), *times.values()
     return {
-        "size": rmt, "variant": variant.name, "tokens": tokens, "setup_seconds": making,
+        "tokens": suite.batch * next(iter(models.values())).config.context, "setup_seconds": making,
         "median_seconds": {name: statistics.median(values) for name, values in times.items()},
-        "ratio": statistics.median(a / b for a, b in zip(times["rmt"], times["transformer"], strict=True)),
+        "ratio": statistics.median(a / b for a, b in zip(first, last, strict=True)),
     }  # fmt: skip
 
 
@@ -289,7 +319,7 @@ def print_table(record: dict[str, Any]) -> None:
 
 
 PARTS: dict[str, Callable[[Suite], None]] = {
-    "checks": check_kernels, "kernels": time_kernels, "steps": time_steps, "decode": time_decode,
+    "checks": check, "kernels": time_kernels, "steps": time_steps, "decode": time_decode,
     "memory": measure_memory, "tuning": tune,
 }  # fmt: skip
 

@@ -135,6 +135,10 @@ def test_corpus_shorter_than_a_window(refused):
     refused("train tiny.yaml model.context=9000 --out new", "one window needs 9001: prepare more text")
 
 
+def test_flex_attention_on_a_cpu(refused):
+    refused("train tiny.yaml train.attention=flex --out new", "no backward pass there); use auto or sdpa")
+
+
 def test_token_outside_the_vocabulary(place, refused):
     for split in ("train", "heldout"):
         spoil(place / "data" / f"{split}_00000.bin", 41, 0xFF, place / "data" / "manifest.json")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_corpora import prepare_bytes, texts
 
-from widestream.data.batches import TrainBatches, eval_batches
+from widestream.data.batches import Batch, TrainBatches, eval_batches
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
 
@@ -111,6 +111,16 @@ def test_padding_is_a_segment_of_its_own(tmp_path):
     assert batch.weights is not None
     assert batch.weights.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
     assert batch.tokens[1].tolist() == [256, *b"d", 101, 256]
+
+
+def test_a_boundary_in_any_window_is_seen():
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    for rows, expected in (
+        ([[0, 0, 0, 0]] * 2, False),
+        ([[0, 0, 0, 0], [0, 0, 0, 1]], True),
+        ([[0, 1, 1, 1]] * 2, True),
+    ):
+        assert Batch(tokens=tokens, targets=tokens, segments=torch.tensor(rows)).has_boundaries is expected
 
 
 def test_limit_counts_windows(heldout):

@@ -11,7 +11,7 @@ from study_runs import finish, loss_of, write_run, write_study
 from widestream.config import load_recipe
 from widestream.errors import UserError
 from widestream.study import run
-from widestream.study.plan import Place, arm_job
+from widestream.study.plan import Place, arm_job, recipe_hash
 from widestream.study.run import StudyOptions, best_rate, next_rate, run_study
 from widestream.study.spec import SCALES, Search, find_study, load_study, study_names
 
@@ -60,6 +60,15 @@ def test_studies_share_the_runs_of_equal_recipes(tmp_path):
     again = arm_job(size, size.arms[0], place, 1, 0.01).folder
     assert again != one["transformer"]
     assert again.name.rpartition("-")[0] == one["transformer"].name.rpartition("-")[0]
+
+
+def test_what_only_computes_leaves_a_runs_name_alone():
+    names = {
+        recipe_hash(load_recipe("demo/rmt", [f"train.{change}"]), "tokens")
+        for change in ("attention=auto", "attention=sdpa", "threads=2")
+    }
+    assert len(names) == 1
+    assert recipe_hash(load_recipe("demo/rmt", ["train.z_loss=0.5"]), "tokens") not in names
 
 
 def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):

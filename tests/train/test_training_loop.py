@@ -50,6 +50,7 @@ def test_loss_falls_and_the_folder_tells_all(data, tmp_path, stream):
     assert done["heldout"]["whole"]
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["precision"] == "float32"
+    assert info["attention"] == "sdpa"
     assert info["peak_flops_per_s"] > 1e8
     assert info["data"]["sequence_length"] == 16
     assert info["summary"]["parameters"]["total"] == summarize(config.model).total_parameters

@@ -7,7 +7,7 @@ from widestream.data.store import TokenStore
 from widestream.nn.model import build_model
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
-from widestream.train.step import optimizer_step, split
+from widestream.train.step import batch_loss, optimizer_step, split
 
 WORLD = World(torch.device("cpu"))
 
@@ -91,3 +91,58 @@ def test_split_gives_every_window_once_and_in_order(batch):
     parts = list(split(weighted(batch), 4))
     assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
     assert torch.equal(torch.cat([part.weights for part in parts]), weighted(batch).weights)
+
+
+@pytest.fixture
+def kinds(data):
+    """Batches without a document boundary in any window, and with one."""
+    batches = TrainBatches(TokenStore.open(data, "train"), 16, 4, seed=0)
+    found = {batch.has_boundaries: batch for batch in map(batches.at, range(40))}
+    return found[False], found[True]
+
+
+def passed_segments(model, batch, monkeypatch):
+    """What the decoder gets, and the loss."""
+    seen, forward = [], type(model).forward
+
+    def spy(self, tokens, segments=None, **options):
+        seen.append(segments)
+        return forward(self, tokens, segments, **options)
+
+    monkeypatch.setattr(type(model), "forward", spy)
+    terms = batch_loss(model, batch, WORLD.device)
+    return seen, terms
+
+
+def test_no_mask_where_no_window_holds_a_boundary(config, kinds, monkeypatch):
+    inside, across = kinds
+    model = build_model(config.model, seed=3)
+    masked = model.loss(inside.tokens, inside.targets, inside.segments).cross_entropy
+    seen, terms = passed_segments(model, inside, monkeypatch)
+    assert seen == [None]
+    torch.testing.assert_close(terms.cross_entropy, masked, rtol=1e-6, atol=0)
+    seen, _ = passed_segments(model, across, monkeypatch)
+    assert seen[0] is not None
+
+
+def test_every_micro_batch_decides_for_itself(config, kinds):
+    inside, across = kinds
+    pairs = zip(
+        (inside.tokens, inside.targets, inside.segments), (across.tokens, across.targets, across.segments), strict=True
+    )
+    tokens, targets, segments = (torch.cat(pair) for pair in pairs)
+    both = Batch(tokens=tokens, targets=targets, segments=segments)
+    decided = [part.has_boundaries for part in split(both, 2)]
+    assert decided == [False, True]
+    one, big = step(config, both)
+    two, small = step(config, both, micro_batches=2)
+    assert two.loss == pytest.approx(one.loss, rel=1e-6)
+    for (name, a), b in zip(big.named_parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6 * a.grad.abs().max().item(), msg=name)
+
+
+def test_compiled_blocks_keep_the_mask(config, kinds, monkeypatch):
+    model = build_model(config.model, seed=3)
+    model.compile_blocks(backend="eager")
+    seen, _ = passed_segments(model, kinds[0], monkeypatch)
+    assert seen[0] is not None

@@ -19,9 +19,10 @@ def test_every_part_runs_in_miniature(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(path.read_text())
     assert all(row["ok"] for row in record["checks"])
-    assert len(record["checks"]) == 8
+    assert len(record["checks"]) == 9
+    assert record["checks"][0]["errors"]["out"] > 0  # of FlexAttention, forward; on a CPU there is no way back
     assert record["kernels"][0]["forward"]["fraction_of_copy"] > 0
-    assert {"eager", "compiled"} <= {row["variant"] for row in record["steps"]}
+    assert {"eager", "compiled", "compiled, documents"} <= {row["variant"] for row in record["steps"]}
     assert [row["model"] for row in record["decode"]] == ["rmt-46m", "transformer-49m"]
     saved = {row["key_dim"]: row["saved_bytes"] for row in record["memory"] if row["variant"] == "eager"}
     assert 0 < saved[16] < saved[32]

@@ -28,6 +28,11 @@ class Batch:
     weights: torch.Tensor | None = None
     """float32 [B, T], 0 where a target does not count; None: all count."""
 
+    @property
+    def has_boundaries(self) -> bool:
+        """Whether any window holds more than one document. Asked of a batch on a GPU, the host would wait for it."""
+        return bool((self.segments != self.segments[:, :1]).any())
+
     def ready_for(self, device: torch.device) -> "Batch":
         """The batch in memory from which `to` copies it to `device` while host and device go on; on a CPU itself."""
         if device.type != "cuda":

@@ -8,8 +8,8 @@ import torch
 from widestream.data.batches import eval_batches
 from widestream.data.store import TokenStore
 from widestream.nn.decoder import Decoder
-from widestream.train.machine import autocast
 from widestream.train.parallel import World
+from widestream.train.step import batch_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +58,7 @@ def evaluate(
     for index, batch in enumerate(eval_batches(store, sequence_length, batch_size, limit)):
         if index % world.size != world.rank:
             continue
-        batch = batch.to(world.device)
-        with autocast(world.device, precision):
-            terms = model.loss(batch.tokens, batch.targets, batch.segments, batch.weights)
+        terms = batch_loss(model, batch, world.device, precision)
         sums += torch.stack((terms.cross_entropy.double() * terms.tokens, terms.tokens.double()))
     model.train(training)
     nats, targets = world.sum_(sums).tolist()

@@ -15,6 +15,7 @@ from torch.utils import flop_counter
 from widestream.errors import UserError
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context, Window
+from widestream.nn.flex import FlexMask, flex
 from widestream.nn.positions import rotate
 from widestream.nn.roles import Axis, Declared, Role, Roles, size
 
@@ -131,6 +132,8 @@ class BareAttention(torch.nn.Module):
         if context.cache is not None:
             k, v = context.cache.append(self.slot, k, v, context.positions if context.fixed else None)
         mask = context.masks[self.window]
+        if isinstance(mask, FlexMask):
+            return flex(q, k, v, mask, self.scale).transpose(1, 2)
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
         causal = mask is None and q.shape[2] > 1

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from widestream.nn.cache import KVCache
 from widestream.nn.config import ModelConfig
+from widestream.nn.flex import Attention, FlexMask, make_flex_mask
 from widestream.nn.positions import alibi_bias, rotary_angles
 
 Window = int | None
@@ -22,9 +23,9 @@ class Context:
     """Of the tokens in their sequence [T]."""
     segments: Tensor | None
     """Document of every token [B, T], or None where all tokens are of one document."""
-    masks: dict[Window, Tensor | None]
-    """By window: what is added to the logits (float) or which pairs are allowed (bool), broadcastable to [B, H, T, S];
-    None: causal alone."""
+    masks: dict[Window, Tensor | FlexMask | None]
+    """By window: what is added to the logits (float) or which pairs are allowed (bool), broadcastable to [B, H, T, S],
+    or the same for FlexAttention; None: causal alone."""
     rotary: tuple[Tensor, Tensor] | None = None
     """Cosines and sines of the tokens' rotary angles."""
     cache: KVCache | None = None
@@ -43,6 +44,7 @@ def make_context(
     cache: KVCache | None = None,
     windows: Iterable[Window] = (None,),
     fixed: bool = False,
+    attention: Attention = "sdpa",
 ) -> Context:
     """Build masks, biases and angles.
 
@@ -54,9 +56,18 @@ def make_context(
         cache: earlier tokens.
         windows: those of the model's attention blocks.
         fixed: see `Context`; needs a cache.
+        attention: `flex`: FlexAttention wherever there is a mask other than causal, no cache, and no `mask`.
     """
     segments = segments if config.document_mask else None
-    masks = {window: _mask(config, positions, segments, mask, cache, window, fixed) for window in windows}
+    alibi_heads = config.num_heads if config.positions == "alibi" else None
+
+    def build(window: Window) -> Tensor | FlexMask | None:
+        masked = segments is not None or window is not None or alibi_heads is not None
+        if attention == "flex" and masked and mask is None and cache is None:
+            return make_flex_mask(positions, segments, window, alibi_heads)
+        return _mask(config, positions, segments, mask, cache, window, fixed)
+
+    masks = {window: build(window) for window in windows}
     rotary = rotary_angles(positions, config.head_dim, config.rotary_base) if config.positions == "rotary" else None
     return Context(positions, segments, masks, rotary, cache, fixed)
 

@@ -15,6 +15,7 @@ from widestream.nn.cache import KVCache
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context, Window, make_context
 from widestream.nn.embedding import Embedding
+from widestream.nn.flex import Attention
 from widestream.nn.mlp import MLP
 from widestream.nn.roles import Declared, Role, Roles, named_roles, size
 from widestream.streams import stream_class
@@ -76,6 +77,8 @@ class Decoder(Declared):
         """Keep only what crosses layer (`reversible`: block) boundaries for the backward pass; recompute the rest."""
         self.reversible: Reversible | None = None
         """Keep what is written to the stream for the backward pass, and rebuild its states; None: keep its states."""
+        self.attention: Attention = "sdpa"
+        """What computes attention where it needs a mask other than causal."""
         self._compiled_depth: Callable[..., Tensor] | None = None
         self._compiled_blocks: list[Callable[..., Tensor]] | None = None
 
@@ -119,7 +122,7 @@ class Decoder(Declared):
         if cache is not None:
             cache.check_room(num_tokens)
         positions = torch.arange(start, start + num_tokens, device=tokens.device)
-        context = make_context(self.config, positions, segments, mask, cache, self._windows)
+        context = make_context(self.config, positions, segments, mask, cache, self._windows, attention=self.attention)
         if self.reversible is not None and (cache is None or not torch.is_grad_enabled()):
             through_depth = self._exchange_and_undo
         else:
@@ -262,6 +265,11 @@ class Decoder(Declared):
         limits.recompile_limit = max(limits.recompile_limit, VERSIONS * len(self.blocks))
         limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, VERSIONS * len(self.blocks))
         self._compiled_blocks = [torch.compile(block, dynamic=False, **options) for block in self.blocks]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile_blocks` was called."""
+        return self._compiled_depth is not None
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter, by its name."""

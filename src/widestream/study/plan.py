@@ -101,10 +101,11 @@ def run_name(config: RunConfig, seed: int, tokens: str | None = None) -> str:
 
 
 def recipe_hash(config: RunConfig, tokens: str | None) -> str:
-    """Hash of a recipe and its tokens, but for its name, its seeds, its data's place and the number of threads."""
+    """Hash of a recipe and its tokens, but for its name, its seeds, its data's place, and what only computes."""
     values: dict[str, Any] = to_dict(config) | {"tokens": tokens}
     for key in ("name", "description"):
         del values[key]
-    for section, key in (("train", "seed"), ("train", "threads"), ("data", "seed"), ("data", "path")):
-        del values[section][key]
+    for section, keys in {"train": ("seed", "threads", "attention"), "data": ("seed", "path")}.items():
+        for key in keys:
+            del values[section][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

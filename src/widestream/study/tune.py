@@ -125,7 +125,7 @@ def describe_setup(options: TuneOptions) -> dict[str, Any]:
     """What all processes of one search must agree on."""
     config = to_dict(options.config)
     data = read_manifest(Path(config["data"].pop("path")))
-    for name in ("device", "threads", "stream_memory", "kernels", "tensorboard"):
+    for name in ("device", "threads", "stream_memory", "kernels", "attention", "tensorboard"):
         config["train"].pop(name)
     prints = {name: data.fingerprint(config["data"][f"{name}_split"]) for name in ("train", "heldout")}
     space = {name: list(ends) for name, ends in options.space.intervals.items()}

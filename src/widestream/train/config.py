@@ -94,6 +94,10 @@ class TrainConfig:
     this machine and the stream have it."""
     state_precision: Literal["float32", "bf16"] = "float32"
     """writes: how the live state is kept. bf16 halves what exchanges move, and rounds every write."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """What computes attention where it needs a mask other than causal (documents, windows, ALiBi). sdpa: torch's fused
+    attention, with a mask in memory. flex: FlexAttention, which leaves out blocks of the mask; CUDA only. auto: flex
+    on a CUDA device with `compile`, unless attention is upcast; else sdpa."""
     deterministic: bool = True
     """Use deterministic algorithms, so that a resumed run is bit-identical to an uninterrupted one."""
     log_every: int = 1

@@ -36,7 +36,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def open_folder(
-    run_dir: Path, config: RunConfig, data: dict[str, Any], device: torch.device, exchanges: dict[str, Any]
+    run_dir: Path, config: RunConfig, data: dict[str, Any], device: torch.device, computed: dict[str, Any]
 ) -> dict[str, Any]:
     """Begin a run folder, or go on with the one that this very run began.
 
@@ -45,7 +45,7 @@ def open_folder(
         config: what is to be trained.
         data: what `describe_data` says of the tokens.
         device: where.
-        exchanges: how the stream's exchanges are computed.
+        computed: what computes the stream's exchanges and attention.
 
     Returns:
         The contents of run.json. Precision and peak are those measured when the run began.
@@ -59,7 +59,7 @@ def open_folder(
     strangers = [path.name for path in _contents(run_dir) if path.name not in begun]
     if strangers:
         raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
-    info = _describe(config, data, device) | {"exchanges": exchanges}
+    info = _describe(config, data, device) | computed
     run_dir.mkdir(parents=True, exist_ok=True)
     load_tokenizer(config.data.path).save(run_dir)  # a run can be sampled wherever it is taken
     write_json(run_dir / INFO, info)

@@ -11,7 +11,9 @@ from widestream.data.batches import TrainBatches
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
 from widestream.nn.decoder import Decoder
+from widestream.nn.flex import Attention, choose
 from widestream.nn.model import build_model
+from widestream.streams import stream_class
 from widestream.streams.reversible import Reversible, describe, plan_exchanges
 from widestream.train import checkpoint
 from widestream.train.folder import describe_data, move_aside, open_folder, require_same_model
@@ -119,18 +121,20 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     plan = make_plan(config, world.size)
     if config.train.tensorboard:
         board_class()  # not installed? Better said now than when the folder has been made
-    reversible = choose_exchanges(config, world.device)
+    reversible, attention = choose_exchanges(config, world.device), choose_attention(config, world.device)
+    computed = {"exchanges": describe(reversible), "attention": attention}
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
     data = describe_data(config, plan, store, heldout)
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
-    info = world.on_main(lambda: open_folder(run_dir, config, data, world.device, describe(reversible)))
+    info = world.on_main(lambda: open_folder(run_dir, config, data, world.device, computed))
     model = build_model(config.model, config.train.seed, world.device)
     optimizer = build_optimizer(model, config.optimizer)
     position = _restore(config, run_dir, world, model, optimizer)
     model.checkpoint_layers, model.reversible = config.train.activation_checkpointing, reversible
+    model.attention = attention
     if config.train.compile:
         model.compile_blocks()
     return Run(
@@ -157,6 +161,24 @@ def choose_exchanges(config: RunConfig, device: torch.device) -> Reversible | No
     train = config.train
     return plan_exchanges(
         config.model, device, train.stream_memory, train.anchors, train.kernels, train.state_precision
+    )
+
+
+def choose_attention(config: RunConfig, device: torch.device) -> Attention:
+    """What `Decoder.attention` is for a run.
+
+    Raises:
+        UserError: see `nn.flex.choose`.
+    """
+    train, model = config.train, config.model
+    windows = any(block.window is not None for block in stream_class(model.stream.kind).blocks(model))
+    return choose(
+        train.attention,
+        device_type=device.type,
+        compiled=train.compile,
+        masked=model.document_mask or model.positions == "alibi" or windows,
+        head_dim=model.head_dim,
+        upcast=model.upcast_attention,
     )
 
 

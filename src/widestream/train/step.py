@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from widestream.data.batches import Batch
-from widestream.nn.decoder import Decoder
+from widestream.nn.decoder import Decoder, LossTerms
 from widestream.train.machine import autocast
 from widestream.train.optim import clip_gradients
 from widestream.train.parallel import World
@@ -62,9 +62,7 @@ def optimizer_step(
     shares = _shares(batch, micro_batches)
     rows = torch.zeros(world.size, micro_batches, 2, device=world.device)
     for index, part in enumerate(split(batch, micro_batches)):
-        part = part.to(world.device)
-        with autocast(world.device, precision):
-            terms = model.loss(part.tokens, part.targets, part.segments, part.weights, z_loss=z_loss)
+        terms = batch_loss(model, part, world.device, precision, z_loss)
         (terms.total * shares[index]).backward()
         rows[world.rank, index] = torch.stack((terms.cross_entropy, terms.z_loss))
 
@@ -80,6 +78,28 @@ def optimizer_step(
     if applied:
         optimizer.step()
     return StepResult(loss, z, grad_norm, applied, rows[..., 0])
+
+
+def batch_loss(
+    model: Decoder, batch: Batch, device: torch.device, precision: str = "float32", z_loss: float = 0.0
+) -> LossTerms:
+    """Loss of one forward pass.
+
+    Where no window holds a document boundary, attention is causal alone, and that needs no mask.
+
+    Args:
+        model: a decoder on `device`.
+        batch: on the host, where looking at it makes nobody wait.
+        device: where to compute.
+        precision: `bf16` computes under autocast.
+        z_loss: weight of (log sum exp logits)^2.
+    """
+    # Compiled blocks keep to one form: the other would be compiled in the middle of a run, in some process while the
+    # others wait, for batches that are rare where compiling pays (many windows in a batch, long ones).
+    masked = model.compiled or batch.has_boundaries
+    batch = batch.to(device)
+    with autocast(device, precision):
+        return model.loss(batch.tokens, batch.targets, batch.segments if masked else None, batch.weights, z_loss=z_loss)
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
