@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_runs import tiny_config, write_data
 
@@ -299,6 +300,18 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(data, tmp_path):
     ):
         assert part in str(caught.value)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_older_than_a_setting_goes_on(data, tmp_path):
+    config = tiny_config(data)
+    train(with_train(config, steps=6), tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    del values["train"]["attention"]
+    path.write_text(yaml.safe_dump(values))
+    before = rows(tmp_path / "run")
+    train(with_train(config, steps=6), tmp_path / "run")
+    assert rows(tmp_path / "run") == before
 
 
 def test_fresh_moves_the_old_run_aside(data, tmp_path):

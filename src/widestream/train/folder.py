@@ -190,7 +190,7 @@ def _describe(config: RunConfig, data: dict[str, Any], device: torch.device) -> 
 def _resume(run_dir: Path, config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
     info = load_info(run_dir)
     pairs = [
-        *_differences(_read_config(run_dir), to_dict(config)),
+        *_differences(to_dict(load_config(run_dir)), to_dict(config)),  # a setting that is newer has its default there
         *_differences(info.get("data", {}), data, "run data "),
     ]
     if pairs:
