@@ -83,7 +83,7 @@ def make_model(
         from widestream.streams.reversible import plan_exchanges
 
         kernels = "auto" if suite.quick else kernels
-        model.reversible = plan_exchanges(model.config, suite.device, memory, 0, kernels, state_precision)
+        model.exchanges = plan_exchanges(model.config, suite.device, memory, 0, kernels, state_precision)
     return model
 
 

@@ -155,7 +155,7 @@ def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor], kernels: str
     """Errors of one rmt or transformer case: (kind of quantity, name, relative error)."""
     model = build_model(model_config(meta))
     if kernels is not None and meta["kind"] == "rmt":
-        model.reversible = plan_exchanges(model.config, torch.device("cpu"), "writes", kernels=kernels)  # pyright: ignore
+        model.exchanges = plan_exchanges(model.config, torch.device("cpu"), "writes", kernels=kernels)  # pyright: ignore
     model.load_state_dict(ours(meta, tensors, "param", model))
     tokens, targets, mask = tensors["input_ids"].long(), tensors["target_ids"].long(), tensors["attention_mask"].bool()
     errors: Errors = []

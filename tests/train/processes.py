@@ -61,7 +61,7 @@ def sharded_gradients(
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     decoder = build_model(model)
-    decoder.reversible = reversible
+    decoder.exchanges = reversible
     mesh = init_device_mesh("cpu", (2,))
     for module in (*decoder.blocks, decoder):
         fully_shard(module, mesh=mesh)

@@ -39,7 +39,7 @@ def pair(stream, reversible=None, dtype=torch.float64, **changes):
     upcast = {} if dtype == torch.float32 else {"upcast_attention": False}
     saving = build_model(tiny(stream, **upcast, **changes)).to(dtype)
     rebuilding = copy.deepcopy(saving)
-    rebuilding.reversible = reversible or Reversible()
+    rebuilding.exchanges = reversible or Reversible()
     return saving, rebuilding
 
 
@@ -282,7 +282,7 @@ def test_anchors_stand_in_for_rebuilt_states():
     for anchors, spared in ((1, {0, 1, 3}), (3, {0})):
         for kept in (anchors, 0):
             rebuilding.zero_grad()
-            rebuilding.reversible = Reversible(Spoiling(spared), anchors=kept)
+            rebuilding.exchanges = Reversible(Spoiling(spared), anchors=kept)
             backward(rebuilding)
             assert (error(saving, rebuilding) < 1e-9) == (kept > 0)
 
@@ -316,7 +316,7 @@ def test_saved_bytes_do_not_depend_on_the_length_of_keys(kind):
 def test_bytes_saved_in_a_whole_pass_do_not_depend_on_the_length_of_keys():
     def kept(key_dim, reversible):
         model = build_model(tiny({"kind": "matrix", "key_dim": key_dim}))
-        model.reversible = reversible
+        model.exchanges = reversible
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         found = {}
 

@@ -56,7 +56,7 @@ def check_reversible(stream: Fields, changes: Fields) -> None:
 def gradients(model: Decoder, reversible: Reversible | None, exact: bool = False) -> dict[str, Tensor]:
     """Of a small batch's loss, by parameter, with states rebuilt or saved; `exact` computes in float64."""
     model = copy.deepcopy(model)
-    model.reversible = reversible
+    model.exchanges = reversible
     if exact:
         model.double()
         for block in model.blocks:

@@ -16,7 +16,7 @@ from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import meta_model
 from widestream.streams import stream_class
-from widestream.streams.reversible import Reversible, plan_exchanges
+from widestream.streams.reversible import ExchangePlan, plan_exchanges
 
 EMBEDDINGS = ("embedding", "positions", "unembedding")
 
@@ -143,11 +143,11 @@ def count_flops(model: Decoder) -> dict[str, int]:
     }
 
 
-def _activation_bytes(config: ModelConfig, precision: str, reversible: Reversible | None = None) -> int:
+def _activation_bytes(config: ModelConfig, precision: str, exchanges: ExchangePlan | None = None) -> int:
     """What a second window adds to what autograd keeps; that leaves out weights and their copies in lower precision."""
     with FakeTensorMode(), torch.device("cpu"):
         model = Decoder(config)
-        model.reversible = reversible
+        model.exchanges = exchanges
         one, two = (_kept_bytes(model, windows, precision) for windows in (1, 2))
     return (two - one) // config.context
 
