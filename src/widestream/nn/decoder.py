@@ -76,7 +76,7 @@ class Decoder(Declared):
         self.checkpoint_layers = False
         """Keep only what crosses layer (`Reversible`: block) boundaries for the backward pass; recompute the rest."""
         self.exchanges: ExchangePlan | None = None
-        """How exchanges are computed and what the backward pass finds of them; None: as the stream has them, and states."""
+        """How exchanges are computed and what is kept of them; None: as the stream has them, and its states."""
         self._compiled_depth: Callable[..., Tensor] | None = None
         self._compiled_blocks: list[Callable[..., Tensor]] | None = None
 
