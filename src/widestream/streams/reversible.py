@@ -196,7 +196,8 @@ class Tape:
         """
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "Rebuilt states have no gradients of gradients; use stream_memory: states, or no create_graph."
+                "Rebuilt states have no gradients of gradients; use stream_memory: states and kernels: reference, or "
+                "no create_graph."
             )
         if site != self.site:
             raise RuntimeError(
