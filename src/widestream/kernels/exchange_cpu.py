@@ -145,8 +145,8 @@ class CpuExchange:
     ) -> None:
         """The library's call: forward without `grad_state`; else backward, filling the gradients of keys and gain."""
         source, grad_after = state if source is None else source, grad_state if grad_after is None else grad_after
-        for x, of in ((state, state), (source, state), (grad_state, grad_state), (grad_after, grad_state)):
-            assert x is of is None or (x.is_contiguous() and (x.shape, x.dtype) == (state.shape, of.dtype))
+        assert all(x.is_contiguous() and (x.shape, x.dtype) == (state.shape, state.dtype) for x in (state, source))
+        assert all(x is None or (x.is_contiguous() and x.dtype == torch.float32) for x in (grad_state, grad_after))
         parameters = None if data is None else site.write_keys, site.read_keys, site.gain
         values = [None if x is None else x.detach().to(torch.float32).contiguous() for x in parameters]
         V, K = state.shape[1:]
