@@ -68,6 +68,7 @@ VARIANTS = (
     Variant("fused", ("matrix",), memory="writes", kernels="fused"),
     Variant("fused, bf16 state", ("matrix",), memory="writes", kernels="fused", state_precision="bf16"),
     Variant("compiled", compiled=True),
+    Variant("compiled, states, fused", ("matrix",), compiled=True, kernels="fused"),
     Variant("fused, compiled", ("matrix",), compiled=True, memory="writes", kernels="fused"),
     Variant(
         "fused, compiled, bf16 state", ("matrix",), compiled=True, memory="writes", kernels="fused",
@@ -82,11 +83,11 @@ def make_model(
 ) -> Decoder:  # fmt: skip
     """A model of one of the paper's sizes, set up to train in one way. Attention is not upcast, as in GPT-2."""
     model = build_model(make_config(recipe, suite, key_dim), device=suite.device)
-    if memory == "writes":
+    if (memory, kernels) != ("states", "reference"):
         from widestream.streams.reversible import plan_exchanges
 
         kernels = "auto" if suite.quick else kernels
-        model.reversible = plan_exchanges(model.config, suite.device, memory, 0, kernels, state_precision)
+        model.exchanges = plan_exchanges(model.config, suite.device, memory, 0, kernels, state_precision)
     return model
 
 

@@ -30,7 +30,7 @@ Gradients = dict[str, torch.Tensor]
 def gradients(model: Decoder, reversible: Reversible | None, dtype: torch.dtype = torch.float32) -> Gradients:
     """Of one batch's loss, in float64."""
     model = copy.deepcopy(model).to(dtype)
-    model.reversible = reversible
+    model.exchanges = reversible
     tokens, targets = torch.randint(64, (2, 2, 32), generator=torch.Generator().manual_seed(1))
     model.loss(tokens, targets).total.backward()
     return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}

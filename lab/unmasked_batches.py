@@ -35,7 +35,7 @@ def main() -> None:
         few = [batch for step in range(320) if not (batch := batches.at(step)).has_boundaries]
         share = len(few) / 320
         model = build_model(config.model, seed=0)
-        model.reversible = choose_exchanges(config, device)
+        model.exchanges = choose_exchanges(config, device)
         optimizer = build_optimizer(model, config.optimizer)
         set_lr(optimizer, 0.0)  # both ways meet the same weights
         times: dict[bool, list[float]] = {True: [], False: []}

@@ -1,8 +1,8 @@
 """Hold the models against golden cases made by running the authors' own code.
 
-    python tests/parity/check_official.py FOLDER [KERNELS]
+    python tests/parity/check_official.py FOLDER [MEMORY KERNELS]
 
-With KERNELS (`reference`, `fused`) RMT keeps what is written to its stream and rebuilds its states; else it keeps them.
+With these RMT's exchanges are computed as by `train.stream_memory` and `train.kernels`; else as the stream has them.
 FOLDER holds pairs NAME.json + NAME.safetensors. Every case found is reported, one line per quantity; the exit code is
 1 on a miss or a case that cannot be read, 2 when the folder cannot be used. Tolerances are relative errors
 ||a - b|| / ||b||.
@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ TOLERANCE = {
     "branch input": 1e-5,
 }  # fmt: skip
 
-KERNELS = ([], ["reference"], ["fused"])
+WAYS = ([], ["states", "fused"], ["writes", "reference"], ["writes", "fused"])
 """What may follow the folder."""
 
 Errors = list[tuple[str, str, float]]
@@ -151,11 +150,11 @@ def relative_error(a: Tensor | float, b: Tensor | float) -> float:
     return (x - y).norm().item() / (norm or 1.0)
 
 
-def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor], kernels: str | None = None) -> Errors:
+def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor], memory: Any = None, kernels: Any = None) -> Errors:
     """Errors of one rmt or transformer case: (kind of quantity, name, relative error)."""
     model = build_model(model_config(meta))
-    if kernels is not None and meta["kind"] == "rmt":
-        model.reversible = plan_exchanges(model.config, torch.device("cpu"), "writes", kernels=kernels)  # pyright: ignore
+    if memory is not None and meta["kind"] == "rmt":
+        model.exchanges = plan_exchanges(model.config, torch.device("cpu"), memory, kernels=kernels)
     model.load_state_dict(ours(meta, tensors, "param", model))
     tokens, targets, mask = tensors["input_ids"].long(), tensors["target_ids"].long(), tensors["attention_mask"].bool()
     errors: Errors = []
@@ -200,10 +199,10 @@ def last_parameters(tensors: dict[str, Tensor]) -> tuple[str, int]:
     return found[0][0], int(found[0][1])
 
 
-def checker(kind: str, kernels: str | None = None) -> Callable[[dict[str, Any], dict[str, Tensor]], Errors] | None:
+def checker(kind: str, *way: str) -> Callable[[dict[str, Any], dict[str, Tensor]], Errors] | None:
     """The function that compares cases of this kind: `check_decoder`, or `check` of case_<kind>.py beside this file."""
     if kind in PLACES:
-        return partial(check_decoder, kernels=kernels)
+        return lambda meta, tensors: check_decoder(meta, tensors, *way)
     path = HERE / f"case_{kind}.py"
     if not re.fullmatch(r"\w+", kind) or not path.is_file():
         return None
@@ -215,13 +214,13 @@ def checker(kind: str, kernels: str | None = None) -> Callable[[dict[str, Any], 
     return module.check
 
 
-def check_case(path: Path, kernels: str | None = None) -> bool | None:
+def check_case(path: Path, *way: str) -> bool | None:
     """Print one case's lines. Returns whether it matched, or None where the case cannot be served yet."""
     name = f"{path.stem:24s}"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         kind = meta["kind"]
-        check = checker(kind, kernels)
+        check = checker(kind, *way)
         if check is None:
             print(f"{name} not served yet: no counterpart of kind {kind!r}")
             return None
@@ -244,10 +243,10 @@ def check_case(path: Path, kernels: str | None = None) -> bool | None:
 
 def main(arguments: list[str]) -> int:
     """Check every case of the folder; returns the exit code."""
-    if len(arguments) not in (1, 2) or not Path(arguments[0]).is_dir() or arguments[1:] not in KERNELS:
+    if not arguments or not Path(arguments[0]).is_dir() or arguments[1:] not in WAYS:
         print(
-            "usage: python tests/parity/check_official.py FOLDER [reference|fused]   (a folder of NAME.json + "
-            "NAME.safetensors)",
+            "usage: python tests/parity/check_official.py FOLDER [states fused | writes reference | writes fused]   "
+            "(a folder of NAME.json + NAME.safetensors)",
             file=sys.stderr,
         )
         return 2

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from widestream.config import RunConfig
 from widestream.nn.config import ModelConfig
 from widestream.nn.model import build_model
-from widestream.streams.reversible import Reversible
+from widestream.streams.reversible import ExchangePlan
 from widestream.train import folder
 from widestream.train.loop import train
 
@@ -50,9 +50,7 @@ def train_as_rank(config: RunConfig, run_dir: Path, environment: dict[str, str])
     train_quickly(config, run_dir)
 
 
-def sharded_gradients(
-    model: ModelConfig, reversible: Reversible | None, path: Path, environment: dict[str, str]
-) -> None:
+def sharded_gradients(model: ModelConfig, plan: ExchangePlan, path: Path, environment: dict[str, str]) -> None:
     """Two backward passes of a model sharded by FSDP2; rank 0 saves the whole gradients of the second one.
 
     Every rank takes its half of `sharding_batch`.
@@ -61,7 +59,7 @@ def sharded_gradients(
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     decoder = build_model(model)
-    decoder.reversible = reversible
+    decoder.exchanges = plan
     mesh = init_device_mesh("cpu", (2,))
     for module in (*decoder.blocks, decoder):
         fully_shard(module, mesh=mesh)

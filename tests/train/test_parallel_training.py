@@ -14,6 +14,7 @@ from models import tiny
 from widestream.errors import UserError
 from widestream.nn.model import build_model
 from widestream.streams.reversible import Reversible
+from widestream.streams.saved import Saved
 from widestream.train.plan import make_plan
 
 
@@ -46,9 +47,9 @@ def rows(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 1])
-def test_two_processes_train_as_one_does(data, tmp_path, micro_batch_size):
-    config = tiny_config(data, train={"steps": 5, "micro_batch_size": micro_batch_size}, optimizer={"grad_clip": 0.5})
+@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 1}, {"stream_memory": "states"}], ids=str)
+def test_two_processes_train_as_one_does(data, tmp_path, changes):
+    config = tiny_config(data, train={"steps": 5, **changes}, optimizer={"grad_clip": 0.5})
     train_quickly(config, tmp_path / "one")
     assert train_on_two(config, tmp_path / "two") == [0, 0]
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
@@ -75,12 +76,18 @@ def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
 
 
+MATRIX = {"kind": "matrix", "key_dim": 6}
+
+
 @pytest.mark.parametrize(
-    "stream", [{"kind": "matrix", "key_dim": 6}, {"kind": "matrix_delta", "key_dim": 6}, {"kind": "mhc"}], ids=str
-)
-def test_rebuilt_states_with_sharded_weights(stream, tmp_path):
+    ("stream", "plan"),
+    [(MATRIX, Saved("any")), (MATRIX, Reversible(anchors=1)),
+     ({"kind": "matrix_delta", "key_dim": 6}, Reversible(anchors=1)), ({"kind": "mhc"}, Reversible(anchors=1))],
+    ids=str,
+)  # fmt: skip
+def test_exchanges_with_sharded_weights(stream, plan, tmp_path):
     config = tiny(stream)
-    assert run_on_two(sharded_gradients, config, Reversible(anchors=1), tmp_path / "gradients.pt") == [0, 0]
+    assert run_on_two(sharded_gradients, config, plan, tmp_path / "gradients.pt") == [0, 0]
     found = torch.load(tmp_path / "gradients.pt")
     whole = build_model(config)
     whole.loss(*sharding_batch(config)).total.backward()

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from widestream.kernels.exchange import FUSED
+from widestream.kernels.exchange_op import exchange
 from widestream.kernels.exchange_triton import Launch, TritonExchange, Tuning, available
 from widestream.kernels.testing import Case, draw, errors, grid, run
 
@@ -55,6 +57,20 @@ def test_a_state_far_from_zero_keeps_its_variance() -> None:
     exact = ((inputs.state.double() - mean) / std * site.gain) @ site.read_keys.double().mT
     TritonExchange(SMALL_TILES).forward_(inputs.state, None, site, inputs.out)
     assert (inputs.out - exact).norm() < 1e-4 * exact.norm()
+
+
+def test_behind_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a model whose states are saved."""
+    monkeypatch.setitem(FUSED, DEVICE.type, ("exchange_triton", "TritonExchange"))
+    case = Case(3, 16, 16, 3, 3, heads_first=True, vectors=torch.bfloat16)
+    expected, inputs = run(TritonExchange(), draw(case, DEVICE), apart=True), draw(case, DEVICE)
+    assert inputs.data is not None
+    state, data = inputs.state.requires_grad_(), inputs.data.requires_grad_()
+    after, out = exchange(state, data, inputs.site, torch.bfloat16, case.heads_first)
+    torch.autograd.backward([after, out], [inputs.grad_state, inputs.grad_out])
+    for found, name in ((after, "state"), (out, "out"), (state.grad, "grad state"), (data.grad, "grad data")):
+        assert found is not None
+        assert torch.equal(found, expected[name]), name
 
 
 @pytest.mark.parametrize("tuning", [None, SMALL_TILES], ids=["whole", "cut"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from widestream.kernels.exchange import ReferenceExchange, Site
-from widestream.kernels.exchange_op import exchange, exchange_backward_, exchange_forward_
+from widestream.kernels.exchange import Site, choose
+from widestream.kernels.exchange_op import exchange
 from widestream.kernels.testing import Case, Inputs, draw, exact, run
 
 CASES = [
@@ -48,30 +48,36 @@ def test_derivative(case: Case) -> None:
 def test_operators_are_what_they_declare(case: Case) -> None:
     inputs = inputs_of(case)
     site = inputs.site
-    spread = (site.write_keys, site.read_keys, site.gain, site.norm, site.eps)
+    spread = (inputs.data, site.write_keys, site.read_keys, site.gain, site.norm, site.eps)
     operators: Any = torch.ops.widestream
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    forward = (inputs.state, inputs.data, *spread)
-    torch.library.opcheck(operators.exchange_forward_, (*forward, inputs.out), test_utils=tests[:2])
-    backward = (inputs.state, inputs.grad_state, inputs.data, *spread, inputs.grad_out, inputs.grad_data)
-    torch.library.opcheck(operators.exchange_backward_, backward, test_utils=tests[:2])
-    grad = [x if x is None or isinstance(x, (str, float)) else x.requires_grad_() for x in forward]
-    functional = (*grad, inputs.out.dtype, case.heads_first)
+    backward = (inputs.state, inputs.grad_state, *spread, inputs.grad_out)
+    torch.library.opcheck(operators.exchange_gradients, backward, test_utils=tests)
+    forward = [x.requires_grad_() if isinstance(x, Tensor) else x for x in (inputs.state, *spread)]
+    functional = (*forward, inputs.out.dtype, case.heads_first)
     torch.library.opcheck(operators.exchange, functional, test_utils=(*tests, "test_autograd_registration"))
 
 
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
-def test_in_place_operators_are_the_implementation(case: Case) -> None:
-    inputs, mine = inputs_of(case), inputs_of(case)
-    expected = run(ReferenceExchange(), inputs)
-    exchange_forward_(mine.state, mine.data, mine.site, mine.out)
-    assert torch.equal(mine.state, expected["state"])
-    assert torch.equal(mine.out, expected["out"])
-    found = exchange_backward_(mine.state, mine.grad_state, mine.data, mine.site, mine.grad_out, mine.grad_data)
-    assert torch.equal(mine.state, expected["state before"])
-    assert torch.equal(mine.grad_state, expected["grad state"])
-    for name, value in found._asdict().items():
-        assert torch.equal(value, expected.get(f"grad {name}", torch.empty(0, dtype=torch.float64))), name
+def test_operators_are_the_implementation(case: Case, state: torch.dtype) -> None:
+    """To the bit, and what goes in stays."""
+    case = replace(case, state=state)
+    inputs = inputs_of(case, torch.float32)
+    before = inputs.state.clone()
+    tensors = leaves(inputs)
+    after, out = call(case, inputs, tensors)
+    torch.autograd.backward([after, out], [inputs.grad_state.to(state), inputs.grad_out])
+    assert torch.equal(inputs.state, before)
+    inputs.grad_state = inputs.grad_state.to(state).float()
+    expected = run(choose("auto", torch.device("cpu")), inputs)
+    assert torch.equal(after, expected["state"])
+    assert torch.equal(out, expected["out"])
+    names = ("grad state", "grad data", "grad write_keys", "grad read_keys", "grad gain")
+    gradients = [expected[name] for name in names if name in expected]
+    for found, value in zip(tensors, gradients, strict=True):
+        assert found.grad is not None
+        assert torch.equal(found.grad, value.to(found.dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

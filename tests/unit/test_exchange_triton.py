@@ -38,7 +38,8 @@ def test_kernels_compile_for_an_h100(K: int, dot: str) -> None:
     types |= dict.fromkeys(("tokens", "block_d"), "i32")
     types |= {f"{name}_{axis}": "i32" for name in ("data", "out", "grad", "grad_data") for axis in "nvrq"}
     fixed = {"V": 24, "K": K, "R": 3, "Q": 9, "BV": 32, "BK": 16, "BR": 16, "BQ": 16}
-    fixed |= {"BLOCKS": K // 16, "WRITES": True, "GAIN": "full", "CENTRED": True, "DOT": dot}
+    fixed |= {"BLOCKS": K // 16, "WRITES": True, "STORES": True, "UNDOES": True}
+    fixed |= {"GAIN": "full", "CENTRED": True, "DOT": dot}
     for kernel in (kernels.forward_kernel, kernels.statistics_kernel, kernels.backward_kernel):
         names = kernel.arg_names
         signature = {name: "constexpr" if name in fixed else types.get(name, "*fp32") for name in names}

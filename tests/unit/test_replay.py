@@ -21,7 +21,7 @@ KINDS = [
 def watched(stream, reversible, **changes):
     """A model, and a list of its exchanges to come: site, leaves of the state behind it, what was read."""
     model, seen = build_model(tiny(stream, **changes)), []
-    model.reversible, exchange = reversible, model.stream.exchange
+    model.exchanges, exchange = reversible, model.stream.exchange
 
     def record(site, state, written):
         state, inputs = exchange(site, state, written)

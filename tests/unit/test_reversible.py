@@ -13,6 +13,7 @@ from widestream.kernels import cross_entropy, exchange
 from widestream.kernels.exchange import ReferenceExchange, choose
 from widestream.nn.model import build_model
 from widestream.streams.reversible import Reversible, Tape, describe, plan_exchanges
+from widestream.streams.saved import Saved
 from widestream.streams.testing_memory import saved_by_writes
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def pair(stream, reversible=None, dtype=torch.float64, **changes):
     upcast = {} if dtype == torch.float32 else {"upcast_attention": False}
     saving = build_model(tiny(stream, **upcast, **changes)).to(dtype)
     rebuilding = copy.deepcopy(saving)
-    rebuilding.reversible = reversible or Reversible()
+    rebuilding.exchanges = reversible or Reversible()
     return saving, rebuilding
 
 
@@ -282,7 +283,7 @@ def test_anchors_stand_in_for_rebuilt_states():
     for anchors, spared in ((1, {0, 1, 3}), (3, {0})):
         for kept in (anchors, 0):
             rebuilding.zero_grad()
-            rebuilding.reversible = Reversible(Spoiling(spared), anchors=kept)
+            rebuilding.exchanges = Reversible(Spoiling(spared), anchors=kept)
             backward(rebuilding)
             assert (error(saving, rebuilding) < 1e-9) == (kept > 0)
 
@@ -316,7 +317,7 @@ def test_saved_bytes_do_not_depend_on_the_length_of_keys(kind):
 def test_bytes_saved_in_a_whole_pass_do_not_depend_on_the_length_of_keys():
     def kept(key_dim, reversible):
         model = build_model(tiny({"kind": "matrix", "key_dim": key_dim}))
-        model.reversible = reversible
+        model.exchanges = reversible
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         found = {}
 
@@ -375,7 +376,7 @@ def test_kernels_are_chosen_by_device_and_switch(monkeypatch):
 def test_plans():
     matrix, plain, delta = tiny(MATRIX), tiny("vector"), tiny({"kind": "deep_delta"})
     assert plan_exchanges(plain, CPU) is None
-    assert plan_exchanges(matrix, CPU, "states") is None
+    assert plan_exchanges(matrix, CPU, "states", kernels="reference") is None
     assert describe(None) == {"memory": "states"}
     plan = plan_exchanges(matrix, CPU, "auto", anchors=2, kernels="reference", state_precision="bf16")
     assert describe(plan) == {
@@ -389,6 +390,28 @@ def test_plans():
     assert (rebuilt.anchors, rebuilt.bf16) == (1, False)
 
 
+class Fast:
+    """A fused exchange."""
+
+
+def test_plans_that_save_states(monkeypatch):
+    matrix, cuda = tiny(MATRIX), torch.device("cuda")
+    monkeypatch.setattr(exchange, "FUSED", dict.fromkeys(("cpu", "cuda"), ("cross_entropy", "Fused")))
+    monkeypatch.setattr(cross_entropy, "available", lambda device: None, raising=False)
+    monkeypatch.setattr(cross_entropy, "Fused", Fast, raising=False)
+    for device in (CPU, cuda):
+        plan = plan_exchanges(matrix, device, "states", kernels="fused")
+        assert describe(plan) == {"memory": "states", "kernel": "Fast"}
+        assert plan_exchanges(matrix, device, "states", kernels="reference") is None
+    assert plan_exchanges(matrix, CPU, "states") == Saved("Fast")
+    assert plan_exchanges(matrix, cuda, "states") is None  # nobody has measured it there
+    assert plan_exchanges(tiny({"kind": "mhc"}), CPU, "states") is None
+    monkeypatch.setattr(cross_entropy, "available", lambda device: "the compiler is missing.", raising=False)
+    assert plan_exchanges(matrix, CPU, "states") is None
+    with pytest.raises(UserError, match="the compiler is missing; use auto or reference"):
+        plan_exchanges(matrix, CPU, "states", kernels="fused")
+
+
 @pytest.mark.parametrize(
     ("stream", "asked", "words"),
     [
@@ -397,7 +420,13 @@ def test_plans():
         ({"kind": "mhc"}, {"memory": "writes", "kernels": "fused"}, "has no form for the exchange of a mhc stream"),
         ({"kind": "mhc"}, {"memory": "writes", "state_precision": "bf16"}, "bf16 does not suit a mhc stream"),
         ("vector", {"anchors": 1}, "train.anchors acts where .* but a vector stream saves its states"),
-        ("vector", {"kernels": "fused"}, "train.kernels acts where"),
+        ("vector", {"kernels": "fused"}, "has no form for the exchange of a vector stream"),
+        ({"kind": "mhc"}, {"memory": "states", "kernels": "fused"}, "has no form for the exchange of a mhc stream"),
+        (
+            "matrix",
+            {"memory": "states", "anchors": 1},
+            "train.anchors acts where .*stream_memory is states; leave it out",
+        ),
         ("matrix", {"memory": "states", "state_precision": "bf16"}, "train.stream_memory is states; leave it out"),
         ("matrix", {"anchors": 4}, "it must be below the number of this model's blocks, 4"),
         ({"kind": "deep_delta"}, {"kernels": "fused"}, "has no form for the exchange of a deep_delta stream"),

@@ -134,7 +134,7 @@ def build_measured(config: ModelConfig, settings: ModelSettings, device: torch.d
     """The model as `bench step` and `bench memory` measure it: the one place where it is set up for training."""
     model = build_model(config, device=device)
     if stream_class(config.stream.kind).spec(config).undo != "no":  # others have nothing to choose
-        model.reversible = plan_exchanges(
+        model.exchanges = plan_exchanges(
             config, device, settings.stream_memory, 0, settings.kernels, settings.state_precision
         )
     if settings.compile:

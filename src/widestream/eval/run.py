@@ -36,7 +36,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
     plan = make_plan(config)
     with numerics(config.train):
         model, found = load_model(run_dir, place)
-        model.reversible = choose_exchanges(config, place)
+        model.exchanges = choose_exchanges(config, place)
         heldout = evaluate(
             model,
             store,

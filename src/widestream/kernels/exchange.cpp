@@ -28,7 +28,9 @@ struct Problem {
     int64_t N, V, K, R, Q;  // R is 0 where nothing is written
     int64_t state_bf16, layernorm, gain_rows, backward, threads;  // gain_rows: 0 no gain, 1 one for all, V one each
     double eps;
+    const void* source;  // the state before the write, `state` itself if it is changed in place
     void* state;
+    const float* grad_after;  // likewise `grad_state`; if it lies apart, nothing is undone
     float* grad_state;
     const float *write_keys, *read_keys, *gain;     // [K, R], [Q, K], [gain_rows, K]
     float *grad_write, *grad_read, *grad_gain;      // the same shapes
@@ -98,16 +100,20 @@ struct Scratch {
 
 // ---- one token
 
-// The token's tile: its own memory where that is one, else a padded copy.
-static float* fetch_tile(const Call& c, bool bf16, void* from, int64_t token, float* buffer) {
-    if (!bf16 && c.K == c.Kp) return (float*)from + token * c.tile;
+// The token's tile: the memory that it goes back to where that is one, else a padded copy.
+static float* fetch_tile(const Call& c, bool bf16, const void* from, void* to, int64_t token, float* buffer) {
+    if (!bf16 && c.K == c.Kp) {
+        float* own = (float*)to + token * c.tile;
+        if (from != to) memcpy(own, (const float*)from + token * c.tile, c.tile * 4);
+        return own;
+    }
     for (int64_t v = 0; v < c.V; v++) {
         const int64_t at = (token * c.V + v) * c.K;
         float* row = buffer + v * c.Kp;
         if (bf16)
-            widen_row((uint16_t*)from + at, row, c.K);
+            widen_row((const uint16_t*)from + at, row, c.K);
         else
-            memcpy(row, (float*)from + at, c.K * 4);
+            memcpy(row, (const float*)from + at, c.K * 4);
         for (int64_t k = c.K; k < c.Kp; k++) row[k] = 0;
     }
     return buffer;
@@ -176,8 +182,8 @@ static Moments moments(const Call& c, const float* tile) {
 // Begin to ask for the tiles of a token, which is worked on after the one at hand.
 static void look_ahead(const Call& c, int64_t token) {
     const int64_t numbers = token < c.N ? c.V * c.K : 0, bytes = numbers * (c.state_bf16 ? 2 : 4);
-    ahead.set(0, (char*)c.state + token * bytes, bytes);
-    if (c.backward) ahead.set(1, c.grad_state + token * numbers, numbers * 4);
+    ahead.set(0, (const char*)(c.backward ? c.state : c.source) + token * bytes, bytes);
+    if (c.backward) ahead.set(1, c.grad_after + token * numbers, numbers * 4);
 }
 
 // The normed tile, gain included.
@@ -208,20 +214,18 @@ static void summon(const Call& c, const float* tile) {
 }
 
 static void forward_token(const Call& c, int64_t token, const Scratch& s) {
-    float* X = fetch_tile(c, c.state_bf16, c.state, token, s.state);
+    float* X = fetch_tile(c, c.state_bf16, c.source, c.state, token, s.state);
     summon(c, X);
-    if (c.R) {
-        multiply(c.V, c.R, c.Kp, fetch(c.data, token, c.V, c.R, s.data), c.write, c.Kp, X, c.Kp, ADD);
-        put_tile(c, c.state_bf16, c.state, token, X);
-    }
+    if (c.R) multiply(c.V, c.R, c.Kp, fetch(c.data, token, c.V, c.R, s.data), c.write, c.Kp, X, c.Kp, ADD);
+    if (c.R || c.source != c.state) put_tile(c, c.state_bf16, c.state, token, X);
     normalise(c, X, moments(c, X), s.normed);
     contract(c, s.normed, c.read, c.read_out, c.Q, c.out, token, s);
 }
 
 static void backward_token(const Call& c, int64_t token, const Scratch& s, float* dw, float* dr, float* dgain) {
     const int64_t vectors = c.tile / W;
-    float* X = fetch_tile(c, c.state_bf16, c.state, token, s.state);
-    float* dX = fetch_tile(c, false, c.grad_state, token, s.grad);
+    float* X = fetch_tile(c, c.state_bf16, c.state, c.state, token, s.state);
+    float* dX = fetch_tile(c, false, c.grad_after, c.grad_state, token, s.grad);
     summon(c, dX);
     const Moments own = moments(c, X);
     normalise(c, X, own, s.normed);
@@ -249,6 +253,7 @@ static void backward_token(const Call& c, int64_t token, const Scratch& s, float
     contract(c, dX, c.write, c.write_out, c.R, c.grad_data, token, s);
     const Matrix A = fetch(c.data, token, c.V, c.R, s.data);
     multiply(c.R, c.V, c.Kp, A.flipped(), dX, c.Kp, dw, c.Kp, ADD);
+    if (c.grad_after != c.grad_state) return;
     multiply(c.V, c.R, c.Kp, A, c.write, c.Kp, X, c.Kp, SUBTRACT);
     put_tile(c, c.state_bf16, c.state, token, X);
 }

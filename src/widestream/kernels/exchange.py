@@ -4,9 +4,11 @@
     norm    Xn = (X - mean) / std * gain   jointly over (V, K) of each token; RMSNorm: X / rms * gain
     read    Y = Xn r^T                     r [Q, K], Y [N, V, Q]; Q is 3 R in front of attention, else R   (eq. 15)
 
-Everything happens in place and nothing is kept but what the caller holds: `forward_` turns the state before the write
-into the state after it, `backward_` turns it back and the gradient with it (the write is low-rank, so X - A w^T is the
-state before). So only one state and one gradient of it are alive, however deep the model is and however long its keys.
+Nothing is kept but what the caller holds. In place, `forward_` turns the state before the write into the state after
+it, `backward_` turns it back and the gradient with it (the write is low-rank, so X - A w^T is the state before): only
+one state and one gradient of it are alive, however deep the model is and however long its keys. A caller that saves
+states keeps them apart: `forward_` reads the one before from `source`, `backward_` the gradient of the one after from
+`grad_after`.
 
 Three implementations share these signatures: this file (torch operations, the reference), `exchange_cpu` (one pass over
 the state, compiled C++) and `exchange_triton` (one pass, on a GPU). `choose` picks one.
@@ -62,7 +64,9 @@ class SiteGradients:
 class Exchange(Protocol):
     """An implementation."""
 
-    def forward_(self, state: Tensor, data: Tensor | None, site: Site, out: Tensor) -> None:
+    def forward_(
+        self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
+    ) -> None:
         """Write `data` into `state`, then read into `out`.
 
         Args:
@@ -70,6 +74,7 @@ class Exchange(Protocol):
             data: [N, V, R] of any strides and floating type; None where nothing is written.
             site: keys, gain and norm.
             out: [N, V, Q] of any strides and floating type; filled.
+            source: the state before the write, like `state`, which is then filled; left as it is. None: in place.
         """
         ...
 
@@ -81,6 +86,7 @@ class Exchange(Protocol):
         site: Site,
         grad_out: Tensor,
         grad_data: Tensor | None,
+        grad_after: Tensor | None = None,
     ) -> SiteGradients:
         """The gradients of `forward_`, which is undone on the way.
 
@@ -92,6 +98,8 @@ class Exchange(Protocol):
             site: as in `forward_`.
             grad_out: [N, V, Q] of any strides: gradient of what was read.
             grad_data: [N, V, R] of any strides; filled. None where nothing is written.
+            grad_after: gradient of the state after the write, like `grad_state`, which is then filled; left as it is,
+                and so is `state`: nothing is undone. None: in place.
         """
         ...
 
@@ -99,9 +107,13 @@ class Exchange(Protocol):
 class ReferenceExchange:
     """Torch operations, in float32 or wider; runs wherever torch does."""
 
-    def forward_(self, state: Tensor, data: Tensor | None, site: Site, out: Tensor) -> None:
+    def forward_(
+        self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
+    ) -> None:
         """See `Exchange`."""
         with torch.no_grad(), torch.autocast(state.device.type, enabled=False):
+            if source is not None:
+                state.copy_(source)
             if data is not None and site.write_keys is not None:
                 state.add_(_product(data, site.write_keys.mT))
             normed, _ = _normalise(_wide(state), site)
@@ -115,6 +127,7 @@ class ReferenceExchange:
         site: Site,
         grad_out: Tensor,
         grad_data: Tensor | None,
+        grad_after: Tensor | None = None,
     ) -> SiteGradients:
         """See `Exchange`."""
         gain, keys = site.gain, site.read_keys
@@ -129,12 +142,14 @@ class ReferenceExchange:
             along = (grad * normed).mean((1, 2), keepdim=True)
             if site.norm == "layernorm":
                 grad = grad - grad.mean((1, 2), keepdim=True)
-            grad_state.add_((grad - normed * along) * rate)
+            before = grad_state if grad_after is None else grad_after
+            torch.add(before, (grad - normed * along) * rate, out=grad_state)
             if data is None or site.write_keys is None or grad_data is None:
                 return SiteGradients(None, grad_keys, grad_gain)
             grad_data.copy_(_product(grad_state, site.write_keys))
             grad_write = torch.einsum("nvk,nvr->kr", grad_state, data.to(grad_state.dtype)).to(site.write_keys.dtype)
-            state.sub_(_product(data, site.write_keys.mT))
+            if grad_after is None:
+                state.sub_(_product(data, site.write_keys.mT))
             return SiteGradients(grad_write, grad_keys, grad_gain)
 
 

@@ -39,7 +39,8 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("N", "V", "K", "R", "Q")),
         *((name, ctypes.c_int64) for name in ("state_bf16", "layernorm", "gain_rows", "backward", "threads")),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("state", "grad_state", "write_keys", "read_keys", "gain")),
+        *((name, ctypes.c_void_p) for name in ("source", "state", "grad_after", "grad_state")),
+        *((name, ctypes.c_void_p) for name in ("write_keys", "read_keys", "gain")),
         *((name, ctypes.c_void_p) for name in ("grad_write", "grad_read", "grad_gain")),
         *((name, _View) for name in ("data", "out", "grad_data")),
         ("parallel", ctypes.c_void_p),
@@ -97,13 +98,15 @@ class CpuExchange:
         self._exchange, self._parallel = found
         self._reference = ReferenceExchange()
 
-    def forward_(self, state: Tensor, data: Tensor | None, site: Site, out: Tensor) -> None:
+    def forward_(
+        self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
+    ) -> None:
         """See `Exchange`."""
         data = None if site.write_keys is None else data
         if not _supported(state, data, out):
-            self._reference.forward_(state, data, site, out)
+            self._reference.forward_(state, data, site, out, source)
             return
-        self._run(state, None, data, site, out, None, (None, None, None))
+        self._run(state, source, None, None, data, site, out, None, (None, None, None))
 
     def backward_(
         self,
@@ -113,23 +116,27 @@ class CpuExchange:
         site: Site,
         grad_out: Tensor,
         grad_data: Tensor | None,
+        grad_after: Tensor | None = None,
     ) -> SiteGradients:
         """See `Exchange`."""
         data = None if site.write_keys is None or grad_data is None else data
         if grad_state.dtype != torch.float32 or not _supported(state, data, grad_out, grad_data):
-            return self._reference.backward_(state, grad_state, data, site, grad_out, grad_data)
+            return self._reference.backward_(state, grad_state, data, site, grad_out, grad_data, grad_after)
         write = None if data is None else site.write_keys
         grad_write, grad_gain = (
             None if x is None else torch.empty(x.shape, dtype=torch.float32) for x in (write, site.gain)
         )
         grad_read = torch.empty(site.read_keys.shape, dtype=torch.float32)
-        self._run(state, grad_state, data, site, grad_out, grad_data, (grad_write, grad_read, grad_gain))
+        sums = (grad_write, grad_read, grad_gain)
+        self._run(state, None, grad_state, grad_after, data, site, grad_out, grad_data, sums)
         return SiteGradients(_like(grad_write, write), grad_read.to(site.read_keys.dtype), _like(grad_gain, site.gain))
 
     def _run(
         self,
         state: Tensor,
+        source: Tensor | None,
         grad_state: Tensor | None,
+        grad_after: Tensor | None,
         data: Tensor | None,
         site: Site,
         out: Tensor,
@@ -137,8 +144,9 @@ class CpuExchange:
         grads: tuple[Tensor | None, Tensor | None, Tensor | None],
     ) -> None:
         """The library's call: forward without `grad_state`; else backward, filling the gradients of keys and gain."""
-        assert state.is_contiguous()
-        assert grad_state is None or grad_state.is_contiguous()
+        source, grad_after = state if source is None else source, grad_state if grad_after is None else grad_after
+        assert all(x.is_contiguous() and (x.shape, x.dtype) == (state.shape, state.dtype) for x in (state, source))
+        assert all(x is None or (x.is_contiguous() and x.dtype == torch.float32) for x in (grad_state, grad_after))
         parameters = None if data is None else site.write_keys, site.read_keys, site.gain
         values = [None if x is None else x.detach().to(torch.float32).contiguous() for x in parameters]
         V, K = state.shape[1:]
@@ -156,7 +164,7 @@ class CpuExchange:
             grad_state is not None,
             torch.get_num_threads(),
             site.eps,
-            *(_address(x) for x in (state, grad_state, *values, *grads)),
+            *(_address(x) for x in (source, state, grad_after, grad_state, *values, *grads)),
             *(_View.of(x) for x in (data, out, grad_data)),
             self._parallel,
         )

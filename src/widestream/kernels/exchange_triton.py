@@ -65,16 +65,20 @@ class TritonExchange:
     def __init__(self, tuning: Tuning | None = None):
         self.tuning = tuning or Tuning()
 
-    def forward_(self, state: Tensor, data: Tensor | None, site: Site, out: Tensor) -> None:
+    def forward_(
+        self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
+    ) -> None:
         """See `Exchange`."""
         shape = _Shape(state, data, site, out)
+        _require_twin(source, state)
         sizes, options = shape.launch(self.tuning.forward)
         programs = min(shape.tokens, _programs(state.device, self.tuning.forward))
         with _on(state.device):
             _kernels().forward_kernel[(programs,)](
-                state, data if shape.writes else None, *shape.keys(), out, shape.tokens, site.eps,
-                *shape.data_strides, *out.stride(),
-                R=shape.R, BR=_padded(shape.R), WRITES=shape.writes, **sizes, **self._common(shape), **options,
+                state if source is None else source, state, data if shape.writes else None, *shape.keys(), out,
+                shape.tokens, site.eps, *shape.data_strides, *out.stride(),
+                R=shape.R, BR=_padded(shape.R), WRITES=shape.writes, STORES=shape.writes or source is not None,
+                **sizes, **self._common(shape), **options,
             )  # fmt: skip
 
     def backward_(
@@ -85,8 +89,10 @@ class TritonExchange:
         site: Site,
         grad_out: Tensor,
         grad_data: Tensor | None,
+        grad_after: Tensor | None = None,
     ) -> SiteGradients:
         """See `Exchange`."""
+        _require_twin(grad_after, grad_state)
         assert grad_state.dtype == torch.float32
         assert grad_state.is_contiguous()
         shape = _Shape(state, data, site, grad_out)
@@ -109,11 +115,12 @@ class TritonExchange:
                     **sizes, **common, **options,
                 )  # fmt: skip
             _kernels().backward_kernel[(programs, blocks)](
-                state, grad_state, data if shape.writes else None, write_keys, read_keys, gain, grad_out, parts,
-                statistics, write_sum, read_sum, gain_sum, shape.tokens, site.eps,
-                *shape.data_strides, *grad_out.stride(), parts.stride(0) if blocks > 1 and parts is not None else 0,
-                *strides,
-                R=shape.R, BR=_padded(shape.R), WRITES=shape.writes, **sizes, **common, **options,
+                state, grad_state if grad_after is None else grad_after, grad_state, data if shape.writes else None,
+                write_keys, read_keys, gain, grad_out, parts, statistics, write_sum, read_sum, gain_sum, shape.tokens,
+                site.eps, *shape.data_strides, *grad_out.stride(),
+                parts.stride(0) if blocks > 1 and parts is not None else 0, *strides,
+                R=shape.R, BR=_padded(shape.R), WRITES=shape.writes, UNDOES=shape.writes and grad_after is None,
+                **sizes, **common, **options,
             )  # fmt: skip
         if grad_data is not None and parts is not None and blocks > 1:
             grad_data.copy_(parts.sum(0))
@@ -171,6 +178,10 @@ class _Shape:
         # Pipelined loads would overtake the stores of the same token that the second round has to see.
         stages = launch.stages if blocks == 1 else 1
         return {**sizes, "BLOCKS": blocks}, {"num_warps": warps, "num_stages": stages}
+
+
+def _require_twin(apart: Tensor | None, x: Tensor) -> None:
+    assert apart is None or (apart.is_contiguous() and (apart.shape, apart.dtype) == (x.shape, x.dtype))
 
 
 def _kernels() -> ModuleType:

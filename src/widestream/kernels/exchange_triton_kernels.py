@@ -91,13 +91,14 @@ def _rate(total, square, eps, CELLS: tl.constexpr, CENTRED: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    state, data, write_keys, read_keys, gain, out, tokens, eps,
+    source, state, data, write_keys, read_keys, gain, out, tokens, eps,
     data_n, data_v, data_r, out_n, out_v, out_q,
     V: tl.constexpr, K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     BV: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr,
-    BLOCKS: tl.constexpr, WRITES: tl.constexpr, GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
+    BLOCKS: tl.constexpr, WRITES: tl.constexpr, STORES: tl.constexpr,
+    GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Write, statistics, gain and read. Grid: (P,)."""
+    """Write, statistics, gain and read. STORES: the state differs from its source. Grid: (P,)."""
     v, r, q = tl.arange(0, BV), tl.arange(0, BR), tl.arange(0, BQ)
     if BLOCKS == 1:
         k = tl.arange(0, BK)
@@ -113,12 +114,13 @@ def forward_kernel(
         shift, total, square = 0.0, 0.0, 0.0
         for block in tl.static_range(BLOCKS):  # pyright: ignore[reportGeneralTypeIssues]
             k = block * BK + tl.arange(0, BK)
-            x = _load(own, v, k, K, 1, V, K).to(tl.float32)
+            x = _load(source + n * (V * K), v, k, K, 1, V, K).to(tl.float32)
             if WRITES:
                 if BLOCKS > 1:
                     store_at = _load(write_keys, k, r, R, 1, K, R)
                 x += _dot(written, tl.trans(store_at), DOT)
                 x = x.to(state.dtype.element_ty).to(tl.float32)  # what later exchanges will find
+            if STORES:
                 _store(own, x, v, k, K, 1, V, K)
             if CENTRED and block == 0:
                 shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)  # near the mean: squares below do not cancel
@@ -192,14 +194,15 @@ def _project(shift, total, square, slope, product, eps, CELLS: tl.constexpr, CEN
 
 @triton.jit
 def backward_kernel(
-    state, grad_state, data, write_keys, read_keys, gain, grad_out, grad_data, statistics,
+    state, grad_after, grad_state, data, write_keys, read_keys, gain, grad_out, grad_data, statistics,
     sum_write, sum_read, sum_gain, tokens, eps,
     data_n, data_v, data_r, grad_n, grad_v, grad_q, block_d, grad_data_n, grad_data_v, grad_data_r,
     V: tl.constexpr, K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     BV: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr,
-    BLOCKS: tl.constexpr, WRITES: tl.constexpr, GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
+    BLOCKS: tl.constexpr, WRITES: tl.constexpr, UNDOES: tl.constexpr,
+    GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """All gradients, and the state before the write. Grid: (P, BLOCKS).
+    """All gradients and, if it UNDOES the write, the state before. Grid: (P, BLOCKS).
 
     `statistics` [N, 4] is used if there is more than one block. `grad_data` is strided [N, V, R], a block's part of it
     `block_d` further on. Sums over a program's tokens go to `sum_write` [P, K, R], `sum_read` [P, Q, K] and `sum_gain`
@@ -243,14 +246,15 @@ def backward_kernel(
             own_gain += grad_gained * normed
         if GAIN == "row":
             own_gain += tl.sum(grad_gained * normed, axis=0)
-        grad = _load(grad_state + at, v, k, K, 1, V, K) + (grad - slope - normed * along) * rate
+        grad = _load(grad_after + at, v, k, K, 1, V, K) + (grad - slope - normed * along) * rate
         _store(grad_state + at, grad, v, k, K, 1, V, K)
         if WRITES:
             written = _load(data + n * data_n, v, r, data_v, data_r, V, R)
             own_write += _dot(tl.trans(grad), written, DOT)
             grad_written = _dot(grad, store_at, DOT)
             _store(grad_data + block * block_d + n * grad_data_n, grad_written, v, r, grad_data_v, grad_data_r, V, R)
-            _store(state + at, x - _dot(written, tl.trans(store_at), DOT), v, k, K, 1, V, K)
+            if UNDOES:
+                _store(state + at, x - _dot(written, tl.trans(store_at), DOT), v, k, K, 1, V, K)
     _store(sum_read + program * (Q * K), own_read, q, k, K, 1, Q, K)
     if WRITES:
         _store(sum_write + program * (K * R), own_write, k, r, R, 1, K, R)

@@ -33,6 +33,8 @@ class Case:
     state: torch.dtype = torch.float32
     vectors: torch.dtype = torch.float32
     """Precision of data vectors, written and read."""
+    apart: bool = False
+    """New states and their gradients are filled beside the old ones, which stay."""
 
     @property
     def tolerance(self) -> float:
@@ -41,14 +43,16 @@ class Case:
 
 
 def grid(shapes: list[tuple[int, int, int, int]]) -> Iterator[Case]:
-    """Both role counts and all precisions at all `shapes` (N, V, K, R), with norm, gain, writing and layout in turn."""
-    ways = list(product(("layernorm", "rmsnorm"), ("full", "row", None), (True, True, False), (False, True)))
+    """Both role counts and all precisions at all `shapes` (N, V, K, R), the other ways in turn."""
+    ways = list(
+        product(("layernorm", "rmsnorm"), ("full", "row", None), (True, True, False), (False, True), (False, True))
+    )
     random.Random(0).shuffle(ways)  # else a way would always meet the same precision
     ways = cycle(ways)
     for (N, V, K, R), roles in product(shapes, (1, 3)):
         for state, vectors in product((torch.float32, torch.bfloat16), repeat=2):
-            norm, gain, writes, heads_first = next(ways)
-            yield Case(N, V, K, R, roles, norm, gain, writes, heads_first, state, vectors)  # pyright: ignore[reportArgumentType]
+            norm, gain, writes, heads_first, apart = next(ways)
+            yield Case(N, V, K, R, roles, norm, gain, writes, heads_first, state, vectors, apart)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(slots=True)
@@ -104,14 +108,16 @@ def exact(inputs: Inputs) -> Inputs:
     return Inputs(**{name: wide(getattr(inputs, name)) for name in names}, site=site)
 
 
-def run(exchange: Exchange, inputs: Inputs) -> dict[str, Tensor]:
-    """Both passes: everything that comes out, by name. `inputs` are used up."""
-    exchange.forward_(inputs.state, inputs.data, inputs.site, inputs.out)
-    found = {"state": inputs.state.clone(), "out": inputs.out}
-    gradients = exchange.backward_(
-        inputs.state, inputs.grad_state, inputs.data, inputs.site, inputs.grad_out, inputs.grad_data
-    )
-    found |= {"state before": inputs.state, "grad state": inputs.grad_state, "grad data": inputs.grad_data}
+def run(exchange: Exchange, inputs: Inputs, apart: bool = False) -> dict[str, Tensor]:
+    """Both passes, in place or `apart`: everything that comes out, by name. `inputs` are used up."""
+    before, after, grad_after, grad = inputs.state, inputs.state, None, inputs.grad_state
+    if apart:
+        after, grad_after, grad = torch.full_like(before, torch.nan), grad, torch.full_like(grad, torch.nan)
+    exchange.forward_(after, inputs.data, inputs.site, inputs.out, before if apart else None)
+    found = {"state": after.clone(), "out": inputs.out}
+    gradients = exchange.backward_(after, grad, inputs.data, inputs.site, inputs.grad_out, inputs.grad_data, grad_after)
+    assert not apart or torch.equal(after, found["state"]), "a saved state has changed"
+    found |= {"state before": before, "grad state": grad, "grad data": inputs.grad_data}
     found |= {f"grad {name}": getattr(gradients, name) for name in ("write_keys", "read_keys", "gain")}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -120,7 +126,7 @@ def errors(exchange: Exchange, case: Case, device: torch.device, seed: int = 0) 
     """Relative error of everything an exchange puts out, against the reference in float64."""
     inputs = draw(case, device, seed)
     expected = run(ReferenceExchange(), exact(inputs))
-    found = run(exchange, inputs)
+    found = run(exchange, inputs, case.apart)
     assert found.keys() == expected.keys(), (found.keys(), expected.keys())
     return {name: _distance(found[name], expected[name]) for name in expected}
 

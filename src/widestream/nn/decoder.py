@@ -19,7 +19,8 @@ from widestream.nn.flex import Attention
 from widestream.nn.mlp import MLP
 from widestream.nn.roles import Declared, Role, Roles, named_roles, size
 from widestream.streams import stream_class
-from widestream.streams.reversible import Reversible, Tape
+from widestream.streams.reversible import ExchangePlan, Reversible, Tape
+from widestream.streams.saved import Saved
 
 VERSIONS = 8
 """In how many forms a block may be compiled: batch sizes, masks, with gradients or without."""
@@ -74,9 +75,9 @@ class Decoder(Declared):
         else:
             self.declare("unembedding", (config.vocab_size, size(axes)), head)
         self.checkpoint_layers = False
-        """Keep only what crosses layer (`reversible`: block) boundaries for the backward pass; recompute the rest."""
-        self.reversible: Reversible | None = None
-        """Keep what is written to the stream for the backward pass, and rebuild its states; None: keep its states."""
+        """Keep only what crosses layer (`Reversible`: block) boundaries for the backward pass; recompute the rest."""
+        self.exchanges: ExchangePlan | None = None
+        """How exchanges are computed and what is kept of them; None: as the stream has them, and its states."""
         self.attention: Attention = "sdpa"
         """What computes attention where it needs a mask other than causal."""
         self._compiled_depth: Callable[..., Tensor] | None = None
@@ -123,7 +124,7 @@ class Decoder(Declared):
             cache.check_room(num_tokens)
         positions = torch.arange(start, start + num_tokens, device=tokens.device)
         context = make_context(self.config, positions, segments, mask, cache, self._windows, attention=self.attention)
-        if self.reversible is not None and (cache is None or not torch.is_grad_enabled()):
+        if isinstance(self.exchanges, Reversible) and (cache is None or not torch.is_grad_enabled()):
             through_depth = self._exchange_and_undo
         else:
             through_depth = self._compiled_depth or self._exchange_through_depth
@@ -163,7 +164,7 @@ class Decoder(Declared):
 
         Here it goes layer by layer, so that a layer can be forgotten and computed again in the backward pass.
         """
-        state, inputs = self.stream.exchange(0, self.stream.empty(context), embedding)
+        state, inputs = self._exchange(0, self.stream.empty(context), embedding)
         passed = state, inputs, context.shared
         for sites in self._layers():
             if self.checkpoint_layers and torch.is_grad_enabled():
@@ -182,16 +183,22 @@ class Decoder(Declared):
         context = replace(context, shared=dict(shared))
         for site in sites:
             written = self.blocks[site - 1](inputs, context)
-            state, inputs = self.stream.exchange(site, state, written)
+            state, inputs = self._exchange(site, state, written)
         return state, inputs, context.shared
+
+    def _exchange(self, site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
+        """The stream's exchange, as it is written or as one operator."""
+        if isinstance(self.exchanges, Saved):
+            return self.exchanges.exchange(self.stream, site, state, written)
+        return self.stream.exchange(site, state, written)
 
     def _exchange_and_undo(self, embedding: tuple[Tensor, Tensor | None], context: Context) -> Tensor:
         """The same with a tape in the stream's place, on which the backward pass rebuilds the states.
 
         Block by block: those may be compiled, or forgotten and computed again, but an exchange happens once.
         """
-        assert self.reversible is not None
-        tape = Tape(self.stream, self.config, self.reversible)
+        assert isinstance(self.exchanges, Reversible)
+        tape = Tape(self.stream, self.config, self.exchanges)
         state, inputs = tape.exchange(0, tape.empty(context), embedding)
         shared = context.shared
         for site in range(1, len(self.blocks) + 1):
@@ -254,7 +261,7 @@ class Decoder(Declared):
     def compile_blocks(self, **options: Any) -> None:
         """Compile everything between embedding and head; masks are built outside, so shapes stay fixed.
 
-        With `reversible` set when it runs, every block is compiled by itself, and the exchanges are left as they are.
+        Where `exchanges` rebuild states as it runs, every block is compiled by itself, and they are left as they are.
 
         Args:
             options: for `torch.compile`.

@@ -51,18 +51,18 @@ def record_exchanges(model: Decoder) -> Iterator[list[Exchanged]]:
         seen.append(Exchanged(site, tuple(x for x in parts if x is not None), state, norms.take(), inputs))
         return state, inputs
 
-    reversible, compiled = model.reversible, model._compiled_depth
+    exchanges, compiled = model.exchanges, model._compiled_depth
     with ExitStack() as stack:
         for module in stream.modules():
             if isinstance(module, Norm):
                 stack.callback(module.register_forward_pre_hook(norms).remove)
-        model.reversible = model._compiled_depth = None
+        model.exchanges = model._compiled_depth = None
         stream.exchange, stream.read = recorded, recorded_read
         try:
             yield seen
         finally:
             del stream.exchange, stream.read
-            model.reversible, model._compiled_depth = reversible, compiled
+            model.exchanges, model._compiled_depth = exchanges, compiled
 
 
 class _NormInputs:

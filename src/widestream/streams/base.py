@@ -73,6 +73,8 @@ class StreamCost:
     """Bytes of state and history read and written in the forward pass, each once per exchange that touches it."""
     bytes_saved: int
     """Bytes kept for the backward pass by exchanges that autograd records as written."""
+    bytes_saved_fused: int | None = None
+    """The same where each is one operator (`Stream.as_kernel`); None: the stream has no such form."""
     bytes_saved_writes: int | None = None
     """The same where writes are kept and states rebuilt, beside the one live state (`spec().undo`); with the anchors
     `Stream.anchored` where they are replayed; None: states are not rebuilt."""

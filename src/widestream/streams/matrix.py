@@ -77,7 +77,8 @@ class MatrixStream(Stream):
         self.rank, self.key_dim, self.value_dim = config.num_heads, own.key_dim, config.head_dim
         self.keys = Axis(own.key_dim, config.mup.base_key_dim or own.key_dim)
         self.declare_keys(config, roles)
-        self.bare_attention = type(self).spec(config).attention == "bare"
+        spec = type(self).spec(config)
+        self.bare_attention, self.is_kernel = spec.attention == "bare", spec.undo == "kernel"
         # Under autocast these blocks begin with a product in low precision, so they cast what they read.
         first = not (config.upcast_attention or config.positions == "rotary" or config.value_residual != "none")
         casting = {"attention": first or not self.bare_attention, "mlp": True}
@@ -144,8 +145,8 @@ class MatrixStream(Stream):
     def cost(self) -> StreamCost:
         """Two FLOPs per key entry and value column.
 
-        What autograd saves is the state and its norm at every read (with a gain per row, before and after it) and the
-        vectors that were written; or these only.
+        What autograd saves is the state and its norm at every read (with a gain per row, before and after it), of an
+        operator the state alone, and the vectors that were written; or these only.
         """
         key_entries = sum(self.get_parameter(n).numel() for n, role in self.own_roles.items() if role.part == "keys")
         state = 4 * self.key_dim * self.value_dim
@@ -155,6 +156,7 @@ class MatrixStream(Stream):
             flops=2 * key_entries * self.value_dim,
             bytes_moved=2 * state * exchanges,
             bytes_saved=kept * state * exchanges + writes,
+            bytes_saved_fused=state * exchanges + writes if self.is_kernel else None,
             bytes_saved_writes=writes,
         )
 

@@ -28,6 +28,7 @@ from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context
 from widestream.streams import stream_class
 from widestream.streams.base import KernelCall, Stream, anchor_sites
+from widestream.streams.saved import Saved
 from widestream.streams.stepwise import Replay, Replayed, Stretch, Undone
 
 Memory = Literal["auto", "states", "writes"]
@@ -47,6 +48,10 @@ class Reversible:
     """Whether the live state is kept in bfloat16; its gradient stays in float32."""
 
 
+ExchangePlan = Reversible | Saved
+"""What `Decoder.exchanges` may be beside None, which is states saved and exchanges as their stream has them."""
+
+
 def plan_exchanges(
     config: ModelConfig,
     device: torch.device,
@@ -54,8 +59,8 @@ def plan_exchanges(
     anchors: int = 0,
     kernels: Switch = "auto",
     state_precision: Precision = "float32",
-) -> Reversible | None:
-    """Turn the settings of a run into what `Decoder.reversible` takes; None where autograd is to save states.
+) -> ExchangePlan | None:
+    """Turn the settings of a run into what `Decoder.exchanges` takes.
 
     Args:
         config: the model's.
@@ -77,12 +82,14 @@ def plan_exchanges(
             f"A {kind} stream rebuilds no states, which take no more than what is written to it; "
             "use train.stream_memory: auto or states."
         )
+    if kernels == "fused" and undo != "kernel":
+        raise UserError(f"train.kernels: fused has no form for the exchange of a {kind} stream; use auto.")
     if memory == "states" or undo == "no":
-        asked = {"anchors": anchors > 0, "kernels": kernels == "fused", "state_precision": state_precision == "bf16"}
+        asked = {"anchors": anchors > 0, "state_precision": state_precision == "bf16"}
         for name in (name for name, given in asked.items() if given):
             why = f"a {kind} stream saves its states" if undo == "no" else "train.stream_memory is states"
             raise UserError(f"train.{name} acts where states are rebuilt from writes, but {why}; leave it out.")
-        return None
+        return _plan_saving(device, kernels) if undo == "kernel" else None
     needed = anchors > 0 or kernels == "fused" or state_precision == "bf16"
     fused = undo == "kernel" and not isinstance(choose(kernels, device), ReferenceExchange)
     if memory == "auto" and not needed and not fused:
@@ -90,20 +97,29 @@ def plan_exchanges(
     if anchors >= writes:
         raise UserError(f"train.anchors is {anchors}; it must be below the number of this model's blocks, {writes}.")
     if undo != "kernel":
-        if kernels == "fused":
-            raise UserError(f"train.kernels: fused has no form for the exchange of a {kind} stream; use auto.")
         if state_precision == "bf16":
             raise UserError(f"train.state_precision: bf16 does not suit a {kind} stream; use float32.")
         return Reversible(anchors=anchors or (cls.replay_anchors(config) if undo == "replay" else 0))
     return Reversible(choose(kernels, device), anchors, state_precision == "bf16")
 
 
-def describe(reversible: Reversible | None) -> dict[str, Any]:
+def _plan_saving(device: torch.device, kernels: Switch) -> Saved | None:
+    """Operators where a fused kernel is behind them; torch operations do not gain by being one.
+
+    `auto` takes them where that was measured.
+    """
+    exchange = choose(kernels if kernels == "fused" or device.type == "cpu" else "reference", device)
+    return None if isinstance(exchange, ReferenceExchange) else Saved(type(exchange).__name__)
+
+
+def describe(plan: ExchangePlan | None) -> dict[str, Any]:
     """The same in words, for a run's record."""
-    if reversible is None:
+    if plan is None:
         return {"memory": "states"}
-    state_precision = "bf16" if reversible.bf16 else "float32"
-    kernel, anchors = type(reversible.exchange).__name__, reversible.anchors
+    if isinstance(plan, Saved):
+        return {"memory": "states", "kernel": plan.kernel}
+    state_precision = "bf16" if plan.bf16 else "float32"
+    kernel, anchors = type(plan.exchange).__name__, plan.anchors
     return {"memory": "writes", "kernel": kernel, "anchors": anchors, "state_precision": state_precision}
 
 
@@ -180,7 +196,8 @@ class Tape:
         """
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "Rebuilt states have no gradients of gradients; use stream_memory: states, or no create_graph."
+                "Rebuilt states have no gradients of gradients; use stream_memory: states and kernels: reference, or "
+                "no create_graph."
             )
         if site != self.site:
             raise RuntimeError(

@@ -12,7 +12,8 @@ from widestream.nn.attention import BareAttention
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import make_context
 from widestream.nn.decoder import Decoder
-from widestream.streams.reversible import Reversible, Tape, plan_exchanges
+from widestream.streams.reversible import ExchangePlan, Reversible, Tape, plan_exchanges
+from widestream.streams.saved import Saved
 from widestream.streams.testing_models import Fields, random_model, tokens_of
 
 WIDER: Fields = {"num_heads": 8, "head_dim": 32, "mlp_dim": 64, "context": 64}
@@ -20,14 +21,22 @@ WIDER: Fields = {"num_heads": 8, "head_dim": 32, "mlp_dim": 64, "context": 64}
 
 
 def check_saved(stream: Fields, changes: Fields) -> None:
-    """Autograd keeps the bytes of states and history that are declared, to 5 %."""
+    """Autograd keeps the bytes of states and history that are declared, to 5 %; of exchanges as operators, exactly."""
     model = random_model(stream, changes | WIDER)
-    kept, declared = bytes_kept(stream, changes | WIDER, None, length=64), model.stream.cost().bytes_saved
+    cost = model.stream.cost()
+    kept, declared = bytes_kept(stream, changes | WIDER, None, length=64), cost.bytes_saved
     assert abs(kept - declared) <= 0.05 * declared, f"{kept:.0f} bytes are kept per token, {declared} declared"
+    is_kernel = type(model.stream).spec(model.config).undo == "kernel"
+    assert (cost.bytes_saved_fused is not None) == is_kernel, "declares bytes for operators, or should"
+    if is_kernel:
+        kept = bytes_kept(stream, changes | WIDER, lambda _: Saved("any"), length=64)
+        assert kept == cost.bytes_saved_fused, f"operators keep {kept} bytes, {cost.bytes_saved_fused} declared"
 
 
 def check_reversible(stream: Fields, changes: Fields) -> None:
     """Rebuilt and replayed states give the gradients of saved ones, and keep as many bytes as declared.
+
+    So do saved states where an exchange is one operator.
 
     A gradient may be off by 1e-5, or by about what rounding does to plain autograd: some are small sums of large terms.
     """
@@ -41,22 +50,24 @@ def check_reversible(stream: Fields, changes: Fields) -> None:
             return
         raise AssertionError("states that are not rebuilt are not refused")
     exact, plain = gradients(model, None, exact=True), gradients(model, None)
-    for kernels in ("reference", "auto"):
-        reversible = plan_exchanges(config, here, "writes", kernels=kernels)
-        exactly_rebuilt, rebuilt = gradients(model, reversible, exact=True), gradients(model, reversible)
+    plans = [plan_exchanges(config, here, "writes", kernels=kernels) for kernels in ("reference", "auto")]
+    if type(model.stream).spec(config).undo == "kernel":
+        plans.append(Saved("any"))
+    for plan in plans:
+        exactly_found, found = gradients(model, plan, exact=True), gradients(model, plan)
         for name, wanted in exact.items():
-            pairs = (rebuilt[name], plain[name]), (plain[name], wanted), (exactly_rebuilt[name], wanted)
+            pairs = (found[name], plain[name]), (plain[name], wanted), (exactly_found[name], wanted)
             error, rounding, exact_error = (((a - b).norm() / wanted.norm()).item() for a, b in pairs)
-            assert error < max(1e-5, 4 * rounding), f"the gradient of {name} is off by {error:.1e} ({kernels})"
-            assert exact_error < 1e-10, f"in float64 the gradient of {name} is off by {exact_error:.1e} ({kernels})"
+            assert error < max(1e-5, 4 * rounding), f"the gradient of {name} is off by {error:.1e} ({plan})"
+            assert exact_error < 1e-10, f"in float64 the gradient of {name} is off by {exact_error:.1e} ({plan})"
     kept, declared = saved_by_writes(stream, changes), model.stream.cost().bytes_saved_writes
     assert kept == declared, f"{kept} bytes are kept per token, {declared} declared"
 
 
-def gradients(model: Decoder, reversible: Reversible | None, exact: bool = False) -> dict[str, Tensor]:
-    """Of a small batch's loss, by parameter, with states rebuilt or saved; `exact` computes in float64."""
+def gradients(model: Decoder, plan: ExchangePlan | None, exact: bool = False) -> dict[str, Tensor]:
+    """Of a small batch's loss, by parameter, with exchanges by `plan`; `exact` computes in float64."""
     model = copy.deepcopy(model)
-    model.reversible = reversible
+    model.exchanges = plan
     if exact:
         model.double()
         for block in model.blocks:
@@ -76,11 +87,11 @@ def saved_by_writes(stream: Fields, changes: Fields) -> float:
 
 
 def bytes_kept(
-    stream: Fields, changes: Fields, plan: Callable[[ModelConfig], Reversible | None] | None, length: int = 20
+    stream: Fields, changes: Fields, plan: Callable[[ModelConfig], ExchangePlan | None] | None, length: int = 20
 ) -> float:
-    """Bytes per token that exchanges leave in the graph, on a tape by `plan` or without: what a second window adds."""
+    """Bytes per token that exchanges leave in the graph, by `plan` or as written: what a second window adds."""
     model, sizes = random_model(stream, changes | {"positions": "none"}), []
-    options = None if plan is None else plan(model.config)
+    model.exchanges = None if plan is None else plan(model.config)
     for windows in (1, 2):
         tokens, kept = tokens_of(windows, length), {}
 
@@ -90,12 +101,15 @@ def bytes_kept(
 
         seen = {block.window for block in model.layout if block.kind == "attention"}
         context = make_context(model.config, torch.arange(length), windows=seen)
-        way = model.stream if options is None else Tape(model.stream, model.config, options)
+        if isinstance(model.exchanges, Reversible):
+            tape = Tape(model.stream, model.config, model.exchanges)
+            exchange, state = tape.exchange, tape.empty(context)
+        else:
+            exchange, state = model._exchange, model.stream.empty(context)
         written: Any = model.embedding(tokens, context.positions)
-        state = way.empty(context)
         for site in range(len(model.blocks) + 1):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                state, inputs = way.exchange(site, state, written)
+                state, inputs = exchange(site, state, written)
             if site < len(model.blocks):
                 written = model.blocks[site](inputs, context)
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))

@@ -16,7 +16,8 @@ from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import meta_model
 from widestream.streams import stream_class
-from widestream.streams.reversible import Reversible, plan_exchanges
+from widestream.streams.reversible import ExchangePlan, plan_exchanges
+from widestream.streams.saved import Saved
 
 EMBEDDINGS = ("embedding", "positions", "unembedding")
 
@@ -33,10 +34,11 @@ class Summary:
     """Shape of one token's stream, as the literature writes it."""
     stream_bytes: dict[str, int]
     """Per token, float32: `moved` by the exchanges in a forward pass, `saved` by them for the backward pass; or
-    `saved as writes` where those can be undone, beside the one live state."""
+    `saved, fused` where they are one operator each, or `saved as writes` where those can be undone, beside the one live
+    state."""
     activation_bytes: dict[str, int]
     """Per token, by precision: all that autograd keeps between embedding and head for the backward pass, where the
-    stream's states are saved; where writes can be undone, `float32, writes` and `bf16, writes` too."""
+    stream's states are saved; `float32, fused`, ... and `float32, writes`, ... likewise."""
 
     @property
     def total_parameters(self) -> int:
@@ -101,11 +103,15 @@ def summarize(config: ModelConfig) -> Summary:
     model = meta_model(config)
     cost = model.stream.cost()
     stream_bytes = {"moved": cost.bytes_moved, "saved": cost.bytes_saved}
-    kept = {precision: _activation_bytes(config, precision) for precision in ("float32", "bf16")}
+    precisions = ("float32", "bf16")
+    kept = {precision: _activation_bytes(config, precision) for precision in precisions}
+    if cost.bytes_saved_fused is not None:
+        stream_bytes["saved, fused"] = cost.bytes_saved_fused
+        kept |= {f"{precision}, fused": _activation_bytes(config, precision, Saved("any")) for precision in precisions}
     if cost.bytes_saved_writes is not None:
         stream_bytes["saved as writes"] = cost.bytes_saved_writes
         rebuilt = plan_exchanges(config, torch.device("cpu"), "writes", kernels="reference")
-        kept |= {f"{precision}, writes": _activation_bytes(config, precision, rebuilt) for precision in list(kept)}
+        kept |= {f"{precision}, writes": _activation_bytes(config, precision, rebuilt) for precision in precisions}
     return Summary(
         parts=count_parameters(model),
         flops=count_flops(model),
@@ -143,11 +149,11 @@ def count_flops(model: Decoder) -> dict[str, int]:
     }
 
 
-def _activation_bytes(config: ModelConfig, precision: str, reversible: Reversible | None = None) -> int:
+def _activation_bytes(config: ModelConfig, precision: str, exchanges: ExchangePlan | None = None) -> int:
     """What a second window adds to what autograd keeps; that leaves out weights and their copies in lower precision."""
     with FakeTensorMode(), torch.device("cpu"):
         model = Decoder(config)
-        model.reversible = reversible
+        model.exchanges = exchanges
         one, two = (_kept_bytes(model, windows, precision) for windows in (1, 2))
     return (two - one) // config.context
 

@@ -90,8 +90,9 @@ class TrainConfig:
     stand in for rebuilt states, in very deep models or for a state in bf16. Streams whose states are replayed from the
     copy before (hyper-connections, histories, ...): 0 takes mHC's rule, about the square root of the blocks."""
     kernels: Literal["auto", "reference", "fused"] = "auto"
-    """writes: what computes an exchange. reference: torch operations. fused: one pass over the state. auto: fused where
-    this machine and the stream have it."""
+    """What computes an exchange. reference: torch operations. fused: one pass over the state, with states saved as one
+    operator of autograd and torch.compile. auto: fused where this machine and the stream have it; on a GPU with states,
+    reference."""
     state_precision: Literal["float32", "bf16"] = "float32"
     """writes: how the live state is kept. bf16 halves what exchanges move, and rounds every write."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"

@@ -14,7 +14,7 @@ from widestream.nn.decoder import Decoder
 from widestream.nn.flex import Attention, choose
 from widestream.nn.model import build_model
 from widestream.streams import stream_class
-from widestream.streams.reversible import Reversible, describe, plan_exchanges
+from widestream.streams.reversible import ExchangePlan, describe, plan_exchanges
 from widestream.train import checkpoint
 from widestream.train.folder import describe_data, move_aside, open_folder, require_same_model
 from widestream.train.metrics import MetricsWriter, board_class, require_idle
@@ -121,8 +121,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     plan = make_plan(config, world.size)
     if config.train.tensorboard:
         board_class()  # not installed? Better said now than when the folder has been made
-    reversible, attention = choose_exchanges(config, world.device), choose_attention(config, world.device)
-    computed = {"exchanges": describe(reversible), "attention": attention}
+    exchanges, attention = choose_exchanges(config, world.device), choose_attention(config, world.device)
+    computed = {"exchanges": describe(exchanges), "attention": attention}
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
@@ -133,7 +133,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     model = build_model(config.model, config.train.seed, world.device)
     optimizer = build_optimizer(model, config.optimizer)
     position = _restore(config, run_dir, world, model, optimizer)
-    model.checkpoint_layers, model.reversible = config.train.activation_checkpointing, reversible
+    model.checkpoint_layers, model.exchanges = config.train.activation_checkpointing, exchanges
     model.attention = attention
     if config.train.compile:
         model.compile_blocks()
@@ -152,8 +152,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     )
 
 
-def choose_exchanges(config: RunConfig, device: torch.device) -> Reversible | None:
-    """What `Decoder.reversible` is for a run.
+def choose_exchanges(config: RunConfig, device: torch.device) -> ExchangePlan | None:
+    """What `Decoder.exchanges` is for a run.
 
     Raises:
         UserError: see `plan_exchanges`.
