@@ -83,7 +83,7 @@ MATRIX = {"kind": "matrix", "key_dim": 6}
     ("stream", "plan"),
     [(MATRIX, Saved("any")), (MATRIX, Reversible(anchors=1)),
      ({"kind": "matrix_delta", "key_dim": 6}, Reversible(anchors=1)), ({"kind": "mhc"}, Reversible(anchors=1))],
-    ids=str,
+    ids=["matrix-saved", "matrix", "matrix_delta", "mhc"],
 )  # fmt: skip
 def test_exchanges_with_sharded_weights(stream, plan, tmp_path):
     config = tiny(stream)
