@@ -72,11 +72,12 @@ def test_a_run_that_fails_is_left_behind_where_that_may_be(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("visible", "workers", "seen"),
-    [("4,7", 3, ["4", "7", "4"]), ("4,7", 1, ["4,7"] * 3), ("4", 3, ["4"] * 3), ("", 3, [""] * 3)],
+    ("visible", "count", "workers", "seen"),
+    [("4,7", 2, 3, ["4", "7", "4"]), ("4,7", 2, 1, ["4,7"] * 3), ("4", 1, 3, ["4"] * 3), ("4,7", 0, 3, ["4,7"] * 3)],
 )
-def test_runs_are_spread_over_gpus(tmp_path, monkeypatch, visible, workers, seen):
+def test_runs_are_spread_over_gpus(tmp_path, monkeypatch, visible, count, workers, seen):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     start, found = subprocess.Popen, []
 
     def record(command, env, **options):

@@ -65,7 +65,7 @@ def test_studies_share_the_runs_of_equal_recipes(tmp_path):
 def test_what_only_computes_leaves_a_runs_name_alone():
     names = {
         recipe_hash(load_recipe("demo/rmt", [f"train.{change}"]), "tokens")
-        for change in ("attention=auto", "attention=sdpa", "threads=2")
+        for change in ("attention=auto", "attention=sdpa", "threads=2", "kernels=reference", "stream_memory=states")
     }
     assert len(names) == 1
     assert recipe_hash(load_recipe("demo/rmt", ["train.z_loss=0.5"]), "tokens") not in names

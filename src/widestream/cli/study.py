@@ -17,7 +17,9 @@ def run(
     out: Folder = Path("runs/study"),
     data: Annotated[Path | None, typer.Option(help="Prepared data. Default: what the study names.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of every arm. Default: the study's, usually 3.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Runs at a time. Default: one a CPU; with a GPU, one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time. Default: one a GPU; with none, one a CPU.")
+    ] = None,
 ) -> None:
     """Carry out studies: search every arm's learning rate, then train every arm at every seed.
 

@@ -15,6 +15,7 @@ from widestream.data.manifest import MANIFEST, read_manifest
 from widestream.errors import UserError
 from widestream.study.pool import Job
 from widestream.study.spec import Arm, Study
+from widestream.train.config import COMPUTES
 
 SEARCH_SEED = 100
 """Seed of weights and batches of shortened search runs; a study's own seeds are 0, 1, ..."""
@@ -105,7 +106,7 @@ def recipe_hash(config: RunConfig, tokens: str | None) -> str:
     values: dict[str, Any] = to_dict(config) | {"tokens": tokens}
     for key in ("name", "description"):
         del values[key]
-    for section, keys in {"train": ("seed", "threads", "attention"), "data": ("seed", "path")}.items():
+    for section, keys in {"train": ("seed", *COMPUTES), "data": ("seed", "path")}.items():
         for key in keys:
             del values[section][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

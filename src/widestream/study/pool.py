@@ -146,12 +146,11 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
 
 def visible_gpus() -> list[str]:
     """The GPUs of this machine that processes may use, as CUDA_VISIBLE_DEVICES names them."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip()]
     import torch
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+    count, chosen = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if chosen is None else (name.strip() for name in chosen.split(","))
+    return list(names)[:count]
 
 
 def _start(

@@ -18,7 +18,7 @@ from widestream.errors import UserError
 from widestream.report.studies.results import RECORD
 from widestream.study.corpus import prepare_corpus
 from widestream.study.plan import SEARCH_SEED, Place, arm_job
-from widestream.study.pool import Job, run_jobs
+from widestream.study.pool import Job, run_jobs, visible_gpus
 from widestream.study.spec import Arm, Search, Study, load_study
 
 Trials = dict[str, dict[float, Job]]
@@ -38,7 +38,7 @@ class StudyOptions:
     seeds: int | None = None
     """Runs of every arm; default: the study's."""
     workers: int | None = None
-    """Runs at a time; default: one a CPU; where there is a GPU, one."""
+    """Runs at a time; default: one a GPU, or one a CPU where there is none."""
 
     def __post_init__(self):
         for name in ("seeds", "workers"):
@@ -265,6 +265,4 @@ def run_studies(names: Sequence[str], options: StudyOptions) -> list[Path]:
 
 
 def _default_workers() -> int:
-    import torch
-
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return len(visible_gpus()) or os.cpu_count() or 1

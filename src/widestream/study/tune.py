@@ -20,6 +20,7 @@ from widestream.errors import UserError
 from widestream.study.pool import POLL_S, Job, terminable
 from widestream.study.run import heldout_loss
 from widestream.study.tune_space import Space, changes, require_optuna
+from widestream.train.config import COMPUTES
 
 if TYPE_CHECKING:
     import optuna
@@ -125,7 +126,7 @@ def describe_setup(options: TuneOptions) -> dict[str, Any]:
     """What all processes of one search must agree on."""
     config = to_dict(options.config)
     data = read_manifest(Path(config["data"].pop("path")))
-    for name in ("device", "threads", "stream_memory", "kernels", "attention", "tensorboard"):
+    for name in COMPUTES:
         config["train"].pop(name)
     prints = {name: data.fingerprint(config["data"][f"{name}_split"]) for name in ("train", "heldout")}
     space = {name: list(ends) for name, ends in options.space.intervals.items()}

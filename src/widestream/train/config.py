@@ -54,6 +54,10 @@ class ScheduleConfig:
         _require(self, "schedule", "between 0 and 1", lambda value: 0 <= value <= 1, "floor")
 
 
+COMPUTES = ("device", "threads", "stream_memory", "kernels", "attention", "tensorboard")
+"""Settings of `TrainConfig` that say where and by what a run is computed, and change its numbers by rounding only."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """The training loop."""

@@ -95,7 +95,7 @@ def lead_section(result: StudyResult) -> Section:
     short, long = pairs
     assert short is not None
     assert long is not None
-    section.answers = [said(short), said(long), _change(short.of, short.against, long.of, long.against)]
+    section.answers = [_change(short.of, short.against, long.of, long.against), said(short), said(long)]
     rows = [{"label": f"{one.of.name} against {one.against.name}"} for one in (short, long)]
     section.tables.append(contrast_table(result, list(zip(rows, (short, long), strict=True))))
     assert long.pair is not None
