@@ -34,9 +34,9 @@ from widestream.generate.sampling import SamplingConfig, generate
 from widestream.kernels.exchange import Exchange
 from widestream.kernels.exchange_triton import TritonExchange, Tuning, available
 from widestream.kernels.testing import Case, draw, errors, grid
+from widestream.nn.attention_kind import Attention
 from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
-from widestream.nn.flex import Attention
 from widestream.nn.model import build_model
 from widestream.train.config import OptimizerConfig
 from widestream.train.machine import matmul_peak

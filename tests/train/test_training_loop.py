@@ -10,6 +10,7 @@ from tiny_runs import tiny_config, write_data
 
 from widestream.config import to_dict
 from widestream.errors import UserError
+from widestream.kernels import attention_cpu
 from widestream.nn.decoder import Decoder
 from widestream.theory.summary import summarize
 from widestream.train import checkpoint
@@ -51,7 +52,7 @@ def test_loss_falls_and_the_folder_tells_all(data, tmp_path, stream):
     assert done["heldout"]["whole"]
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["precision"] == "float32"
-    assert info["attention"] == "sdpa"
+    assert info["attention"] == ("fused" if attention_cpu.available() is None else "sdpa")
     assert info["peak_flops_per_s"] > 1e8
     assert info["data"]["sequence_length"] == 16
     assert info["summary"]["parameters"]["total"] == summarize(config.model).total_parameters

@@ -5,13 +5,10 @@ import torch
 import torch.nn.attention.flex_attention as torch_flex
 
 from models import tiny
-from widestream.errors import UserError
 from widestream.nn.attention import BareAttention
 from widestream.nn.context import make_context
-from widestream.nn.flex import FlexMask, choose
+from widestream.nn.flex import FlexMask
 from widestream.nn.model import build_model
-
-SUITS = {"device_type": "cuda", "compiled": True, "masked": True, "head_dim": 64, "upcast": False}
 
 
 def documents(rows, length, seed=0):
@@ -113,36 +110,3 @@ def test_compiled_blocks_keep_their_form_when_documents_change():
         outputs = [model(tokens, documents(2, 30, seed)) for seed in range(3)]
     assert len(forms) == 1
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("asked", "changes", "expected"),
-    [
-        ("auto", {}, "flex"),
-        ("auto", {"device_type": "cpu"}, "sdpa"),
-        ("auto", {"compiled": False}, "sdpa"),
-        ("auto", {"masked": False}, "sdpa"),
-        ("auto", {"head_dim": 8}, "sdpa"),
-        ("auto", {"head_dim": 16}, "flex"),
-        ("auto", {"upcast": True}, "sdpa"),
-        ("sdpa", {}, "sdpa"),
-        ("sdpa", {"device_type": "cpu", "head_dim": 8}, "sdpa"),
-        ("flex", {}, "flex"),
-        ("flex", {"compiled": False, "upcast": True}, "flex"),
-    ],
-)
-def test_the_choice(asked, changes, expected):
-    assert choose(asked, **(SUITS | changes)) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"device_type": "cpu"}, "no backward pass"),
-        ({"device_type": "mps"}, "this is mps"),
-        ({"head_dim": 8}, "it is 8"),
-    ],
-)
-def test_flex_where_it_cannot_train(changes, message):
-    with pytest.raises(UserError, match=message):
-        choose("flex", **(SUITS | changes))

@@ -8,6 +8,7 @@ import torch
 from widestream.bench.record import require_counts
 from widestream.config import build
 from widestream.errors import UserError
+from widestream.nn.attention_kind import Switch, choose
 from widestream.nn.config import ModelConfig
 from widestream.nn.decoder import Decoder
 from widestream.nn.model import build_model
@@ -65,6 +66,8 @@ class ModelSettings:
     """What computes exchanges, as `train.kernels`."""
     state_precision: Literal["float32", "bf16"] = "float32"
     """How a live state is kept, as `train.state_precision`."""
+    attention: Switch = "auto"
+    """What computes attention, as `train.attention`; documents are not masked here."""
 
     def __post_init__(self):
         require_counts(self, key_dims=1)
@@ -137,6 +140,10 @@ def build_measured(config: ModelConfig, settings: ModelSettings, device: torch.d
         model.exchanges = plan_exchanges(
             config, device, settings.stream_memory, 0, settings.kernels, settings.state_precision
         )
+    model.attention = choose(
+        settings.attention, device, compiled=settings.compile, masked=False, head_dim=config.head_dim,
+        upcast=config.upcast_attention,
+    )  # fmt: skip
     if settings.compile:
         model.compile_blocks()
     return model

@@ -30,6 +30,9 @@ Kernels = Annotated[
 State = Annotated[
     Literal["float32", "bf16"], typer.Option("--state-precision", help="As train.state_precision in a recipe.")
 ]
+Attention = Annotated[
+    Literal["auto", "sdpa", "flex", "fused"], typer.Option("--attention", help="As train.attention in a recipe.")
+]
 Rounds = Annotated[int, typer.Option(help="Timed rounds; in each, all take turns.")]
 Warmup = Annotated[int, typer.Option(help="Rounds before the timed ones.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the record here, and its plots beside it.")]
@@ -52,6 +55,7 @@ def step(
     stream_memory: Memory = "auto",
     kernels: Kernels = "auto",
     state_precision: State = "float32",
+    attention: Attention = "auto",
     rounds: Rounds = 9,
     warmup: Warmup = 2,
     together: Annotated[int, typer.Option(help="Models held in memory at a time, the first one among them.")] = 6,
@@ -73,6 +77,7 @@ def step(
     models = _models(
         sizes, streams, key_dims, device, precision, threads,
         compile=compiled, stream_memory=stream_memory, kernels=kernels, state_precision=state_precision,
+        attention=attention,
     )  # fmt: skip
     settings = StepSettings(models=models, rounds=rounds, warmup=warmup, together=together)
     print_step(bench_step(settings, _outputs(json, plot)))
@@ -93,6 +98,7 @@ def memory(
     stream_memory: Memory = "auto",
     kernels: Kernels = "auto",
     state_precision: State = "float32",
+    attention: Attention = "auto",
     peak: Annotated[bool, typer.Option(help="Also take two steps of each in a process of its own.")] = True,
     json: Json = None,
     plot: Plot = None,
@@ -110,6 +116,7 @@ def memory(
     models = _models(
         sizes, streams, key_dims, device, precision, threads,
         stream_memory=stream_memory, kernels=kernels, state_precision=state_precision,
+        attention=attention,
     )  # fmt: skip
     print_memory(bench_memory(MemorySettings(models=models, peak=peak), _outputs(json, plot)))
 

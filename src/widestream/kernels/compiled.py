@@ -52,6 +52,25 @@ def load(name: str, *sources: Path) -> ctypes.CDLL:
         ) from error
 
 
+def parallel_runner() -> int:
+    """Address of GOMP_parallel in the OpenMP runtime that torch itself uses: one pool of threads, not two that fight.
+
+    Raises:
+        BuildError: torch has no such runtime.
+    """
+    import torch
+
+    suffix = ".dylib" if platform.system() == "Darwin" else ".so"
+    try:
+        # A search through this library goes on through those that it was linked with.
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
+        address = ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError) as error:
+        raise BuildError("torch's OpenMP threads cannot be reached.") from error
+    assert address is not None
+    return address
+
+
 def _folder() -> Path:
     own, shared = os.environ.get("WIDESTREAM_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:

@@ -11,17 +11,13 @@
 // Letters: N tokens, V value axis, K key axis, R data vectors written, Q read; Kp, Vp, Rp, Qp are rounded up to whole
 // vectors of W numbers. Rows of a tile are Kp apart and its padding is zero unless a comment says otherwise.
 
+#include "threads.h"
 #include "tiles.h"
 
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
 
 constexpr int64_t FLUSH = 256;               // vectors summed in float before the sum moves on to double
 constexpr int64_t CHUNK = 32, CHUNKS = 128;  // tokens of a chunk at least; chunks at most
-
-// Runs a function in several threads of the pool that the caller's process already has (libgomp's GOMP_parallel).
-typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
 
 // Mirrored in exchange_cpu.py.
 struct Problem {
@@ -39,23 +35,6 @@ struct Problem {
 };
 
 // ---- what a call prepares and a thread keeps
-
-// Memory that grows and is kept from call to call.
-struct Room {
-    char* memory = nullptr;
-    size_t size = 0;
-    ~Room() { free(memory); }
-    float* floats(int64_t count) {
-        const size_t bytes = (size_t)(count * 4 + 4095) / 4096 * 4096;
-        if (bytes > size) {
-            free(memory);
-            memory = (char*)aligned_alloc(4096, bytes);
-            if (!memory) abort();
-            size = bytes;
-        }
-        return (float*)memory;
-    }
-};
 
 // A call: the problem, its keys and gain padded, and where its chunks leave their sums.
 struct Call : Problem {

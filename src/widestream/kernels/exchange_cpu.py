@@ -6,7 +6,6 @@ are summed in float32 whatever the types in memory are.
 
 import ctypes
 import functools
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from widestream.kernels import compiled
 from widestream.kernels.exchange import ReferenceExchange, Site, SiteGradients
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("exchange.cpp", "tiles.h"))
+SOURCES = tuple(Path(__file__).parent / name for name in ("exchange.cpp", "threads.h", "tiles.h"))
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -59,29 +58,12 @@ def available(device: torch.device) -> str | None:
 def _library() -> tuple[Callable[..., None], int] | str:
     """The compiled exchange and torch's runner of threads, or why they cannot be had."""
     try:
-        library, parallel = compiled.load("exchange", *SOURCES), _parallel_runner()
+        library, parallel = compiled.load("exchange", *SOURCES), compiled.parallel_runner()
     except compiled.BuildError as error:
         return str(error)
     exchange = library.widestream_exchange
     exchange.argtypes, exchange.restype = (ctypes.POINTER(_Problem),), None
     return exchange, parallel
-
-
-def _parallel_runner() -> int:
-    """Address of GOMP_parallel in the OpenMP runtime that torch itself uses: one pool of threads, not two that fight.
-
-    Raises:
-        compiled.BuildError: torch has no such runtime.
-    """
-    suffix = ".dylib" if platform.system() == "Darwin" else ".so"
-    try:
-        # A search through this library goes on through those that it was linked with.
-        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
-        address = ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, AttributeError) as error:
-        raise compiled.BuildError("torch's OpenMP threads cannot be reached.") from error
-    assert address is not None
-    return address
 
 
 class CpuExchange:

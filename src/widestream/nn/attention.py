@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import flop_counter
 
 from widestream.errors import UserError
+from widestream.kernels.attention_cpu import attention, suits
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context, Window
 from widestream.nn.flex import FlexMask, flex
@@ -132,8 +133,12 @@ class BareAttention(torch.nn.Module):
         if context.cache is not None:
             k, v = context.cache.append(self.slot, k, v, context.positions if context.fixed else None)
         mask = context.masks[self.window]
+        if context.fused or isinstance(mask, FlexMask):
+            q, k, v = (_as_autocast(x) for x in (q, k, v))
         if isinstance(mask, FlexMask):
             return flex(q, k, v, mask, self.scale).transpose(1, 2)
+        if context.fused and suits(q, k, v):
+            return attention(q, k, v, mask, self.scale).transpose(1, 2)
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
         causal = mask is None and q.shape[2] > 1
@@ -189,6 +194,12 @@ class DenseAttention(Declared):
             projected = [F.linear(inputs[role], w) for role, w in zip(self.projects, weights, strict=True)]
         q, k, *v = (x.unflatten(-1, self.head_shape) for x in projected)
         return F.linear(self.core.attend(q, k, v[0] if v else None, context).flatten(2), self.out)
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """What autocast makes of an input of SDPA."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _with_head_rows(x: Tensor) -> Tensor:

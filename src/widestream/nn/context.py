@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from widestream.nn.attention_kind import Attention
 from widestream.nn.cache import KVCache
 from widestream.nn.config import ModelConfig
-from widestream.nn.flex import Attention, FlexMask, make_flex_mask
+from widestream.nn.flex import FlexMask, make_flex_mask
 from widestream.nn.positions import alibi_bias, rotary_angles
 
 Window = int | None
@@ -32,6 +33,8 @@ class Context:
     """What earlier tokens left behind, when sampling."""
     fixed: bool = False
     """Whether no shape may depend on how many tokens the cache holds: attention then sees all of its room, masked."""
+    fused: bool = False
+    """Whether attention has the backward pass of kernels/attention_cpu.py."""
     shared: dict[str, Tensor] = field(default_factory=dict)
     """What one block leaves for later ones, by name (the first layer's values)."""
 
@@ -56,7 +59,8 @@ def make_context(
         cache: earlier tokens.
         windows: those of the model's attention blocks.
         fixed: see `Context`; needs a cache.
-        attention: `flex`: FlexAttention wherever there is a mask other than causal, no cache, and no `mask`.
+        attention: `flex`: FlexAttention wherever there is a mask other than causal, no cache, and no `mask`. `fused`:
+            wherever there is no cache.
     """
     segments = segments if config.document_mask else None
     alibi_heads = config.num_heads if config.positions == "alibi" else None
@@ -69,7 +73,7 @@ def make_context(
 
     masks = {window: build(window) for window in windows}
     rotary = rotary_angles(positions, config.head_dim, config.rotary_base) if config.positions == "rotary" else None
-    return Context(positions, segments, masks, rotary, cache, fixed)
+    return Context(positions, segments, masks, rotary, cache, fixed, attention == "fused" and cache is None)
 
 
 def _mask(

@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from widestream.errors import UserError
 from widestream.kernels.cross_entropy import linear_cross_entropy
 from widestream.nn.attention import BareAttention, DenseAttention
+from widestream.nn.attention_kind import Attention
 from widestream.nn.cache import KVCache
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context, Window, make_context
 from widestream.nn.embedding import Embedding
-from widestream.nn.flex import Attention
 from widestream.nn.mlp import MLP
 from widestream.nn.roles import Declared, Role, Roles, named_roles, size
 from widestream.streams import stream_class
@@ -79,7 +79,7 @@ class Decoder(Declared):
         self.exchanges: ExchangePlan | None = None
         """How exchanges are computed and what is kept of them; None: as the stream has them, and its states."""
         self.attention: Attention = "sdpa"
-        """What computes attention where it needs a mask other than causal."""
+        """What computes attention; see `nn.attention_kind`."""
         self._compiled_depth: Callable[..., Tensor] | None = None
         self._compiled_blocks: list[Callable[..., Tensor]] | None = None
 

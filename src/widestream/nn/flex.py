@@ -9,51 +9,18 @@ Letters: B batch, T tokens, H heads, K head width.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from widestream.errors import UserError
 from widestream.nn.positions import alibi_slopes
-
-Attention = Literal["sdpa", "flex"]
-Switch = Literal["auto", "sdpa", "flex"]
 
 SMALLEST_HEAD = 16
 """Head width below which torch has no FlexAttention kernel."""
 VERSIONS = 1024
 """In how many forms FlexAttention may be compiled by itself: layers (their scales differ), masks, shapes."""
-
-
-def choose(asked: Switch, *, device_type: str, compiled: bool, masked: bool, head_dim: int, upcast: bool) -> Attention:
-    """What computes attention in training.
-
-    Args:
-        asked: `train.attention`.
-        device_type: cpu, cuda, ...
-        compiled: whether the blocks are.
-        masked: whether the model needs any mask other than causal.
-        head_dim: K.
-        upcast: whether attention is computed in float32 under autocast. `auto` leaves that to SDPA: in float32,
-            FlexAttention's products use no tensor cores unless TF32 is allowed.
-
-    Raises:
-        UserError: `flex` where FlexAttention cannot train.
-    """
-    if asked == "flex" and device_type != "cuda":
-        raise UserError(
-            f"train.attention: flex trains on a CUDA device only, and this is {device_type} "
-            "(torch's FlexAttention has no backward pass there); use auto or sdpa."
-        )
-    if asked == "flex" and head_dim < SMALLEST_HEAD:
-        raise UserError(
-            f"train.attention: flex needs a model.head_dim of at least {SMALLEST_HEAD}, and it is {head_dim}; "
-            "use auto or sdpa."
-        )
-    suits = device_type == "cuda" and compiled and masked and head_dim >= SMALLEST_HEAD and not upcast
-    return "flex" if asked == "flex" or (asked == "auto" and suits) else "sdpa"
 
 
 @dataclass(frozen=True)
@@ -101,10 +68,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: FlexMask, scale: float) -> Tenso
 
     On a CPU there is no backward pass, and the logits are all in memory: for tests.
     """
-    kind = q.device.type
-    if torch.is_autocast_enabled(kind):  # as SDPA does by itself
-        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
-    attend = flex_attention if kind == "cpu" or torch.compiler.is_compiling() else _compiled()
+    attend = flex_attention if q.device.type == "cpu" or torch.compiler.is_compiling() else _compiled()
     return attend(q, k, v, score_mod=mask.bias, block_mask=mask.blocks, scale=scale)
 
 

@@ -99,10 +99,11 @@ class TrainConfig:
     reference."""
     state_precision: Literal["float32", "bf16"] = "float32"
     """writes: how the live state is kept. bf16 halves what exchanges move, and rounds every write."""
-    attention: Literal["auto", "sdpa", "flex"] = "auto"
-    """What computes attention where it needs a mask other than causal (documents, windows, ALiBi). sdpa: torch's fused
-    attention, with a mask in memory. flex: FlexAttention, which leaves out blocks of the mask; CUDA only. auto: flex
-    on a CUDA device with `compile`, unless attention is upcast; else sdpa."""
+    attention: Literal["auto", "sdpa", "flex", "fused"] = "auto"
+    """What computes attention. sdpa: torch's fused attention; documents, windows and ALiBi become a mask in memory.
+    flex: where there is a mask other than causal, FlexAttention, which leaves out blocks of it; CUDA only. fused:
+    torch's forward pass and a compiled backward pass, the faster one on a CPU; CPU only. auto: fused on a CPU where it
+    can be had; flex on a CUDA device with `compile`, unless attention is upcast; else sdpa."""
     deterministic: bool = True
     """Use deterministic algorithms, so that a resumed run is bit-identical to an uninterrupted one."""
     log_every: int = 1

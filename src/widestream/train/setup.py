@@ -10,8 +10,8 @@ from widestream.config import RunConfig, to_dict
 from widestream.data.batches import TrainBatches
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
+from widestream.nn.attention_kind import Attention, choose
 from widestream.nn.decoder import Decoder
-from widestream.nn.flex import Attention, choose
 from widestream.nn.model import build_model
 from widestream.streams import stream_class
 from widestream.streams.reversible import ExchangePlan, describe, plan_exchanges
@@ -168,13 +168,13 @@ def choose_attention(config: RunConfig, device: torch.device) -> Attention:
     """What `Decoder.attention` is for a run.
 
     Raises:
-        UserError: see `nn.flex.choose`.
+        UserError: see `nn.attention_kind.choose`.
     """
     train, model = config.train, config.model
     windows = any(block.window is not None for block in stream_class(model.stream.kind).blocks(model))
     return choose(
         train.attention,
-        device_type=device.type,
+        device,
         compiled=train.compile,
         masked=model.document_mask or model.positions == "alibi" or windows,
         head_dim=model.head_dim,
