@@ -1,4 +1,4 @@
-// Vectors, numbers in memory of any strides and type, and products of tiles, for exchange.cpp.
+// Vectors, numbers in memory of any strides and type, the exponential, and products of tiles.
 
 #pragma once
 
@@ -158,6 +158,23 @@ static void put(const View& view, int64_t token, int64_t V, int64_t P, const flo
                     wide[at] = from[j];
             }
     }
+}
+
+// ---- the exponential
+
+constexpr float SMALLEST = -87;  // below it the exponential is taken for zero
+
+// exp(x) to 2e-7 of itself, for x of at most about 80: 2 to a whole power, times a polynomial for the rest.
+static inline Vec exponential(Vec x) {
+    const Vec all = {}, shift = all + 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to whole numbers
+    const Vec kept = x < SMALLEST ? all + SMALLEST : x;
+    const Vec moved = kept * 1.44269504f + shift, whole = moved - shift;
+    const Vec rest = (kept - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Vec sum = all + 1.3888889e-3f;
+    sum = sum * rest + 8.3333333e-3f, sum = sum * rest + 4.1666667e-2f, sum = sum * rest + 0.16666667f;
+    sum = sum * rest + 0.5f, sum = sum * rest + 1.0f, sum = sum * rest + 1.0f;
+    const Vec power = (Vec)(((Bits)moved << 23) + 0x3f800000);
+    return x < SMALLEST ? all : sum * power;
 }
 
 // ---- products

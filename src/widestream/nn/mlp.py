@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from widestream.kernels.gelu_cpu import gelu
 from widestream.nn.config import ModelConfig
 from widestream.nn.context import Context
 from widestream.nn.roles import Axis, Declared, Roles, size
@@ -47,5 +48,5 @@ class MLP(Declared):
     def forward(self, inputs: dict[str, Tensor], context: Context) -> Tensor:
         """Role x [B, T, D] -> [B, T, D]."""
         if self.bare:
-            return F.gelu(inputs["x"], approximate=self.approximate)
-        return F.linear(F.gelu(F.linear(inputs["x"], self.w1), approximate=self.approximate), self.w2)
+            return gelu(inputs["x"], self.approximate)
+        return F.linear(gelu(F.linear(inputs["x"], self.w1), self.approximate), self.w2)

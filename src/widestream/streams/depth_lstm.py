@@ -39,6 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from widestream.kernels.gelu_cpu import gelu
 from widestream.nn.config import ModelConfig
 from widestream.nn.norm import Norm
 from widestream.nn.roles import Axis, Role, Roles
@@ -139,7 +140,7 @@ class DepthLSTMStream(Stream):
         z = torch.cat((written.to(state.h.dtype), state.h), dim=-1)
         i, f, o = (self._gate(gate, site, z) for gate in "ifo")
         hidden = self.candidate_norms[site - 1](F.linear(z, getattr(self, f"w1_{site}")))
-        g = F.linear(F.gelu(hidden, approximate=self.approximate), getattr(self, f"w2_{site}"))  # eq. 2
+        g = F.linear(gelu(hidden, self.approximate), getattr(self, f"w2_{site}"))  # eq. 2
         c = f * state.c + i * g  # eq. 3
         return DepthState(h=o * c, c=c)  # eq. 4
 
