@@ -83,6 +83,12 @@ def test_gradients_of_gradients():
     torch.testing.assert_close(twice(ours), twice(torchs), rtol=1e-4, atol=1e-5)
 
 
+def test_operators_pass_torchs_checks():
+    x = torch.randn(3, 7, requires_grad=True)
+    torch.library.opcheck(torch.ops.widestream.gelu.default, (x,))
+    torch.library.opcheck(torch.ops.widestream.gelu_gradient.default, (x.detach(), torch.randn(7, 3).mT))
+
+
 def test_gradients_that_are_one_number_repeated():
     x = torch.randn(3, 40, requires_grad=True)
     ours(x).sum().backward()  # the gradient has strides of zero

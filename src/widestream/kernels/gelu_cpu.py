@@ -1,5 +1,8 @@
 """GELU by its tanh approximation in C++ (gelu.cpp), for a CPU.
 
+    widestream::gelu            x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
+    widestream::gelu_gradient   of x
+
 torch's takes about ten times as long as moving the numbers does; this one computes the same to float32 rounding, in one
 pass. Compiled at first use for the machine at hand; where that cannot be, and for everything else, torch's is used.
 """
@@ -38,7 +41,7 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
         approximate: `tanh` or `none`, as torch has it.
     """
     if approximate == "tanh" and _suits(x):
-        return _Gelu.apply(x)  # pyright: ignore[reportReturnType]
+        return _gelu(x)
     return F.gelu(x, approximate=approximate)
 
 
@@ -60,18 +63,28 @@ def _library() -> tuple[Callable[..., None], int] | None:
     return function, parallel
 
 
-class _Gelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return _run(x, None)
+@torch.library.custom_op("widestream::gelu", mutates_args=())
+def _gelu(x: Tensor) -> Tensor:
+    return _run(x, None)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (x,), (grad,) = ctx.saved_tensors, grads
-        if torch.is_grad_enabled() or grad.dtype != x.dtype:  # gradients of gradients are torch's
-            return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
-        return _run(x, grad.contiguous())
+
+@torch.library.custom_op("widestream::gelu_gradient", mutates_args=())
+def _gradient(x: Tensor, grad: Tensor) -> Tensor:
+    return _run(x, grad.contiguous())
+
+
+_gelu.register_fake(torch.empty_like)
+_gradient.register_fake(lambda x, grad: torch.empty_like(x))
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    if torch.is_grad_enabled() or grad.dtype != x.dtype:  # gradients of gradients are torch's
+        return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
+    return _gradient(x, grad)
+
+
+_gelu.register_autograd(_differentiate, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]))
 
 
 def _run(x: Tensor, grad: Tensor | None) -> Tensor:
