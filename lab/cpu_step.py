@@ -1,4 +1,4 @@
-"""What attention's compiled backward pass and the compiled GELU win in a CPU's training step, each model against itself.
+"""What attention's compiled backward pass and the compiled GELU win in a CPU's step, each model against itself.
 
     python lab/cpu_step.py --rounds 9
 

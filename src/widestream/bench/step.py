@@ -1,5 +1,6 @@
 """Time the training step: forward, backward, clipping to norm 1 and AdamW, on random tokens."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,10 @@ from widestream.train.optim import build_optimizer, clip_gradients
 Step = Callable[[torch.Tensor, torch.Tensor], None]
 """A training step on tokens and targets [B, T]."""
 
-
+MATMUL = "matmul"
+"""The candidate that no model is."""
+MATMUL_SECONDS = 0.2
+"""How long matrix products are timed in every round."""
 MOST_COMPILED = 8
 """Variants that torch.compile keeps of one function; it would run further ones uncompiled."""
 
@@ -49,8 +53,9 @@ class StepSettings:
 def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
     """Time the step of all models, write what is asked for, and return the record.
 
-    Its `seconds` are those of every group of models that took turns; `medians`, `ratios` (to the first model, within
-    a round) and `mfu` (of the machine's own matmul peak at the same precision) are by model.
+    Its `seconds` are those of every group of models that took turns, and `matmul_flops_per_s` how fast the machine
+    multiplied in each of the rounds, at the same precision. `medians`, `ratios` (to the first model) and `mfu` (of that
+    speed) are by model, the latter two medians of what was found within a round.
 
     Raises:
         UserError: settings that cannot be used, or nowhere to write.
@@ -58,9 +63,9 @@ def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
     outputs.check()
     candidates = list_candidates(settings.models)
     device, precision = settings.models.resolve()
-    peak = matmul_peak(device, precision)
     first, groups = candidates[0], _groups(candidates, settings.together)
-    seconds = [_time_group(group, settings, device, precision) for group in groups]
+    timed = [_time_group(group, settings, device, precision) for group in groups]
+    seconds, peaks = [group for group, _ in timed], [group for _, group in timed]
     found = {name: value for group in reversed(seconds) for name, value in medians(group).items()}
     relative = {name: value for group in seconds for name, value in ratios(group, [first.name]).items()}
     sizes = settings.models.sizes
@@ -70,13 +75,13 @@ def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
     record = make_record(
         "step", settings, device,
         precision=precision,
-        matmul_peak_flops_per_s=peak,
+        matmul_flops_per_s=peaks,
         key_dims={candidate.name: candidate.key_dim for candidate in candidates},
         seconds=seconds,
         medians={name: found[name] for name in names},
         ratios={name: relative[name] for name in names},
         flops_per_step=flops,
-        mfu={name: flops[name] / found[name] / peak for name in names},
+        mfu={name: _utilisation(name, flops[name], timed) for name in names},
     )  # fmt: skip
     outputs.write(record, _panels(record, candidates))
     return record
@@ -88,14 +93,35 @@ def _groups(candidates: list[Candidate], together: int) -> list[list[Candidate]]
     return [[first, *others[i : i + share]] for i in range(0, max(1, len(others)), share)]
 
 
-def _time_group(group: list[Candidate], settings: StepSettings, device: torch.device, precision: str) -> Seconds:
+def _time_group(
+    group: list[Candidate], settings: StepSettings, device: torch.device, precision: str
+) -> tuple[Seconds, list[float]]:
+    """What every model of a group took in every round, and the FLOPs per second of a matrix product in it."""
     if settings.models.compile:
         torch._dynamo.reset()  # the variants of earlier groups
     steps = {
         candidate.name: own_step(build_measured(candidate.config, settings.models, device), precision)
         for candidate in group
     }
-    return time_steps(steps, settings.models.sizes, settings.rounds, settings.warmup, device)
+    peaks: list[float] = []
+
+    def multiply(round_: int) -> Callable[[], None]:
+        return lambda: peaks.append(matmul_peak(device, precision, MATMUL_SECONDS))
+
+    seconds = time_steps(steps, settings.models.sizes, settings.rounds, settings.warmup, device, {MATMUL: multiply})
+    del seconds[MATMUL]
+    return seconds, peaks[settings.warmup :]
+
+
+def _utilisation(name: str, flops: int, timed: list[tuple[Seconds, list[float]]]) -> float:
+    """Median over the rounds of a model's share of the FLOPs that products of matrices would have done."""
+    shares = [
+        flops / own / peak
+        for seconds, peaks in timed
+        if name in seconds
+        for own, peak in zip(seconds[name], peaks, strict=True)
+    ]
+    return statistics.median(shares)
 
 
 def own_step(model: Decoder, precision: str) -> Step:
@@ -114,8 +140,15 @@ def own_step(model: Decoder, precision: str) -> Step:
     return step
 
 
-def time_steps(steps: dict[str, Step], sizes: Sizes, rounds: int, warmup: int, device: torch.device) -> Seconds:
-    """Time steps that take turns; in a round all see the same random tokens."""
+def time_steps(
+    steps: dict[str, Step],
+    sizes: Sizes,
+    rounds: int,
+    warmup: int,
+    device: torch.device,
+    others: dict[str, Turn] | None = None,
+) -> Seconds:
+    """Time steps that take turns, with `others` among them; in a round all steps see the same random tokens."""
 
     def turn(step: Step) -> Turn:
         def ready(round_: int) -> Callable[[], None]:
@@ -126,7 +159,7 @@ def time_steps(steps: dict[str, Step], sizes: Sizes, rounds: int, warmup: int, d
 
         return ready
 
-    return take_turns({name: turn(step) for name, step in steps.items()}, rounds, warmup, device)
+    return take_turns({name: turn(step) for name, step in steps.items()} | (others or {}), rounds, warmup, device)
 
 
 def _panels(record: dict[str, Any], candidates: list[Candidate]) -> list[Panel]:

@@ -90,7 +90,7 @@ def matmul_peak(device: torch.device, precision: str, seconds: float = 0.5) -> f
     Returns:
         FLOPs per second of one process at the current number of threads: the peak against which MFU is given.
     """
-    size = 8192 if device.type == "cuda" else 768
+    size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
     best = float("inf")
     end = time.perf_counter() + seconds
