@@ -59,6 +59,7 @@ class Case:
         layout: Layout = "rows",
         dtype: torch.dtype = F32,
         state_dtype: torch.dtype = F32,
+        grad_dtype: torch.dtype = F32,
     ):
         N, V, K, R, Q = sizes
         gains = {"full": 1 + draw(V, K, seed=6) / 2, "row": 1 + draw(K, seed=6) / 2, None: None}
@@ -67,7 +68,8 @@ class Case:
         self.layout: Layout = layout
         # An offset, so that the mean matters.
         self.state = (draw(N, V, K, seed=0) + 0.5).to(state_dtype)
-        self.grad_state, self.grad_out = draw(N, V, K, seed=1), lay(draw(N, V, Q, seed=2, dtype=dtype), layout)
+        self.grad_state = draw(N, V, K, seed=1, dtype=grad_dtype)
+        self.grad_out = lay(draw(N, V, Q, seed=2, dtype=dtype), layout)
         self.data = lay(draw(N, V, R, seed=3, dtype=dtype), layout) if writes else None
         self.out = torch.empty_like(self.grad_out) if layout != "odd" else lay(torch.zeros_like(self.grad_out), "odd")
 
@@ -138,10 +140,15 @@ def test_parity_in_float32(sizes: tuple[int, int, int, int, int], norm: Literal[
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize(("dtype", "state_dtype"), [(BF16, F32), (F32, BF16), (BF16, BF16)])
-def test_parity_in_bfloat16(sizes: tuple[int, int, int, int, int], dtype: torch.dtype, state_dtype: torch.dtype):
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype", "grad_dtype"),
+    [(BF16, F32, F32), (F32, BF16, F32), (BF16, BF16, F32), (BF16, BF16, BF16), (F32, F32, BF16)],
+)
+def test_parity_in_bfloat16(
+    sizes: tuple[int, int, int, int, int], dtype: torch.dtype, state_dtype: torch.dtype, grad_dtype: torch.dtype
+):
     for layout in ("rows", "heads", "odd"):
-        check(Case(sizes, layout=layout, dtype=dtype, state_dtype=state_dtype), 1e-2)
+        check(Case(sizes, layout=layout, dtype=dtype, state_dtype=state_dtype, grad_dtype=grad_dtype), 1e-2)
 
 
 def test_mixed_layouts_and_an_expanded_gradient() -> None:

@@ -65,7 +65,7 @@ class ModelSettings:
     kernels: Literal["auto", "reference", "fused"] = "auto"
     """What computes exchanges, as `train.kernels`."""
     state_precision: Literal["float32", "bf16"] = "float32"
-    """How a live state is kept, as `train.state_precision`."""
+    """How a live state and its gradient are kept, as `train.state_precision`."""
     attention: Switch = "auto"
     """What computes attention, as `train.attention`; documents are not masked here."""
 

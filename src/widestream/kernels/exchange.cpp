@@ -22,12 +22,12 @@ constexpr int64_t CHUNK = 32, CHUNKS = 128;  // tokens of a chunk at least; chun
 // Mirrored in exchange_cpu.py.
 struct Problem {
     int64_t N, V, K, R, Q;  // R is 0 where nothing is written
-    int64_t state_bf16, layernorm, gain_rows, backward, threads;  // gain_rows: 0 no gain, 1 one for all, V one each
+    int64_t state_bf16, grad_bf16, layernorm, gain_rows, backward, threads;  // gain_rows: 0 no gain, 1 for all, V each
     double eps;
     const void* source;  // the state before the write, `state` itself if it is changed in place
     void* state;
-    const float* grad_after;  // likewise `grad_state`; if it lies apart, nothing is undone
-    float* grad_state;
+    const void* grad_after;  // likewise `grad_state`; if it lies apart, nothing is undone
+    void* grad_state;
     const float *write_keys, *read_keys, *gain;     // [K, R], [Q, K], [gain_rows, K]
     float *grad_write, *grad_read, *grad_gain;      // the same shapes
     View data, out, grad_data;                      // out is its gradient in the backward pass
@@ -161,8 +161,9 @@ static Moments moments(const Call& c, const float* tile) {
 // Begin to ask for the tiles of a token, which is worked on after the one at hand.
 static void look_ahead(const Call& c, int64_t token) {
     const int64_t numbers = token < c.N ? c.V * c.K : 0, bytes = numbers * (c.state_bf16 ? 2 : 4);
+    const int64_t grad_bytes = numbers * (c.grad_bf16 ? 2 : 4);
     ahead.set(0, (const char*)(c.backward ? c.state : c.source) + token * bytes, bytes);
-    if (c.backward) ahead.set(1, c.grad_after + token * numbers, numbers * 4);
+    if (c.backward) ahead.set(1, (const char*)c.grad_after + token * grad_bytes, grad_bytes);
 }
 
 // The normed tile, gain included.
@@ -204,7 +205,7 @@ static void forward_token(const Call& c, int64_t token, const Scratch& s) {
 static void backward_token(const Call& c, int64_t token, const Scratch& s, float* dw, float* dr, float* dgain) {
     const int64_t vectors = c.tile / W;
     float* X = fetch_tile(c, c.state_bf16, c.state, c.state, token, s.state);
-    float* dX = fetch_tile(c, false, c.grad_after, c.grad_state, token, s.grad);
+    float* dX = fetch_tile(c, c.grad_bf16, c.grad_after, c.grad_state, token, s.grad);
     summon(c, dX);
     const Moments own = moments(c, X);
     normalise(c, X, own, s.normed);
@@ -227,7 +228,7 @@ static void backward_token(const Call& c, int64_t token, const Scratch& s, float
     const float mean = c.layernorm ? (float)(sums.first / cells) : 0, along = (float)(sums.second / cells);
     for (int64_t i = 0; i < vectors; i++)  // leaves anything in the padding, which nobody reads
         store(dX + i * W, load(dX + i * W) + (load(G + i * W) - mean - normed(i) * along) * own.rate);
-    put_tile(c, false, c.grad_state, token, dX);
+    put_tile(c, c.grad_bf16, c.grad_state, token, dX);
     if (!c.R) return;
     contract(c, dX, c.write, c.write_out, c.R, c.grad_data, token, s);
     const Matrix A = fetch(c.data, token, c.V, c.R, s.data);

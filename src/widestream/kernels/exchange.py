@@ -92,8 +92,8 @@ class Exchange(Protocol):
 
         Args:
             state: [N, V, K], after the write; becomes the state before it.
-            grad_state: [N, V, K] contiguous, float32 or wider: gradient of the state after the write, from later
-                exchanges; becomes that of the state before it.
+            grad_state: [N, V, K] contiguous, of the state's precision or wider: gradient of the state after the write,
+                from later exchanges; becomes that of the state before it, as which it goes into the other gradients.
             data: as in `forward_`.
             site: as in `forward_`.
             grad_out: [N, V, Q] of any strides: gradient of what was read.
@@ -146,8 +146,9 @@ class ReferenceExchange:
             torch.add(before, (grad - normed * along) * rate, out=grad_state)
             if data is None or site.write_keys is None or grad_data is None:
                 return SiteGradients(None, grad_keys, grad_gain)
-            grad_data.copy_(_product(grad_state, site.write_keys))
-            grad_write = torch.einsum("nvk,nvr->kr", grad_state, data.to(grad_state.dtype)).to(site.write_keys.dtype)
+            stored = _wide(grad_state)
+            grad_data.copy_(_product(stored, site.write_keys))
+            grad_write = torch.einsum("nvk,nvr->kr", stored, data.to(stored.dtype)).to(site.write_keys.dtype)
             if grad_after is None:
                 state.sub_(_product(data, site.write_keys.mT))
             return SiteGradients(grad_write, grad_keys, grad_gain)

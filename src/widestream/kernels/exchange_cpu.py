@@ -36,7 +36,10 @@ class _Problem(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("N", "V", "K", "R", "Q")),
-        *((name, ctypes.c_int64) for name in ("state_bf16", "layernorm", "gain_rows", "backward", "threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("state_bf16", "grad_bf16", "layernorm", "gain_rows", "backward", "threads")
+        ),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("source", "state", "grad_after", "grad_state")),
         *((name, ctypes.c_void_p) for name in ("write_keys", "read_keys", "gain")),
@@ -102,7 +105,7 @@ class CpuExchange:
     ) -> SiteGradients:
         """See `Exchange`."""
         data = None if site.write_keys is None or grad_data is None else data
-        if grad_state.dtype != torch.float32 or not _supported(state, data, grad_out, grad_data):
+        if not _supported(state, grad_state, data, grad_out, grad_data):
             return self._reference.backward_(state, grad_state, data, site, grad_out, grad_data, grad_after)
         write = None if data is None else site.write_keys
         grad_write, grad_gain = (
@@ -127,8 +130,9 @@ class CpuExchange:
     ) -> None:
         """The library's call: forward without `grad_state`; else backward, filling the gradients of keys and gain."""
         source, grad_after = state if source is None else source, grad_state if grad_after is None else grad_after
-        assert all(x.is_contiguous() and (x.shape, x.dtype) == (state.shape, state.dtype) for x in (state, source))
-        assert all(x is None or (x.is_contiguous() and x.dtype == torch.float32) for x in (grad_state, grad_after))
+        for x, twin in ((state, source), (grad_state, grad_after)):
+            assert x is None or twin is None or (twin.shape, twin.dtype) == (state.shape, x.dtype)
+            assert all(y is None or y.is_contiguous() for y in (x, twin))
         parameters = None if data is None else site.write_keys, site.read_keys, site.gain
         values = [None if x is None else x.detach().to(torch.float32).contiguous() for x in parameters]
         V, K = state.shape[1:]
@@ -141,6 +145,7 @@ class CpuExchange:
             0 if data is None else data.shape[2],
             out.shape[2],
             state.dtype == torch.bfloat16,
+            grad_state is not None and grad_state.dtype == torch.bfloat16,
             site.norm == "layernorm",
             gain_rows,
             grad_state is not None,

@@ -84,15 +84,14 @@ def _gradients(
     grad_out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of the state before the write, data, keys and gain; empty where there is none. `state` is the one after."""
-    # A gradient is computed in float32 or wider.
-    grad_after = grad_after.to(torch.promote_types(state.dtype, torch.float32)).contiguous()
+    grad_after = grad_after.contiguous()
     grad, grad_data = torch.empty_like(grad_after), None if data is None else torch.empty_like(data)
     site = _site(write_keys, read_keys, gain, norm, eps)
     found = implementation(state).backward_(state, grad, data, site, grad_out, grad_data, grad_after)
     optional = (grad_data, found.write_keys, found.gain)
     grad_data, grad_write, grad_gain = (read_keys.new_empty(0) if x is None else x for x in optional)
     return (
-        grad.to(state.dtype),
+        grad,
         grad_data,
         grad_write.contiguous(),
         found.read_keys.contiguous(),

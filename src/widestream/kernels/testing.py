@@ -12,7 +12,15 @@ from torch import Tensor
 from widestream.kernels.exchange import Exchange, ReferenceExchange, Site
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-"""Largest |found - exact| / |exact| (Frobenius norms), by the narrowest precision among state and data vectors."""
+"""Largest |found - exact| / |exact| (Frobenius norms), by the narrowest precision among state, gradient and data."""
+
+
+PRECISIONS = (
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+)
+"""Of a state and its gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,8 @@ class Case:
     heads_first: bool = False
     """Data vectors are transposes of [N, R, V] and [N, Q, V], as attention has them."""
     state: torch.dtype = torch.float32
+    gradient: torch.dtype = torch.float32
+    """Precision of the state's gradient."""
     vectors: torch.dtype = torch.float32
     """Precision of data vectors, written and read."""
     apart: bool = False
@@ -39,7 +49,8 @@ class Case:
     @property
     def tolerance(self) -> float:
         """See `TOLERANCE`."""
-        return TOLERANCE[torch.bfloat16 if torch.bfloat16 in (self.state, self.vectors) else torch.float32]
+        narrow = torch.bfloat16 in (self.state, self.gradient, self.vectors)
+        return TOLERANCE[torch.bfloat16 if narrow else torch.float32]
 
 
 def grid(shapes: list[tuple[int, int, int, int]]) -> Iterator[Case]:
@@ -50,9 +61,9 @@ def grid(shapes: list[tuple[int, int, int, int]]) -> Iterator[Case]:
     random.Random(0).shuffle(ways)  # else a way would always meet the same precision
     ways = cycle(ways)
     for (N, V, K, R), roles in product(shapes, (1, 3)):
-        for state, vectors in product((torch.float32, torch.bfloat16), repeat=2):
+        for (state, gradient), vectors in product(PRECISIONS, (torch.float32, torch.bfloat16)):
             norm, gain, writes, heads_first, apart = next(ways)
-            yield Case(N, V, K, R, roles, norm, gain, writes, heads_first, state, vectors, apart)  # pyright: ignore[reportArgumentType]
+            yield Case(N, V, K, R, roles, norm, gain, writes, heads_first, state, gradient, vectors, apart)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(slots=True)
@@ -91,7 +102,7 @@ def draw(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     )
     data = vectors(R) if case.writes else None
     return Inputs(
-        (2 * normal(N, V, K) + 0.5).to(case.state), normal(N, V, K), data,
+        (2 * normal(N, V, K) + 0.5).to(case.state), normal(N, V, K, dtype=case.gradient), data,
         None if data is None else torch.empty_like(data), site, torch.empty_like(vectors(Q)), vectors(Q),
     )  # fmt: skip
 

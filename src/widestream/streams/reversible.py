@@ -45,7 +45,7 @@ class Reversible:
     """Exact copies of the state that a forward pass keeps, evenly spaced over the sites; where states are replayed,
     there is no other way to one."""
     bf16: bool = False
-    """Whether the live state is kept in bfloat16; its gradient stays in float32."""
+    """Whether the live state and its gradient are kept in bfloat16."""
 
 
 ExchangePlan = Reversible | Saved
@@ -263,7 +263,7 @@ class _InPlace(torch.autograd.Function):
         tape.rewind(ctx.number)
         state = tape.state
         if tape.grad is None:
-            tape.grad = torch.zeros_like(state, dtype=torch.promote_types(state.dtype, torch.float32))
+            tape.grad = torch.zeros_like(state)
         grad_data = None if data is None else _like(data)
         site = Site(write_keys, read_keys, gain, *ctx.norm)
         by_columns = (grad_out.mT if ctx.by_heads else grad_out).flatten(0, 1)

@@ -98,7 +98,7 @@ class TrainConfig:
     operator of autograd and torch.compile. auto: fused where this machine and the stream have it; on a GPU with states,
     reference."""
     state_precision: Literal["float32", "bf16"] = "float32"
-    """writes: how the live state is kept. bf16 halves what exchanges move, and rounds every write."""
+    """writes: how the live state and its gradient are kept. bf16 halves what exchanges move, and rounds every write."""
     attention: Literal["auto", "sdpa", "flex", "fused"] = "auto"
     """What computes attention. sdpa: torch's fused attention; documents, windows and ALiBi become a mask in memory.
     flex: where there is a mask other than causal, FlexAttention, which leaves out blocks of it; CUDA only. fused:
