@@ -12,8 +12,9 @@ BF16 = torch.bfloat16
 
 
 @pytest.fixture(name="compiled", autouse=True)
-def compiled_library():
+def compiled_library(monkeypatch):
     assert gelu_cpu._library() is not None
+    monkeypatch.setattr(gelu_cpu, "SMALLEST", 0)
 
 
 def there_and_back(function, x, grad):
@@ -69,6 +70,9 @@ def test_torchs_is_used_for_everything_else(monkeypatch):
     assert torch.equal(gelu(x.double(), "tanh"), torchs(x.double()))
     assert torch.equal(gelu(x.mT, "tanh"), torchs(x.mT))
     assert torch.equal(torch.compile(ours, backend="eager", fullgraph=True)(x), torchs(x))
+    monkeypatch.setattr(gelu_cpu, "SMALLEST", x.numel() + 1)
+    assert torch.equal(ours(x), torchs(x))
+    monkeypatch.setattr(gelu_cpu, "SMALLEST", 0)
     monkeypatch.setattr(gelu_cpu, "_library", lambda: None)
     assert torch.equal(ours(x), torchs(x))
 

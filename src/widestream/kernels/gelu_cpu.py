@@ -21,6 +21,8 @@ from widestream.kernels import compiled
 
 SOURCES = tuple(Path(__file__).parent / name for name in ("gelu.cpp", "threads.h", "tiles.h"))
 TYPES = (torch.float32, torch.bfloat16)
+SMALLEST = 1 << 14
+"""Numbers below which the call costs what it saves."""
 
 
 class _Problem(ctypes.Structure):
@@ -47,8 +49,9 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
 
 def _suits(x: Tensor) -> bool:
     """Compiled blocks keep torch's, which the compiler fuses with what is around it."""
-    plain = x.device.type == "cpu" and x.dtype in TYPES and x.is_contiguous() and not torch.compiler.is_compiling()
-    return plain and _library() is not None
+    if torch.compiler.is_compiling() or x.numel() < SMALLEST:
+        return False
+    return x.device.type == "cpu" and x.dtype in TYPES and x.is_contiguous() and _library() is not None
 
 
 @functools.cache
