@@ -198,7 +198,7 @@ static void work(void* argument) {
     for (int64_t n; (n = c.next.fetch_add(1)) < c.B * c.H;) one_head(c, scratch, n / c.H, n % c.H);
 }
 
-extern "C" void widestream_attention_gradients(const Problem* problem) {
+extern "C" void widestream_attention(const Problem* problem) {
     Call call(*problem);
     if (call.threads > 1 && call.B * call.H > 1)  // all threads: the pool would be built anew for another number
         call.parallel(work, &call, (unsigned)call.threads, 0);

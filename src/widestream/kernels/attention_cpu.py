@@ -89,13 +89,7 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 @functools.cache
 def _library() -> tuple[Callable[..., None], int] | str:
     """The compiled backward pass and torch's runner of threads, or why they cannot be had."""
-    try:
-        library, parallel = compiled.load("attention", *SOURCES), compiled.parallel_runner()
-    except compiled.BuildError as error:
-        return str(error)
-    gradients = library.widestream_attention_gradients
-    gradients.argtypes, gradients.restype = (ctypes.POINTER(_Problem),), None
-    return gradients, parallel
+    return compiled.entry("attention", _Problem, *SOURCES)
 
 
 @torch.library.custom_op("widestream::attention", mutates_args=())

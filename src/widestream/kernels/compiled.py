@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Results must not depend on assumptions about NaN and infinity: no -ffast-math.
@@ -52,7 +53,24 @@ def load(name: str, *sources: Path) -> ctypes.CDLL:
         ) from error
 
 
-def parallel_runner() -> int:
+def entry(name: str, problem: type[ctypes.Structure], *sources: Path) -> tuple[Callable[..., None], int] | str:
+    """A kernel's entry, and torch's runner of threads, which its problem hands over; or why they cannot be had.
+
+    Args:
+        name: of the library; the entry is `widestream_NAME`, which takes a pointer to a `problem`.
+        problem: all that the kernel is told.
+        sources: see `load`.
+    """
+    try:
+        library, parallel = load(name, *sources), _parallel_runner()
+    except BuildError as error:
+        return str(error)
+    function = getattr(library, f"widestream_{name}")
+    function.argtypes, function.restype = (ctypes.POINTER(problem),), None
+    return function, parallel
+
+
+def _parallel_runner() -> int:
     """Address of GOMP_parallel in the OpenMP runtime that torch itself uses: one pool of threads, not two that fight.
 
     Raises:

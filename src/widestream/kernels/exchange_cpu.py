@@ -60,13 +60,7 @@ def available(device: torch.device) -> str | None:
 @functools.cache
 def _library() -> tuple[Callable[..., None], int] | str:
     """The compiled exchange and torch's runner of threads, or why they cannot be had."""
-    try:
-        library, parallel = compiled.load("exchange", *SOURCES), compiled.parallel_runner()
-    except compiled.BuildError as error:
-        return str(error)
-    exchange = library.widestream_exchange
-    exchange.argtypes, exchange.restype = (ctypes.POINTER(_Problem),), None
-    return exchange, parallel
+    return compiled.entry("exchange", _Problem, *SOURCES)
 
 
 class CpuExchange:

@@ -51,19 +51,13 @@ def _suits(x: Tensor) -> bool:
     """Compiled blocks keep torch's, which the compiler fuses with what is around it."""
     if torch.compiler.is_compiling() or x.numel() < SMALLEST:
         return False
-    return x.device.type == "cpu" and x.dtype in TYPES and x.is_contiguous() and _library() is not None
+    return x.device.type == "cpu" and x.dtype in TYPES and x.is_contiguous() and not isinstance(_library(), str)
 
 
 @functools.cache
-def _library() -> tuple[Callable[..., None], int] | None:
-    """The compiled function and torch's runner of threads, if they can be had."""
-    try:
-        library, parallel = compiled.load("gelu", *SOURCES), compiled.parallel_runner()
-    except compiled.BuildError:
-        return None
-    function = library.widestream_gelu
-    function.argtypes, function.restype = (ctypes.POINTER(_Problem),), None
-    return function, parallel
+def _library() -> tuple[Callable[..., None], int] | str:
+    """The compiled function and torch's runner of threads, or why they cannot be had."""
+    return compiled.entry("gelu", _Problem, *SOURCES)
 
 
 @torch.library.custom_op("widestream::gelu", mutates_args=())
@@ -92,7 +86,7 @@ _gelu.register_autograd(_differentiate, setup_context=lambda ctx, inputs, output
 
 def _run(x: Tensor, grad: Tensor | None) -> Tensor:
     found = _library()
-    assert found is not None
+    assert not isinstance(found, str), found
     function, parallel = found
     out = torch.empty_like(x)
     given = None if grad is None else grad.data_ptr()
