@@ -94,9 +94,8 @@ def _gradients(
     return (
         grad.to(state.dtype),
         grad_data,
-        grad_write.contiguous(),
-        found.read_keys.contiguous(),
-        grad_gain.contiguous(),
+        # Copies: what an operator gives must not share memory.
+        *(x.clone(memory_format=torch.contiguous_format) for x in (grad_write, found.read_keys, grad_gain)),
     )
 
 
