@@ -9,7 +9,7 @@ float32 sums where either is bfloat16.
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -180,6 +180,10 @@ class _Shape:
             return "rounded" if self.interpreted else "bf16"
         return float32_dot
 
+    def fit(self, launch: Launch) -> Launch:
+        """Float32 products run without tensor cores and take all the registers that there are."""
+        return launch if torch.bfloat16 in self.dtypes else replace(launch, cells_per_warp=512, programs=1)
+
     def tile(self, launch: Launch) -> tuple[int, int]:
         """Rows and columns that a program holds at a time."""
         BV, BK = _padded(self.V), _padded(self.K)
@@ -187,7 +191,7 @@ class _Shape:
 
     def launch(self, launch: Launch) -> tuple[dict[str, int], dict[str, int]]:
         """Sizes of the tile, and the launch options that go with it."""
-        BV, BK = self.tile(launch)
+        launch, (BV, BK) = self.fit(launch), self.tile(launch)
         sizes = {"V": self.V, "K": self.K, "Q": self.Q, "BV": BV, "BK": BK, "BQ": _padded(self.Q)}
         blocks = -(-self.K // BK)
         warps = min(16, max(4, BV * BK // launch.cells_per_warp))
@@ -200,7 +204,7 @@ class _Shape:
         """Of a launch, in all."""
         if self.device.type != "cuda":
             return min(self.tokens, INTERPRETER_PROGRAMS)
-        BV, BK = self.tile(launch)
+        launch, (BV, BK) = self.fit(launch), self.tile(launch)
         multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
         return min(self.tokens, launch.at_a_time(BV * BK) * multiprocessors)
 

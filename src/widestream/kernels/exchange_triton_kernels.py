@@ -127,7 +127,7 @@ def _rate(total, square, eps, CELLS: tl.constexpr, CENTRED: tl.constexpr):
     return tl.rsqrt(variance + eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # else compiled again for another batch
 def forward_kernel(
     source, state, data, write_keys, read_keys, gain, out, tokens, eps,
     data_n, data_v: tl.constexpr, data_r: tl.constexpr, out_n, out_v: tl.constexpr, out_q: tl.constexpr,
@@ -180,7 +180,7 @@ def forward_kernel(
         _store(out + n * out_n, read, v, q, out_v, out_q, V, Q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # else compiled again for another batch
 def statistics_kernel(
     state, read_keys, gain, grad_out, statistics, tokens, eps,
     grad_n, grad_v: tl.constexpr, grad_q: tl.constexpr,
@@ -230,7 +230,7 @@ def _project(shift, total, square, slope, product, eps, CELLS: tl.constexpr, CEN
     return mean, rate, slope, along
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # else compiled again for another batch
 def backward_kernel(
     state, grad_after, grad_state, data, write_keys, read_keys, gain, grad_out, grad_data, statistics,
     sums, tokens, eps,
