@@ -222,6 +222,7 @@ def time_in_turns(
     suite: Suite, models: dict[str, Decoder], compiled: bool, segments: torch.Tensor | None = None
 ) -> dict[str, Any]:
     """Median time of a step of each, and the median over rounds of the first one's time over the last one's."""
+    torch._dynamo.reset()  # versions of earlier models count towards its limits, and each is looked at in every call
     start = time.perf_counter()
     steps = {}
     for name, model in models.items():
