@@ -62,18 +62,23 @@ class Variant:
     kernels: str = "reference"
     state_precision: str = "float32"
 
+    @property
+    def asked_first(self) -> bool:
+        """Whether it is what the kernels are for."""
+        return self.compiled and self.memory == "writes"
+
 
 VARIANTS = (
-    Variant("eager"),
-    Variant("fused", ("matrix",), memory="writes", kernels="fused"),
-    Variant("fused, bf16 state", ("matrix",), memory="writes", kernels="fused", state_precision="bf16"),
-    Variant("compiled", compiled=True),
-    Variant("compiled, states, fused", ("matrix",), compiled=True, kernels="fused"),
-    Variant("fused, compiled", ("matrix",), compiled=True, memory="writes", kernels="fused"),
     Variant(
         "fused, compiled, bf16 state", ("matrix",), compiled=True, memory="writes", kernels="fused",
         state_precision="bf16",
     ),
+    Variant("fused, compiled", ("matrix",), compiled=True, memory="writes", kernels="fused"),
+    Variant("compiled", compiled=True),
+    Variant("compiled, states, fused", ("matrix",), compiled=True, kernels="fused"),
+    Variant("fused", ("matrix",), memory="writes", kernels="fused"),
+    Variant("fused, bf16 state", ("matrix",), memory="writes", kernels="fused", state_precision="bf16"),
+    Variant("eager"),
 )  # fmt: skip
 
 
@@ -142,8 +147,8 @@ def time_kernels(suite: Suite) -> None:
     shapes = [(16, 16, 2)] if suite.quick else shapes
     exchange, count = suite.fused(), 2**14
     cases = [
-        Case(2 if suite.quick else count * 4096 // max(4096, V * K), V, K, R, roles, heads_first=roles == 3,
-             state=state, vectors=BF16)
+        Case(2 if suite.quick else count * 4096 // (V * K), V, K, R, roles, heads_first=roles == 3,
+             state=state, gradient=state, vectors=BF16)
         for (V, K, R), state, roles in itertools.product(shapes, (FLOAT32, BF16), (3, 1))
     ]  # fmt: skip
     for case in [*cases, replace(cases[0], vectors=FLOAT32)]:
@@ -162,7 +167,7 @@ def time_case(suite: Suite, exchange: Exchange, case: Case) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"case": named(case)}
     for name, call in calls.items():
-        time_ = seconds(suite, call)
+        time_ = seconds(suite, call, repeat=20)
         fraction = least[name] / time_ / suite.record["copy_bytes_per_second"]
         found[name] = {"seconds": time_, "bytes": least[name], "fraction_of_copy": fraction}
     return found
@@ -175,14 +180,23 @@ def check(suite: Suite) -> None:
 
 
 def time_steps(suite: Suite) -> None:
-    """For every variant and size, RMT and transformer in turns; compiled ones last, since they take longest to make.
+    """For every variant and size, RMT and transformer in turns.
 
-    Before them, at the last size (the smallest, made soonest): FlexAttention and SDPA in turns.
+    What is asked first comes first: the first size compiled and fused. Then what needs no compiling, at all sizes; then
+    FlexAttention and SDPA in turns, at the last size (the smallest, made soonest); then the rest.
     """
-    suite.attempt("documents", lambda: time_documents(suite, SIZES[suite.sizes[-1]]))
-    for variant in VARIANTS:
-        for rmt in suite.sizes:
+    pairs = [(variant, rmt) for rmt in suite.sizes for variant in VARIANTS]
+    first = [(variant, rmt) for variant, rmt in pairs if variant.asked_first and rmt == suite.sizes[0]]
+    soon = [pair for pair in pairs if not pair[0].compiled]
+
+    def attempt(pairs: list[tuple[Variant, str]]) -> None:
+        for variant, rmt in pairs:
             suite.attempt(f"{variant.name} {rmt}", lambda v=variant, r=rmt: time_pair(suite, v, r))
+
+    attempt(first)
+    attempt(soon)
+    suite.attempt("documents", lambda: time_documents(suite, SIZES[suite.sizes[-1]]))
+    attempt([pair for pair in pairs if pair not in first + soon])
 
 
 def time_documents(suite: Suite, recipe: str) -> dict[str, Any]:
@@ -208,6 +222,7 @@ def time_in_turns(
     suite: Suite, models: dict[str, Decoder], compiled: bool, segments: torch.Tensor | None = None
 ) -> dict[str, Any]:
     """Median time of a step of each, and the median over rounds of the first one's time over the last one's."""
+    torch._dynamo.reset()  # versions of earlier models count towards its limits, and each is looked at in every call
     start = time.perf_counter()
     steps = {}
     for name, model in models.items():
@@ -246,7 +261,7 @@ def time_decode(suite: Suite) -> None:
 def measure_memory(suite: Suite) -> None:
     """Bytes that autograd keeps and, on a GPU, peak memory of a step, at GPT2-small dims over D_k."""
     ways = [variant for variant in VARIANTS if "matrix" in variant.streams and not variant.compiled]
-    for key_dim, way in itertools.product((16, 32) if suite.quick else (16, 32, 64, 128, 256, 512), ways):
+    for key_dim, way in itertools.product((16, 32) if suite.quick else (32, 256, 16, 512, 64, 128), ways):
 
         def measure(key_dim: int = key_dim, way: Variant = way) -> dict[str, Any]:
             model = make_model("rmt-134m", suite, way.kernels, way.memory, way.state_precision, key_dim)
@@ -272,31 +287,39 @@ def measure_memory(suite: Suite) -> None:
 
 
 def tune(suite: Suite) -> None:
-    """Other launches of the kernels on GPT2-medium's exchange, and faster products of float32."""
+    """Other launches of the kernels on GPT2-medium's exchange in front of attention, and faster products of float32."""
     case = Case(2 if suite.quick else 2**14, 64, 64, 16, 3, heads_first=True, vectors=BF16)
     if suite.quick:
         case = replace(case, V=16, K=16, R=2)
-    for tuning in itertools.islice(tunings(), 1 if suite.quick else None):
-        exact = replace(case, vectors=FLOAT32) if tuning.float32_dot != "ieee" else case
+    exact = (Tuning(float32_dot="tf32x3"), replace(case, vectors=FLOAT32))
+    cases = [replace(case, state=state, gradient=state) for state in (BF16, FLOAT32)]
+    trials = [*itertools.product(tunings(), cases), exact]
+    for tuning, case in itertools.islice(trials, 1 if suite.quick else None):
 
-        def measure(tuning: Tuning = tuning, case: Case = exact) -> dict[str, Any]:
+        def measure(tuning: Tuning = tuning, case: Case = case) -> dict[str, Any]:
             if available(suite.device) and suite.quick:
                 return {"tuning": asdict(tuning), "case": named(case)}
             worst = max(errors(TritonExchange(tuning), replace(case, N=min(case.N, 500)), suite.device).values())
             return {"tuning": asdict(tuning), "error": worst, **time_case(suite, TritonExchange(tuning), case)}
 
-        suite.attempt(str(asdict(tuning)), measure)
+        suite.attempt(f"{case.state} {asdict(tuning)}", measure)
 
 
 def tunings() -> Iterator[Tuning]:
-    """Both passes changed alike, around the default."""
+    """What counting in compiled code cannot settle, the most telling first."""
     usual = Tuning()
     yield usual
-    yield replace(usual, float32_dot="tf32x3")
-    for stages, cells_per_warp in itertools.product((1, 2, 3), (512, 1024)):
-        for programs in (1, 2, 3, 4):
-            changes = {"stages": stages, "cells_per_warp": cells_per_warp, "programs": programs}
-            yield replace(usual, forward=replace(usual.forward, **changes), backward=replace(usual.backward, **changes))
+    changes = (
+        {"stages": 3},  # the next token's loads under way while this one's products run; more spills
+        {"programs": 1, "stages": 3},
+        {"programs": 1},  # how much of the time is waiting for memory
+        {"cells_per_warp": 512},  # twice the warps
+        {"programs": 4},  # fits forward; spills backward
+        {"stages": 2},
+        {"programs": 3},
+    )
+    for change in changes:
+        yield replace(usual, forward=replace(usual.forward, **change), backward=replace(usual.backward, **change))
 
 
 def print_table(record: dict[str, Any]) -> None:

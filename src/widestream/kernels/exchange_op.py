@@ -88,15 +88,13 @@ def _gradients(
     grad, grad_data = torch.empty_like(grad_after), None if data is None else torch.empty_like(data)
     site = _site(write_keys, read_keys, gain, norm, eps)
     found = implementation(state).backward_(state, grad, data, site, grad_out, grad_data, grad_after)
-    optional = (grad_data, found.write_keys, found.gain)
-    grad_data, grad_write, grad_gain = (read_keys.new_empty(0) if x is None else x for x in optional)
-    return (
-        grad,
-        grad_data,
-        grad_write.contiguous(),
-        found.read_keys.contiguous(),
-        grad_gain.contiguous(),
+    # What an operator gives must not share memory, and the last three may.
+    optional = (found.write_keys, found.read_keys, found.gain)
+    grad_write, grad_read, grad_gain = (
+        read_keys.new_empty(0) if x is None else x.clone(memory_format=torch.contiguous_format) for x in optional
     )
+    grad_data = read_keys.new_empty(0) if grad_data is None else grad_data
+    return grad, grad_data, grad_write, grad_read, grad_gain
 
 
 @_gradients.register_fake

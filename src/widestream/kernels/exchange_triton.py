@@ -9,7 +9,7 @@ float32 sums where either is bfloat16.
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,10 @@ INTERPRETER_PROGRAMS = 2
 """Programs of a launch in Triton's interpreter, one after the other; several, so that sums are tested."""
 
 
+REGISTERS = 65536
+"""Of 4 bytes, of a multiprocessor."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """How a kernel runs, beside what it computes."""
@@ -31,17 +35,22 @@ class Launch:
     cells_per_warp: int
     """Warps are as many as a tile needs at so many cells each; between 4 and 16."""
     programs: int
-    """Programs per multiprocessor: as many as its registers are meant to hold at a time."""
+    """Programs per multiprocessor for tiles of 4096 cells; for smaller ones more. The compiler gets registers for so
+    many to run at a time: while some wait for memory, others compute."""
     stages: int
-    """Depth of software pipelining of loads; 1 is none."""
+    """Depth of software pipelining of loads: 1 is none, 3 asks for the next token's (2 only as this one's is done)."""
+
+    def at_a_time(self, cells: int) -> int:
+        """Programs per multiprocessor. Registers grow slower than tiles, and hardly shrink with small ones."""
+        return max(1, round(self.programs * (4096 / max(2048, cells)) ** 0.5))
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """Launches of both passes, and the operands of float32 products."""
 
-    forward: Launch = Launch(cells=8192, cells_per_warp=1024, programs=3, stages=2)
-    backward: Launch = Launch(cells=4096, cells_per_warp=512, programs=1, stages=2)
+    forward: Launch = Launch(cells=8192, cells_per_warp=2048, programs=3, stages=1)
+    backward: Launch = Launch(cells=4096, cells_per_warp=1024, programs=2, stages=1)
     float32_dot: str = "ieee"
     """`tl.dot`'s input_precision where everything is float32."""
 
@@ -59,7 +68,7 @@ class TritonExchange:
     """See `Exchange`.
 
     Args:
-        tuning: launch sizes; the default was chosen by counting registers, not by measurement.
+        tuning: launch sizes; the default was chosen by counting in compiled code, not by measurement.
     """
 
     def __init__(self, tuning: Tuning | None = None):
@@ -72,7 +81,7 @@ class TritonExchange:
         shape = _Shape(state, data, site, out)
         _require_twin(source, state)
         sizes, options = shape.launch(self.tuning.forward)
-        programs = min(shape.tokens, _programs(state.device, self.tuning.forward))
+        programs = shape.programs(self.tuning.forward)
         with _on(state.device):
             _kernels().forward_kernel[(programs,)](
                 state if source is None else source, state, data if shape.writes else None, *shape.keys(), out,
@@ -93,16 +102,15 @@ class TritonExchange:
     ) -> SiteGradients:
         """See `Exchange`."""
         _require_twin(grad_after, grad_state)
-        assert grad_state.dtype == torch.float32
+        assert grad_state.dtype in (torch.float32, torch.bfloat16), grad_state.dtype
         assert grad_state.is_contiguous()
         shape = _Shape(state, data, site, grad_out)
         sizes, options = shape.launch(self.tuning.backward)
-        programs, blocks = min(shape.tokens, _programs(state.device, self.tuning.backward)), sizes["BLOCKS"]
+        programs, blocks = shape.programs(self.tuning.backward), sizes["BLOCKS"]
         common = self._common(shape)
         write_keys, read_keys, gain = shape.keys()
-        read_sum = _empty(state, programs, *read_keys.shape)
-        write_sum = _empty(state, programs, *write_keys.shape) if write_keys is not None else None
-        gain_sum = _empty(state, programs, *gain.shape) if gain is not None else None
+        sizes_of_sums = [x.numel() for x in (read_keys, write_keys, gain) if x is not None]
+        sums = _empty(state, programs, sum(sizes_of_sums))
         statistics = _empty(state, shape.tokens, 4) if blocks > 1 else None
         parts = grad_data
         if grad_data is not None and blocks > 1:
@@ -116,17 +124,21 @@ class TritonExchange:
                 )  # fmt: skip
             _kernels().backward_kernel[(programs, blocks)](
                 state, grad_state if grad_after is None else grad_after, grad_state, data if shape.writes else None,
-                write_keys, read_keys, gain, grad_out, parts, statistics, write_sum, read_sum, gain_sum, shape.tokens,
-                site.eps, *shape.data_strides, *grad_out.stride(),
+                write_keys, read_keys, gain, grad_out, parts, statistics, sums, shape.tokens, site.eps,
+                *shape.data_strides, *grad_out.stride(),
                 parts.stride(0) if blocks > 1 and parts is not None else 0, *strides,
                 R=shape.R, BR=_padded(shape.R), WRITES=shape.writes, UNDOES=shape.writes and grad_after is None,
-                **sizes, **common, **options,
+                SUMS=sums.shape[1], **sizes, **common, **options,
             )  # fmt: skip
         if grad_data is not None and parts is not None and blocks > 1:
             grad_data.copy_(parts.sum(0))
-        return SiteGradients(
-            _total(write_sum, site.write_keys), _added(read_sum, site.read_keys), _total(gain_sum, site.gain)
+        # One sum for all: launched three times, it would take as long as a tenth of the kernel.
+        totals = iter(sums.sum(0).split(sizes_of_sums))
+        read, write, gain = (
+            None if x is None else next(totals).view_as(x).to(x.dtype) for x in (read_keys, write_keys, gain)
         )
+        assert read is not None
+        return SiteGradients(write, read, gain)
 
     def _common(self, shape: "_Shape") -> dict[str, Any]:
         return {"GAIN": shape.gain, "CENTRED": shape.centred, "DOT": shape.dot(self.tuning.float32_dot)}
@@ -152,7 +164,7 @@ class _Shape:
             assert site.write_keys.shape == (self.K, self.R)
             self.data_strides = data.stride()
         self.dtypes = {state.dtype, vectors.dtype} | ({data.dtype} if data is not None else set())
-        self.interpreted = state.device.type != "cuda"
+        self.device, self.interpreted = state.device, state.device.type != "cuda"
         self.centred = site.norm == "layernorm"
         self.gain = "none" if site.gain is None else "row" if site.gain.ndim == 1 else "full"
 
@@ -168,16 +180,33 @@ class _Shape:
             return "rounded" if self.interpreted else "bf16"
         return float32_dot
 
+    def fit(self, launch: Launch) -> Launch:
+        """Float32 products run without tensor cores and take all the registers that there are."""
+        return launch if torch.bfloat16 in self.dtypes else replace(launch, cells_per_warp=512, programs=1)
+
+    def tile(self, launch: Launch) -> tuple[int, int]:
+        """Rows and columns that a program holds at a time."""
+        BV, BK = _padded(self.V), _padded(self.K)
+        return BV, max(16, min(BK, launch.cells // BV))
+
     def launch(self, launch: Launch) -> tuple[dict[str, int], dict[str, int]]:
         """Sizes of the tile, and the launch options that go with it."""
-        BV, BK = _padded(self.V), _padded(self.K)
-        BK = max(16, min(BK, launch.cells // BV))
+        launch, (BV, BK) = self.fit(launch), self.tile(launch)
         sizes = {"V": self.V, "K": self.K, "Q": self.Q, "BV": BV, "BK": BK, "BQ": _padded(self.Q)}
         blocks = -(-self.K // BK)
         warps = min(16, max(4, BV * BK // launch.cells_per_warp))
         # Pipelined loads would overtake the stores of the same token that the second round has to see.
-        stages = launch.stages if blocks == 1 else 1
-        return {**sizes, "BLOCKS": blocks}, {"num_warps": warps, "num_stages": stages}
+        options = {"num_warps": warps, "num_stages": launch.stages if blocks == 1 else 1}
+        registers = REGISTERS // (launch.at_a_time(BV * BK) * warps * 32) // 8 * 8
+        return {**sizes, "BLOCKS": blocks}, {**options, **({"maxnreg": registers} if registers < 256 else {})}
+
+    def programs(self, launch: Launch) -> int:
+        """Of a launch, in all."""
+        if self.device.type != "cuda":
+            return min(self.tokens, INTERPRETER_PROGRAMS)
+        launch, (BV, BK) = self.fit(launch), self.tile(launch)
+        multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        return min(self.tokens, launch.at_a_time(BV * BK) * multiprocessors)
 
 
 def _require_twin(apart: Tensor | None, x: Tensor) -> None:
@@ -201,12 +230,6 @@ def _padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _programs(device: torch.device, launch: Launch) -> int:
-    if device.type != "cuda":
-        return INTERPRETER_PROGRAMS
-    return launch.programs * torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _on(device: torch.device) -> Any:
     """Triton launches on the current device."""
     return torch.cuda.device(device if device.type == "cuda" else -1)
@@ -214,11 +237,3 @@ def _on(device: torch.device) -> Any:
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
-
-
-def _added(sums: Tensor, like: Tensor) -> Tensor:
-    return sums.sum(0).to(like.dtype)
-
-
-def _total(sums: Tensor | None, like: Tensor | None) -> Tensor | None:
-    return None if sums is None or like is None else _added(sums, like)

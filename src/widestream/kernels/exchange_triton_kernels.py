@@ -20,16 +20,23 @@ import triton.language as tl
 @triton.jit
 def _load(base, rows, columns, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """A tile [rows, columns], zero outside of [ROWS, COLUMNS]."""
-    inside = (rows[:, None] < ROWS) & (columns[None, :] < COLUMNS)
-    return tl.load(base + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=inside, other=0.0)
+    at = base + rows[:, None] * row_stride + columns[None, :] * column_stride
+    if rows.shape[0] == ROWS and columns.shape[0] == COLUMNS:
+        tile = tl.load(at)
+    else:
+        tile = tl.load(at, mask=(rows[:, None] < ROWS) & (columns[None, :] < COLUMNS), other=0.0)
+    return tile
 
 
 @triton.jit
 def _store(base, tile, rows, columns, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Store what of a tile lies inside of [ROWS, COLUMNS], in the target's precision."""
-    inside = (rows[:, None] < ROWS) & (columns[None, :] < COLUMNS)
     at = base + rows[:, None] * row_stride + columns[None, :] * column_stride
-    tl.store(at, tile.to(base.dtype.element_ty), mask=inside)
+    tile = tile.to(base.dtype.element_ty)
+    if rows.shape[0] == ROWS and columns.shape[0] == COLUMNS:
+        tl.store(at, tile)
+    else:
+        tl.store(at, tile, mask=(rows[:, None] < ROWS) & (columns[None, :] < COLUMNS))
 
 
 @triton.jit
@@ -74,10 +81,41 @@ def _sum(tile):
 
 
 @triton.jit
+def _both(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def _sums(a, b):
+    """Sums of two tiles; threads meet once for both."""
+    return tl.reduce((tl.sum(a, axis=1), tl.sum(b, axis=1)), 0, _both)
+
+
+@triton.jit
+def _operand(a, DOT: tl.constexpr):
+    """Rounded before it is transposed, where a product rounds."""
+    return a.to(tl.bfloat16) if DOT == "bf16" else a
+
+
+@triton.jit
+def _spread(x, BV: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr):
+    """A tile as it is, its cells spread over threads as those of a product.
+
+    The compiler chooses by what a tile meets first. Met by a product of zeros, it is not also kept as it was loaded,
+    for which there are no registers.
+    """
+    if DOT == "bf16":
+        x -= tl.dot(tl.zeros([BV, 16], tl.bfloat16), tl.zeros([16, BK], tl.bfloat16))
+    return x
+
+
+@triton.jit
 def _away(x, shift, v, k, V: tl.constexpr, K: tl.constexpr):
     """Distance from `shift`, zero in the pads."""
-    inside = (v[:, None] < V) & (k[None, :] < K)
-    return tl.where(inside, x - shift, 0.0)
+    away = x - shift
+    if v.shape[0] != V or k.shape[0] != K:
+        away = tl.where((v[:, None] < V) & (k[None, :] < K), away, 0.0)
+    return away
 
 
 @triton.jit
@@ -89,10 +127,10 @@ def _rate(total, square, eps, CELLS: tl.constexpr, CENTRED: tl.constexpr):
     return tl.rsqrt(variance + eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # else compiled again for another batch
 def forward_kernel(
     source, state, data, write_keys, read_keys, gain, out, tokens, eps,
-    data_n, data_v, data_r, out_n, out_v, out_q,
+    data_n, data_v: tl.constexpr, data_r: tl.constexpr, out_n, out_v: tl.constexpr, out_q: tl.constexpr,
     V: tl.constexpr, K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     BV: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr,
     BLOCKS: tl.constexpr, WRITES: tl.constexpr, STORES: tl.constexpr,
@@ -125,8 +163,8 @@ def forward_kernel(
             if CENTRED and block == 0:
                 shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)  # near the mean: squares below do not cancel
             away = _away(x, shift, v, k, V, K)
-            total += _sum(away)
-            square += _sum(away * away)
+            of_away, of_square = _sums(away, away * away)
+            total, square = total + of_away, square + of_square
         rate = _rate(total, square, eps, V * K, CENTRED)
         mean = shift + total / (V * K) if CENTRED else 0.0
         if BLOCKS > 1:
@@ -142,10 +180,10 @@ def forward_kernel(
         _store(out + n * out_n, read, v, q, out_v, out_q, V, Q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # else compiled again for another batch
 def statistics_kernel(
     state, read_keys, gain, grad_out, statistics, tokens, eps,
-    grad_n, grad_v, grad_q,
+    grad_n, grad_v: tl.constexpr, grad_q: tl.constexpr,
     V: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
     BV: tl.constexpr, BK: tl.constexpr, BQ: tl.constexpr,
     BLOCKS: tl.constexpr, GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
@@ -163,10 +201,10 @@ def statistics_kernel(
                 shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)
             away = _away(x, shift, v, k, V, K)
             grad = _dot(grad_read, _load(read_keys, q, k, K, 1, Q, K), DOT) * _load_gain(gain, v, k, V, K, GAIN)
-            total += _sum(away)
-            square += _sum(away * away)
-            slope += _sum(grad)
-            product += _sum(grad * away)
+            of_away, of_square = _sums(away, away * away)
+            of_grad, of_product = _sums(grad, grad * away)
+            total, square = total + of_away, square + of_square
+            slope, product = slope + of_grad, product + of_product
         mean, rate, slope, along = _project(shift, total, square, slope, product, eps, V * K, CENTRED)
         tl.store(statistics + n * 4 + 0, mean)
         tl.store(statistics + n * 4 + 1, rate)
@@ -192,21 +230,22 @@ def _project(shift, total, square, slope, product, eps, CELLS: tl.constexpr, CEN
     return mean, rate, slope, along
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # else compiled again for another batch
 def backward_kernel(
     state, grad_after, grad_state, data, write_keys, read_keys, gain, grad_out, grad_data, statistics,
-    sum_write, sum_read, sum_gain, tokens, eps,
-    data_n, data_v, data_r, grad_n, grad_v, grad_q, block_d, grad_data_n, grad_data_v, grad_data_r,
+    sums, tokens, eps,
+    data_n, data_v: tl.constexpr, data_r: tl.constexpr, grad_n, grad_v: tl.constexpr, grad_q: tl.constexpr,
+    block_d, grad_data_n, grad_data_v: tl.constexpr, grad_data_r: tl.constexpr,
     V: tl.constexpr, K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     BV: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr,
-    BLOCKS: tl.constexpr, WRITES: tl.constexpr, UNDOES: tl.constexpr,
+    BLOCKS: tl.constexpr, WRITES: tl.constexpr, UNDOES: tl.constexpr, SUMS: tl.constexpr,
     GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """All gradients and, if it UNDOES the write, the state before. Grid: (P, BLOCKS).
 
     `statistics` [N, 4] is used if there is more than one block. `grad_data` is strided [N, V, R], a block's part of it
-    `block_d` further on. Sums over a program's tokens go to `sum_write` [P, K, R], `sum_read` [P, Q, K] and `sum_gain`
-    [P, V, K] or [P, K].
+    `block_d` further on. A row of `sums` [P, SUMS] gets the sums over a program's tokens: of the gradients of retrieval
+    keys [Q, K], then, where there are any, of storage keys [K, R] and gain [V, K] or [K].
     """
     program = tl.program_id(0)
     block = tl.program_id(1)
@@ -227,38 +266,48 @@ def backward_kernel(
         at = n * (V * K)
         x = _load(state + at, v, k, K, 1, V, K).to(tl.float32)
         grad_read = _load(grad_out + n * grad_n, v, q, grad_v, grad_q, V, Q)
-        grad_gained = _dot(grad_read, retrieve_at, DOT)
-        grad = grad_gained * gains
+        if WRITES:
+            written = _load(data + n * data_n, v, r, data_v, data_r, V, R)
+        x = _spread(x, BV, BK, DOT)
+        if UNDOES:
+            _store(state + at, x - _dot(written, tl.trans(store_at), DOT), v, k, K, 1, V, K)
+        grad = _load(grad_after + at, v, k, K, 1, V, K)
         if BLOCKS == 1:
-            shift = _sum(x) / (V * K) if CENTRED else 0.0
-            away = _away(x, shift, v, k, V, K)
-            mean, rate, slope, along = _project(
-                shift, _sum(away), _sum(away * away), _sum(grad), _sum(grad * away), eps, V * K, CENTRED
-            )
+            mean = _sum(x) / (V * K) if CENTRED else 0.0
+            away = _away(x, mean, v, k, V, K)
+            rate = tl.rsqrt(_sum(away * away) / (V * K) + eps)
+            normed = away * rate
         else:
             mean = tl.load(statistics + n * 4 + 0)
             rate = tl.load(statistics + n * 4 + 1)
-            slope = tl.load(statistics + n * 4 + 2)
-            along = tl.load(statistics + n * 4 + 3)
-        normed = (x - mean) * rate
+            normed = (x - mean) * rate
         own_read += _dot(tl.trans(grad_read), normed * gains, DOT)
+        grad_gained = _dot(grad_read, retrieve_at, DOT)
         if GAIN == "full":
             own_gain += grad_gained * normed
         if GAIN == "row":
             own_gain += tl.sum(grad_gained * normed, axis=0)
-        grad = _load(grad_after + at, v, k, K, 1, V, K) + (grad - slope - normed * along) * rate
+        grad_normed = grad_gained * gains
+        grad = grad + grad_normed * rate  # float32 from here on: widened at its load, it would lie in two layouts
+        if BLOCKS == 1:
+            slope, along = _sums(grad_normed, grad_normed * normed)
+            slope, along = slope / (V * K) if CENTRED else 0.0, along / (V * K)
+        else:
+            slope = tl.load(statistics + n * 4 + 2)
+            along = tl.load(statistics + n * 4 + 3)
+        grad -= normed * (along * rate) + slope * rate
         _store(grad_state + at, grad, v, k, K, 1, V, K)
         if WRITES:
-            written = _load(data + n * data_n, v, r, data_v, data_r, V, R)
-            own_write += _dot(tl.trans(grad), written, DOT)
             grad_written = _dot(grad, store_at, DOT)
             _store(grad_data + block * block_d + n * grad_data_n, grad_written, v, r, grad_data_v, grad_data_r, V, R)
-            if UNDOES:
-                _store(state + at, x - _dot(written, tl.trans(store_at), DOT), v, k, K, 1, V, K)
-    _store(sum_read + program * (Q * K), own_read, q, k, K, 1, Q, K)
+            own_write += _dot(tl.trans(_operand(grad, DOT)), written, DOT)
+    own = sums + program * SUMS
+    _store(own, own_read, q, k, K, 1, Q, K)
+    own += Q * K
     if WRITES:
-        _store(sum_write + program * (K * R), own_write, k, r, R, 1, K, R)
+        _store(own, own_write, k, r, R, 1, K, R)
+        own += K * R
     if GAIN == "full":
-        _store(sum_gain + program * (V * K), own_gain, v, k, K, 1, V, K)
+        _store(own, own_gain, v, k, K, 1, V, K)
     if GAIN == "row":
-        tl.store(sum_gain + program * K + k, own_gain, mask=k < K)
+        tl.store(own + k, own_gain, mask=k < K)
