@@ -16,11 +16,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 PRECISIONS = (
-    (torch.float32, torch.float32),
-    (torch.bfloat16, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.float32, torch.float32),
+    (torch.float32, torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32, torch.float32),
 )
-"""Of a state and its gradient."""
+"""Of a state, its gradient and data vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,13 @@ class Case:
     writes: bool = True
     heads_first: bool = False
     """Data vectors are transposes of [N, R, V] and [N, Q, V], as attention has them."""
+    apart: bool = False
+    """New states and their gradients are filled beside the old ones, which stay."""
     state: torch.dtype = torch.float32
     gradient: torch.dtype = torch.float32
     """Precision of the state's gradient."""
     vectors: torch.dtype = torch.float32
     """Precision of data vectors, written and read."""
-    apart: bool = False
-    """New states and their gradients are filled beside the old ones, which stay."""
 
     @property
     def tolerance(self) -> float:
@@ -60,10 +61,8 @@ def grid(shapes: list[tuple[int, int, int, int]]) -> Iterator[Case]:
     )
     random.Random(0).shuffle(ways)  # else a way would always meet the same precision
     ways = cycle(ways)
-    for (N, V, K, R), roles in product(shapes, (1, 3)):
-        for (state, gradient), vectors in product(PRECISIONS, (torch.float32, torch.bfloat16)):
-            norm, gain, writes, heads_first, apart = next(ways)
-            yield Case(N, V, K, R, roles, norm, gain, writes, heads_first, state, gradient, vectors, apart)  # pyright: ignore[reportArgumentType]
+    for (N, V, K, R), roles, precisions in product(shapes, (1, 3), PRECISIONS):
+        yield Case(N, V, K, R, roles, *next(ways), *precisions)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(slots=True)
