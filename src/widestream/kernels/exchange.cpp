@@ -144,18 +144,17 @@ struct Moments {
     float mean, rate;  // rate: one over the standard deviation or root mean square
 };
 
+// From sums of distances from the mean of a few numbers, so that squares do not cancel.
 static Moments moments(const Call& c, const float* tile) {
-    const int64_t vectors = c.tile / W;
     const double cells = (double)(c.V * c.K);
-    float mean = 0;
-    if (c.layernorm)
-        mean = (float)(totals(vectors, [&](int64_t i, Vec& sum, Vec&) { sum += load(tile + i * W); }).first / cells);
-    const double squares = totals(vectors, [&](int64_t i, Vec& sum, Vec&) {
-                               Vec centred = load(tile + i * W) - mean;
-                               if (c.K != c.Kp) centred *= load(c.cells + i * W);
-                               sum += centred * centred;
-                           }).first;
-    return {mean, (float)(1 / std::sqrt(squares / cells + c.eps))};
+    const float shift = c.layernorm ? (float)(across(load(tile)) / (double)(c.K < W ? c.K : W)) : 0.0f;
+    const Sums sums = totals(c.tile / W, [&](int64_t i, Vec& sum, Vec& squares) {
+        Vec away = load(tile + i * W) - shift;
+        if (c.K != c.Kp) away *= load(c.cells + i * W);
+        sum += away, squares += away * away;
+    });
+    const double away = c.layernorm ? sums.first / cells : 0;
+    return {(float)(shift + away), (float)(1 / std::sqrt(sums.second / cells - away * away + c.eps))};
 }
 
 // Begin to ask for the tiles of a token, which is worked on after the one at hand.
@@ -166,26 +165,31 @@ static void look_ahead(const Call& c, int64_t token) {
     if (c.backward) ahead.set(1, (const char*)c.grad_after + token * grad_bytes, grad_bytes);
 }
 
-// The normed tile, gain included.
-static void normalise(const Call& c, const float* tile, Moments own, float* to) {
-    for (int64_t i = 0; i < c.tile; i += W) store(to + i, (load(tile + i) - own.mean) * own.rate * load(c.gains + i));
+// What is normed, gain included.
+static inline Vec normed(const Call& c, Moments own, int64_t i, Vec x) {
+    return (x - own.mean) * own.rate * load(c.gains + i);
 }
 
-// Contract a tile with keys over K and put the token's result where the view wants it.
-static void contract(const Call& c, const float* tile, const float* keys, const float* keys_out, int64_t P,
-                     const View& view, int64_t token, const Scratch& s) {
+static void normalise(const Call& c, const float* tile, Moments own, float* to) {
+    for (int64_t i = 0; i < c.tile; i += W) store(to + i, normed(c, own, i, load(tile + i)));
+}
+
+// Contract with keys over K what lies in s.flipped, by columns, and put the token's result where the view wants it.
+static void contract_flipped(const Call& c, const float* keys, int64_t P, const View& view, int64_t token,
+                             const Scratch& s) {
+    float* own = (float*)view.data + token * view.token;
+    if (!view.bf16 && c.V == c.Vp)
+        return multiply(P, c.K, c.Vp, {keys, c.Kp, false}, s.flipped, c.Vp, own, view.column, SET);
+    multiply(P, c.K, c.Vp, {keys, c.Kp, false}, s.flipped, c.Vp, s.out, c.Vp, SET);
+    put(view, token, c.V, P, s.out, c.Vp);
+}
+
+// The same for a tile as it is.
+static void contract(const Call& c, const float* tile, const float* keys_out, int64_t P, const View& view,
+                     int64_t token, const Scratch& s) {
     const int64_t Pp = padded(P);
-    if (by_columns(view)) {
-        transpose(tile, c.V, c.Kp, s.flipped);
-        float* own = (float*)view.data + token * view.token;
-        if (!view.bf16 && c.V == c.Vp)
-            return multiply(P, c.K, c.Vp, {keys, c.Kp, false}, s.flipped, c.Vp, own, view.column, SET);
-        multiply(P, c.K, c.Vp, {keys, c.Kp, false}, s.flipped, c.Vp, s.out, c.Vp, SET);
-        put(view, token, c.V, P, s.out, c.Vp);
-    } else {
-        multiply(c.V, c.K, Pp, {tile, c.Kp, false}, keys_out, Pp, s.out, Pp, SET);
-        put(view, token, c.V, P, s.out, Pp);
-    }
+    multiply(c.V, c.K, Pp, {tile, c.Kp, false}, keys_out, Pp, s.out, Pp, SET);
+    put(view, token, c.V, P, s.out, Pp);
 }
 
 // Ask for a tile's memory, all of it at once, before it is needed.
@@ -198,8 +202,14 @@ static void forward_token(const Call& c, int64_t token, const Scratch& s) {
     summon(c, X);
     if (c.R) multiply(c.V, c.R, c.Kp, fetch(c.data, token, c.V, c.R, s.data), c.write, c.Kp, X, c.Kp, ADD);
     if (c.R || c.source != c.state) put_tile(c, c.state_bf16, c.state, token, X);
-    normalise(c, X, moments(c, X), s.normed);
-    contract(c, s.normed, c.read, c.read_out, c.Q, c.out, token, s);
+    const Moments own = moments(c, X);
+    if (by_columns(c.out)) {
+        transpose(X, c.V, c.Kp, s.flipped, [&](int64_t i, Vec x) { return normed(c, own, i, x); });
+        contract_flipped(c, c.read, c.Q, c.out, token, s);
+    } else {
+        normalise(c, X, own, s.normed);
+        contract(c, s.normed, c.read_out, c.Q, c.out, token, s);
+    }
 }
 
 static void backward_token(const Call& c, int64_t token, const Scratch& s, float* dw, float* dr, float* dgain) {
@@ -213,10 +223,10 @@ static void backward_token(const Call& c, int64_t token, const Scratch& s, float
     float* G = s.reach;  // gradient of what is read from, then of what is normed
     multiply(c.V, c.Q, c.Kp, dY, c.read, c.Kp, G, c.Kp, SET);
     multiply(c.Q, c.V, c.Kp, dY.flipped(), s.normed, c.Kp, dr, c.Kp, ADD);
-    const auto normed = [&](int64_t i) { return (load(X + i * W) - own.mean) * own.rate; };
+    const auto without_gain = [&](int64_t i) { return (load(X + i * W) - own.mean) * own.rate; };
     const bool gain = c.gain_rows > 0;
     const Sums sums = totals(vectors, [&](int64_t i, Vec& sum, Vec& along) {
-        const Vec x = normed(i);
+        const Vec x = without_gain(i);
         Vec g = load(G + i * W);
         if (gain) {
             store(dgain + i * W, load(dgain + i * W) + g * x);
@@ -227,10 +237,15 @@ static void backward_token(const Call& c, int64_t token, const Scratch& s, float
     const double cells = (double)(c.V * c.K);
     const float mean = c.layernorm ? (float)(sums.first / cells) : 0, along = (float)(sums.second / cells);
     for (int64_t i = 0; i < vectors; i++)  // leaves anything in the padding, which nobody reads
-        store(dX + i * W, load(dX + i * W) + (load(G + i * W) - mean - normed(i) * along) * own.rate);
+        store(dX + i * W, load(dX + i * W) + (load(G + i * W) - mean - without_gain(i) * along) * own.rate);
     put_tile(c, c.grad_bf16, c.grad_state, token, dX);
     if (!c.R) return;
-    contract(c, dX, c.write, c.write_out, c.R, c.grad_data, token, s);
+    if (by_columns(c.grad_data)) {
+        transpose(dX, c.V, c.Kp, s.flipped);
+        contract_flipped(c, c.write, c.R, c.grad_data, token, s);
+    } else {
+        contract(c, dX, c.write_out, c.R, c.grad_data, token, s);
+    }
     const Matrix A = fetch(c.data, token, c.V, c.R, s.data);
     multiply(c.R, c.V, c.Kp, A.flipped(), dX, c.Kp, dw, c.Kp, ADD);
     if (c.grad_after != c.grad_state) return;

@@ -286,16 +286,24 @@ static inline void transpose_from(Vec (&rows)[W]) {
     }
 }
 
-// Tile [V, Kp] -> [Kp, Vp], padded with zeros.
-static void transpose(const float* tile, int64_t V, int64_t Kp, float* to) {
+// Tile [V, Kp] -> [Kp, Vp], padded with zeros; what is taken from i on is f(i, it).
+template <class F>
+static void transpose(const float* tile, int64_t V, int64_t Kp, float* to, F f) {
     const int64_t Vp = padded(V);
     for (int64_t v = 0; v < V; v += W)
         for (int64_t k = 0; k < Kp; k += W) {
             Vec rows[W];
 #pragma GCC unroll 16
-            for (int i = 0; i < W; i++) rows[i] = v + i < V ? load(tile + (v + i) * Kp + k) : Vec{};
+            for (int i = 0; i < W; i++) {
+                const int64_t at = (v + i) * Kp + k;
+                rows[i] = v + i < V ? f(at, load(tile + at)) : Vec{};
+            }
             transpose_from<1>(rows);
 #pragma GCC unroll 16
             for (int i = 0; i < W; i++) store(to + (k + i) * Vp + v, rows[i]);
         }
+}
+
+static void transpose(const float* tile, int64_t V, int64_t Kp, float* to) {
+    transpose(tile, V, Kp, to, [](int64_t, Vec x) { return x; });
 }
