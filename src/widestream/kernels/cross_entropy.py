@@ -13,6 +13,10 @@ from torch import Tensor
 PRODUCT_ELEMENTS = 2**26
 # Logits of one pass of the softmax, in elements: what a processor's cache holds.
 SOFTMAX_ELEMENTS = 2**20
+# Parts in which a CPU makes logits, and their products with the head, in bfloat16. oneDNN 3.12 makes a product of 1024
+# rows and 768 columns in one thread, however many there are, and one with a whole vocabulary at two thirds of its speed
+# (lab/2026-11-22-cpu-step.md).
+VOCABULARY_PART, ROWS_PART = 8192, 512
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -36,13 +40,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ce, z = (torch.zeros((), device=hidden.device) for _ in range(2))
         for rows in _slices(len(targets), PRODUCT_ELEMENTS // len(w)):
             h, weight = all_h[rows], weights[rows]
-            logits = h @ w.T
+            logits = _logits(h, w)
             log_z, log_p = _softmax(logits, targets[rows], z_loss, in_place=needs_grad)
             ce, z = ce - (weight * log_p).sum(), z + (weight * log_z.square()).sum()
             if grad_hidden is not None:
                 # The rows' common factor goes to the narrow side of both products, which spares a pass over the logits.
                 factor = (weight * (1 + 2 * z_loss * log_z)).to(dtype)[:, None]
-                grad_hidden[rows] = (logits @ w).mul_(factor)
+                _multiply_by_rows(logits, w, grad_hidden[rows]).mul_(factor)
                 product = logits.T @ (h * factor)
                 grad_head = product.to(head.dtype) if grad_head is None else grad_head.add_(product)
         ctx.save_for_backward(grad_hidden, grad_head)
@@ -107,6 +111,23 @@ def _softmax(logits: Tensor, targets: Tensor, z_loss: float, in_place: bool) -> 
         log_zs.append(log_z[:, 0])
         log_ps.append(log_p_target[:, 0])
     return torch.cat(log_zs), torch.cat(log_ps)
+
+
+def _logits(h: Tensor, w: Tensor) -> Tensor:
+    logits = h.new_empty(len(h), len(w))
+    for part in _slices(len(w), VOCABULARY_PART if _in_parts(h) else len(w)):
+        torch.mm(h, w[part].T, out=logits[:, part])
+    return logits
+
+
+def _multiply_by_rows(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    for rows in _slices(len(a), ROWS_PART if _in_parts(a) else len(a)):
+        torch.mm(a[rows], b, out=out[rows])
+    return out
+
+
+def _in_parts(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
 def _slices(total: int, size: int) -> list[slice]:
