@@ -1,8 +1,8 @@
 """What computes attention in training.
 
-sdpa   torch's scaled_dot_product_attention, with a mask in memory where one is needed
-flex   FlexAttention where a mask is needed (flex.py); trains on a CUDA device only
-fused  on a CPU, torch's forward pass and a compiled backward pass of this package (kernels/attention_cpu.py)
+* `sdpa`: torch's scaled_dot_product_attention, with a mask in memory where one is needed.
+* `flex`: FlexAttention where a mask is needed (flex.py); trains on a CUDA device only.
+* `fused`: on a CPU, torch's forward pass and a compiled backward pass of this package (kernels/attention_cpu.py).
 """
 
 from typing import Literal
