@@ -169,6 +169,15 @@ def test_a_large_mean_does_not_spoil_the_variance() -> None:
         check(case, 1e-3)
 
 
+@pytest.mark.parametrize("K", [5, 32, 512])
+@pytest.mark.parametrize("at", [0, 20])
+def test_a_few_large_numbers_do_not_spoil_the_variance(K: int, at: int) -> None:
+    """Wherever in the tile they are."""
+    case = Case((3, 64, K, 3, 9))
+    case.state[:, at, :16] += 1000
+    check(case, 1e-5)
+
+
 def test_other_precisions_and_keys_in_bfloat16() -> None:
     check(Case((5, 6, 10, 3, 9)).wide(), 1e-12)
     case = Case((5, 6, 10, 3, 9))

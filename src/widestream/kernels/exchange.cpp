@@ -17,6 +17,7 @@
 #include <cmath>
 
 constexpr int64_t FLUSH = 256;               // vectors summed in float before the sum moves on to double
+constexpr int64_t SAMPLES = 32;              // vectors that the mean is guessed from
 constexpr int64_t CHUNK = 32, CHUNKS = 128;  // tokens of a chunk at least; chunks at most
 
 // Mirrored in exchange_cpu.py.
@@ -144,10 +145,18 @@ struct Moments {
     float mean, rate;  // rate: one over the standard deviation or root mean square
 };
 
-// From sums of distances from the mean of a few numbers, so that squares do not cancel.
+// The mean of SAMPLES vectors from all over a tile: a few numbers far from all others, wherever they are, hardly move it.
+static float near_the_mean(const Call& c, const float* tile) {
+    const int64_t vectors = c.tile / W, step = vectors < SAMPLES ? 1 : vectors / SAMPLES;
+    Vec sum = {}, count = {};
+    for (int64_t i = 0; i < vectors; i += step) sum += load(tile + i * W), count += load(c.cells + i * W);
+    return (float)(across(sum) / across(count));
+}
+
+// From sums of distances from a number near the mean, so that squares do not cancel.
 static Moments moments(const Call& c, const float* tile) {
     const double cells = (double)(c.V * c.K);
-    const float shift = c.layernorm ? (float)(across(load(tile)) / (double)(c.K < W ? c.K : W)) : 0.0f;
+    const float shift = c.layernorm ? near_the_mean(c, tile) : 0.0f;
     const Sums sums = totals(c.tile / W, [&](int64_t i, Vec& sum, Vec& squares) {
         Vec away = load(tile + i * W) - shift;
         if (c.K != c.Kp) away *= load(c.cells + i * W);
