@@ -22,7 +22,7 @@ import torch
 
 from widestream.kernels.exchange import Exchange, ReferenceExchange, Site
 from widestream.kernels.exchange_cpu import CpuExchange
-from widestream.train.machine import describe_machine
+from widestream.machine import describe_machine
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # States taken in turn, so that a cache does not hold what a model's next exchange would find in memory.

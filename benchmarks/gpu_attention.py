@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from gpu_run import Suite
-from widestream.config import load_recipe
-from widestream.nn.attention import BareAttention
-from widestream.nn.config import ModelConfig
-from widestream.nn.context import make_context
-from widestream.nn.flex import FlexMask
+from widestream.blocks.attention import BareAttention
+from widestream.blocks.context import make_context
+from widestream.blocks.flex import FlexMask
+from widestream.recipe import load_recipe
+from widestream.recipe.model import ModelConfig
 
 CASES = (("none", 512, torch.bfloat16), ("alibi", 509, torch.bfloat16), ("alibi", 509, torch.float32))
 """Positions, tokens (a multiple of 128 or not), precision."""

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from widestream.errors import UserError  # noqa: E402
 from widestream.kernels.exchange import Exchange, ReferenceExchange  # noqa: E402
 from widestream.kernels.exchange_triton import TritonExchange, available  # noqa: E402
-from widestream.train.machine import describe_machine  # noqa: E402
+from widestream.machine import describe_machine  # noqa: E402
 
 
 @dataclass

@@ -28,18 +28,18 @@ from typing import Any
 import torch
 
 from gpu_attention import check_attention, documents
-from widestream.config import load_recipe
+from widestream.blocks.attention_kind import Attention
 from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig, generate
 from widestream.kernels.exchange import Exchange
 from widestream.kernels.exchange_triton import TritonExchange, Tuning, available
-from widestream.kernels.testing import Case, draw, errors, grid
-from widestream.nn.attention_kind import Attention
-from widestream.nn.config import ModelConfig
-from widestream.nn.decoder import Decoder
-from widestream.nn.model import build_model
-from widestream.train.config import OptimizerConfig
-from widestream.train.machine import matmul_peak
+from widestream.machine import matmul_peak
+from widestream.model.build import build_model
+from widestream.model.decoder import Decoder
+from widestream.recipe import load_recipe
+from widestream.recipe.model import ModelConfig
+from widestream.recipe.train import OptimizerConfig
+from widestream.testing.kernels import Case, draw, errors, grid
 from widestream.train.optim import build_optimizer, clip_gradients
 
 SIZES = {"rmt-46m": "transformer-49m", "rmt-134m": "transformer-160m", "rmt-206m": "transformer-260m",
@@ -89,7 +89,7 @@ def make_model(
     """A model of one of the paper's sizes, set up to train in one way. Attention is not upcast, as in GPT-2."""
     model = build_model(make_config(recipe, suite, key_dim), device=suite.device)
     if (memory, kernels) != ("states", "reference"):
-        from widestream.streams.reversible import plan_exchanges
+        from widestream.model.depth.reversible import plan_exchanges
 
         kernels = "auto" if suite.quick else kernels
         model.exchanges = plan_exchanges(model.config, suite.device, memory, 0, kernels, state_precision)

@@ -22,7 +22,7 @@ from widestream.bench.models import ModelSettings, Sizes, build_measured, model_
 from widestream.bench.paired import medians, ratios
 from widestream.bench.record import make_record
 from widestream.bench.step import Step, StepSettings, own_step, time_steps
-from widestream.train.machine import autocast
+from widestream.machine import autocast
 
 
 def ours(args: argparse.Namespace, settings: StepSettings, stream: dict[str, object], tied: bool) -> Step:

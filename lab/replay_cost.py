@@ -9,7 +9,7 @@ import torch
 
 from widestream.bench.memory import saved_bytes
 from widestream.bench.models import ModelSettings, Sizes, build_measured, model_config
-from widestream.nn.decoder import Decoder
+from widestream.model.decoder import Decoder
 
 SIZES = Sizes(num_layers=12, vocab_size=512, context=32, batch_size=1)
 STREAMS = {

@@ -12,11 +12,11 @@ import sys
 
 import torch
 
-from widestream.config import build
-from widestream.nn.config import ModelConfig
-from widestream.nn.decoder import Decoder
-from widestream.nn.model import build_model
-from widestream.streams.reversible import Reversible
+from widestream.model.build import build_model
+from widestream.model.decoder import Decoder
+from widestream.model.depth.reversible import Reversible
+from widestream.recipe import build
+from widestream.recipe.model import ModelConfig
 
 SIZES = {"vocab_size": 64, "context": 32, "num_heads": 4, "head_dim": 16, "mlp_dim": 128, "upcast_attention": False}
 STREAMS = {

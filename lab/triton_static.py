@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from widestream.kernels import exchange_triton, exchange_triton_kernels
-from widestream.kernels.testing import Case, draw
+from widestream.testing.kernels import Case, draw
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg")

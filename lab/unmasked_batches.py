@@ -8,11 +8,11 @@ from unittest import mock
 
 import torch
 
-from widestream.config import load_recipe
 from widestream.data.batches import Batch, TrainBatches
 from widestream.data.store import TokenStore
-from widestream.nn.model import build_model
-from widestream.train.machine import choose_precision, keep_freed_memory
+from widestream.machine import choose_precision, keep_freed_memory
+from widestream.model.build import build_model
+from widestream.recipe import load_recipe
 from widestream.train.optim import build_optimizer, set_lr
 from widestream.train.parallel import World
 from widestream.train.setup import choose_exchanges

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from widestream.config import build
-from widestream.nn.config import ModelConfig
+from widestream.recipe import build
+from widestream.recipe.model import ModelConfig
 
 STREAMS: dict[str, dict[str, Any]] = {
     "vector": {"kind": "vector"},

@@ -27,7 +27,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_reading_recipes_imports_no_optional_package():
-    loaded = modules_after("from widestream.config import load_recipe; load_recipe('paper/rmt-134m')")
+    loaded = modules_after("from widestream.recipe import load_recipe; load_recipe('paper/rmt-134m')")
     assert loaded.isdisjoint({"tokenizers", "pyarrow", "typer", "rich", "pydantic"})
 
 

@@ -102,5 +102,5 @@ def test_altered_shard_is_named_by_inspect(source, tmp_path):
 
 def test_reading_the_help_imports_nothing_heavy():
     heavy = "torch", "numpy", "tokenizers", "pyarrow", "tqdm"
-    script = f"import sys, widestream.cli.data, widestream.data.config; print([m for m in {heavy} if m in sys.modules])"
+    script = f"import sys, widestream.cli.data, widestream.recipe.data; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"

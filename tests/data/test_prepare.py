@@ -18,12 +18,12 @@ from small_corpora import (
 )
 
 from widestream.data.bpe import train_tokenizer
-from widestream.data.files import disk_errors
 from widestream.data.manifest import read_manifest
 from widestream.data.prepare import PrepareOptions, prepare
 from widestream.data.store import TokenStore
 from widestream.data.tokenizer import ByteTokenizer, FileTokenizer
 from widestream.errors import UserError
+from widestream.files import disk_errors
 
 
 @pytest.fixture

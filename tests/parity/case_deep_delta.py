@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widestream.nn.config import ModelConfig
-from widestream.nn.context import Context
-from widestream.nn.roles import Roles, initialize
-from widestream.streams.deep_delta import DeepDeltaConfig, DeepDeltaStream
+from widestream.blocks.context import Context
+from widestream.blocks.roles import Roles, initialize
+from widestream.recipe.model import ModelConfig
+from widestream.streams.vector.deep_delta import DeepDeltaConfig, DeepDeltaStream
 
 WRITES = {"w_beta": "beta.weight", "b_beta": "beta.bias", "w_v": "v_proj.weight", "b_v": "v_proj.bias"}
 

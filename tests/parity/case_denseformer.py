@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from widestream.config import build
-from widestream.nn.config import ModelConfig
-from widestream.nn.roles import Roles
-from widestream.streams.dense_former import DenseFormerStream
+from widestream.blocks.roles import Roles
+from widestream.recipe import build
+from widestream.recipe.model import ModelConfig
+from widestream.streams.depth.dense_former import DenseFormerStream
 
 SIZES = {"vocab_size": 2, "num_heads": 1, "mlp_dim": 1}
 

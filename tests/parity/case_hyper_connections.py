@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widestream.config import build
-from widestream.nn.config import ModelConfig
-from widestream.nn.model import build_model
-from widestream.streams.hyper_connections import HyperConnectionsStream
+from widestream.model.build import build_model
+from widestream.recipe import build
+from widestream.recipe.model import ModelConfig
+from widestream.streams.lanes.hyper_connections import HyperConnectionsStream
 
 
 def stream_of(meta: dict[str, Any]) -> HyperConnectionsStream:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from check_official import relative_error
-from widestream.nn.config import ModelConfig
-from widestream.nn.roles import Roles
-from widestream.streams.mudd import MuddConfig, MuddStream
+from widestream.blocks.roles import Roles
+from widestream.recipe.model import ModelConfig
+from widestream.streams.depth.mudd import MuddConfig, MuddStream
 
 PLACES = {"w1": "w1.weight", "w2": "w2.weight", "b": "dense_bs"}
 """The authors' names of our parameters of one layer."""

@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from widestream.nn.config import InitConfig, ModelConfig, MupConfig
-from widestream.nn.decoder import Decoder
-from widestream.nn.model import build_model
-from widestream.streams.matrix import MatrixConfig
-from widestream.streams.reversible import plan_exchanges
-from widestream.streams.vector import VectorConfig
-from widestream.train.config import OptimizerConfig, ScheduleConfig
+from widestream.model.build import build_model
+from widestream.model.decoder import Decoder
+from widestream.model.depth.reversible import plan_exchanges
+from widestream.recipe.model import InitConfig, ModelConfig, MupConfig
+from widestream.recipe.train import OptimizerConfig, ScheduleConfig
+from widestream.streams.matrix.rmt import MatrixConfig
+from widestream.streams.vector.plain import VectorConfig
 from widestream.train.optim import build_optimizer, clip_gradients, set_lr
 from widestream.train.schedule import factor
 

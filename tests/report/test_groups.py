@@ -3,8 +3,8 @@ from fake_runs import write_run
 
 from widestream.errors import UserError
 from widestream.report import compare
-from widestream.report.groups import group_runs
-from widestream.report.runs import load_run
+from widestream.report.stats.groups import group_runs
+from widestream.runs.read import load_run
 
 
 def groups_of(*folders):

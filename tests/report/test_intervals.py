@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widestream.report.intervals import difference, mean_interval, t_quantile
+from widestream.report.stats.intervals import difference, mean_interval, t_quantile
 
 values = st.floats(-10, 10)
 

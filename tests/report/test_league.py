@@ -9,8 +9,8 @@ from fake_runs import loss_at, write_run
 from test_html_report import Page
 
 from widestream.report import compare, print_table, write_picture, write_report
+from widestream.report.figures.ranking import ranking
 from widestream.report.league import is_league, league_table, league_verdict, ranked
-from widestream.report.ranking import ranking
 
 LEADS = {"wide": -0.2, "wider": -0.3, "even": 0.0, "behind": 0.15, "far": 2.0, "late": -0.05, "last": 0.3}
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widestream.report.matched import Curve, gap_at, gaps, mean_curve, reach, smooth, trend, value_at
+from widestream.report.stats.matched import Curve, gap_at, gaps, mean_curve, reach, smooth, trend, value_at
 
 
 def curve(loss, tokens=None, flops_per_token=3.0, seconds_per_token=0.5):

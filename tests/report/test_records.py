@@ -6,7 +6,7 @@ import pytest
 
 from widestream.bench.record import Outputs
 from widestream.errors import UserError
-from widestream.report.files import read_record, write_record
+from widestream.records import read_record, write_record
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.xz"])

@@ -4,7 +4,7 @@ import pytest
 from fake_runs import write_run
 
 from widestream.errors import UserError
-from widestream.report.runs import find_runs, load_run
+from widestream.runs.read import find_runs, load_run
 
 
 def evaluation(step, loss, target_tokens=1000, whole=True):

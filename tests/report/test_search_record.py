@@ -4,7 +4,7 @@ import pytest
 from fake_runs import write_search
 
 from widestream.errors import UserError
-from widestream.report.charts import search_chart
+from widestream.report.figures.charts import search_chart
 from widestream.report.search import load_search
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widestream.report.scales import linear_ticks, log_ticks
-from widestream.report.svg import THEMES, Chart, Guide, Mark, Series, _apart, render, standalone
+from widestream.report.figures.scales import linear_ticks, log_ticks
+from widestream.report.figures.svg import THEMES, Chart, Guide, Mark, Series, _apart, render, standalone
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from models import tiny
-from widestream.config import build
+from widestream.blocks.context import make_context
+from widestream.blocks.roles import Roles
 from widestream.errors import UserError
-from widestream.nn.config import ModelConfig
-from widestream.nn.context import make_context
-from widestream.nn.model import build_model, meta_model
-from widestream.nn.roles import Roles
+from widestream.model.build import build_model, meta_model
+from widestream.recipe import build
+from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
-from widestream.streams.testing import CHECKS, tokens_of
+from widestream.testing.streams import CHECKS, tokens_of
 
 D, L = 32, 3
 

@@ -3,10 +3,10 @@
 import pytest
 
 from widestream.errors import UserError
-from widestream.streams import own_kinds, stream_class
-from widestream.streams.testing import CHECKS
+from widestream.streams import OWN_KINDS, stream_class
+from widestream.testing.streams import CHECKS
 
-KINDS = list(own_kinds())
+KINDS = list(OWN_KINDS)
 CASES = [
     (check, {"kind": kind, **fields})
     for kind in KINDS

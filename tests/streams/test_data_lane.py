@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from models import tiny
-from widestream.config import load_recipe, recipe_names
 from widestream.errors import UserError
-from widestream.nn.model import build_model, meta_model
-from widestream.streams.testing import check_plain_start
-from widestream.theory.summary import summarize
+from widestream.model.build import build_model, meta_model
+from widestream.model.costs import summarize
+from widestream.recipe import load_recipe, recipe_names
+from widestream.testing.streams import check_plain_start
 
 D, E = 32, 12
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from models import tiny
+from widestream.blocks.context import make_context
 from widestream.errors import UserError
-from widestream.nn.context import make_context
-from widestream.nn.model import build_model, meta_model
-from widestream.streams.deep_delta import DeepDeltaStream, delta_write, unit_key
+from widestream.model.build import build_model, meta_model
+from widestream.streams.vector.deep_delta import DeepDeltaStream, delta_write, unit_key
 
 SETTINGS = [
     {},

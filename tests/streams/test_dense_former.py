@@ -5,9 +5,9 @@ import torch
 
 from models import tiny
 from widestream.errors import UserError
-from widestream.nn.model import build_model
-from widestream.streams.dense_former import DenseFormerStream, kept_layers
-from widestream.streams.testing import random_model, tokens_of
+from widestream.model.build import build_model
+from widestream.streams.depth.dense_former import DenseFormerStream, kept_layers
+from widestream.testing.streams import random_model, tokens_of
 
 
 @pytest.mark.parametrize(("dilation", "period"), [(1, 1), (2, 1), (2, 3), (3, 2), (4, 4)])

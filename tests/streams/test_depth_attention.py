@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from models import tiny
+from widestream.blocks.context import make_context
 from widestream.errors import UserError
-from widestream.nn.context import make_context
-from widestream.nn.model import build_model, meta_model
-from widestream.streams.depth_attention import attend_back
-from widestream.streams.testing import random_model
+from widestream.model.build import build_model, meta_model
+from widestream.streams.depth.depth_attention import attend_back
+from widestream.testing.streams import random_model
 
 KIND = "depth_attention"
 

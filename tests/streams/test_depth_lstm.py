@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from models import tiny
-from widestream.config import load_recipe
-from widestream.nn.model import build_model
-from widestream.streams.testing import CHECKS
-from widestream.theory.summary import summarize
+from widestream.model.build import build_model
+from widestream.model.costs import summarize
+from widestream.recipe import load_recipe
+from widestream.testing.streams import CHECKS
 
 D, NEURONS = 32, 40
 

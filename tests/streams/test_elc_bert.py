@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from models import tiny
-from widestream.nn.model import build_model
-from widestream.streams.elc_bert import ElcBertStream
-from widestream.streams.testing import random_model, tokens_of
+from widestream.model.build import build_model
+from widestream.streams.depth.elc_bert import ElcBertStream
+from widestream.testing.streams import random_model, tokens_of
 
 VARIANTS = ("base", "zero", "normalised", "weighted_output")
 

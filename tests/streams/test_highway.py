@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from models import tiny
-from widestream.config import load_recipe
 from widestream.errors import UserError
-from widestream.nn.model import build_model, meta_model
-from widestream.theory.summary import summarize
+from widestream.model.build import build_model, meta_model
+from widestream.model.costs import summarize
+from widestream.recipe import load_recipe
 
 FORMS = ("sdu_tanh", "sdu_sigmoid", "highway", "gated_attention")
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from models import tiny
 from widestream.errors import UserError
-from widestream.nn.model import build_model, meta_model
-from widestream.streams.lanes import Lanes
-from widestream.streams.mhc import sinkhorn
+from widestream.model.build import build_model, meta_model
+from widestream.streams.lanes.base import Lanes
+from widestream.streams.lanes.mhc import sinkhorn
 
 GPT2_SMALL = {"num_layers": 12, "num_heads": 12, "head_dim": 64, "mlp_dim": 3072}
 

@@ -5,9 +5,9 @@ import torch
 
 from models import tiny
 from widestream.errors import UserError
-from widestream.nn.model import build_model
-from widestream.streams.laurel import LaurelStream
-from widestream.streams.testing import random_model, tokens_of
+from widestream.model.build import build_model
+from widestream.streams.vector.laurel import LaurelStream
+from widestream.testing.streams import random_model, tokens_of
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from models import tiny
+from widestream.blocks.context import make_context
 from widestream.errors import UserError
-from widestream.nn.context import make_context
-from widestream.nn.model import build_model
-from widestream.theory.summary import summarize
+from widestream.model.build import build_model
+from widestream.model.costs import summarize
 
 
 def norm(x, gain, kind):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from models import tiny
+from widestream.blocks.context import make_context
 from widestream.errors import UserError
-from widestream.nn.context import make_context
-from widestream.nn.model import build_model
+from widestream.model.build import build_model
 
 R, DV, DK = 4, 8, 8
 TOKENS = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from models import tiny
-from widestream.nn.model import build_model
-from widestream.streams.rezero import ReZeroStream
-from widestream.streams.testing import tokens_of
+from widestream.model.build import build_model
+from widestream.streams.vector.rezero import ReZeroStream
+from widestream.testing.streams import tokens_of
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])

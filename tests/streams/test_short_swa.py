@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from models import tiny
 from widestream.errors import UserError
-from widestream.nn.model import build_model, meta_model
-from widestream.streams.testing import CHECKS
+from widestream.model.build import build_model, meta_model
+from widestream.testing.streams import CHECKS
 
 STREAMS = [{"kind": "vector"}, {"kind": "matrix", "key_dim": 6}]
 

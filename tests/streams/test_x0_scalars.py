@@ -3,8 +3,8 @@
 import torch
 
 from models import tiny
-from widestream.streams.testing import random_model
-from widestream.streams.x0_scalars import X0ScalarsStream
+from widestream.streams.vector.x0_scalars import X0ScalarsStream
+from widestream.testing.streams import random_model
 
 
 def test_equation():

@@ -1,5 +1,7 @@
 """A user's own stream: the tutorial's code, as it stands there, used by name and held to the contract."""
 
+import importlib
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -7,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from widestream import streams
-from widestream.config import load_recipe
 from widestream.errors import UserError
-from widestream.nn.model import build_model
-from widestream.streams import kinds, stream_class
-from widestream.streams.testing import CHECKS, check_stream
-from widestream.theory.zoo import list_streams
+from widestream.model.build import build_model
+from widestream.model.catalog import list_streams
+from widestream.recipe import load_recipe
+from widestream.streams import OWN_KINDS, kinds, stream_class
+from widestream.streams.base import Stream
+from widestream.streams.vector import rezero
+from widestream.testing.streams import CHECKS, check_stream
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "your-own-stream.md"
 STREAM = {"kind": "forgetful:ForgetfulStream"}
@@ -70,7 +74,7 @@ def test_kinds_that_cannot_be_loaded(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be loaded: No module named 'nowhere'"):
         stream_class("nowhere:Stream")
     with pytest.raises(UserError, match=r"cannot be loaded: .*NoSuchStream"):
-        stream_class("widestream.streams.vector:NoSuchStream")
+        stream_class("widestream.streams.vector.plain:NoSuchStream")
 
 
 def test_installed_packages_offer_streams(tmp_path, monkeypatch):
@@ -78,24 +82,39 @@ def test_installed_packages_offer_streams(tmp_path, monkeypatch):
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text(
-        "[widestream.streams]\noffered = widestream.streams.vector:VectorStream\n"
+        "[widestream.streams]\noffered = widestream.streams.vector.plain:VectorStream\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert "offered" in kinds()
     assert stream_class("offered").__name__ == "VectorStream"
 
 
-def test_a_file_and_a_recipe_are_all_that_a_new_stream_of_the_package_takes(tmp_path, monkeypatch):
-    source = Path(streams.__file__).with_name("rezero.py").read_text(encoding="utf-8")
+def test_a_file_a_line_and_a_recipe_are_all_that_a_new_stream_of_the_package_takes(tmp_path, monkeypatch):
+    source = Path(rezero.__file__).read_text(encoding="utf-8")
     (tmp_path / "brand_new.py").write_text(source.replace('"rezero"', '"brand_new"').replace("ReZeroS", "BrandNewS"))
     (tmp_path / "brand_new.yaml").write_text("extends: zoo/transformer\nmodel:\n  stream: {kind: brand_new}\n")
-    monkeypatch.setattr(streams, "__path__", [*streams.__path__, str(tmp_path)])
-    streams.own_kinds.cache_clear()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(OWN_KINDS, "brand_new", "brand_new:BrandNewStream")
     try:
         assert "brand_new" in {row.kind for row in list_streams(load_recipe("zoo/transformer").model)}
         config = load_recipe(tmp_path / "brand_new.yaml")
         assert build_model(config.model).stream.__class__.__name__ == "BrandNewStream"
         CHECKS["parameter_count"]({"kind": "brand_new"}, {})
     finally:
-        streams.own_kinds.cache_clear()
-        sys.modules.pop("widestream.streams.brand_new", None)
+        sys.modules.pop("brand_new", None)
+
+
+def test_every_stream_of_the_package_has_a_name_that_is_its_settings_kind():
+    """So that none is forgotten in the table, and none is listed under another's name."""
+    modules = [
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(streams.__path__, "widestream.streams.")
+        if not found.ispkg
+    ]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    named = {
+        cls.Config.__dataclass_fields__["kind"].default: f"{cls.__module__}:{cls.__name__}"
+        for cls in classes
+        if issubclass(cls, Stream) and cls.__module__.startswith("widestream.") and "Config" in vars(cls)
+    }
+    assert named == OWN_KINDS

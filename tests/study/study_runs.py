@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from widestream.config import load_recipe, to_dict
+from widestream.recipe import load_recipe, to_dict
 
 TOKENS = 2048
 """Of a step, in all runs here."""

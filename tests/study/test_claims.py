@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from widestream.study import claims, pool
-from widestream.study.pool import Job, run_jobs
+from widestream.runs import claims, pool
+from widestream.runs.pool import Job, run_jobs
 
 
 def test_one_process_has_a_run_until_it_gives_it_back(tmp_path):

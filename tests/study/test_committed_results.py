@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from widestream.report.studies import page
 from widestream.study.archive import opened
+from widestream.study.page import page
 from widestream.study.spec import study_names
 
 LAB = Path(__file__).parent.parent.parent / "lab"

@@ -14,9 +14,10 @@ import pytest
 from widestream.errors import UserError
 from widestream.report import compare
 from widestream.report.search import load_search
-from widestream.study import demo, pool
+from widestream.runs import pool
+from widestream.runs.pool import Job, run_jobs
+from widestream.study import demo
 from widestream.study.demo import DemoOptions, make_jobs, prepare_data, run_demo, search_record
-from widestream.study.pool import Job, run_jobs
 
 WORDS = [
     "the",

@@ -12,18 +12,18 @@ from typer.testing import CliRunner
 from models import tiny
 from widestream.cli.study_moments import add_moments
 from widestream.errors import UserError
-from widestream.nn.model import build_model
-from widestream.nn.recording import record_exchanges
-from widestream.report.moments import moments_findings, moments_tables
-from widestream.report.moments_charts import depth_multiples
-from widestream.streams import own_kinds
-from widestream.study import moments_ratios
-from widestream.study.moments_depth import DepthSizes, measure_depth
-from widestream.study.moments_estimate import against_closed_form, geometric
-from widestream.study.moments_ratios import WAYS, measure_ratios
-from widestream.study.moments_sites import site_moments
-from widestream.study.moments_training import covariance_rank, matrix_rank
-from widestream.theory.moments import Moments, Shape, closed_forms
+from widestream.experiments.moments import ratios as moments_ratios
+from widestream.experiments.moments.charts import depth_multiples
+from widestream.experiments.moments.depth import DepthSizes, measure_depth
+from widestream.experiments.moments.estimate import against_closed_form, geometric
+from widestream.experiments.moments.ratios import WAYS, measure_ratios
+from widestream.experiments.moments.section import moments_findings, moments_tables
+from widestream.experiments.moments.sites import site_moments
+from widestream.experiments.moments.training import covariance_rank, matrix_rank
+from widestream.model.build import build_model
+from widestream.model.record import record_exchanges
+from widestream.paper.moments import Moments, Shape, closed_forms
+from widestream.streams import OWN_KINDS
 
 SMALL = Shape(rank=4, key_dim=16, value_dim=12, mlp_dim=128)
 TINY = DepthSizes(num_heads=2, head_dim=8, mlp_dim=24, vocab_size=20, windows=1, tokens=6)
@@ -94,7 +94,7 @@ def test_estimates():
     assert geometric([math.nan, 2.0]) == [None, None, None]
 
 
-@pytest.mark.parametrize("kind", own_kinds())
+@pytest.mark.parametrize("kind", OWN_KINDS)
 def test_every_stream_goes_through_the_depth_study(kind):
     entry = measure_depth(kind, 2, False, 2, TINY)
     sites = entry["sites"]

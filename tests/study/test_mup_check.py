@@ -5,11 +5,11 @@ import json
 import pytest
 
 from widestream.cli import main
-from widestream.config import load_recipe
 from widestream.errors import UserError
-from widestream.report import mup as report
-from widestream.study import mup_check
-from widestream.study.mup_check import CheckOptions, at_width, default_axes, run_check, slope, verdict
+from widestream.experiments.mup import measure as mup_check
+from widestream.experiments.mup import section as report
+from widestream.experiments.mup.measure import CheckOptions, at_width, default_axes, run_check, slope, verdict
+from widestream.recipe import load_recipe
 
 TINY = {
     "transformer": ("model.vocab_size=64", "model.num_layers=1", "model.head_dim=4", "model.mlp_dim=64"),
@@ -49,7 +49,7 @@ def test_flat_with_mup_and_not_without(model):
 
 def test_a_rate_that_does_not_shrink_with_width_is_seen(monkeypatch):
     """The check must fail where muP is broken: here the hidden weights' rate keeps its size."""
-    from widestream.nn import roles
+    from widestream.blocks import roles
 
     monkeypatch.setattr(roles.Roles, "hidden", _without_factor(roles.Roles.hidden))
     assert check("transformer")["flat"]["mup"] is False

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from study_runs import finish, loss_of, write_run, write_study
 
-from widestream.config import load_recipe
 from widestream.errors import UserError
+from widestream.recipe import load_recipe
 from widestream.study import run
 from widestream.study.plan import Place, arm_job, recipe_hash
 from widestream.study.run import StudyOptions, best_rate, next_rate, run_study

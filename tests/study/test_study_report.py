@@ -9,16 +9,16 @@ import pytest
 from study_runs import finish, write_run, write_study
 
 from widestream.errors import UserError
-from widestream.report.studies import page
-from widestream.report.studies.analyses import study_section
-from widestream.report.studies.fits import bootstrap_fits, curvature, fit_power_law, line, percentile_interval, slope
-from widestream.report.studies.ladder import saved
-from widestream.report.studies.page import write_studies
-from widestream.report.studies.results import ArmResult, contrast, load_result, load_results
-from widestream.report.studies.sections import said
+from widestream.report.stats.fits import bootstrap_fits, curvature, fit_power_law, line, percentile_interval, slope
+from widestream.runs.pool import Job
 from widestream.study import run
 from widestream.study.archive import opened, pack_results
-from widestream.study.pool import Job
+from widestream.study.page import page
+from widestream.study.page.analyses import study_section
+from widestream.study.page.ladder import saved
+from widestream.study.page.page import write_studies
+from widestream.study.page.results import ArmResult, contrast, load_result, load_results
+from widestream.study.page.sections import said
 from widestream.study.run import StudyOptions, run_study
 
 

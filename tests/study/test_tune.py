@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from widestream.cli import main
-from widestream.config import load_recipe
 from widestream.errors import UserError
-from widestream.report import tuning
-from widestream.study import pool, tune
-from widestream.study.tune import TuneOptions, run_search
-from widestream.study.tune_space import INTERVALS, KEYS, Space, draw
+from widestream.experiments.tune import measure as tune
+from widestream.experiments.tune import section as tuning
+from widestream.experiments.tune.measure import TuneOptions, run_search
+from widestream.experiments.tune.space import INTERVALS, KEYS, Space, draw
+from widestream.recipe import load_recipe
+from widestream.runs import pool
 
 RECIPE = {
     "extends": "tune/transformer",
@@ -182,7 +183,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_tune import finish, options
-from widestream.study import pool, tune
+from widestream.runs import pool
+from widestream.experiments.tune import measure as tune
 tune.POLL_S = 0.02
 
 def start(job):

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from widestream.config import load_recipe
 from widestream.errors import UserError
+from widestream.recipe import load_recipe
 from widestream.report.search import load_search
-from widestream.streams import own_kinds
+from widestream.runs.pool import Job, run_jobs
+from widestream.streams import OWN_KINDS
 from widestream.study import zoo
-from widestream.study.pool import Job, run_jobs
 from widestream.study.zoo import RATES, REFERENCE, ZooOptions, chosen_recipes, search_rates, zoo_recipes
 
 CHANGES = ("model.vocab_size=300", "model.context=16", "train.batch_size=2", "train.eval_every=2")
@@ -36,7 +36,7 @@ def searched(tmp_path, monkeypatch):
 
 def test_every_kind_of_stream_is_in_the_zoo_at_one_size():
     configs = {name: load_recipe(name) for name in zoo_recipes()}
-    assert {config.model.stream.kind for config in configs.values()} == set(own_kinds())
+    assert {config.model.stream.kind for config in configs.values()} == set(OWN_KINDS)
     assert next(iter(configs)) == REFERENCE
     reference = configs[REFERENCE]
     for name, config in configs.items():

@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from widestream.cli.app import build_app
 from widestream.errors import UserError
-from widestream.theory.errata import errata_page, find_erratum, list_errata
-from widestream.theory.moments import Moments, xavier
-from widestream.theory.paper import RMT_FLOPS, RMT_FLOPS_TO_LOSS, TABLE_8, TABLE_9
+from widestream.paper.errata import errata_page, find_erratum, list_errata
+from widestream.paper.moments import Moments, xavier
+from widestream.paper.printed import RMT_FLOPS, RMT_FLOPS_TO_LOSS, TABLE_8, TABLE_9
 
 PAGE = Path(__file__).parents[2] / "docs" / "errata.md"
 WORDS_ONLY = {15, 16}

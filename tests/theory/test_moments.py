@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from widestream.theory.moments import (
+from widestream.paper.moments import (
     GPT2_MEDIUM,
     PRINTED,
     Moments,

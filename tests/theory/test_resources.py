@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from models import tiny
-from widestream.config import load_recipe
-from widestream.nn.config import ModelConfig
-from widestream.theory.figure_1 import STREAM_SIZES, costs, figure_1, models, resources_record, write_chart
-from widestream.theory.paper import GPT2_MEDIUM, RMT_MEDIUM, RMT_SMALL, TABLE_8, TABLE_9
-from widestream.theory.resources import RMT, Transformer, checkpoint_balance, growth, widest_doubling
-from widestream.theory.summary import summarize
+from widestream.model.costs import summarize
+from widestream.paper.figure_1 import STREAM_SIZES, costs, figure_1, models, resources_record, write_chart
+from widestream.paper.printed import GPT2_MEDIUM, RMT_MEDIUM, RMT_SMALL, TABLE_8, TABLE_9
+from widestream.paper.resources import RMT, Transformer, checkpoint_balance, growth, widest_doubling
+from widestream.recipe import load_recipe
+from widestream.recipe.model import ModelConfig
 
 ASSETS = [Path(__file__).parents[2] / "docs" / "assets" / f"figure-1-{theme}.svg" for theme in ("light", "dark")]
 ODD = RMT(L=3, D_k=5, D_v=8, R=4, F=24, V=50, N=7)

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from widestream.config import RunConfig
-from widestream.nn.config import ModelConfig
-from widestream.nn.model import build_model
-from widestream.streams.reversible import ExchangePlan
+from widestream.model.build import build_model
+from widestream.model.depth.reversible import ExchangePlan
+from widestream.recipe import RunConfig
+from widestream.recipe.model import ModelConfig
 from widestream.train import folder
 from widestream.train.loop import train
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from tiny_runs import tiny_config
 
 from widestream.errors import UserError
-from widestream.nn.model import build_model
-from widestream.train import checkpoint
-from widestream.train.checkpoint import latest, load_optimizer, load_weights, save
+from widestream.model.build import build_model
+from widestream.runs import checkpoint
+from widestream.runs.checkpoint import latest, load_optimizer, load_weights, save
 from widestream.train.folder import load_model
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer

@@ -6,8 +6,8 @@ from tiny_runs import tiny_config
 from torch.nn.functional import cross_entropy
 
 from widestream.data.store import TokenStore
-from widestream.eval.heldout import evaluate
-from widestream.nn.model import build_model
+from widestream.model.build import build_model
+from widestream.train.heldout import evaluate
 from widestream.train.parallel import World
 
 WORLD = World(torch.device("cpu"))

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
+from widestream import machine
 from widestream.errors import UserError
-from widestream.train import machine
-from widestream.train.config import TrainConfig
+from widestream.recipe.train import TrainConfig
 from widestream.train.parallel import find_device
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def test_devices_that_do_not_exist_are_refused(name, reason):
 
 KEEPS = """
 import resource, torch
-from widestream.train import machine
+from widestream import machine
 kept = machine.keep_freed_memory()
 pages = []
 for _ in range(20):  # small blocks that come to lie in between move the large one at first

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from widestream.cli.study_moments import add_moments
 from widestream.errors import UserError
-from widestream.report.files import read_record
-from widestream.report.moments import moments_tables
-from widestream.report.moments_charts import moments_charts
-from widestream.study.moments_training import RunSettings, measure_run
+from widestream.experiments.moments.charts import moments_charts
+from widestream.experiments.moments.section import moments_tables
+from widestream.experiments.moments.training import RunSettings, measure_run
+from widestream.records import read_record
 from widestream.train.loop import train
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tiny_runs import tiny_config
 
 from widestream.errors import UserError
-from widestream.nn.model import build_model
-from widestream.train.config import OptimizerConfig
+from widestream.model.build import build_model
+from widestream.recipe.train import OptimizerConfig
 from widestream.train.optim import build_optimizer, clip_gradients, set_lr
 
 MUP = {"init": {"scheme": "mup", "std": 0.5}, "mup": {"base_num_heads": 1, "base_mlp_dim": 8, "base_key_dim": 2}}

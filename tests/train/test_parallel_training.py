@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from models import tiny
 from widestream.errors import UserError
-from widestream.nn.model import build_model
-from widestream.streams.reversible import Reversible
-from widestream.streams.saved import Saved
+from widestream.model.build import build_model
+from widestream.model.depth.operator import Saved
+from widestream.model.depth.reversible import Reversible
 from widestream.train.plan import make_plan
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widestream.errors import UserError
-from widestream.train.config import ScheduleConfig
+from widestream.recipe.train import ScheduleConfig
 from widestream.train.schedule import factor, phases
 
 totals = st.integers(20, 400)

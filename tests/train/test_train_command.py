@@ -7,8 +7,8 @@ import yaml
 from tiny_runs import tiny_config, write_data
 
 from widestream.cli.train import register
-from widestream.config import to_dict
 from widestream.errors import UserError
+from widestream.recipe import to_dict
 
 
 @pytest.fixture

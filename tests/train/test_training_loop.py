@@ -8,14 +8,14 @@ import yaml
 from safetensors.torch import load_file
 from tiny_runs import tiny_config, write_data
 
-from widestream.config import to_dict
 from widestream.errors import UserError
 from widestream.kernels import attention_cpu
-from widestream.nn.decoder import Decoder
-from widestream.theory.summary import summarize
-from widestream.train import checkpoint
+from widestream.model.costs import summarize
+from widestream.model.decoder import Decoder
+from widestream.recipe import to_dict
+from widestream.runs import checkpoint
+from widestream.runs.metrics import MetricsWriter
 from widestream.train.loop import train
-from widestream.train.metrics import MetricsWriter
 
 
 def rows(run_dir, kind=None):

@@ -4,7 +4,7 @@ from tiny_runs import tiny_config
 
 from widestream.data.batches import Batch, TrainBatches
 from widestream.data.store import TokenStore
-from widestream.nn.model import build_model
+from widestream.model.build import build_model
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.step import batch_loss, optimizer_step, split

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from widestream.config import RunConfig, from_dict
 from widestream.data.manifest import MANIFEST, Manifest, ShardInfo, SplitInfo, TokenizerInfo
+from widestream.recipe import RunConfig, from_dict
 
 WORDS = ("the", "matrix", "keeps", "what", "every", "head", "has", "stored", "under", "its", "own", "key")
 BOUNDARY = 256

@@ -10,7 +10,7 @@ import torch
 from widestream.kernels.exchange import FUSED
 from widestream.kernels.exchange_op import exchange
 from widestream.kernels.exchange_triton import Launch, TritonExchange, Tuning, available
-from widestream.kernels.testing import Case, draw, errors, grid, run
+from widestream.testing.kernels import Case, draw, errors, grid, run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # N is no multiple of the programs; 24, 40 and 48 are no powers of two; K is cut where tiles are small.

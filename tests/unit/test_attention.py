@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from models import tiny
-from widestream.nn.attention import BareAttention
-from widestream.nn.context import make_context
-from widestream.nn.positions import alibi_bias, alibi_slopes, rotary_angles, rotate
+from widestream.blocks.attention import BareAttention
+from widestream.blocks.context import make_context
+from widestream.blocks.positions import alibi_bias, alibi_slopes, rotary_angles, rotate
 
 
 def test_alibi_slopes_are_geometric():

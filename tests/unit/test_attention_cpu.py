@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from models import tiny
+from widestream.blocks.context import make_context
 from widestream.kernels import attention_cpu
-from widestream.nn.context import make_context
-from widestream.nn.model import build_model
+from widestream.model.build import build_model
 
 BF16 = torch.bfloat16
 # B, H, T, K: one block of keys and several, whole vectors and rests of every size.

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from widestream.blocks.attention_kind import choose
 from widestream.errors import UserError
 from widestream.kernels import attention_cpu
-from widestream.nn.attention_kind import choose
 
 SUITS = {"compiled": True, "masked": True, "head_dim": 64, "upcast": False}
 """Where `auto` takes FlexAttention on a CUDA device."""

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from widestream.config import from_dict, load_recipe, recipe_names, to_dict
 from widestream.errors import UserError
+from widestream.recipe import from_dict, load_recipe, recipe_names, to_dict
 
 RUNNABLE = [name for name in recipe_names() if not name.startswith("preset/")]
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from models import STREAMS, tiny
 from widestream.errors import UserError
-from widestream.nn.model import build_model
+from widestream.model.build import build_model
 
 POSITIONS = ("learned", "alibi", "rotary", "none")
 

@@ -7,8 +7,8 @@ from models import tiny
 from widestream.errors import UserError
 from widestream.generate.decoding import Decoding, cast_weights
 from widestream.generate.sampling import SamplingConfig, generate
-from widestream.nn.model import build_model
-from widestream.streams.testing import random_model, tokens_of
+from widestream.model.build import build_model
+from widestream.testing.streams import random_model, tokens_of
 
 STREAMS = {
     "vector": {"kind": "vector"},

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from widestream.kernels.exchange import Site, choose
 from widestream.kernels.exchange_op import exchange
-from widestream.kernels.testing import Case, Inputs, draw, exact, run
+from widestream.testing.kernels import Case, Inputs, draw, exact, run
 
 CASES = [
     Case(3, 4, 6, 2, 3, "layernorm", "full", True, True),

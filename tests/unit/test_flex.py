@@ -5,10 +5,10 @@ import torch
 import torch.nn.attention.flex_attention as torch_flex
 
 from models import tiny
-from widestream.nn.attention import BareAttention
-from widestream.nn.context import make_context
-from widestream.nn.flex import FlexMask
-from widestream.nn.model import build_model
+from widestream.blocks.attention import BareAttention
+from widestream.blocks.context import make_context
+from widestream.blocks.flex import FlexMask
+from widestream.model.build import build_model
 
 
 def documents(rows, length, seed=0):

@@ -5,15 +5,15 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from models import tiny
-from widestream.nn.model import build_model
-from widestream.streams import own_kinds, stream_class
-from widestream.streams.reversible import Reversible, plan_exchanges
-from widestream.streams.testing_memory import bytes_kept, saved_by_writes
+from widestream.model.build import build_model
+from widestream.model.depth.reversible import Reversible, plan_exchanges
+from widestream.streams import OWN_KINDS, stream_class
+from widestream.testing.memory import bytes_kept, saved_by_writes
 
 CPU = torch.device("cpu")
 KINDS = [
     {"kind": kind, **stream_class(kind).examples[0]}
-    for kind in own_kinds()
+    for kind in OWN_KINDS
     if stream_class(kind).spec(tiny({"kind": kind, **stream_class(kind).examples[0]})).undo == "replay"
 ]
 

@@ -11,10 +11,10 @@ from models import tiny
 from widestream.errors import UserError
 from widestream.kernels import cross_entropy, exchange
 from widestream.kernels.exchange import ReferenceExchange, choose
-from widestream.nn.model import build_model
-from widestream.streams.reversible import Reversible, Tape, describe, plan_exchanges
-from widestream.streams.saved import Saved
-from widestream.streams.testing_memory import saved_by_writes
+from widestream.model.build import build_model
+from widestream.model.depth.operator import Saved
+from widestream.model.depth.reversible import Reversible, Tape, describe, plan_exchanges
+from widestream.testing.memory import saved_by_writes
 
 CPU = torch.device("cpu")
 MATRIX = {"kind": "matrix", "key_dim": 6}

@@ -7,7 +7,7 @@ import torch
 
 from models import tiny
 from widestream.errors import UserError
-from widestream.nn.model import build_model, meta_model
+from widestream.model.build import build_model, meta_model
 
 MUP = {
     "init": {"scheme": "mup", "std": 0.15},

@@ -6,7 +6,7 @@ import torch
 from models import STREAMS, tiny
 from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig, choose, generate
-from widestream.nn.model import build_model
+from widestream.model.build import build_model
 
 
 @pytest.mark.parametrize("stream", STREAMS)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from models import tiny
-from widestream.nn.model import build_model
-from widestream.streams import own_kinds, stream_class
-from widestream.streams.saved import Saved
+from widestream.model.build import build_model
+from widestream.model.depth.operator import Saved
+from widestream.streams import OWN_KINDS, stream_class
 
 MATRIX = {"kind": "matrix", "key_dim": 6}
 EXAMPLES = [
     {"kind": kind, **fields}
-    for kind in own_kinds()
+    for kind in OWN_KINDS
     for fields in stream_class(kind).examples
     if stream_class(kind).spec(tiny({"kind": kind, **fields})).undo == "kernel"
 ]

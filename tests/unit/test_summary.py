@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import STREAMS, tiny
 from widestream.cli import main
-from widestream.config import load_recipe
-from widestream.nn.model import build_model
-from widestream.theory.summary import summarize
+from widestream.model.build import build_model
+from widestream.model.costs import summarize
+from widestream.recipe import load_recipe
 
 # Totals without norm gains: paper Table 8 recomputed, and Table 9 with the rows of 206M and 305M corrected.
 TOTALS = {

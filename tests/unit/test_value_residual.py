@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from models import tiny
+from widestream.blocks.attention import BareAttention
+from widestream.blocks.context import make_context
 from widestream.errors import UserError
-from widestream.nn.attention import BareAttention
-from widestream.nn.context import make_context
-from widestream.nn.model import build_model, meta_model
-from widestream.streams.testing import CHECKS, random_model, tokens_of
+from widestream.model.build import build_model, meta_model
+from widestream.testing.streams import CHECKS, random_model, tokens_of
 
 STREAMS = {"vector": {"kind": "vector"}, "matrix": {"kind": "matrix", "key_dim": 6}}
 

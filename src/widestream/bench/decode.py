@@ -12,9 +12,9 @@ from widestream.bench.plots import Panel
 from widestream.bench.record import Outputs, make_record, require_counts
 from widestream.errors import UserError
 from widestream.generate.decoding import Decoding, cast_weights
-from widestream.nn.decoder import Decoder
-from widestream.nn.model import build_model
-from widestream.report.bars import BarChart
+from widestream.model.build import build_model
+from widestream.model.decoder import Decoder
+from widestream.report.figures.bars import BarChart
 
 WARMUP = 3
 """Tokens before the timed ones; the first compiles."""

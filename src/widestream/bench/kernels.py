@@ -18,7 +18,7 @@ from widestream.bench.plots import Panel, lines
 from widestream.bench.record import Outputs, make_record, require_counts
 from widestream.errors import UserError, unknown_name
 from widestream.kernels.exchange import Exchange, Site
-from widestream.train.machine import DTYPES
+from widestream.machine import DTYPES
 from widestream.train.parallel import find_device
 
 IMPLEMENTATIONS = {

@@ -16,8 +16,8 @@ from widestream.bench.plots import Panel, lines
 from widestream.bench.record import Outputs, make_record
 from widestream.bench.step import by_key_dim, own_step
 from widestream.errors import UserError
-from widestream.nn.decoder import Decoder
-from widestream.train.machine import autocast, memory_bytes
+from widestream.machine import autocast, memory_bytes
+from widestream.model.decoder import Decoder
 
 MIB = 2**20
 _START = "import sys; sys.path[:] = sys.argv[1:]; from widestream.bench.memory import serve; serve()"

@@ -6,15 +6,15 @@ from typing import Any, Literal
 import torch
 
 from widestream.bench.record import require_counts
-from widestream.config import build
+from widestream.blocks.attention_kind import Switch, choose
 from widestream.errors import UserError
-from widestream.nn.attention_kind import Switch, choose
-from widestream.nn.config import ModelConfig
-from widestream.nn.decoder import Decoder
-from widestream.nn.model import build_model
-from widestream.streams import config_class, own_kinds, stream_class
-from widestream.streams.reversible import plan_exchanges
-from widestream.train.machine import choose_precision, keep_freed_memory
+from widestream.machine import choose_precision, keep_freed_memory
+from widestream.model.build import build_model
+from widestream.model.decoder import Decoder
+from widestream.model.depth.reversible import plan_exchanges
+from widestream.recipe import build
+from widestream.recipe.model import ModelConfig
+from widestream.streams import OWN_KINDS, stream_class
 from widestream.train.parallel import find_device
 
 PLAIN = "vector"
@@ -108,12 +108,12 @@ def list_candidates(settings: ModelSettings) -> list[Candidate]:
     Raises:
         UserError: an unknown stream, or one that does not take these sizes.
     """
-    kinds = [kind for name in settings.streams for kind in (own_kinds() if name == "all" else [name])]
+    kinds = [kind for name in settings.streams for kind in (OWN_KINDS if name == "all" else [name])]
     if not kinds:
         raise UserError("No stream is named; give --streams vector,matrix or the like.")
     found = []
     for kind in dict.fromkeys(kinds):
-        keyed = any(entry.name == "key_dim" for entry in fields(config_class(kind)))
+        keyed = any(entry.name == "key_dim" for entry in fields(stream_class(kind).Config))
         for key_dim in dict.fromkeys(settings.key_dims) if keyed else (None,):
             fixed = {} if key_dim is None else {"key_dim": key_dim}
             stream = {"kind": kind, **stream_class(kind).examples[0], **fixed}

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from widestream.report.bars import BarChart, render_bars
-from widestream.report.svg import Chart, Series, render
+from widestream.report.figures.bars import BarChart, render_bars
+from widestream.report.figures.svg import Chart, Series, render
 from widestream.report.text import three
 
 WIDTH, HEIGHT = 520, 330

@@ -13,9 +13,9 @@ import torch
 import widestream
 from widestream.bench.plots import WIDTH, Panel, draw
 from widestream.errors import UserError
-from widestream.report.files import write_text
-from widestream.report.svg import standalone
-from widestream.train.machine import describe_machine
+from widestream.machine import describe_machine
+from widestream.records import write_text
+from widestream.report.figures.svg import standalone
 
 
 @dataclass(frozen=True, slots=True)

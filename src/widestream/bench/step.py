@@ -13,11 +13,11 @@ from widestream.bench.paired import Seconds, Turn, medians, ratios, take_turns
 from widestream.bench.plots import Panel, lines
 from widestream.bench.record import Outputs, make_record, require_counts
 from widestream.errors import UserError
-from widestream.nn.decoder import Decoder
-from widestream.report.bars import BarChart
-from widestream.theory.summary import summarize
-from widestream.train.config import OptimizerConfig
-from widestream.train.machine import autocast, matmul_peak
+from widestream.machine import autocast, matmul_peak
+from widestream.model.costs import summarize
+from widestream.model.decoder import Decoder
+from widestream.recipe.train import OptimizerConfig
+from widestream.report.figures.bars import BarChart
 from widestream.train.optim import build_optimizer, clip_gradients
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]

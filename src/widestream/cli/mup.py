@@ -38,9 +38,9 @@ def check(
         widestream mup check tune/rmt --widths 32,64,128,256 --out mup.html
     """
     from widestream.errors import UserError
-    from widestream.report.files import write_record
-    from widestream.report.mup import sentences, write_check
-    from widestream.study.mup_check import CheckOptions, run_check
+    from widestream.experiments.mup.measure import CheckOptions, run_check
+    from widestream.experiments.mup.section import sentences, write_check
+    from widestream.records import write_record
 
     for path in filter(None, (json, out)):
         if not path.parent.is_dir():

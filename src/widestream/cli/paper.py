@@ -17,8 +17,8 @@ def errata(
     import json
 
     from widestream.errors import UserError
-    from widestream.report.files import write_text
-    from widestream.theory.errata import errata_page, find_erratum, list_errata, to_dict, to_markdown
+    from widestream.paper.errata import errata_page, find_erratum, list_errata, to_dict, to_markdown
+    from widestream.records import write_text
 
     if out is not None:
         if name is not None or as_json:
@@ -41,13 +41,13 @@ def resources(
     """Parameters, FLOPs and memory of the paper's models: as printed, as itemised in its appendix, as they are."""
     import json
 
-    from widestream.theory.figure_1 import resources_record, write_chart
+    from widestream.paper.figure_1 import resources_record, write_chart
 
     written = write_chart(chart) if chart is not None else ()
     if as_json:
         print(json.dumps(resources_record(), indent=1))
         return
-    from widestream.theory.resources_table import print_resources
+    from widestream.paper.resources_table import print_resources
 
     print_resources(resources_record())
     for path in written:

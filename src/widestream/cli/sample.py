@@ -32,8 +32,8 @@ def sample(
     import json
     from dataclasses import asdict
 
-    from widestream.generate.run import sample_run
     from widestream.generate.sampling import SamplingConfig
+    from widestream.runs.sample import sample_run
 
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     found = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)

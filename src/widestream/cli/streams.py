@@ -15,9 +15,9 @@ def streams(
     import json
     from dataclasses import asdict
 
-    from widestream.config import load_recipe
-    from widestream.theory.table import print_streams
-    from widestream.theory.zoo import list_streams
+    from widestream.cli.model_tables import print_streams
+    from widestream.model.catalog import list_streams
+    from widestream.recipe import load_recipe
 
     config = load_recipe(recipe)
     rows = list_streams(config.model)

@@ -43,8 +43,8 @@ def report(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("studies.html"),
 ) -> None:
     """Write one HTML page of what is finished: the paper's number, ours, its interval, the scale, and every run."""
-    from widestream.report.studies.page import write_studies
     from widestream.study.archive import opened
+    from widestream.study.page.page import write_studies
 
     with opened(runs) as folders:
         sections = write_studies(folders, out, studies or ())

@@ -40,10 +40,10 @@ def moments(
     """
     from widestream.bench.record import Outputs
     from widestream.errors import UserError
-    from widestream.report.moments import moments_findings, moments_tables
+    from widestream.experiments.moments.measure import MomentsSettings, study_initial, study_runs, write_outputs
+    from widestream.experiments.moments.section import moments_findings, moments_tables
+    from widestream.experiments.moments.training import RunSettings
     from widestream.report.table import print_tables
-    from widestream.study.moments import MomentsSettings, study_initial, study_runs, write_outputs
-    from widestream.study.moments_training import RunSettings
 
     outputs = Outputs(json, out)
     outputs.check()

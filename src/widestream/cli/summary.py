@@ -15,9 +15,9 @@ def summary(
     """Parameters by part, stream size, FLOPs and activation bytes per token, without allocating the model."""
     import json
 
-    from widestream.config import load_recipe
-    from widestream.theory.summary import summarize
-    from widestream.theory.table import print_summary
+    from widestream.cli.model_tables import print_summary
+    from widestream.model.costs import summarize
+    from widestream.recipe import load_recipe
 
     config = load_recipe(recipe, changes or [])
     found = summarize(config.model)

@@ -18,7 +18,7 @@ def train(
 
     The same command under torchrun trains on many processes.
     """
-    from widestream.config import load_recipe
+    from widestream.recipe import load_recipe
 
     config = load_recipe(recipe, changes or [])
 
@@ -37,7 +37,7 @@ def evaluate(
     import json
     from dataclasses import asdict
 
-    from widestream.eval.run import evaluate_run
+    from widestream.train.evaluate import evaluate_run
 
     step, heldout = evaluate_run(run, data, device)
     if as_json:

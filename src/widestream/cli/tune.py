@@ -33,8 +33,8 @@ def tune(
 
         widestream tune tune/rmt --trials 20 --workers 2
     """
-    from widestream.study.tune import TuneOptions, run_search
-    from widestream.study.tune_space import Space
+    from widestream.experiments.tune.measure import TuneOptions, run_search
+    from widestream.experiments.tune.space import Space
 
     folder = out or Path("runs/tune") / Path(recipe).stem
     options = TuneOptions(
@@ -49,7 +49,7 @@ def tune(
     )
     record = run_search(options)
 
-    from widestream.report.tuning import sentences
+    from widestream.experiments.tune.section import sentences
 
     print("\n".join(sentences(record)))
     print(f"Record and page: {folder}")

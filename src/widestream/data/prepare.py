@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from widestream.data.cutting import DEFAULT_CUT, SMALLEST_CUT
 from widestream.data.encode import Encoded, encode_documents
-from widestream.data.files import disk_errors
 from widestream.data.manifest import FORMAT, MANIFEST, Manifest, SplitInfo, TokenizerInfo, read_manifest
 from widestream.data.shards import ShardWriter
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
 from widestream.data.staging import Staging, check_out, check_plan, plan_of
 from widestream.data.tokenizer import Tokenizer
 from widestream.errors import UserError
+from widestream.files import disk_errors
 
 RECORD_SECONDS = 10.0
 """Time between two records of the progress: about as much work is lost when the process is killed."""

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from widestream.data.files import sync_folder, write_atomic
 from widestream.data.manifest import MANIFEST, Manifest, read_manifest
 from widestream.data.shards import SplitState
 from widestream.data.sources import SPLITS, Position
 from widestream.data.tokenizer import TOKENIZER_FILE
 from widestream.errors import UserError
+from widestream.files import sync_folder, write_atomic
 
 _PROGRESS = "progress.json"
 _PLAN = ("tokenizer", "dtype", "settings", "sources")

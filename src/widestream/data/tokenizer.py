@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from widestream.data.files import write_atomic
 from widestream.data.manifest import TokenizerInfo, read_manifest
 from widestream.errors import UserError
+from widestream.files import write_atomic
 
 if TYPE_CHECKING:
     import tokenizers

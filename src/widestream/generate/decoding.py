@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widestream.nn.decoder import Decoder
-from widestream.train.machine import DTYPES, autocast
+from widestream.machine import DTYPES, autocast
+from widestream.model.decoder import Decoder
 
 MOST_GRAPHS = 1024
 """Compiled steps in one process: another one for every model, batch size and length. Torch's own limit is 8."""

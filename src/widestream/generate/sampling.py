@@ -8,8 +8,8 @@ from torch import Tensor
 
 from widestream.errors import UserError
 from widestream.generate.decoding import Decoding
-from widestream.nn.decoder import Decoder
-from widestream.train.machine import autocast
+from widestream.machine import autocast
+from widestream.model.decoder import Decoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

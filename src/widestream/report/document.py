@@ -5,7 +5,7 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
-from widestream.report.svg import Chart, chart_css, css_variables, render
+from widestream.report.figures.svg import Chart, chart_css, css_variables, render
 from widestream.report.tables import Table
 
 WIDE, NARROW = (520, 350), (358, 300)
@@ -25,7 +25,7 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 @cache
 def _css() -> str:
-    sheet = files("widestream.report").joinpath("page.css").read_text(encoding="utf-8")
+    sheet = files("widestream.report.figures").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = css_variables("light"), css_variables("dark")
     return (
         f":root {{ color-scheme: light dark; {light} }}\n"

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from widestream.report import text
-from widestream.report.comparison import Comparison, train_figures
-from widestream.report.groups import Group
-from widestream.report.matched import RESOURCES, Resource
-from widestream.report.pairs import Pair
+from widestream.report.stats.comparison import Comparison, train_figures
+from widestream.report.stats.groups import Group
+from widestream.report.stats.matched import RESOURCES, Resource
+from widestream.report.stats.pairs import Pair
 from widestream.report.tables import NONE, Table, spread
 from widestream.report.verdict import METRIC_NAMES, Verdict, reading_depth
 

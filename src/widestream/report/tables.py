@@ -7,12 +7,12 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import text
-from widestream.report.comparison import Comparison, train_figures
-from widestream.report.groups import stream_kind
-from widestream.report.matched import RESOURCES, Reach
-from widestream.report.pairs import Target
-from widestream.report.runs import Run
 from widestream.report.search import Search, Trial
+from widestream.report.stats.comparison import Comparison, train_figures
+from widestream.report.stats.groups import stream_kind
+from widestream.report.stats.matched import RESOURCES, Reach
+from widestream.report.stats.pairs import Target
+from widestream.runs.read import Run
 
 NONE = "–"
 """Stands where there is no figure."""

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from widestream.report import text
-from widestream.report.comparable import Mismatch
-from widestream.report.groups import Group, Metric
-from widestream.report.intervals import Interval
-from widestream.report.matched import Resource
-from widestream.report.pairs import Pair, Target
+from widestream.report.stats.comparable import Mismatch
+from widestream.report.stats.groups import Group, Metric
+from widestream.report.stats.intervals import Interval
+from widestream.report.stats.matched import Resource
+from widestream.report.stats.pairs import Pair, Target
 
 CHINCHILLA = 20
 """Tokens per non-embedding parameter of a compute-optimal run, as the RMT paper counts them."""

@@ -1,7 +1,7 @@
 """The contract of a residual stream: a row of exchanges, each a write followed by a read.
 
 Places where something is written are numbered: 0 is the embedding, 1..S the blocks' outputs in order. After each
-write exactly one consumer reads: the next block, or, after the last write, the head. nn/decoder.py is the loop that
+write exactly one consumer reads: the next block, or, after the last write, the head. model/decoder.py is the loop that
 drives any stream.
 """
 
@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from widestream.blocks.context import Context, Window
+from widestream.blocks.roles import Axis, Declared, Roles
 from widestream.errors import UserError
 from widestream.kernels.exchange import Site
-from widestream.nn.config import ModelConfig
-from widestream.nn.context import Context, Window
-from widestream.nn.roles import Axis, Declared, Roles
-from widestream.streams.config import StreamConfig
+from widestream.recipe.model import ModelConfig
+from widestream.recipe.stream import StreamConfig
 
 Reader = Literal["attention", "mlp", "head"]
 

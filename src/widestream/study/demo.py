@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from widestream.config import load_recipe
-from widestream.config.load import recipe_folder
 from widestream.errors import UserError
+from widestream.recipe import load_recipe
+from widestream.recipe.load import recipe_folder
+from widestream.runs.pool import Job, run_jobs
 from widestream.study.corpus import prepare_corpus
-from widestream.study.pool import Job, run_jobs
 
 MODELS = {"rmt": "demo/rmt", "transformer": "demo/transformer"}
 PROMPT = "It was a truth"
@@ -71,8 +71,8 @@ def write_samples(options: DemoOptions) -> dict[str, str]:
     Returns:
         The text by model.
     """
-    from widestream.generate.run import SAMPLES, sample_run
     from widestream.generate.sampling import SamplingConfig
+    from widestream.runs.sample import SAMPLES, sample_run
 
     texts = {}
     for model in MODELS:

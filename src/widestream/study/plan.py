@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from widestream.config import RunConfig, load_recipe, to_dict
 from widestream.data.manifest import MANIFEST, read_manifest
 from widestream.errors import UserError
-from widestream.study.pool import Job
+from widestream.recipe import RunConfig, load_recipe, to_dict
+from widestream.recipe.train import COMPUTES
+from widestream.runs.pool import Job
 from widestream.study.spec import Arm, Study
-from widestream.train.config import COMPUTES
 
 SEARCH_SEED = 100
 """Seed of weights and batches of shortened search runs; a study's own seeds are 0, 1, ..."""
@@ -69,7 +69,7 @@ def arm_job(study: Study, arm: Arm, place: Place, seed: int, rate: float | None,
 
 def full_steps(arm: Arm, config: RunConfig) -> int:
     """Optimizer steps of a whole run: by the recipe, or by the arm's tokens for each non-embedding parameter."""
-    from widestream.theory.summary import summarize
+    from widestream.model.costs import summarize
 
     tokens_per_step = config.train.batch_size * (config.data.sequence_length or config.model.context)
     if arm.tokens_per_parameter is not None:

@@ -15,10 +15,10 @@ from typing import Any
 
 from widestream.data.manifest import read_manifest
 from widestream.errors import UserError
-from widestream.report.studies.results import RECORD
+from widestream.runs.pool import Job, run_jobs, visible_gpus
 from widestream.study.corpus import prepare_corpus
+from widestream.study.page.results import RECORD
 from widestream.study.plan import SEARCH_SEED, Place, arm_job
-from widestream.study.pool import Job, run_jobs, visible_gpus
 from widestream.study.spec import Arm, Search, Study, load_study
 
 Trials = dict[str, dict[float, Job]]

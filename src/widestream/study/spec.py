@@ -21,15 +21,15 @@ from typing import Any
 
 import yaml
 
-from widestream.config.load import PACKAGE
 from widestream.errors import UserError, unknown_name
+from widestream.recipe.load import PACKAGE
 
 SCALES = ("cpu", "gpu", "paper")
 """Sizes and budgets that a study may have: two CPU cores in about two hours, one GPU, the paper's own."""
 _ANALYSES: dict[str, tuple[str, ...]] = {
     "arms": (), "ladder": ("reference",), "race": ("printed",), "lead": ("pairs",), "sweep": ("lines",),
 }  # fmt: skip
-"""Kinds of analysis (report/studies/analyses.py) and what each must be told."""
+"""Kinds of analysis (study/page/analyses.py) and what each must be told."""
 _KEYS = ("title", "question", "mirrors", "reference", "seeds", "search", "evaluations", "analysis", "corpus", "arms",
          "set", "scales")  # fmt: skip
 _ARM_KEYS = ("recipe", "set", "grid", "tokens_per_parameter", "share", "rate_of", "paper", "group", "about")

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from widestream.config import load_recipe
-from widestream.config.load import recipe_folder, recipe_names
 from widestream.errors import UserError
+from widestream.recipe import load_recipe
+from widestream.recipe.load import recipe_folder, recipe_names
 from widestream.report.search import load_search
+from widestream.runs.pool import Job, run_jobs
 from widestream.study.demo import prepare_data
-from widestream.study.pool import Job, run_jobs
 
 REFERENCE = "zoo/transformer"
 RATES = (0.006, 0.012, 0.024)

@@ -12,17 +12,17 @@ import torch
 import yaml
 
 import widestream
-from widestream.config import RunConfig, from_dict, to_dict
-from widestream.data.files import write_atomic
 from widestream.data.manifest import TokenizerInfo, read_manifest
 from widestream.data.store import TokenStore
 from widestream.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, open_tokenizer
 from widestream.errors import UserError
-from widestream.nn.decoder import Decoder
-from widestream.nn.model import build_model
-from widestream.theory.summary import summarize
-from widestream.train import checkpoint
-from widestream.train.machine import choose_precision, describe_machine, matmul_peak
+from widestream.files import write_atomic
+from widestream.machine import choose_precision, describe_machine, matmul_peak
+from widestream.model.build import build_model
+from widestream.model.costs import summarize
+from widestream.model.decoder import Decoder
+from widestream.recipe import RunConfig, from_dict, to_dict
+from widestream.runs import checkpoint
 from widestream.train.plan import Plan
 
 CONFIG = "config.yaml"

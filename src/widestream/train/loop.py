@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from widestream.config import RunConfig
 from widestream.data.batches import Batch
-from widestream.data.files import disk_errors
-from widestream.eval.heldout import Heldout, evaluate
+from widestream.files import disk_errors
+from widestream.machine import keep_freed_memory, memory_bytes, numerics
+from widestream.recipe import RunConfig
+from widestream.runs.metrics import finite
 from widestream.train.clock import Stopwatch
 from widestream.train.folder import DONE, write_json
-from widestream.train.machine import keep_freed_memory, memory_bytes, numerics
-from widestream.train.metrics import finite
+from widestream.train.heldout import Heldout, evaluate
 from widestream.train.nonfinite import handle_nonfinite
 from widestream.train.optim import set_lr
 from widestream.train.parallel import join_world

@@ -3,8 +3,8 @@
 from safetensors.torch import save
 from torch import tensor
 
-from widestream.data.files import write_atomic
 from widestream.errors import UserError
+from widestream.files import write_atomic
 from widestream.train.setup import Run
 from widestream.train.step import StepResult
 

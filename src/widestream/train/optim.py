@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from widestream.nn.decoder import Decoder
-from widestream.train.config import OptimizerConfig
+from widestream.model.decoder import Decoder
+from widestream.recipe.train import OptimizerConfig
 
 # Stands in for a peak rate of 0, by which the independent decay would have to be divided.
 SMALLEST_RATE = 1e-30

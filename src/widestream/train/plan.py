@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from widestream.config import RunConfig
 from widestream.errors import UserError
-from widestream.train.config import TrainConfig
+from widestream.recipe import RunConfig
+from widestream.recipe.train import TrainConfig
 from widestream.train.schedule import phases
 
 

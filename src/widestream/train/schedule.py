@@ -3,7 +3,7 @@
 import math
 
 from widestream.errors import UserError
-from widestream.train.config import ScheduleConfig
+from widestream.recipe.train import ScheduleConfig
 
 
 def factor(step: int, total_steps: int, config: ScheduleConfig) -> float:

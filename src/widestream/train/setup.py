@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 
-from widestream.config import RunConfig, to_dict
+from widestream.blocks.attention_kind import Attention, choose
 from widestream.data.batches import TrainBatches
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
-from widestream.nn.attention_kind import Attention, choose
-from widestream.nn.decoder import Decoder
-from widestream.nn.model import build_model
+from widestream.model.build import build_model
+from widestream.model.decoder import Decoder
+from widestream.model.depth.reversible import ExchangePlan, describe, plan_exchanges
+from widestream.recipe import RunConfig, to_dict
+from widestream.runs import checkpoint
+from widestream.runs.metrics import MetricsWriter, board_class, require_idle
 from widestream.streams import stream_class
-from widestream.streams.reversible import ExchangePlan, describe, plan_exchanges
-from widestream.train import checkpoint
 from widestream.train.folder import describe_data, move_aside, open_folder, require_same_model
-from widestream.train.metrics import MetricsWriter, board_class, require_idle
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
@@ -168,7 +168,7 @@ def choose_attention(config: RunConfig, device: torch.device) -> Attention:
     """What `Decoder.attention` is for a run.
 
     Raises:
-        UserError: see `nn.attention_kind.choose`.
+        UserError: see `blocks.attention_kind.choose`.
     """
     train, model = config.train, config.model
     windows = any(block.window is not None for block in stream_class(model.stream.kind).blocks(model))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from widestream.data.batches import Batch
-from widestream.nn.decoder import Decoder, LossTerms
-from widestream.train.machine import autocast
+from widestream.machine import autocast
+from widestream.model.decoder import Decoder, LossTerms
 from widestream.train.optim import clip_gradients
 from widestream.train.parallel import World
 

@@ -1,0 +1,182 @@
+"""Parameter roles: every parameter says which axes it maps from and to, and everything else follows from that.
+
+An axis is finite (vocabulary, positions, the q/k/v slots) or infinite (width, heads, head width, neurons, keys):
+infinite ones are those that grow with the model. From the axes come, with no matching of names, the initial standard
+deviation, the forward multiplier and the learning-rate factor under muP, whether weight decay applies, and whether
+Muon may take the parameter (RMT paper C.2.1; "Tensor Programs V", arXiv 2203.03466, table 8).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from widestream.recipe.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a parameter. `base` is its size at which the muP multipliers were tuned; finite axes have none."""
+
+    size: int
+    base: int | None = None
+
+    @property
+    def infinite(self) -> bool:
+        """Whether the axis grows with the model."""
+        return self.base is not None
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a parameter is for, and what follows from it."""
+
+    std: float | None
+    """Initial standard deviation; None: ones (a gain)."""
+    decay: Literal["none", "weight", "key"]
+    """Which weight decay applies: none, that of weights, or that of the stream's keys."""
+    lr_factor: float = 1.0
+    """muP: learning rate relative to the optimizer's."""
+    multiplier: float = 1.0
+    """muP: what the product with this parameter is multiplied by in the forward pass."""
+    muon: bool = False
+    """Whether Muon may take it: a matrix between infinite axes."""
+    zero_rows: int = 0
+    """So many leading rows start at zero."""
+    part: str = "other"
+    """Heading under which summaries count it."""
+
+
+class Roles:
+    """Turns axes into roles for one model configuration."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        mup = config.mup
+        self.vocab = Axis(config.vocab_size)
+        self.positions = Axis(config.context)
+        self.qkv = Axis(3)
+        self.width = Axis(config.embed_dim, mup.base_width or config.embed_dim)
+        self.heads = Axis(config.num_heads, mup.base_num_heads or config.num_heads)
+        self.head_dim = Axis(config.head_dim, mup.base_head_dim or config.head_dim)
+        self.neurons = Axis(config.mlp_dim, mup.base_mlp_dim or config.mlp_dim)
+
+    def embedding(self, entries: Axis, out: tuple[Axis, ...], part: str) -> Role:
+        """A look-up table: finite to infinite. It is never decayed."""
+        fan_in = 1 if self.config.init.embedding_fan_in == "one" else entries.size
+        std = self._std(fan_in, size(out))
+        return Role(std, "none", multiplier=self.config.mup.input_multiplier, part=part)
+
+    def hidden(
+        self,
+        in_: tuple[Axis, ...],
+        out: tuple[Axis, ...],
+        part: str,
+        *,
+        decay: Literal["weight", "key"] = "weight",
+        output: bool = False,
+        zero_rows: int = 0,
+    ) -> Role:
+        """A map between infinite axes.
+
+        Args:
+            in_: axes that are summed over.
+            out: the other axes.
+            part: heading for summaries.
+            decay: `key` for what the stream owns.
+            output: whether it is the block's last map, which depth scaling makes smaller by 1/sqrt(number of blocks).
+            zero_rows: so many leading rows start at zero.
+        """
+        std = self._std(size(in_), size(out))
+        if output and self.config.init.depth_scale:
+            std /= math.sqrt(self.config.blocks_per_layer * self.config.num_layers)
+        return Role(std, decay, lr_factor=1 / _ratio(in_), muon=True, zero_rows=zero_rows, part=part)
+
+    def unembedding(self, in_: tuple[Axis, ...]) -> Role:
+        """Infinite to finite. Under muP its standard deviation does not shrink with width; its multiplier does."""
+        init, mup = self.config.init, self.config.mup
+        std = init.std if init.scheme == "mup" else self._std(size(in_), self.vocab.size)
+        multiplier = mup.output_multiplier / _ratio(in_)
+        return Role(0.0 if init.output_zero else std, "none", multiplier=multiplier, part="unembedding")
+
+    def gain(self) -> Role:
+        """A gain of a norm: ones, never decayed."""
+        return Role(None, "none", part="norm")
+
+    def attention_scale(self) -> float:
+        """Factor on the attention logits: alpha_attn sqrt(base D_v) / D_v, which is 1/sqrt(D_v) at the base size."""
+        assert self.head_dim.base is not None
+        return self.config.mup.attention_multiplier * math.sqrt(self.head_dim.base) / self.head_dim.size
+
+    def _std(self, fan_in: int, fan_out: int) -> float:
+        init = self.config.init
+        match init.scheme:
+            case "lecun":
+                return 1 / math.sqrt(fan_in)
+            case "xavier":
+                return math.sqrt(2 / (fan_in + fan_out))
+            case "normal":
+                return init.std
+            case "mup":
+                return init.std / math.sqrt(fan_in)
+
+
+class Declared(nn.Module):
+    """A module whose parameters are declared with a role."""
+
+    def __init__(self):
+        super().__init__()
+        self.own_roles: dict[str, Role] = {}
+
+    def declare(self, name: str, shape: tuple[int, ...], role: Role) -> None:
+        """Register the parameter `name` [shape] with its role; `initialize` fills it."""
+        self.own_roles[name] = role
+        self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Values of own parameters that start neither at zero, at one, nor at random, by name."""
+        return {}
+
+
+def named_roles(model: nn.Module) -> dict[str, Role]:
+    """The role of every parameter, by the parameter's full name, in the model's own order."""
+    roles = {
+        f"{prefix}.{name}" if prefix else name: role
+        for prefix, module in model.named_modules()
+        if isinstance(module, Declared)
+        for name, role in module.own_roles.items()
+    }
+    return {name: roles[name] for name, _ in model.named_parameters()}
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int) -> None:
+    """Fill every parameter from its role, each from a generator of its own, so that a new one changes no other."""
+    parameters = dict(model.named_parameters())
+    for name, role in named_roles(model).items():
+        parameter = parameters[name]
+        if role.std is None:
+            parameter.fill_(1.0)
+            continue
+        # A name's hash must not differ between processes, so Python's own will not do.
+        key = int.from_bytes(name.encode(), "little") % (2**31 - 1)
+        generator = torch.Generator().manual_seed(seed * (2**31 - 1) + key)
+        values = torch.empty(parameter.shape).normal_(0, 1, generator=generator).mul_(role.std)
+        values[: role.zero_rows] = 0
+        parameter.copy_(values)
+    for prefix, module in model.named_modules():
+        if isinstance(module, Declared):
+            for name, value in module.initial_values().items():
+                parameters[f"{prefix}.{name}" if prefix else name].copy_(value)
+
+
+def size(axes: tuple[Axis, ...]) -> int:
+    """Product of the axes' sizes."""
+    return math.prod(axis.size for axis in axes)
+
+
+def _ratio(axes: tuple[Axis, ...]) -> float:
+    """width_ratio: size over base size of the infinite axes."""
+    return math.prod(axis.size / axis.base for axis in axes if axis.base is not None)

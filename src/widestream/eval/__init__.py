@@ -1,1 +1,0 @@
-"""Held-out loss, perplexity and bits per byte."""

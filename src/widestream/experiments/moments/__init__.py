@@ -1,0 +1,1 @@
+"""How mean, variance and correlation move through a decoder: closed forms, measured, trained."""

@@ -1,0 +1,191 @@
+"""The record of a coordinate check (`widestream mup check`) as sentences, a table, charts and a page."""
+
+import math
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from widestream.records import write_text
+from widestream.report.document import both_sizes, document, html_table
+from widestream.report.figures.svg import Chart, Series, render, standalone
+from widestream.report.tables import NONE, Table
+from widestream.report.text import listing
+
+WIDTH, HEIGHT = 520, 330
+"""Of a panel of the picture."""
+NAMES = {"mup": "with muP", "standard": "without muP"}
+"""What the two parametrizations are called."""
+HIGHEST = 6.0
+"""Most doublings that a chart shows in either direction."""
+
+Record = dict[str, Any]
+"""What `study.mup_check.run_check` returns."""
+
+
+def sentences(record: Record) -> list[str]:
+    """The verdict on both parametrizations, first the one that matters."""
+    said = []
+    for way, name in NAMES.items():
+        slopes = record["results"][way]["slopes"]
+        off = [
+            f"{kind} of {quantity} {row[kind]['verdict']} ({_slope(row[kind])})"
+            for quantity, row in slopes.items()
+            for kind in ("size", "change")
+            if row[kind]["verdict"] not in ("flat", None)
+        ]
+        verdict = f"flat across widths ({_farthest(slopes)})" if record["flat"][way] else f"not flat: {listing(off)}"
+        said.append(f"{record['recipe']} {name}: {verdict}.")
+    widths, bounds = record["widths"], record["bounds"]
+    said.append(
+        f"Widths {listing([str(width) for width in widths])} ({', '.join(record['grow'])} grow), "
+        f"{record['settings']['steps']} steps of Adam at {record['lr']:g}, {record['settings']['seeds']} seeds. "
+        "Flat: slope of log size against log width within [{:g}, {:g}], ".format(*bounds["size"])
+        + "of its change from initialisation within [{:g}, {:g}].".format(*bounds["change"])
+    )
+    return said
+
+
+def _farthest(slopes: dict[str, Any]) -> str:
+    """The slope that lies farthest from zero among those that are judged."""
+    judged = [
+        (abs(row[kind]["mean"]), f"farthest: {kind} of {quantity} {_slope(row[kind])}")
+        for quantity, row in slopes.items()
+        for kind in ("size", "change")
+        if row[kind]["verdict"] is not None
+    ]
+    return max(judged)[1]
+
+
+def slopes_table(record: Record) -> Table:
+    """Slopes of every quantity at the last step, under both parametrizations."""
+    rows = []
+    for quantity in record["results"]["mup"]["slopes"]:
+        cells = [quantity]
+        for way in NAMES:
+            row = record["results"][way]["slopes"][quantity]
+            for kind in ("size", "change"):
+                cells += [_slope(row[kind]), row[kind]["verdict"] or NONE]
+        rows.append(tuple(cells))
+    columns = [f"{kind} {name}" for name in NAMES.values() for kind in ("size", "change")]
+    return Table(
+        title=f"Slopes over width, {record['recipe']}",
+        caption="Slope of the logarithm of the mean absolute activation, and of its change from initialisation, over "
+        "the logarithm of width after the last step; mean over seeds, 95 % interval. The logits' size is not judged: "
+        "at initialisation it may shrink.",
+        columns=("quantity", *(cell for column in columns for cell in (column, "verdict"))),
+        rows=tuple(rows),
+    )
+
+
+def charts(record: Record, kind: str = "change") -> dict[str, Chart]:
+    """Doublings of size (or change) over width, relative to the smallest, one chart a parametrization."""
+    return {
+        NAMES[way]: Chart(
+            title=f"Coordinate check of {record['recipe']} {NAMES[way]}",
+            x_label="width",
+            y_label=f"doublings of {kind} after the last step, {NAMES[way]}",
+            series=tuple(
+                _line(quantity, number, record["widths"], record["results"][way][kind][quantity][-1])
+                for number, quantity in enumerate(record["results"][way]["slopes"])
+            ),
+            y_range=_range(record, kind),
+            log_x=True,
+            zero=True,
+        )
+        for way in NAMES
+    }
+
+
+def step_table(record: Record) -> Table:
+    """Slopes of sizes at every step, under both parametrizations."""
+    widths, rows = record["widths"], []
+    for way, name in NAMES.items():
+        for quantity, steps in record["results"][way]["size"].items():
+            slopes = [fmean(_by_seed(widths, step)) for step in steps]
+            rows.append((f"{quantity}, {name}", *(f"{value:+.2f}".replace("-", "−") for value in slopes)))
+    steps = record["settings"]["steps"]
+    return Table(
+        title="Slopes of sizes step by step",
+        caption="",
+        columns=("quantity", *(f"step {step}" for step in range(steps + 1))),
+        rows=tuple(rows),
+    )
+
+
+def page(record: Record) -> str:
+    """The check as one HTML document."""
+    title = f"Coordinate check of {record['recipe']}"
+    facts = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(record))
+    figures = "\n".join(
+        f"<figure><figcaption>{what}, {escape(name)}</figcaption>{both_sizes(chart)}</figure>"
+        for kind, what in (("change", "Change from initialisation"), ("size", "Size"))
+        for name, chart in charts(record, kind).items()
+    )
+    return document(
+        title,
+        [
+            f'<header>\n<h1>{escape(title)}</h1>\n<ul class="facts">{facts}</ul>\n</header>',
+            f'<div class="charts">\n{figures}\n</div>',
+            html_table(slopes_table(record)),
+            html_table(step_table(record)),
+            f'<section>\n<h2>Do it again</h2>\n<pre tabindex="0">{escape(record["command"])}</pre>\n</section>',
+        ],
+    )
+
+
+def write_check(record: Record, out: Path) -> list[Path]:
+    """Write the page, if `out` ends in .html, or the picture OUT-light.svg and OUT-dark.svg; returns the paths."""
+    if out.suffix == ".html":
+        write_text(out, page(record))
+        return [out]
+    panels = [render(chart, WIDTH, HEIGHT) for chart in charts(record).values()]
+    paths = [Path(f"{out}-{theme}.svg") for theme in ("light", "dark")]
+    for path, theme in zip(paths, ("light", "dark"), strict=True):
+        write_text(path, standalone(panels, WIDTH, HEIGHT, theme, " ".join(sentences(record)[:2])))
+    return paths
+
+
+def _slope(row: dict[str, Any]) -> str:
+    ends = "" if row["low"] is None else f" ({row['low']:+.2f} to {row['high']:+.2f})"
+    return f"{row['mean']:+.2f}{ends}".replace("-", "−")
+
+
+def _line(quantity: str, colour: int, widths: list[int], rows: list[list[float]]) -> Series:
+    """Mean over seeds of log2 of size over size at the smallest width, and the range over seeds."""
+    seeds = range(len(rows[0]))
+    doublings = [[math.log2(_positive(row[seed]) / _positive(rows[0][seed])) for seed in seeds] for row in rows]
+    return Series(
+        points=tuple((float(width), fmean(values)) for width, values in zip(widths, doublings, strict=True)),
+        colour=colour,
+        label=quantity,
+        band=tuple((float(width), min(values), max(values)) for width, values in zip(widths, doublings, strict=True)),
+        titles=tuple(f"{quantity} at width {width}: {fmean(row):.3g}" for width, row in zip(widths, rows, strict=True)),
+    )
+
+
+def _range(record: Record, kind: str) -> tuple[float, float]:
+    """One range for both charts, so that they can be compared."""
+    ends = [
+        y
+        for way in NAMES
+        for number, quantity in enumerate(record["results"][way]["slopes"])
+        for _, y in _line(quantity, number, record["widths"], record["results"][way][kind][quantity][-1]).points
+    ]
+    return max(-HIGHEST, min(-1.0, *ends)) - 0.2, min(HIGHEST, max(1.0, *ends)) + 0.2
+
+
+def _by_seed(widths: list[int], rows: list[list[float]]) -> list[float]:
+    """Least-squares slope of log size against log width, of every seed."""
+    xs = [math.log(width) for width in widths]
+    middle = fmean(xs)
+    whole = sum((x - middle) ** 2 for x in xs)
+    return [
+        sum((x - middle) * math.log(_positive(row[seed])) for x, row in zip(xs, rows, strict=True)) / whole
+        for seed in range(len(rows[0]))
+    ]
+
+
+def _positive(value: float) -> float:
+    """A size that has a logarithm."""
+    return max(value, 1e-12)

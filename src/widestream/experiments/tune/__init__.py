@@ -1,0 +1,1 @@
+"""The search of muP settings on a small model."""

@@ -1,0 +1,1 @@
+"""Ways through the depth of a decoder."""

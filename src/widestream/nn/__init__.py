@@ -1,1 +1,0 @@
-"""The parts every model shares: the decoder loop, attention, MLP, norms, positions, parameter roles."""

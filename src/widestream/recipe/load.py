@@ -1,0 +1,110 @@
+"""Recipes on disk: YAML with `extends`, found by name from anywhere, changed by dotted `key.sub=value`."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from widestream.errors import UserError, unknown_name
+from widestream.recipe.build import from_dict
+from widestream.recipe.run import RunConfig
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes lie: inside an installed package, or at the root of a checkout."""
+    installed = PACKAGE / "recipes"
+    return installed if installed.is_dir() else PACKAGE.parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, such as `paper/rmt-134m`."""
+    root = recipe_folder()
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def load_recipe(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a recipe.
+
+    Args:
+        recipe: the path of a YAML file, or the name of a shipped recipe.
+        overrides: `key.sub=value` each, the value in YAML; `extends=NAME` exchanges what the recipe builds on.
+
+    Raises:
+        UserError: no such recipe, not a valid one, or an override that does not fit.
+    """
+    pairs = [_parse_override(text) for text in overrides]
+    extends = dict(pair for pair in pairs if pair[0] == "extends")
+    values = _read(find_recipe(str(recipe)), seen=(), extends=extends.get("extends"))
+    for key, value in pairs:
+        if key != "extends":
+            _assign(values, key, value)
+    return from_dict(values)
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path that exists, or the name of a shipped recipe."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = recipe_folder() / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise unknown_name(f"recipe {name!r}: no such file, and no shipped recipe of that name", name, recipe_names())
+
+
+def _read(path: Path, seen: tuple[Path, ...], extends: Any = None) -> dict[str, Any]:
+    """One file laid over what it extends. `extends` replaces the file's own."""
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path} extends itself; remove one `extends`.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be a mapping of keys to values.")
+    own = values.pop("extends", None)
+    parents = extends if extends is not None else own
+    parents = [parents] if isinstance(parents, str) else parents or []
+    if not isinstance(parents, list):
+        raise UserError(f"`extends` of {path} must be a recipe or a list of recipes, not {parents!r}.")
+    merged: dict[str, Any] = {}
+    for parent in parents:
+        beside = path.parent / f"{str(parent).removesuffix('.yaml')}.yaml"
+        merged = _merge(merged, _read(beside if beside.is_file() else find_recipe(str(parent)), (*seen, path)))
+    return _merge(merged, values)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, mapping by mapping. Another stream kind starts afresh, for fields are a kind's own."""
+    if "kind" in top and "kind" in base and top["kind"] != base["kind"]:
+        return dict(top)
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"Cannot read the override {text!r}; write it as key.sub=value, for example train.steps=100.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"The value of the override {text!r} is not valid YAML.") from None
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise UserError(f"Cannot set {dotted}: {parent} is a value, not a mapping.")
+    if last == "kind" and place.get("kind") != value:
+        place.clear()  # fields of one stream mean nothing to another
+    place[last] = value

@@ -1,0 +1,1 @@
+"""Pictures: scales, axes, charts, as SVG."""

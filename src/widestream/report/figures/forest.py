@@ -1,0 +1,89 @@
+"""Differences as dots with their intervals, one row each: a forest plot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from widestream.report import text
+from widestream.report.figures.scales import Scale, linear_ticks
+from widestream.report.stats.intervals import Interval
+
+ROW = 26
+"""Height of a row."""
+_TOP, _BOTTOM = 26, 44
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forest:
+    """Named differences, from the top down."""
+
+    title: str
+    """What it shows, for those who hear it."""
+    x_label: str
+    """With the unit."""
+    rows: tuple[tuple[str, Interval], ...]
+    """Name and difference."""
+
+
+def render_forest(forest: Forest, width: int) -> str:
+    """The plot as an <svg> element that takes its colours from the page.
+
+    Rows that better the reference are blue, worse ones vermilion, those whose interval holds zero grey. In a narrow
+    plot each name stands above its row.
+    """
+    narrow = width < 480
+    row = ROW + 14 if narrow else ROW
+    left = 8 if narrow else 16 + max(round(7.4 * len(name)) for name, _ in forest.rows)
+    right = 8 if narrow else 70
+    height = _TOP + row * len(forest.rows) + _BOTTOM
+    ends = [0.0, *(end for _, gap in forest.rows for end in (gap.mean, gap.low, gap.high) if end is not None)]
+    margin = 0.06 * (max(ends) - min(ends) or 1.0)
+    x = Scale(min(ends) - margin, max(ends) + margin, width - left - right)
+    parts = [
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{escape(forest.title)}">',
+        f'<text x="{width - right}" y="{height - 6}" text-anchor="end">{escape(forest.x_label)}</text>',
+        f'<g transform="translate({left} {_TOP})">',
+        *_axis(x, row * len(forest.rows)),
+        *(_row(name, gap, x, row * i, row, narrow) for i, (name, gap) in enumerate(forest.rows)),
+    ]
+    return "".join([*parts, "</g></svg>"])
+
+
+def _axis(x: Scale, floor: float) -> list[str]:
+    marks = linear_ticks(x.low, x.high, max(3, round(x.length / 70)))
+    parts = []
+    for mark, name in zip(marks, text.ticks(marks), strict=True):
+        kind = "zero" if abs(mark) < 1e-9 else "grid"
+        parts.append(f'<line class="{kind}" x1="{x(mark)}" x2="{x(mark)}" y1="0" y2="{floor}"/>')
+        parts.append(f'<text x="{x(mark)}" y="{floor + 17}" text-anchor="middle">{name}</text>')
+    return parts
+
+
+def _row(name: str, gap: Interval, x: Scale, top: float, row: float, narrow: bool) -> str:
+    known = gap.low is not None and gap.high is not None
+    colour = "var(--s5)" if gap.holds_zero or not known else "var(--s0)" if gap.mean < 0 else "var(--s1)"
+    middle = top + (row - 11 if narrow else row / 2)
+    label = (
+        f'<text x="0" y="{top + 13}">{escape(name)}</text>'
+        if narrow
+        else f'<text x="-10" y="{middle + 4}" text-anchor="end">{escape(name)}</text>'
+        f'<text class="note" x="{x.length + 8}" y="{middle + 4}">{text.signed(gap.mean)}</text>'
+    )
+    told = f"{name}: {text.signed(gap.mean)} ({text.interval(gap.low, gap.high)})"
+    span = (
+        f'<line class="span" x1="{x(gap.low)}" x2="{x(gap.high)}" y1="{middle}" y2="{middle}"/>'
+        if gap.low is not None and gap.high is not None
+        else ""
+    )
+    dot = f'<circle class="dot" cx="{x(gap.mean)}" cy="{middle}" r="4.5"/>'
+    return f'{label}<g style="--c:{colour}"><title>{escape(told)}</title>{span}{dot}</g>'
+
+
+def forest_of(gaps: Sequence[tuple[str, Interval]]) -> Forest:
+    """The plot of differences in held-out loss."""
+    return Forest(
+        title="Differences in held-out loss at equal tokens, with 95 % intervals",
+        x_label="nats per token; below zero is better",
+        rows=tuple(gaps),
+    )

@@ -1,0 +1,33 @@
+"""The picture of a result, light and dark, for a README: loss and gap over tokens, or the ranking of many models."""
+
+from pathlib import Path
+
+from widestream.records import write_text
+from widestream.report.figures.charts import gap_chart, loss_chart
+from widestream.report.figures.ranking import ranking
+from widestream.report.figures.svg import render, standalone
+from widestream.report.league import is_league, league_verdict
+from widestream.report.stats.comparison import Comparison
+from widestream.report.stats.matched import RESOURCES
+
+WIDTH, HEIGHT = 520, 330
+LEAGUE_WIDTH = 1000
+
+
+def write_picture(comparison: Comparison, stem: str | Path) -> tuple[Path, Path]:
+    """Write STEM-light.svg and STEM-dark.svg, with transparent ground, and return their paths."""
+    if is_league(comparison):
+        width = LEAGUE_WIDTH
+        panel, height = ranking(comparison, RESOURCES, width)
+        panels, title = [panel], league_verdict(comparison).headline
+    else:
+        charts = [loss_chart(comparison, "tokens")]
+        if (gap := gap_chart(comparison)) is not None:
+            charts.append(gap)
+        width, height = WIDTH, HEIGHT
+        panels = [render(chart, width, height) for chart in charts]
+        title = " ".join(verdict.headline for verdict in comparison.verdict)
+    light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))
+    for path, theme in ((light, "light"), (dark, "dark")):
+        write_text(path, standalone(panels, width, height, theme, title))
+    return light, dark

@@ -1,0 +1,1 @@
+"""Numbers: groups of runs, matched differences, intervals, fits."""

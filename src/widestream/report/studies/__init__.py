@@ -1,1 +1,0 @@
-"""Reports of studies: many arms, seeds, intervals, beside what the paper prints."""

@@ -1,0 +1,255 @@
+"""Checkpoints that are complete or absent, and that are never loaded without having been verified.
+
+A checkpoint is a folder `checkpoints/step_00000100/` of
+
+    model.safetensors       weights by parameter name: all that is needed to share a model
+    optimizer.safetensors   `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` for every parameter
+    state.json              whatever else the run needs to go on
+    complete.json           size and SHA-256 of the files above, written last
+
+It is written beside its final place under a hidden name, flushed to the disk, and renamed. A process killed at any
+moment leaves the older checkpoints as they were and at most a hidden folder, which the next save removes.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from widestream.files import sync_folder
+from widestream.data.manifest import file_sha256
+from widestream.errors import UserError
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+COMPLETE = "complete.json"
+UNFINISHED = ".unfinished_"
+"""What the names of folders begin with that are being written or removed."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was found complete and unaltered."""
+
+    path: Path
+    """Its folder."""
+    step: int
+    """Optimizer steps done."""
+    state: dict[str, Any]
+    """Contents of state.json."""
+
+
+def save(
+    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep`.
+
+    Args:
+        run_dir: the run's folder.
+        step: optimizer steps done.
+        model: its weights are saved.
+        optimizer: its moments are saved.
+        state: anything JSON can hold; `step` is added.
+        keep: number of checkpoints to keep, this one included.
+
+    Returns:
+        The new checkpoint's folder.
+
+    Raises:
+        UserError: the disk is full or cannot be written; older checkpoints are as they were.
+    """
+    folder = run_dir / "checkpoints"
+    final = folder / f"step_{step:08d}"
+    aside = folder / f"{UNFINISHED}{final.name}"
+    with _write_errors(final, aside):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(leftover)
+        aside.mkdir()
+        save_file(_weights(model), aside / MODEL, metadata={"format": "pt"})
+        save_file(_moments(model, optimizer), aside / OPTIMIZER, metadata={"format": "pt"})
+        _write_json(aside / STATE, {"step": step, **state})
+        files = {name: _describe(aside / name) for name in (MODEL, OPTIMIZER, STATE)}
+        _write_json(aside / COMPLETE, {"files": files})
+        sync_folder(aside)
+        if final.exists():  # one that was damaged and therefore skipped: `latest` would have gone on from it otherwise
+            final.rename(folder / f"{UNFINISHED}damaged_{final.name}")
+        aside.rename(final)
+        sync_folder(folder)
+    for old in [path for number, path in _numbered(folder) if number <= step][keep:]:
+        _remove(old)
+    return final
+
+
+def latest(run_dir: Path) -> Checkpoint | None:
+    """Find the newest checkpoint that is complete and unaltered.
+
+    Every newer one that is not is named, with what is wrong with it, in a warning (on standard error by default).
+
+    Returns:
+        None when there is no checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, but all of them are damaged.
+    """
+    found = _numbered(run_dir / "checkpoints")
+    for number, path in found:
+        if (checkpoint := _open(number, path)) is not None:
+            return checkpoint
+    if any(path.exists() for _, path in found):
+        raise UserError(
+            f"Every checkpoint in {run_dir / 'checkpoints'} is damaged; put back a good copy of one, "
+            "or train again from the start with --fresh."
+        )
+    return latest(run_dir) if found else None
+
+
+def complete(run_dir: Path) -> list[Checkpoint]:
+    """All checkpoints that are complete and unaltered, oldest first; every other one is named in a warning."""
+    found = (_open(number, path) for number, path in reversed(_numbered(run_dir / "checkpoints")))
+    return [checkpoint for checkpoint in found if checkpoint is not None]
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load weights into a model of the same shape.
+
+    Args:
+        path: a .safetensors file, or a checkpoint's folder.
+        model: takes the values; its device and dtypes stay.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds another model; names the first difference.
+    """
+    path = path / MODEL if path.is_dir() else path
+    _copy_into(path, _weights(model))
+
+
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load the moments of an optimizer that `build_optimizer` made for `model`.
+
+    Raises:
+        UserError: the file is missing or damaged, or belongs to another model; names the first difference.
+    """
+    _copy_into(checkpoint / OPTIMIZER, _moments(model, optimizer))
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name, each tensor once."""
+    tensors = {id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    return {name: tensor.detach() for name, tensor in tensors.values()}
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{kind}/{name}": moment
+        for name, parameter in model.named_parameters()
+        for kind, moment in optimizer.state[parameter].items()
+    }
+
+
+def _copy_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Copy a file's tensors into `tensors`, whose names and shapes must be the same."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            for name in sorted(names | tensors.keys()):
+                if name not in names:
+                    raise UserError(f"{path} is of another model: it lacks {name}.")
+                if name not in tensors:
+                    raise UserError(f"{path} is of another model: it has {name}, which this one lacks.")
+                shape, wanted = list(file.get_slice(name).get_shape()), list(tensors[name].shape)
+                if shape != wanted:
+                    raise UserError(f"{path} is of another model: {name} has shape {shape} there and {wanted} here.")
+            for name, tensor in tensors.items():
+                tensor.copy_(file.get_tensor(name))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give a checkpoint's folder or a .safetensors file.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is no readable safetensors file ({error}); it is damaged, use another one.") from None
+
+
+@contextlib.contextmanager
+def _write_errors(final: Path, aside: Path) -> Iterator[None]:
+    """Remove what was begun when a save fails, and say so in one sentence when the disk is at fault."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(
+            f"The checkpoint {final} could not be written ({error}); older checkpoints are untouched. "
+            "Free some disk space and give the same command again."
+        ) from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _open(number: int, path: Path) -> Checkpoint | None:
+    """A checkpoint if it is complete and unaltered; else a warning says what is wrong with it."""
+    fault = "it is gone"
+    with contextlib.suppress(FileNotFoundError):
+        fault = _fault(path)
+        if fault is None:
+            return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")))
+    if path.exists():  # a process that trains removes old ones
+        log.warning("Skipping checkpoint %s: %s.", path, fault)
+    return None
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None when it is as it was written."""
+    try:
+        described = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
+        names = (MODEL, OPTIMIZER, STATE)
+        expected = [(path / name, described[name]["bytes"], described[name]["sha256"]) for name in names]
+    except FileNotFoundError:
+        return f"{COMPLETE} is missing, so it was never finished"
+    except (ValueError, KeyError, TypeError):
+        return f"{COMPLETE} is damaged"
+    for file, size, sha256 in expected:
+        if not file.is_file():
+            return f"{file.name} is missing"
+        if file.stat().st_size != size:
+            return f"{file.name} has {file.stat().st_size} bytes instead of {size}"
+        if file_sha256(file) != sha256:
+            return f"{file.name} was altered (its SHA-256 is not the recorded one)"
+    return None
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """Checkpoints by step, newest first, whatever their state."""
+    if not folder.is_dir():
+        return []
+    matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.iterdir())
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; killed half-way it leaves a hidden folder, not a damaged checkpoint."""
+    hidden = path.with_name(f"{UNFINISHED}{path.name}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)

@@ -1,0 +1,231 @@
+"""Several training runs as processes of their own, some at a time, with one progress bar for all of them."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from widestream.errors import UserError
+from widestream.runs import claims
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 30.0
+"""Seconds between lines where the output is no terminal."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """One run: what `widestream train` is called with."""
+
+    recipe: str
+    """Name or path."""
+    changes: tuple[str, ...]
+    """Changes to the recipe, `key.sub=value`."""
+    folder: Path
+    """Run folder; what the process prints goes to `FOLDER.log` beside it."""
+    steps: int
+    """Optimizer steps of the whole run."""
+    pass_fds: tuple[int, ...] = ()
+    """Open files that the process inherits; a lock among them is held until it ends, whatever becomes of its parent."""
+    gpu: str | None = None
+    """Name of the GPU that the process is to see alone; None: it sees all there are."""
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    """While it runs."""
+    failed: bool = False
+    """Whether its process ended without a result, where that may be."""
+
+    @property
+    def log(self) -> Path:
+        """Where the process writes what it has to say."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended well, now or in an earlier session that had as many steps."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads((self.folder / "done.json").read_bytes())["step"] == self.steps
+        return False
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run was stopped because its loss or gradient was not finite. It would be again."""
+        return not self.done and any(self.folder.glob("nonfinite_step_*"))
+
+    @property
+    def steps_done(self) -> int:
+        """Steps so far, from the last whole line of the run's metrics."""
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
+            return int(json.loads(lines[-2])["step"])
+        return 0
+
+    def start(self) -> None:
+        """Start the process. It goes on from the run's newest checkpoint, if there is one."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "widestream", "train", self.recipe, *self.changes, "--out", str(self.folder)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=None if self.gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": self.gpu},
+                pass_fds=self.pass_fds,
+                preexec_fn=_end_with_parent,
+            )
+
+    def end(self) -> None:
+        """End the process, if it runs, and let others have the run. It can go on later."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+        claims.drop(self.folder)
+
+    @property
+    def last_words(self) -> str:
+        """What the process said last."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].removeprefix("widestream: ") if lines else "it said nothing"
+
+    @property
+    def failure(self) -> UserError:
+        """What to say when the process ended and the run is neither done nor diverged."""
+        return UserError(f"The run {self.folder} failed: {self.last_words} (all of it: {self.log})")
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_fail: bool = False) -> None:
+    """Carry out all jobs that are not done yet, and wait for those that another process carries out.
+
+    Interrupted or terminated, it ends the processes; called again, every run goes on from its newest checkpoint.
+    Several calls, in processes here or on machines that share the folder, divide the jobs between them (`claims`).
+    Where there are several GPUs, every job has one of them to itself, or shares it with as few others as can be.
+
+    Args:
+        jobs: in the order in which they are to start.
+        workers: how many run at a time.
+        may_diverge: whether a run whose loss is not finite any more is a result like another (`Job.diverged`).
+        may_fail: whether a run that ends without a result is left behind (`Job.failed`) and the others go on.
+
+    Raises:
+        UserError: a run failed and may not; says what its process said last. The others are ended, to go on later.
+    """
+
+    def over(job: Job) -> bool:
+        return job.done or job.failed or (may_diverge and job.diverged)
+
+    waiting = [job for job in jobs if not over(job)]
+    running: list[Job] = []
+    gpus = visible_gpus() if workers > 1 else []
+    try:
+        with terminable(), _Bar(jobs) as bar:
+            while waiting or running:
+                _start(waiting, running, workers, gpus, over)
+                time.sleep(POLL_S)
+                bar.update()
+                for job in running:
+                    claims.touch(job.folder)
+                for job in [job for job in running if job.process and job.process.poll() is not None]:
+                    running.remove(job)
+                    job.end()
+                    job.failed = not over(job)
+                    if job.failed and not may_fail:
+                        raise job.failure
+    finally:
+        for job in running:
+            job.end()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine that processes may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count, chosen = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if chosen is None else (name.strip() for name in chosen.split(","))
+    return list(names)[:count]
+
+
+def _start(
+    waiting: list[Job], running: list[Job], workers: int, gpus: Sequence[str], over: Callable[[Job], bool]
+) -> None:
+    """Start what can be started: not more than `workers`, nothing that another process has claimed or finished."""
+    for job in list(waiting):
+        if len(running) == workers:
+            return
+        if claims.take(job.folder):
+            waiting.remove(job)
+            if over(job):  # another process finished it since
+                claims.drop(job.folder)
+            else:
+                if len(gpus) > 1:
+                    taken = [other.gpu for other in running]
+                    job.gpu = min(gpus, key=taken.count)
+                running.append(job)
+                job.start()
+
+
+def _end_with_parent() -> None:
+    """In a new process, under Linux: be terminated when the parent is gone, even where it was killed."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does, so that the runs are ended too."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Bar:
+    """Steps of all jobs together; on a terminal a bar, elsewhere a line now and then."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self.jobs = jobs
+        self.total = sum(job.steps for job in jobs)
+        self.first = self.steps()
+        self.start = self.said = time.monotonic()
+        shown = sys.stderr.isatty()
+        what = f"training {len(jobs)} runs"
+        self.bar = tqdm(
+            desc=what, total=self.total, initial=self.first, unit="step", dynamic_ncols=True, disable=not shown
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+        self.bar.close()
+
+    def steps(self) -> int:
+        """Steps done by all jobs."""
+        return sum(job.steps if job.done else job.steps_done for job in self.jobs)
+
+    def update(self) -> None:
+        """Look at the runs' metrics and show how far they are."""
+        done = self.steps()
+        self.bar.update(done - self.bar.n)
+        now = time.monotonic()
+        if self.bar.disable and done > self.first and now - self.said > PLAIN_EVERY_S:
+            self.said = now
+            left = (now - self.start) / (done - self.first) * (self.total - done)
+            print(
+                f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True
+            )

@@ -1,0 +1,69 @@
+"""What streams share that add up their history with weights of their own for every input of a block.
+
+A way is one such sum: attention may have four, for queries, keys, values, and the residual that its output is added to.
+
+Letters: B batch, T tokens, D width, C ways.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from widestream.blocks.norm import Norm
+from widestream.blocks.roles import Roles
+from widestream.recipe.model import ModelConfig
+from widestream.streams.vector.plain import VectorStream
+
+
+def weighted_sum(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """sum_j weights[..., j] * sources[j]: [B, T, n] and n times [B, T, D] -> [B, T, D].
+
+    Term by term: a stack of the sources would be a copy of the history that autograd keeps at every read.
+    """
+    first, *others = weights.unsqueeze(-2).unbind(-1)
+    out = first * sources[0]
+    for weight, source in zip(others, sources[1:], strict=True):
+        out = torch.addcmul(out, weight, source)
+    return out
+
+
+class State(NamedTuple):
+    """The history, and what the layer at hand makes of it."""
+
+    past: tuple[Tensor, ...]
+    """Sources [B, T, D], oldest first."""
+    ways: list[Tensor]
+    """In front of attention: one [B, T, D] for all, or those of q, k, v and the residual. Else: the residual alone."""
+
+
+class WaysStream(VectorStream):
+    """Layers of attention and MLP around a residual that is made anew at the end of every layer.
+
+    In front of attention, queries, keys and values each have a pre-norm of their own if there are several ways; `norms`
+    holds that of the queries.
+
+    Args:
+        config: the model's.
+        roles: for the roles of its parameters.
+        separate: whether attention has several ways.
+    """
+
+    def __init__(self, config: ModelConfig, roles: Roles, separate: bool):
+        super().__init__(config, roles)
+        if separate:
+            self.key_norms = self._layer_norms(config, roles)
+            self.value_norms = self._layer_norms(config, roles)
+
+    def _layer_norms(self, config: ModelConfig, roles: Roles) -> nn.ModuleList:
+        shape = (self.width,)
+        norms = (Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in range(config.num_layers))
+        return nn.ModuleList(norms)
+
+    def read(self, site: int, state: State) -> dict[str, Tensor]:
+        """Normalise the ways of q, k and v, or the residual."""
+        if self.readers[site] == "attention" and len(state.ways) > 1:
+            layer, (q, k, v, _) = site // 2, state.ways
+            return {"q": self.norms[site](q), "k": self.key_norms[layer](k), "v": self.value_norms[layer](v)}
+        return {"x": self.norms[site](state.ways[-1])}

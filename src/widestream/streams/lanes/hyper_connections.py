@@ -1,0 +1,136 @@
+"""Hyper-connections: n lanes, read and written with learned weights (Zhu et al., arXiv 2409.19606).
+
+    u  = A_m^T H             one mixture of the lanes H [n, D] is what the block gets
+    H' = B y + A_r^T H       its output y goes to every lane, with weights B [n], and the lanes are mixed
+    static    A = A_0, B = B_0
+    dynamic   [A_m A_r] = A_0 + s_alpha tanh(norm(H) W_alpha),  B = B_0 + s_beta tanh(norm(H) w_beta)
+
+The embedding is copied to every lane and the head gets their sum. Start: W = 0, s = 0.01, B_0 = 1, A_r = I, and the
+block of site k gets lane k mod n: each lane holds the plain stream then, and the model is the plain transformer.
+
+Cost per block: n (n + 2) parameters, dynamic D (n + 2) + 2 more and a gain; the state is n times as wide, and moving it
+is what costs. At GPT-2 small with n = 4: 576 static, 111 216 dynamic without gains, 0.13 % of the model.
+
+Evidence: OLMo-1B at 500B tokens, loss on V2: plain 2.811; dynamic n = 1, 2, 4, 8: 2.819, 2.802, 2.781, 2.778; static
+n = 4: 2.791; without tanh 2.779. A single lane is worse than none. OLMo-7B: 2.581 -> 2.559. Others report gains that
+vanish or diverge at larger scale ("Most Modifications Don't Transfer", 2605.20798), and composite gains of the free
+A_r near 3000 in depth (2512.24880, which constrains it: mhc.py).
+
+Where paper and code part: the paper divides the initial output maps by sqrt(n), to keep the scale of the summed lanes;
+here as in the code of lucidrains/hyper-connections they stay, for the norm in front of the head takes the scale out.
+That code normalises as RMSNorm and multiplies by gain + 1; here the norm is the model's and its gain starts at 1.
+
+All lanes are equal in front of the first block, so that its A_m only sets a scale that the norm removes again.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from widestream.blocks.norm import Norm
+from widestream.blocks.roles import Role, Roles
+from widestream.errors import UserError
+from widestream.recipe.model import ModelConfig
+from widestream.recipe.stream import StreamConfig
+from widestream.streams.base import StreamCost, StreamSpec
+from widestream.streams.lanes.base import LaneStream
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HyperConnectionsConfig(StreamConfig):
+    """Settings of hyper-connections."""
+
+    kind: Literal["hyper_connections"] = "hyper_connections"
+    """This stream."""
+    lanes: int = 4
+    """[n] Lanes, each as wide as the plain stream."""
+    dynamic: bool = True
+    """Whether the weights also depend on what is in the lanes (DHC), or are learned numbers alone (SHC)."""
+    tanh: bool = True
+    """Dynamic: bound that part by tanh; the paper's ablation without it is as good."""
+
+    def __post_init__(self):
+        if self.lanes < 1:
+            raise UserError(f"model.stream.lanes is {self.lanes}; it must be at least 1.")
+
+
+class HyperConnectionsStream(LaneStream):
+    """H [B, T, n, D]; weights per site, those of all blocks in one table."""
+
+    Config = HyperConnectionsConfig
+    examples = ({}, {"dynamic": False}, {"lanes": 2, "tanh": False}, {"lanes": 1, "dynamic": False})
+
+    A: Tensor
+    """[A_m A_r], the static part, of every block [S, n, 1 + n]."""
+    B: Tensor
+    """The static part of every block [S, n]."""
+    W: Tensor
+    """Dynamic: [W_alpha w_beta] of every block [S, n + 2, D]."""
+    s_alpha: Tensor
+    """Dynamic: scale of every block [S]."""
+    s_beta: Tensor
+    """Dynamic: scale of every block [S]."""
+
+    def __init__(self, config: ModelConfig, roles: Roles):
+        own: HyperConnectionsConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        super().__init__(config, roles, own.lanes)
+        self.dynamic, self.tanh = own.dynamic, own.tanh
+        n, S, D = own.lanes, self.num_blocks, config.embed_dim
+        table = Role(std=0.0, decay="none", part="stream")
+        self.declare("A", (S, n, 1 + n), table)
+        self.declare("B", (S, n), table)
+        if not own.dynamic:
+            return
+        weights = roles.hidden((roles.width,), (), "stream", decay="key")
+        self.declare("W", (S, n + 2, D), replace(weights, std=0.0, muon=False))
+        self.declare("s_alpha", (S,), table)
+        self.declare("s_beta", (S,), table)
+        self.lane_norms = nn.ModuleList(Norm(config.norm, (D,), (D,), config.norm_eps, roles.gain()) for _ in range(S))
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """A_m = e_(k mod n), A_r = I, B = 1, s = 0.01."""
+        n, S = self.lanes, self.num_blocks
+        one = torch.eye(n)[torch.arange(S) % n]
+        values = {"A": torch.cat([one.unsqueeze(-1), torch.eye(n).expand(S, n, n)], dim=-1), "B": torch.ones(S, n)}
+        return values | ({"s_alpha": torch.full((S,), 0.01), "s_beta": torch.full((S,), 0.01)} if self.dynamic else {})
+
+    @classmethod
+    def spec(cls, config: ModelConfig) -> StreamSpec:
+        """Lanes of width D, n of them."""
+        own: HyperConnectionsConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        return StreamSpec(
+            state_shape=(own.lanes, config.embed_dim), starts_plain=True, undo="replay", papers=("2409.19606",)
+        )
+
+    @classmethod
+    def parameter_formula(cls, config: ModelConfig) -> int:
+        """2 L n (n + 2), dynamic 2 L (D (n + 2) + 2 + D) more, and the plain stream's (2 L + 1) D gains."""
+        own: HyperConnectionsConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        n, D, blocks = own.lanes, config.embed_dim, config.num_blocks
+        dynamic = D * (n + 2) + 2 + D if own.dynamic else 0
+        return blocks * (n * (n + 2) + dynamic) + (blocks + 1) * D
+
+    def cost(self) -> StreamCost:
+        """Mixing and writing; dynamic: also the product with W, which keeps the normalised lanes."""
+        cost = self._block_cost()
+        return replace(cost, bytes_saved=cost.bytes_saved - 4 * (self.lanes - 1) * self.lane_width)  # one copy at first
+
+    def _block_cost(self) -> StreamCost:
+        if not self.dynamic:
+            return self.lane_cost(0, mixes=True, dynamic=False)
+        state, outputs = self.lanes * self.lane_width, self.lanes * (self.lanes + 2)
+        kept = state + outputs * (2 if self.tanh else 1)
+        return self.lane_cost(2 * self.lane_width * outputs, mixes=True, dynamic=True, kept=kept)
+
+    def coefficients(self, site: int, H: Tensor) -> tuple[Tensor, Tensor]:
+        """A = A_0 + s_alpha tanh(norm(H) W_alpha), B = B_0 + s_beta tanh(norm(H) w_beta)."""
+        A, B = self.A[site], self.B[site]
+        if self.dynamic:
+            found = F.linear(self.lane_norms[site](H), self.W[site])  # [B, T, n, (1 + n) + 1]
+            found = found.tanh() if self.tanh else found
+            A = A + self.s_alpha[site] * found[..., :-1]
+            B = B + self.s_beta[site] * found[..., -1]
+        return A.mT, B.unsqueeze(-2)

@@ -1,0 +1,229 @@
+"""The Residual Matrix Transformer's stream: an outer-product memory (Mak & Flanigan, arXiv 2506.22696, section 2.2).
+
+    write   X <- X + sum_h w^(h) (x) y^(h)        R data vectors y^(h) in R^{D_v}, stored under keys w^(h) in R^{D_k}
+    read    y^(h) = r^(h) . norm(X)               retrieved with keys r^(h) in R^{D_k}
+
+Attention has no W_Q, W_K, W_V, W_O: its heads are reads and its outputs are writes. The MLP keeps its matrices and
+reads and writes R data vectors. The state has D_k x D_v cells, so D_k widens it without widening any matrix. It does
+not start as the plain transformer.
+
+Letters: B batch, T tokens, R rank (= heads), K key axis D_k, V value axis D_v. The state is kept as [B, T, V, K] and
+data vectors as [B, T, V, R], so that storing and retrieving are plain products with the keys as weights; that layout
+is private. State and keys stay in their own precision under autocast: the products are small, and casting a wide
+state costs more than it saves.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from widestream.blocks.norm import Norm
+from widestream.blocks.roles import Axis, Roles, size
+from widestream.errors import UserError
+from widestream.kernels.exchange import Site
+from widestream.recipe.model import ModelConfig
+from widestream.recipe.stream import StreamConfig
+from widestream.streams.base import KernelCall, Reader, Stream, StreamCost, StreamSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixFields(StreamConfig):
+    """What every matrix stream is set by. Rank R is the model's num_heads and the value axis D_v its head_dim."""
+
+    key_dim: int
+    """[D_k] Length of the keys; the state has key_dim * head_dim cells."""
+    norm_gain: Literal["full", "row", "none"] = "full"
+    """Gain of the joint norm: one per cell (the paper), one per key row, or none."""
+    depth_scale_site: Literal["w_FF", "W2"] = "w_FF"
+    """Where depth scaling acts on the MLP's way out: its storage keys (the published code) or its last matrix."""
+
+    def __post_init__(self):
+        if self.key_dim < 1:
+            raise UserError(f"model.stream.key_dim is {self.key_dim}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixConfig(MatrixFields):
+    """The Residual Matrix Transformer as published."""
+
+    kind: Literal["matrix"] = "matrix"
+    """This stream."""
+
+
+class MatrixStream(Stream):
+    """X [B, T, V, K]; a joint norm over (V, K) in front of every read."""
+
+    Config = MatrixConfig
+    examples = (
+        {"key_dim": 32},
+        {"key_dim": 6, "norm_gain": "row"},
+        {"key_dim": 6, "norm_gain": "none", "depth_scale_site": "W2"},
+    )
+
+    own_bases = ("base_key_dim",)
+
+    write_0: Tensor
+    """Storage keys of the token embedding [K, R]; those of site i are `write_<i>`, its retrieval keys `read_<i>`."""
+    write_position: Tensor
+    """Storage keys of learned positions [K, R]."""
+
+    def __init__(self, config: ModelConfig, roles: Roles):
+        super().__init__(config, roles)
+        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
+        if config.width not in (None, config.num_heads * config.head_dim):
+            raise UserError("A matrix stream has model.width = num_heads * head_dim; leave model.width out.")
+        self.rank, self.key_dim, self.value_dim = config.num_heads, own.key_dim, config.head_dim
+        self.keys = Axis(own.key_dim, config.mup.base_key_dim or own.key_dim)
+        self.declare_keys(config, roles)
+        spec = type(self).spec(config)
+        self.bare_attention, self.is_kernel = spec.attention == "bare", spec.undo == "kernel"
+        # Under autocast these blocks begin with a product in low precision, so they cast what they read.
+        first = not (config.upcast_attention or config.positions == "rotary" or config.value_residual != "none")
+        casting = {"attention": first or not self.bare_attention, "mlp": True}
+        self.casts = [casting[block.kind] and block.num_neurons != 0 for block in self.blocks(config)] + [False]
+        shape = (self.value_dim, self.key_dim)
+        self.row_gain = own.norm_gain == "row"
+        gain = {"full": shape, "row": (self.key_dim,), "none": None}[own.norm_gain]
+        self.norms = nn.ModuleList(Norm(config.norm, shape, gain, config.norm_eps, roles.gain()) for _ in self.readers)
+
+    def declare_keys(self, config: ModelConfig, roles: Roles) -> None:
+        """Keys of all sites. One storage set per write; embedding and positions have their own (eq. 13)."""
+        spec = type(self).spec(config)
+        # Depth scaling acts once on a block's way out: on its last matrix, or here.
+        scaled = {"attention": spec.attention == "bare", "mlp": spec.scales_mlp_write}
+        self.declare_storage("write_0", (roles.heads,), roles)
+        if config.positions == "learned":
+            self.declare_storage("write_position", (roles.heads,), roles)
+        for site, reader in enumerate(self.readers):
+            vectors = self.vectors(reader, roles)
+            zero_rows = self.rank if len(vectors) == 2 and config.init.query_zero else 0
+            self.declare_retrieval(site, vectors, roles, zero_rows)
+            if reader != "head":
+                self.declare_storage(f"write_{site + 1}", vectors[-1:], roles, scaled[reader])
+
+    def declare_storage(self, name: str, vectors: tuple[Axis, ...], roles: Roles, scaled: bool = False) -> None:
+        """Storage keys w: R -> D_k."""
+        role = roles.hidden(vectors, (self.keys,), "keys", decay="key", output=scaled)
+        self.declare(name, (self.key_dim, size(vectors)), role)
+
+    def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:
+        """Retrieval keys r: D_k -> R, or -> 3 R for q, k, v together, of which the query's may start at zero."""
+        role = roles.hidden((self.keys,), vectors, "keys", decay="key", zero_rows=zero_rows)
+        self.declare(f"read_{site}", (size(vectors), self.key_dim), role)
+
+    def vectors(self, reader: Reader, roles: Roles) -> tuple[Axis, ...]:
+        """Axes of the data vectors that a reader takes: R of them, or R each for q, k, v."""
+        return (roles.qkv, roles.heads) if reader == "attention" else (roles.heads,)
+
+    @classmethod
+    def spec(cls, config: ModelConfig) -> StreamSpec:
+        """A D_k x D_v matrix."""
+        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
+        return StreamSpec(
+            state_shape=(own.key_dim, config.head_dim),
+            attention="bare",
+            starts_plain=False,
+            scales_mlp_write=own.depth_scale_site == "w_FF",
+            undo="kernel",
+            papers=("2506.22696",),
+        )
+
+    @classmethod
+    def parameter_formula(cls, config: ModelConfig) -> int:
+        """R D_k (6 L + 3) keys (one set fewer without learned positions), and (2 L + 1) D_k D_v gains.
+
+        With ShortSWA 4 L sets of keys and L norms more.
+        """
+        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
+        blocks = config.num_blocks
+        sets = 4 * blocks - 2 * config.num_layers + (3 if config.positions == "learned" else 2)
+        gain = {"full": config.head_dim * own.key_dim, "row": own.key_dim, "none": 0}[own.norm_gain]
+        return config.num_heads * own.key_dim * sets + (blocks + 1) * gain
+
+    def cost(self) -> StreamCost:
+        """Two FLOPs per key entry and value column.
+
+        What autograd saves is the state and its norm at every read (with a gain per row, before and after it), of an
+        operator the state alone, and the vectors that were written; or these only.
+        """
+        key_entries = sum(self.get_parameter(n).numel() for n, role in self.own_roles.items() if role.part == "keys")
+        state = 4 * self.key_dim * self.value_dim
+        exchanges, writes = len(self.readers), 4 * self.value_dim * self.vectors_written()
+        kept = 3 if self.row_gain else 2
+        return StreamCost(
+            flops=2 * key_entries * self.value_dim,
+            bytes_moved=2 * state * exchanges,
+            bytes_saved=kept * state * exchanges + writes,
+            bytes_saved_fused=state * exchanges + writes if self.is_kernel else None,
+            bytes_saved_writes=writes,
+        )
+
+    def vectors_written(self) -> int:
+        """Data vectors of a token, over all sites; learned positions are the same for all windows."""
+        return sum(self.get_parameter(f"write_{site}").shape[-1] for site in range(len(self.readers)))
+
+    def width_axes(self, roles: Roles) -> tuple[Axis, ...]:
+        """R data vectors of width D_v."""
+        return (roles.head_dim, roles.heads)
+
+    def store(self, keys: Tensor, data: Tensor) -> Tensor:
+        """sum_h w^(h) (x) y^(h): keys [K, R], data [B, T, V, R] -> [B, T, V, K] (eqs. 12, 14).
+
+        Keys [B, T, K, R] are every token's own.
+        """
+        with torch.autocast(data.device.type, enabled=False):
+            return data.to(keys.dtype) @ keys.mT
+
+    def retrieve(self, keys: Tensor, normed: Tensor) -> Tensor:
+        """r^(h) . X for every h: keys [R, K] or [B, T, R, K], normed state [B, T, V, K] -> [B, T, V, R] (eq. 15)."""
+        with torch.autocast(normed.device.type, enabled=False):
+            return normed @ keys.mT
+
+    def data(self, written: Tensor) -> Tensor:
+        """A block's output as data vectors [B, T, V, R]: heads [B, T, R, V], or all side by side [B, T, V * R]."""
+        return written.transpose(2, 3) if written.ndim == 4 else written.unflatten(-1, (self.value_dim, -1))
+
+    def hand_over(self, site: int, data: Tensor) -> dict[str, Tensor]:
+        """Retrieved vectors as the reader wants them: heads q, k, v, or all side by side (inverse of `data`)."""
+        if self.readers[site] == "attention":
+            q, k, v = data.transpose(2, 3).chunk(3, dim=2)  # [B, T, R, V] each
+            return {"q": q, "k": k, "v": v}
+        return {"x": data.flatten(2)}
+
+    def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> Tensor:
+        """X_0 = sum_h w_E^(h) (x) W_E^(h) s + sum_h w_P^(h) (x) W_P^(h) p (eq. 13)."""
+        X = self.store(self.write_0, self.data(token))
+        return X if position is None else X + self.store(self.write_position, self.data(position))
+
+    def write(self, site: int, state: Tensor, written: Tensor) -> Tensor:
+        """X <- X + sum_h w_O^(h) (x) head_h (eq. 22), or the same with the MLP's output cut into R vectors (eq. 26)."""
+        return state + self.store(getattr(self, f"write_{site}"), self.data(written))
+
+    def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
+        """Heads q, k, v for attention (eqs. 18-20); R data vectors side by side for MLP and head (eqs. 24, 27)."""
+        return self.hand_over(site, self.retrieve(getattr(self, f"read_{site}"), self.norms[site](state)))
+
+    def undo(self, site: int, state: Tensor, written: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+        """X - sum_h w^(h) (x) y^(h)."""
+        return state - self.store(getattr(self, f"write_{site}"), self.data(written))
+
+    def retrieval_keys(self, site: int) -> Tensor:
+        """R of all data vectors read at `site` [Q, K]."""
+        return getattr(self, f"read_{site}")
+
+    def as_kernel(self, site: int, written: Tensor | None) -> KernelCall:
+        """The write, norm and read above; vectors are handed over in the precision that the reader casts them to."""
+        norm, keys = self.norms[site], self.retrieval_keys(site)
+        assert isinstance(norm, Norm)
+        device, dtype = keys.device.type, torch.promote_types(keys.dtype, torch.float32)
+        casts = self.casts[site] and torch.is_autocast_enabled(device)
+        write_keys = None if written is None else getattr(self, f"write_{site}")
+        return KernelCall(
+            site=Site(write_keys, keys, norm.gain, norm.kind, norm.eps),
+            data=None if written is None else self.data(written),
+            by_heads=self.readers[site] == "attention" and self.bare_attention,
+            dtype=torch.get_autocast_dtype(device) if casts else dtype,
+            hand_over=lambda data: self.hand_over(site, data),
+        )

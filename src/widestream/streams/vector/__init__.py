@@ -1,0 +1,1 @@
+"""Streams that are one vector, to which blocks add: plain, gated, scaled, or rewritten."""

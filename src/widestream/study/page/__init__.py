@@ -1,0 +1,1 @@
+"""The page of all studies, from records and run folders."""

@@ -1,0 +1,150 @@
+"""The race to the transformer's best loss (Tables 3 and 4), and whether the lead lasts."""
+
+from statistics import fmean
+from typing import Any
+
+from widestream.report import text
+from widestream.report.figures.charts import gap_chart, loss_chart
+from widestream.report.stats.comparison import compare
+from widestream.report.stats.intervals import mean_interval
+from widestream.report.stats.matched import RESOURCES, Resource, gap_at, reach
+from widestream.report.stats.pairs import Pair
+from widestream.report.tables import NONE, Table
+from widestream.study.page.results import ArmResult, StudyResult, contrast
+from widestream.study.page.sections import (
+    Section,
+    begin,
+    contrast_table,
+    said,
+    shown,
+)
+
+
+def race_section(result: StudyResult) -> Section:
+    """Resources to the reference's best loss, seed by seed, beside Tables 3 and 4."""
+    section = begin(result)
+    other = next((name for name in result.arms if name != result.reference.name), None)
+    one = contrast(result, other, result.reference.name) if other else None
+    if one is None or one.pair is None:
+        return section
+    printed = result.record["analysis"]["printed"]
+    section.answers.append(said(one))
+    rows = [_saved_row(one.pair, resource, printed, result.record["scale"]) for resource in RESOURCES]
+    fewer = 1 - one.of.count("parameters") / one.against.count("parameters")
+    exact = "exact"
+    rows.append(
+        ("parameters saved", text.percent(printed["parameters"]), text.percent(fewer), exact, result.record["scale"])
+    )
+    gap = one.at_equal["tokens"]
+    paper_gap = printed["loss"][1] - printed["loss"][0]
+    ends = text.interval(gap.low, gap.high)
+    rows.append(
+        ("held-out loss at equal tokens", text.signed(paper_gap), text.signed(gap.mean), ends, result.record["scale"])
+    )
+    section.tables.append(
+        Table(
+            title=f"What {other} saves on its way to the {result.reference.name}'s best loss",
+            caption="Saved: one minus what a run spends until its smoothed held-out loss first reaches the lowest of "
+            "the reference's run of the same seed, as a share of what that run spent; mean over seeds and 95 % "
+            "interval. The paper's FLOPs leave out the logits (erratum E8).",
+            columns=("quantity", "paper", "ours", "95 % interval", "scale"),
+            rows=tuple(rows),
+        )
+    )
+    section.tables.append(contrast_table(result, [({"paper": paper_gap}, one)]))
+    found = compare([run.path for arm in (one.against, one.of) if arm.group for run in arm.group.runs])
+    section.charts += [(f"Over {words}", loss_chart(found, resource)) for resource, words in _OVER.items()]
+    if (chart := gap_chart(found)) is not None:
+        section.charts.append(("The gap over tokens", chart))
+    return section
+
+
+_OVER: dict[Resource, str] = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
+_SAVES = {"tokens": "tokens saved", "flops": "training FLOPs saved", "wall_s": "wall time saved"}
+
+
+def _saved_row(pair: Pair, resource: Resource, printed: dict[str, Any], scale: str) -> tuple[str, ...]:
+    ours, theirs = pair.other.by_seed(), pair.reference.by_seed()
+    saved: list[float] = []
+    shared = [seed for seed in theirs if seed in ours]
+    for seed in shared:
+        curve = pair.reference.curves[theirs[seed]]
+        own, got = reach(curve, curve.best), reach(pair.other.curves[ours[seed]], curve.best)
+        if own is not None and got is not None:
+            saved.append(1 - getattr(got, resource) / getattr(own, resource))
+    if not saved:
+        return (_SAVES[resource], _percent(printed[resource]), "not reached", NONE, scale)
+    found = mean_interval(saved)
+    if len(saved) < len(shared):  # a mean over those that get there would flatter them
+        told = f"{_percent(found.mean)} in {len(saved)} of {len(shared)} seeds; the others do not get there"
+        return (_SAVES[resource], _percent(printed[resource]), told, NONE, scale)
+    ends = NONE if found.low is None or found.high is None else f"{_percent(found.low)} to {_percent(found.high)}"
+    return (_SAVES[resource], _percent(printed[resource]), _percent(found.mean), ends, scale)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %".replace("-", "−")
+
+
+def lead_section(result: StudyResult) -> Section:
+    """The lead at the end of a short run, and along and at the end of a long one."""
+    section = begin(result)
+    pairs = [contrast(result, other, reference) for reference, other in result.record["analysis"]["pairs"]]
+    if not all(one and one.pair for one in pairs):
+        return section
+    short, long = pairs
+    assert short is not None
+    assert long is not None
+    section.answers = [_change(short.of, short.against, long.of, long.against), said(short), said(long)]
+    rows = [{"label": f"{one.of.name} against {one.against.name}"} for one in (short, long)]
+    section.tables.append(contrast_table(result, list(zip(rows, (short, long), strict=True))))
+    assert long.pair is not None
+    section.tables.append(_along(long.pair))
+    found = compare([run.path for arm in (long.against, long.of) if arm.group for run in arm.group.runs])
+    if (chart := gap_chart(found)) is not None:
+        section.charts.append(("The gap along the long runs", chart))
+    section.charts.append(("Loss along the long runs", loss_chart(found, "tokens")))
+    return section
+
+
+def _change(mine: ArmResult, theirs: ArmResult, later: ArmResult, against: ArmResult) -> str:
+    """Whether the difference at the end of the long runs is another than at the end of the short ones."""
+    seeds = [seed for seed in mine.losses if all(seed in arm.losses for arm in (theirs, later, against))]
+    if not seeds:
+        return "The short and the long runs have no seed in common."
+    changes = [
+        (later.losses[seed] - against.losses[seed]) - (mine.losses[seed] - theirs.losses[seed]) for seed in seeds
+    ]
+    change = mean_interval(changes)
+    first = fmean(mine.losses[seed] - theirs.losses[seed] for seed in seeds)
+    last = fmean(later.losses[seed] - against.losses[seed] for seed in seeds)
+    told = f"from {text.signed(first)} to {text.signed(last)} nats, by {shown(change)}"
+    if change.low is None:
+        return f"From the short runs to the long ones the difference moves {told}; one seed, which may be chance."
+    if change.holds_zero:
+        return f"No change of the difference seen from the short runs to the long ones: {told}."
+    if first < 0 and last < 0:
+        return f"From the short runs to the long ones the lead {'shrinks' if change.mean > 0 else 'grows'}: {told}."
+    return f"From the short runs to the long ones the difference moves {told}."
+
+
+def _along(pair: Pair) -> Table:
+    """The difference at parts of the long run, over seeds."""
+    end = min(curve.tokens[-1] for group in (pair.reference, pair.other) for curve in group.curves)
+    ours, theirs = pair.other.by_seed(), pair.reference.by_seed()
+    rows = []
+    for part in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0):
+        found = [
+            gap_at(pair.reference.curves[theirs[seed]], pair.other.curves[ours[seed]], "tokens", part * end)
+            for seed in theirs
+            if seed in ours
+        ]
+        gaps = [gap for gap in found if gap is not None]
+        if gaps:
+            rows.append((text.count(part * end), f"{part:g}", shown(mean_interval(gaps)), str(len(gaps))))
+    return Table(
+        title="Along the long run",
+        caption="Difference of the smoothed curves at equal tokens. Public single runs report −0.105 fading to −0.002.",
+        columns=("tokens", "part of the run", "difference", "seeds"),
+        rows=tuple(rows),
+    )

@@ -1,0 +1,241 @@
+"""A study's results: its record and the runs that it names, read and brought together arm by arm."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from widestream.errors import UserError
+from widestream.report.stats.groups import Group, measure
+from widestream.report.stats.intervals import Interval, difference
+from widestream.report.stats.pairs import Pair, match
+from widestream.runs.read import Run, load_run
+
+RECORD = ".study.json"
+"""Ending of a study's record."""
+Seeds = tuple[int, int]
+Cache = dict[Path, Run | UserError]
+"""Runs read already, or why one cannot be read, by folder; studies share runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmResult:
+    """One arm: what it is, and what its runs came to."""
+
+    name: str
+    """As the study calls it."""
+    entry: dict[str, Any]
+    """The arm in the record: group, recipe, settings, rate, trials, runs."""
+    group: Group | None
+    """Its finished runs, measured; None where none is finished."""
+
+    @property
+    def losses(self) -> dict[Seeds, float]:
+        """Final held-out loss of every finished run, by seeds."""
+        if self.group is None:
+            return {}
+        return {run.seeds: loss for run, loss in zip(self.group.runs, self.group.finals, strict=True)}
+
+    @property
+    def trouble(self) -> list[str]:
+        """What became of the runs that did not come to their end."""
+        return [f"seed {run['seed']} {run['status']}" for run in self.entry["runs"] if run["status"] != "done"]
+
+    def count(self, what: str) -> float:
+        """A figure: `parameters`, `non_embedding`, `stream_size`, `flops`, `tokens`, or a key of the model's recipe.
+
+        Norm gains are left out of parameter counts, as in the paper.
+        """
+        assert self.group is not None
+        run = self.group.runs[0]
+        match what:
+            case "parameters":
+                return run.parameters["total_without_norm"]
+            case "non_embedding":
+                return run.parameters["non_embedding_without_norm"]
+            case "stream_size":
+                return run.info["summary"]["stream_size"]
+            case "flops":
+                return run.final.flops
+            case "tokens":
+                return run.final.tokens
+            case _:
+                return float(run.config["model"][what])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """A study at one scale, as far as it has come."""
+
+    record: dict[str, Any]
+    """As `widestream study run` wrote it."""
+    folder: Path
+    """Where its runs lie."""
+    arms: dict[str, ArmResult]
+    """By name, in the study's order."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader should know: runs that are missing or cannot be read."""
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.record["study"]
+
+    @property
+    def reference(self) -> ArmResult:
+        """The arm that others are compared with."""
+        return self.arms[self.record["reference"]]
+
+    def measured(self, names: Sequence[str] | None = None) -> list[ArmResult]:
+        """The arms that have a finished run."""
+        wanted = self.arms if names is None else names
+        return [self.arms[name] for name in wanted if name in self.arms and self.arms[name].group is not None]
+
+    def in_group(self, group: str) -> list[ArmResult]:
+        """The measured arms of one family."""
+        return [arm for arm in self.measured() if arm.entry["group"] == group]
+
+    def runs(self) -> list[Run]:
+        """All finished runs."""
+        return [run for arm in self.measured() if arm.group for run in arm.group.runs]
+
+
+def load_results(folder: Path) -> list[StudyResult]:
+    """Read every study whose record lies in a folder, by name.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    paths = sorted(folder.glob(f"*{RECORD}"))
+    cache: Cache = {}
+    return [load_result(path, cache) for path in paths]
+
+
+def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
+    """Read one study.
+
+    Args:
+        path: of its record.
+        cache: runs that were read already, by folder; studies share runs.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        entries = {arm["name"]: arm for arm in record["arms"]}
+        missing = {"study", "scale", "reference", "analysis"} - record.keys()
+        if missing:
+            raise KeyError(*missing)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no record of a study, or is damaged; run the study again.") from error
+    notes: list[str] = []
+    runs = {} if cache is None else cache
+    arms = {name: _arm(name, entry, path.parent, runs, notes) for name, entry in entries.items()}
+    return StudyResult(record=record, folder=path.parent, arms=arms, notes=notes)
+
+
+def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: list[str]) -> ArmResult:
+    """Read an arm's finished runs, those too that finished since the record was written."""
+    found = []
+    for row in entry["runs"]:
+        if row["status"] != "done" and _finished(folder / row["folder"], row["steps"]):
+            row["status"] = "done"
+        if row["status"] != "done":
+            why = f": {row['why']}" if row.get("why") else ""
+            notes.append(f"{name}, seed {row['seed']}: {row['status']}{why} ({row['folder']})")
+            continue
+        path = folder / row["folder"]
+        if path not in cache:
+            try:
+                cache[path] = load_run(path)
+            except UserError as error:
+                cache[path] = error
+        run = cache[path]
+        if isinstance(run, UserError):
+            row["status"] = "unreadable"
+            notes.append(f"{name}, seed {row['seed']}: {run}")
+        else:
+            found.append(run)
+    found.sort(key=lambda run: run.seeds)
+    return ArmResult(name=name, entry=entry, group=measure(name, found, "loss") if found else None)
+
+
+def _finished(path: Path, steps: int) -> bool:
+    try:
+        return json.loads((path / "done.json").read_bytes())["step"] == steps
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contrast:
+    """One arm against another: the difference in held-out loss at equal spending. Negative: `of` is better."""
+
+    of: ArmResult
+    """The arm."""
+    against: ArmResult
+    """What it is compared with."""
+    at_equal: dict[str, Interval]
+    """By resource: tokens, flops, wall_s, parameters; those that cannot be compared are left out."""
+    pair: Pair | None
+    """The whole comparison; None where the runs share no stretch."""
+
+
+def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
+    """Compare two arms; None where one of them has no finished run."""
+    if not result.measured([of]) or not result.measured([against]):
+        return None
+    one, other = result.arms[of], result.arms[against]
+    assert one.group is not None
+    assert other.group is not None
+    pair = match(other.group, one.group)
+    found: dict[str, Interval] = {**pair.at_equal} if pair else {}
+    at_parameters = _at_equal_parameters(result, one, other)
+    if at_parameters is not None:
+        found["parameters"] = at_parameters
+    return Contrast(of=one, against=other, at_equal=found, pair=pair)
+
+
+def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:
+    """The difference at equal non-embedding parameters; None where that cannot be had without extrapolating.
+
+    Two arms of equal parameters (to 2 %) are compared as they are. Otherwise, if `other` is one of the arms that the
+    study trains at several sizes for this (`analysis.parameters`), its loss at the parameters of `one` is interpolated
+    between those sizes in log-log, seed by seed. What is counted is non-embedding parameters, or
+    `analysis.parameters_of`.
+    """
+    what = result.record["analysis"].get("parameters_of", "non_embedding")
+    size, theirs, tokens = one.count(what), other.count(what), one.count("tokens")
+    if abs(size / theirs - 1) <= 0.02 and other.count("tokens") == tokens:
+        return difference(other.losses, one.losses)
+    ladder = result.measured(result.record["analysis"].get("parameters", []))
+    sizes = [arm.name for arm in ladder]
+    if other.name not in sizes or one.name in sizes or len(ladder) < 2:
+        return None
+    ladder.sort(key=lambda arm: arm.count(what))
+    below = [arm for arm in ladder if arm.count(what) <= size]
+    above = [arm for arm in ladder if arm.count(what) >= size]
+    if not below or not above or {below[-1].count("tokens"), above[0].count("tokens")} != {tokens}:
+        return None
+    low, high = below[-1], above[0]
+    share = _log_share(low.count(what), high.count(what), size)
+    between = {
+        seed: low.losses[seed] ** (1 - share) * high.losses[seed] ** share for seed in low.losses if seed in high.losses
+    }
+    return difference(between, one.losses) if between else None
+
+
+def _log_share(low: float, high: float, value: float) -> float:
+    return 0.0 if low == high else math.log(value / low) / math.log(high / low)
+
+
+EQUAL: dict[str, str] = {
+    "tokens": "equal tokens",
+    "flops": "equal FLOPs",
+    "wall_s": "equal time",
+    "parameters": "equal parameters",
+}
+"""Names of the four ways to spend the same."""

@@ -1,0 +1,269 @@
+"""What every study's section of the page has: answers in words, the comparison of arms, their rates and their runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from widestream.report import text
+from widestream.report.figures.bars import BarChart
+from widestream.report.figures.forest import Forest
+from widestream.report.figures.svg import Chart
+from widestream.report.stats.comparable import cautions, mismatches
+from widestream.report.stats.intervals import Interval
+from widestream.report.tables import NONE, Table
+from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
+
+Figure = Chart | BarChart | Forest
+"""What a page can draw."""
+
+UNPRINTED = "not printed"
+"""Stands where the paper has no number."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Section:
+    """A part of the page."""
+
+    key: str
+    """Anchor."""
+    name: str
+    """What it is asked for by: the study's name, or the measurement's."""
+    title: str
+    """Heading."""
+    question: str = ""
+    """What is asked."""
+    mirrors: str = ""
+    """Parts of the paper."""
+    scale: str = ""
+    """Sizes and budget, data and epochs."""
+    answers: list[str] = field(default_factory=list)
+    """Sentences made from the intervals."""
+    charts: list[tuple[str, Figure]] = field(default_factory=list)
+    """With their captions."""
+    tables: list[Table] = field(default_factory=list)
+    """Shown at once."""
+    details: list[Table] = field(default_factory=list)
+    """Folded away."""
+    notes: list[str] = field(default_factory=list)
+    """Runs that diverged, failed or are missing, and other things to know."""
+    commands: list[str] = field(default_factory=list)
+    """How to do it again."""
+
+
+def begin(result: StudyResult) -> Section:
+    """The section of a study, with what all studies have."""
+    record = result.record
+    section = Section(
+        key=f"{record['study']}-{record['scale']}",
+        name=record["study"],
+        title=record["title"],
+        question=record["question"],
+        mirrors=record["mirrors"],
+        scale=describe_scale(result),
+        notes=list(result.notes),
+        commands=[record["command"]],
+    )
+    models = [(arm.name, arm.group.runs) for arm in result.measured() if arm.group]
+    if len(models) > 1:
+        section.notes += [f"Not comparable in nats: {one.sentence}" for one in mismatches(models)]
+        section.notes += cautions(models)
+    section.details = [table for table in (arms_table(result), rates_table(result), runs_table(result)) if table.rows]
+    return section
+
+
+def describe_scale(result: StudyResult) -> str:
+    """Sizes, budget, seeds, data and epochs, in two sentences."""
+    runs = result.runs()
+    if not runs:
+        return f"Scale {result.record['scale']}; no run is finished yet."
+    seeds = sorted({len(arm.group.runs) for arm in result.measured() if arm.group})
+    sizes = [run.parameters["non_embedding_without_norm"] for run in runs]
+    tokens = [run.final.tokens for run in runs]
+    corpus = result.record.get("corpus")
+    data = f"{corpus['source']}, a vocabulary of {corpus['vocab_size']:,}" if corpus else "as its recipes say"
+    epochs = [run.final.tokens / run.data["train_tokens"] for run in runs]
+    return (
+        f"Scale {result.record['scale']}: {_span(sizes, text.count)} non-embedding parameters, "
+        f"{_span(tokens, text.count)} tokens, {_span(seeds, str)} seeds. Data: {data}; "
+        f"{_span(epochs, text.three)} epochs."
+    )
+
+
+def _span(values: Sequence[Any], shown: Any) -> str:
+    low, high = shown(min(values)), shown(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def said(contrast: Contrast) -> str:
+    """At equal tokens: who is ahead and by how much, or that no difference is seen."""
+    one, other, gap = contrast.of.name, contrast.against.name, contrast.at_equal.get("tokens")
+    if gap is None:
+        return f"{one} and {other} share no stretch of training."
+    if gap.low is None or gap.high is None:
+        return f"{one} against {other}: {text.signed(gap.mean)} nats, one seed each, which may be chance."
+    ends = f"95\N{NO-BREAK SPACE}% interval {text.interval(gap.low, gap.high)}, {gap.n} seeds"
+    if gap.holds_zero:
+        return f"No difference seen between {one} and {other}: {text.signed(gap.mean)} nats ({ends})."
+    return f"{one} is {text.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
+
+
+def said_at_parameters(contrast: Contrast) -> str | None:
+    """The same at equal parameters, where that is not the comparison at equal tokens itself."""
+    gap = contrast.at_equal.get("parameters")
+    if gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
+        return None
+    one, other = contrast.of.name, contrast.against.name
+    if gap.holds_zero:
+        return f"At equal parameters no difference is seen between {one} and {other}: {shown(gap)} nats."
+    return f"At equal parameters {one} is {'worse' if gap.mean > 0 else 'better'} than {other}: {shown(gap)} nats."
+
+
+def shown(interval: Interval | None) -> str:
+    """A difference and its interval."""
+    if interval is None:
+        return NONE
+    ends = "" if interval.low is None else f" [{text.interval(interval.low, interval.high)}]"
+    return f"{text.signed(interval.mean)}{ends}"
+
+
+def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None) -> list[tuple[dict, Contrast]]:
+    """The contrasts that a study names, or every arm against the reference; those without finished runs left out."""
+    if rows is None:
+        reference = result.reference
+        rows = [
+            {"of": name, "against": reference.name, "paper": _paper_gap(arm, reference)}
+            for name, arm in result.arms.items()
+            if name != reference.name
+        ]
+    found = [(row, contrast(result, row["of"], row["against"])) for row in rows]
+    return [(row, one) for row, one in found if one is not None]
+
+
+def _paper_gap(arm: ArmResult, reference: ArmResult) -> float | None:
+    ours, theirs = arm.entry.get("paper"), reference.entry.get("paper")
+    return None if ours is None or theirs is None else ours - theirs
+
+
+def contrast_table(
+    result: StudyResult, found: Sequence[tuple[dict[str, Any], Contrast]], title: str = "Differences in held-out loss"
+) -> Table:
+    """The paper's number beside ours: at equal tokens with its interval, then at equal FLOPs, time, parameters."""
+    rows = []
+    for row, one in found:
+        gap = one.at_equal.get("tokens")
+        paper = row.get("paper")
+        rows.append(
+            (
+                row.get("label") or f"{one.of.name} against {one.against.name}",
+                UNPRINTED if paper is None else text.signed(paper),
+                NONE if gap is None else text.signed(gap.mean),
+                NONE if gap is None else text.interval(gap.low, gap.high),
+                *(shown(one.at_equal.get(resource)) for resource in ("flops", "wall_s", "parameters")),
+                NONE if gap is None else str(gap.n),
+                result.record["scale"],
+            )
+        )
+    return Table(
+        title=title,
+        caption="Nats per token; below zero the first named is better. Ours: the last evaluation at equal tokens, mean "
+        "over seeds and 95 % interval, seed by seed. Beside it the same at equal training FLOPs (logits included), "
+        "equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs or time one of the two is "
+        "read before its run, and its schedule, has ended. A dash: not comparable without extrapolating.",
+        columns=(
+            "comparison", "paper", "ours", "95 % interval",
+            *(EQUAL[resource] for resource in ("flops", "wall_s", "parameters")),
+            "seeds", "scale",
+        ),
+        rows=tuple(rows),
+    )  # fmt: skip
+
+
+def arms_table(result: StudyResult) -> Table:
+    """Every arm: what it is and its last loss, beside what the paper prints for its own scale."""
+    rows = []
+    for arm in result.arms.values():
+        about = arm.entry["about"] or NONE
+        paper = UNPRINTED if arm.entry["paper"] is None else f"{arm.entry['paper']:.2f}"
+        trouble = text.listing(arm.trouble) if arm.trouble else "all done"
+        rate = "recipe's" if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
+        if arm.group is None:
+            rows.append((arm.name, about, *[NONE] * 4, rate, paper, NONE, NONE, "0", trouble))
+            continue
+        final = arm.group.final
+        rows.append(
+            (
+                arm.name,
+                about,
+                text.count(arm.count("non_embedding")),
+                text.count(arm.count("parameters")),
+                text.count(arm.count("stream_size")),
+                text.count(arm.count("tokens")),
+                rate,
+                paper,
+                text.loss(final.mean),
+                NONE if final.low is None else f"{text.loss(final.low)} to {text.loss(final.high or 0)}",
+                str(final.n),
+                trouble,
+            )
+        )
+    return Table(
+        title="Arms",
+        caption="Parameters without norm gains. Loss: last held-out evaluation in nats per token, mean over seeds and "
+        "95 % interval. The paper's losses are of its own data, vocabulary and scale.",
+        columns=(
+            "arm", "what it is", "non-embedding", "parameters", "stream cells", "tokens", "peak rate", "paper",
+            "ours", "95 % interval", "seeds", "runs",
+        ),
+        rows=tuple(rows),
+        words=2,
+    )  # fmt: skip
+
+
+def rates_table(result: StudyResult) -> Table:
+    """The search for every arm's learning rate."""
+    rows = []
+    for arm in result.arms.values():
+        trials = arm.entry["trials"]
+        if trials:
+            losses = [
+                f"{trial['lr']:g}: {trial['status'] if trial['loss'] is None else text.loss(trial['loss'])}"
+                for trial in trials
+            ]
+            edge = arm.entry["rate"] in (trials[0]["lr"], trials[-1]["lr"])
+            length = text.percent(trials[0]["steps"] / arm.entry["runs"][0]["steps"])
+            rows.append((arm.name, "; ".join(losses), f"{arm.entry['rate']:g}", "yes" if edge else "no", length))
+        elif arm.entry["rate_of"]:
+            rate = NONE if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
+            rows.append((arm.name, f"as {arm.entry['rate_of']}", rate, NONE, NONE))
+    return Table(
+        title="Learning rates",
+        caption="Held-out loss by peak rate; the same grid for all, grown by its own ratio while the best lies at its "
+        "edge, up to a number of rates; one seed. Length: of a search run, as a share of the arm's full length.",
+        columns=("arm", "rates searched", "taken", "at the edge", "length"),
+        rows=tuple(rows),
+        words=2,
+    )
+
+
+def runs_table(result: StudyResult) -> Table:
+    """Where every number comes from: run folder and command."""
+    rows = []
+    for arm in result.arms.values():
+        losses = {seeds[0]: loss for seeds, loss in arm.losses.items()}
+        for run in arm.entry["runs"]:
+            loss = losses.get(run["seed"])
+            shown_loss = NONE if loss is None else f"{loss:.4f}"
+            rows.append((arm.name, str(run["seed"]), run["status"], shown_loss, run["folder"], run["command"]))
+    return Table(
+        title="Runs",
+        caption="Every run folder (config.yaml, run.json, metrics.jsonl) and the command that makes it again.",
+        columns=("arm", "seed", "status", "loss", "folder", "command"),
+        rows=tuple(rows),
+        words=1,
+    )
+
+
+def mean_loss(arm: ArmResult) -> float:
+    """Mean final loss over seeds."""
+    return fmean(arm.losses.values())

@@ -1,0 +1,116 @@
+"""What a stream must hold to as to the backward pass's memory: a part of `streams.testing`."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from widestream.blocks.attention import BareAttention
+from widestream.blocks.context import make_context
+from widestream.errors import UserError
+from widestream.model.decoder import Decoder
+from widestream.model.depth.operator import Saved
+from widestream.model.depth.reversible import ExchangePlan, Reversible, Tape, plan_exchanges
+from widestream.recipe.model import ModelConfig
+from widestream.testing.models import Fields, random_model, tokens_of
+
+WIDER: Fields = {"num_heads": 8, "head_dim": 32, "mlp_dim": 64, "context": 64}
+"""Beside vectors of this width the few numbers that norms keep of each hardly count."""
+
+
+def check_saved(stream: Fields, changes: Fields) -> None:
+    """Autograd keeps the bytes of states and history that are declared, to 5 %; of exchanges as operators, exactly."""
+    model = random_model(stream, changes | WIDER)
+    cost = model.stream.cost()
+    kept, declared = bytes_kept(stream, changes | WIDER, None, length=64), cost.bytes_saved
+    assert abs(kept - declared) <= 0.05 * declared, f"{kept:.0f} bytes are kept per token, {declared} declared"
+    is_kernel = type(model.stream).spec(model.config).undo == "kernel"
+    assert (cost.bytes_saved_fused is not None) == is_kernel, "declares bytes for operators, or should"
+    if is_kernel:
+        kept = bytes_kept(stream, changes | WIDER, lambda _: Saved("any"), length=64)
+        assert kept == cost.bytes_saved_fused, f"operators keep {kept} bytes, {cost.bytes_saved_fused} declared"
+
+
+def check_reversible(stream: Fields, changes: Fields) -> None:
+    """Rebuilt and replayed states give the gradients of saved ones, and keep as many bytes as declared.
+
+    So do saved states where an exchange is one operator.
+
+    A gradient may be off by 1e-5, or by about what rounding does to plain autograd: some are small sums of large terms.
+    """
+    model = random_model(stream, changes)
+    config, here = model.config, torch.device("cpu")
+    if type(model.stream).spec(config).undo == "no":
+        assert model.stream.cost().bytes_saved_writes is None, "declares bytes for states that are not rebuilt"
+        try:
+            plan_exchanges(config, here, "writes")
+        except UserError:
+            return
+        raise AssertionError("states that are not rebuilt are not refused")
+    exact, plain = gradients(model, None, exact=True), gradients(model, None)
+    plans = [plan_exchanges(config, here, "writes", kernels=kernels) for kernels in ("reference", "auto")]
+    if type(model.stream).spec(config).undo == "kernel":
+        plans.append(Saved("any"))
+    for plan in plans:
+        exactly_found, found = gradients(model, plan, exact=True), gradients(model, plan)
+        for name, wanted in exact.items():
+            pairs = (found[name], plain[name]), (plain[name], wanted), (exactly_found[name], wanted)
+            error, rounding, exact_error = (((a - b).norm() / wanted.norm()).item() for a, b in pairs)
+            assert error < max(1e-5, 4 * rounding), f"the gradient of {name} is off by {error:.1e} ({plan})"
+            assert exact_error < 1e-10, f"in float64 the gradient of {name} is off by {exact_error:.1e} ({plan})"
+    kept, declared = saved_by_writes(stream, changes), model.stream.cost().bytes_saved_writes
+    assert kept == declared, f"{kept} bytes are kept per token, {declared} declared"
+
+
+def gradients(model: Decoder, plan: ExchangePlan | None, exact: bool = False) -> dict[str, Tensor]:
+    """Of a small batch's loss, by parameter, with exchanges by `plan`; `exact` computes in float64."""
+    model = copy.deepcopy(model)
+    model.exchanges = plan
+    if exact:
+        model.double()
+        for block in model.blocks:
+            block.apply(_no_upcast)
+    model.loss(tokens_of(2, 20), tokens_of(2, 20, seed=1)).total.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _no_upcast(module: torch.nn.Module) -> None:
+    if isinstance(module, BareAttention):
+        module.upcast = False
+
+
+def saved_by_writes(stream: Fields, changes: Fields) -> float:
+    """Bytes per token that exchanges on a tape leave in the graph."""
+    return bytes_kept(stream, changes, lambda config: plan_exchanges(config, torch.device("cpu"), "writes"))
+
+
+def bytes_kept(
+    stream: Fields, changes: Fields, plan: Callable[[ModelConfig], ExchangePlan | None] | None, length: int = 20
+) -> float:
+    """Bytes per token that exchanges leave in the graph, by `plan` or as written: what a second window adds."""
+    model, sizes = random_model(stream, changes | {"positions": "none"}), []
+    model.exchanges = None if plan is None else plan(model.config)
+    for windows in (1, 2):
+        tokens, kept = tokens_of(windows, length), {}
+
+        def pack(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        seen = {block.window for block in model.layout if block.kind == "attention"}
+        context = make_context(model.config, torch.arange(length), windows=seen)
+        if isinstance(model.exchanges, Reversible):
+            tape = Tape(model.stream, model.config, model.exchanges)
+            exchange, state = tape.exchange, tape.empty(context)
+        else:
+            exchange, state = model._exchange, model.stream.empty(context)
+        written: Any = model.embedding(tokens, context.positions)
+        for site in range(len(model.blocks) + 1):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                state, inputs = exchange(site, state, written)
+            if site < len(model.blocks):
+                written = model.blocks[site](inputs, context)
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    return (sizes[1] - sizes[0]) / length

@@ -1,1 +1,0 @@
-"""Closed forms: parameters, FLOPs, bytes."""
