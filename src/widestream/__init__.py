@@ -1,3 +1,5 @@
 """Build, train, compare and understand transformer residual streams."""
 
-__version__ = "0.1.0"
+from widestream.version import __version__
+
+__all__ = ["__version__"]

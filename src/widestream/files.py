@@ -1,10 +1,16 @@
-"""Writing files so that a crash or a full disk never leaves a half-written one behind."""
+"""Writing files so that a crash or a full disk never leaves a half-written one behind, and with clear words.
+
+The one way to write: whatever the package leaves on a disk goes through here, shards of tokens and tensors aside.
+"""
 
 import contextlib
 import errno
+import json
+import lzma
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from widestream.errors import UserError
 
@@ -46,3 +52,52 @@ def disk_errors(folder: Path, advice: str) -> Iterator[None]:
                 f"No permission to write {error.filename or folder}: get it or choose another place, then {advice}."
             ) from error
         raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        UserError: The folder does not exist, cannot be written to or is full; the path is a folder.
+    """
+    _write(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a value as JSON, compressed if `path` ends in .xz; whole or not at all.
+
+    Args:
+        path: the file.
+        value: anything JSON can hold, finite numbers only.
+        indent: spaces a level, for people to read; None: as short as can be.
+
+    Raises:
+        UserError: as `write_text`.
+    """
+    separators = (",", ":") if indent is None else None
+    content = (json.dumps(value, indent=indent, separators=separators, allow_nan=False) + "\n").encode("utf-8")
+    _write(path, lzma.compress(content, preset=9) if path.suffix == ".xz" else content)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        content = path.read_bytes()
+        return json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give the path of a record.") from None
+    except (ValueError, lzma.LZMAError) as error:
+        raise UserError(f"{path} cannot be read as JSON; remove it, or measure again.") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"The folder {path.parent} does not exist; make it first, or write {path.name} elsewhere.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file in it, such as {path / 'report.html'}.")
+    with disk_errors(path.parent, f"write {path.name} again or elsewhere"):
+        write_atomic(path, content)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from widestream.errors import UserError
 from widestream.recipe.train import TrainConfig
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -41,6 +42,35 @@ def keep_freed_memory() -> bool:
         return False
     # However large, no block gets pages of its own, and the end of the heap is never given back.
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def find_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Turn the name of a device into one that exists.
+
+    Args:
+        name: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+        local_rank: number of this process on its machine, which chooses the GPU; None when there is one process.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"train.device={name} is not a device; use auto, cpu, cuda or cuda:NUMBER.") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise UserError(f"train.device={name} is not supported; use auto, cpu, cuda or cuda:NUMBER.")
+    index = (device.index or 0) if local_rank is None else local_rank
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"train.device={name} needs GPU number {index} but {torch.cuda.device_count()} can be seen; "
+            "use train.device=cpu."
+        )
+    return torch.device("cuda", index)
 
 
 @contextlib.contextmanager

@@ -9,29 +9,16 @@ import shutil
 import pytest
 import yaml
 
+from tiny_runs import RECIPE
 from widestream.cli import main
-from widestream.train import folder
-
-RECIPE = {
-    "name": "tiny",
-    "model": {
-        "vocab_size": 257, "context": 16, "num_layers": 1, "num_heads": 2, "head_dim": 8, "mlp_dim": 32,
-        "stream": {"kind": "matrix", "key_dim": 4},
-    },
-    "data": {"path": "data"},
-    "train": {
-        "steps": 4, "batch_size": 2, "device": "cpu", "precision": "float32", "threads": 1, "eval_every": 4,
-        "save_every": 2,
-    },
-    "schedule": {"warmup": 1},
-}  # fmt: skip
+from widestream.train import begin
 
 
 def call(*arguments):
     """Run the command in this process; returns its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["widestream", *map(str, arguments)])
-        patch.setattr(folder, "matmul_peak", lambda device, precision: 1e11)
+        patch.setattr(begin, "matmul_peak", lambda device, precision: 1e11)
         with pytest.raises(SystemExit) as stop:
             main()
     return stop.value.code or 0

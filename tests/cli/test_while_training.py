@@ -8,7 +8,8 @@ import time
 
 import pytest
 import yaml
-from test_bad_input import RECIPE
+
+from tiny_runs import RECIPE
 
 
 def interruptible():

@@ -9,10 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
 from study_runs import write_study
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
-
 from tiny_runs import write_data
 
 EVERY, STEPS = 5, 60

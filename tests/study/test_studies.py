@@ -1,23 +1,18 @@
 """Studies: how they are read, planned and searched, and what their records say."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from study_runs import finish, loss_of, write_run, write_study
 
+from study_runs import finish, loss_of, write_run, write_study
+from tiny_runs import write_data
 from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.study import run
 from widestream.study.plan import Place, arm_job, recipe_hash
 from widestream.study.run import StudyOptions, best_rate, next_rate, run_study
 from widestream.study.spec import SCALES, Search, find_study, load_study, study_names
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
-
-from tiny_runs import write_data
 
 
 @pytest.fixture

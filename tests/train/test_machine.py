@@ -8,8 +8,8 @@ import torch
 
 from widestream import machine
 from widestream.errors import UserError
+from widestream.machine import find_device
 from widestream.recipe.train import TrainConfig
-from widestream.train.parallel import find_device
 
 CPU = torch.device("cpu")
 

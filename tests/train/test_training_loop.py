@@ -352,7 +352,7 @@ def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
 def test_the_recorded_configuration_builds_the_same_run(data, tmp_path):
     config = tiny_config(data)
     train(config, tmp_path / "run")
-    from widestream.train.folder import load_config
+    from widestream.runs.folder import load_config
 
     assert to_dict(load_config(tmp_path / "run")) == to_dict(config)
 

@@ -18,8 +18,7 @@ from widestream.bench.plots import Panel, lines
 from widestream.bench.record import Outputs, make_record, require_counts
 from widestream.errors import UserError, unknown_name
 from widestream.kernels.exchange import Exchange, Site
-from widestream.machine import DTYPES
-from widestream.train.parallel import find_device
+from widestream.machine import DTYPES, find_device
 
 IMPLEMENTATIONS = {
     "reference": "widestream.kernels.exchange:ReferenceExchange",

@@ -8,14 +8,13 @@ import torch
 from widestream.bench.record import require_counts
 from widestream.blocks.attention_kind import Switch, choose
 from widestream.errors import UserError
-from widestream.machine import choose_precision, keep_freed_memory
+from widestream.machine import choose_precision, find_device, keep_freed_memory
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth.reversible import plan_exchanges
 from widestream.recipe import build
 from widestream.recipe.model import ModelConfig
 from widestream.streams import OWN_KINDS, stream_class
-from widestream.train.parallel import find_device
 
 PLAIN = "vector"
 """The plain transformer's stream, which others are compared with."""

@@ -1,7 +1,6 @@
 """What a measurement leaves behind: a JSON record with machine and versions, and its plots beside it."""
 
 import dataclasses
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import Any
 
 import torch
 
-import widestream
 from widestream.bench.plots import WIDTH, Panel, draw
 from widestream.errors import UserError
+from widestream.files import write_json, write_text
 from widestream.machine import describe_machine
-from widestream.records import write_text
 from widestream.report.figures.svg import standalone
+from widestream.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Outputs:
         """Write the record and, of `panels` beside each other, the plots; returns the paths."""
         written = []
         if self.json is not None:
-            write_text(self.json, json.dumps(record, indent=1) + "\n")
+            write_json(self.json, record, indent=1)
             written.append(self.json)
         if self.stem is not None and panels:
             title, (drawn, height) = f"widestream bench {record['bench']}", draw(panels)
@@ -77,7 +76,7 @@ def make_record(bench: str, settings: Any, device: torch.device, **figures: Any)
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "widestream": widestream.__version__,
+            "widestream": __version__,
         },
         **figures,
     }

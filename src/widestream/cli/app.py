@@ -38,7 +38,7 @@ def build_app() -> typer.Typer:
 
 def _options(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
     if version:
-        from widestream import __version__
+        from widestream.version import __version__
 
         print(__version__)
         raise typer.Exit

@@ -40,7 +40,7 @@ def check(
     from widestream.errors import UserError
     from widestream.experiments.mup.measure import CheckOptions, run_check
     from widestream.experiments.mup.section import sentences, write_check
-    from widestream.records import write_record
+    from widestream.files import write_json
 
     for path in filter(None, (json, out)):
         if not path.parent.is_dir():
@@ -61,7 +61,7 @@ def check(
     )
     print("\n".join(sentences(record)))
     if json is not None:
-        write_record(json, record)
+        write_json(json, record)
     for path in () if out is None else write_check(record, out):
         print(path)
     raise typer.Exit(0 if record["flat"]["mup"] else 1)

@@ -17,8 +17,8 @@ def errata(
     import json
 
     from widestream.errors import UserError
+    from widestream.files import write_text
     from widestream.paper.errata import errata_page, find_erratum, list_errata, to_dict, to_markdown
-    from widestream.records import write_text
 
     if out is not None:
         if name is not None or as_json:

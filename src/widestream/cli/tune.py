@@ -33,7 +33,7 @@ def tune(
 
         widestream tune tune/rmt --trials 20 --workers 2
     """
-    from widestream.experiments.tune.measure import TuneOptions, run_search
+    from widestream.experiments.tune.search import TuneOptions, run_search
     from widestream.experiments.tune.space import Space
 
     folder = out or Path("runs/tune") / Path(recipe).stem

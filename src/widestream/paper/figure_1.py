@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from widestream.files import write_text
 from widestream.paper.printed import GPT2_MEDIUM, RMT_MEDIUM, TABLE_8, TABLE_9
 from widestream.paper.resources import BF16, FLOAT32, RMT, Transformer, checkpoint_balance
-from widestream.records import write_text
 from widestream.report.figures.svg import Chart, Series, render, standalone
 from widestream.report.text import count
 

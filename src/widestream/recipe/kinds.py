@@ -1,4 +1,4 @@
-"""Which kinds of stream there are, by name. A name is all that is known here: a stream is imported when it is asked for."""
+"""Which kinds of stream there are, by name. Nothing else is known here: a stream is imported when it is asked for."""
 
 import importlib
 import sys

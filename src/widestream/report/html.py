@@ -5,15 +5,15 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from widestream.records import write_text
+from widestream.files import write_text
 from widestream.report import tables, text
+from widestream.report.comparison import Comparison, compare
 from widestream.report.document import both_sizes, document, html_table
 from widestream.report.figures.charts import gap_chart, loss_chart, search_chart
 from widestream.report.figures.multiples import multiples
 from widestream.report.figures.ranking import ranking
 from widestream.report.league import MANY, is_league, league_table, league_verdict
 from widestream.report.search import Search, load_search
-from widestream.report.stats.comparison import Comparison, compare
 from widestream.report.stats.groups import Group
 from widestream.report.stats.matched import RESOURCES
 from widestream.report.tables import Table

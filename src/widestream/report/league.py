@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from widestream.report import text
-from widestream.report.stats.comparison import Comparison, train_figures
+from widestream.report.comparison import Comparison, train_figures
 from widestream.report.stats.groups import Group
 from widestream.report.stats.matched import RESOURCES, Resource
 from widestream.report.stats.pairs import Pair

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from widestream.report import tables
+from widestream.report.comparison import Comparison
 from widestream.report.league import is_league, league_table, league_verdict
-from widestream.report.stats.comparison import Comparison
 from widestream.report.tables import Table
 
 _NARROWEST = 110

@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import text
+from widestream.report.comparison import Comparison, train_figures
 from widestream.report.search import Search, Trial
-from widestream.report.stats.comparison import Comparison, train_figures
 from widestream.report.stats.groups import stream_kind
 from widestream.report.stats.matched import RESOURCES, Reach
 from widestream.report.stats.pairs import Target

@@ -30,6 +30,7 @@ from torch import nn
 from widestream.files import sync_folder
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
+from widestream.runs.folder import CHECKPOINTS
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -72,7 +73,7 @@ def save(
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are as they were.
     """
-    folder = run_dir / "checkpoints"
+    folder = run_dir / CHECKPOINTS
     final = folder / f"step_{step:08d}"
     aside = folder / f"{UNFINISHED}{final.name}"
     with _write_errors(final, aside):
@@ -106,7 +107,7 @@ def latest(run_dir: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, but all of them are damaged.
     """
-    found = _numbered(run_dir / "checkpoints")
+    found = _numbered(run_dir / CHECKPOINTS)
     for number, path in found:
         if (checkpoint := _open(number, path)) is not None:
             return checkpoint
@@ -120,7 +121,7 @@ def latest(run_dir: Path) -> Checkpoint | None:
 
 def complete(run_dir: Path) -> list[Checkpoint]:
     """All checkpoints that are complete and unaltered, oldest first; every other one is named in a warning."""
-    found = (_open(number, path) for number, path in reversed(_numbered(run_dir / "checkpoints")))
+    found = (_open(number, path) for number, path in reversed(_numbered(run_dir / CHECKPOINTS)))
     return [checkpoint for checkpoint in found if checkpoint is not None]
 
 

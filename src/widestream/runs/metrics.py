@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from widestream.errors import UserError
+from widestream.runs.folder import METRICS
 
-METRICS = "metrics.jsonl"
 
 
 class MetricsWriter:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from widestream.errors import UserError
 from widestream.runs import claims
+from widestream.runs.folder import METRICS, NONFINITE, finished, read_done
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 30.0
@@ -51,20 +53,25 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether the run has ended well, now or in an earlier session that had as many steps."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return json.loads((self.folder / "done.json").read_bytes())["step"] == self.steps
-        return False
+        return finished(self.folder, self.steps)
+
+    @property
+    def heldout_loss(self) -> float | None:
+        """Last held-out loss of a finished run; None for any other."""
+        done = read_done(self.folder) if self.done else None
+        loss = None if done is None else done["heldout"]["loss"]
+        return loss if loss is not None and math.isfinite(loss) else None
 
     @property
     def diverged(self) -> bool:
         """Whether the run was stopped because its loss or gradient was not finite. It would be again."""
-        return not self.done and any(self.folder.glob("nonfinite_step_*"))
+        return not self.done and any(self.folder.glob(f"{NONFINITE}*"))
 
     @property
     def steps_done(self) -> int:
         """Steps so far, from the last whole line of the run's metrics."""
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-            lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
+            lines = (self.folder / METRICS).read_bytes().split(b"\n")
             return int(json.loads(lines[-2])["step"])
         return 0
 

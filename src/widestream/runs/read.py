@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from widestream.errors import UserError
+from widestream.runs.folder import CONFIG, DONE, INFO, METRICS, SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +110,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def is_run(path: Path) -> bool:
     """Whether a folder looks like a run."""
-    return (path / "config.yaml").is_file()
+    return (path / CONFIG).is_file()
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -141,12 +142,12 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     if not is_run(path):
         raise UserError(f"{path} is no run folder: it has no config.yaml; give a folder that training wrote.")
-    config = _read_yaml(path / "config.yaml")
-    info = _read_json(path / "run.json")
+    config = _read_yaml(path / CONFIG)
+    info = _read_json(path / INFO)
     for part in ("data", "summary"):
         if part not in info:
             raise UserError(f"{path / 'run.json'} has no `{part}`; train the run again, or leave it out.")
-    rows, notes = _read_lines(path / "metrics.jsonl")
+    rows, notes = _read_lines(path / METRICS)
     try:
         evals, lost = _evaluations(rows)
     except KeyError as error:
@@ -155,10 +156,10 @@ def load_run(path: str | Path) -> Run:
         notes.append(f"{lost} held-out evaluations without a finite loss are left out")
     if not evals:
         raise UserError(f"{path} has no held-out evaluation yet; let it train to its first one, or leave it out.")
-    done = _read_json(path / "done.json") if (path / "done.json").is_file() else None
+    done = _read_json(path / DONE) if (path / DONE).is_file() else None
     if done is None:
         notes.insert(0, f"unfinished: its last evaluation is at step {evals[-1].step:,}{_planned(config)}")
-    samples, _ = _read_lines(path / "samples.jsonl") if (path / "samples.jsonl").is_file() else ([], [])
+    samples, _ = _read_lines(path / SAMPLES) if (path / SAMPLES).is_file() else ([], [])
     return Run(
         path=path,
         config=config,

@@ -9,10 +9,10 @@ import torch
 from widestream.errors import UserError
 from widestream.generate.decoding import cast_weights
 from widestream.generate.sampling import SamplingConfig, generate
-from widestream.train.folder import load_config, load_model, load_run_tokenizer
-from widestream.train.parallel import find_device
+from widestream.runs.folder import SAMPLES, load_config
+from widestream.runs.model import load_model, load_run_tokenizer
+from widestream.machine import find_device
 
-SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from widestream.errors import UserError
+from widestream.runs.folder import CONFIG, DONE, INFO, METRICS
 
-KEPT = ("config.yaml", "run.json", "metrics.jsonl", "done.json")
+KEPT = (CONFIG, INFO, METRICS, DONE)
 """Files of a run folder that a report reads, and that trace its numbers."""
 ENDING = ".tar.xz"
 

@@ -5,7 +5,6 @@ so that several processes that share the folder come to the same decisions.
 """
 
 import json
-import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -131,7 +130,7 @@ def search_rates(study: Study, place: Place, workers: int, say: Callable[[Trials
         run_jobs(jobs, workers, may_diverge=True)
         grown = False
         for arm in searched:
-            rate = next_rate({rate: heldout_loss(job) for rate, job in trials[arm.name].items()}, search)
+            rate = next_rate({rate: job.heldout_loss for rate, job in trials[arm.name].items()}, search)
             if rate is not None:
                 trials[arm.name][rate] = _trial(study, arm, place, rate)
                 grown = True
@@ -168,20 +167,12 @@ def best_rate(losses: dict[float, float | None]) -> float | None:
     return min(known, key=lambda rate: known[rate]) if known else None
 
 
-def heldout_loss(job: Job) -> float | None:
-    """Last held-out loss of a finished run; None for any other."""
-    if not job.done:
-        return None
-    loss = json.loads((job.folder / "done.json").read_bytes())["heldout"]["loss"]
-    return loss if loss is not None and math.isfinite(loss) else None
-
-
 def _rate(study: Study, arm: Arm, trials: Trials) -> float | None:
     """Peak rate of an arm; None: the recipe's."""
     own = arm.rate_of or arm.name
     if study.search is None or own == "recipe":
         return None
-    rate = best_rate({rate: heldout_loss(job) for rate, job in trials[own].items()})
+    rate = best_rate({rate: job.heldout_loss for rate, job in trials[own].items()})
     if rate is None:
         # Every rate diverged or failed. Its runs are made all the same, at the lowest, and shown as what they are.
         return min(trials[own])
@@ -228,7 +219,7 @@ def write_record(
                 "paper": arm.paper,
                 "rate": _rate(study, arm, trials),
                 "trials": [
-                    {"lr": rate, "loss": heldout_loss(job)} | state(job)
+                    {"lr": rate, "loss": job.heldout_loss} | state(job)
                     for rate, job in sorted(trials.get(arm.name, {}).items())
                 ],
                 "runs": [{"seed": seed} | state(job) for seed, job in enumerate(runs.get(arm.name, []))],

@@ -10,6 +10,7 @@ from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.recipe.load import recipe_folder, recipe_names
 from widestream.report.search import load_search
+from widestream.runs.folder import METRICS, read_done
 from widestream.runs.pool import Job, run_jobs
 from widestream.study.demo import prepare_data
 
@@ -161,7 +162,7 @@ def _job(options: ZooOptions, recipe: str, folder: Path, seed: int, steps: int |
 
 def _trial(label: str, rate: float, job: Job) -> dict[str, object]:
     """A row of the record, as `report.search` reads it."""
-    done = json.loads((job.folder / "done.json").read_bytes()) if job.done else None
+    done = read_done(job.folder) if job.done else None
     return {
         "model": label,
         "lr": rate,
@@ -186,5 +187,5 @@ def _rows(record: Path) -> list[dict[str, object]]:
 
 def _evaluated(folder: Path) -> bool:
     """Whether a run got as far as its first evaluation."""
-    log = folder / "metrics.jsonl"
+    log = folder / METRICS
     return log.is_file() and b'"kind": "eval"' in log.read_bytes()

@@ -5,10 +5,11 @@ from pathlib import Path
 from widestream.data.manifest import read_manifest
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
-from widestream.machine import numerics
-from widestream.train.folder import load_config, load_info, load_model
+from widestream.machine import find_device, numerics
+from widestream.runs.folder import load_config, load_info
+from widestream.runs.model import load_model
 from widestream.train.heldout import Heldout, evaluate
-from widestream.train.parallel import World, find_device
+from widestream.train.parallel import World
 from widestream.train.plan import make_plan
 from widestream.train.setup import choose_exchanges
 

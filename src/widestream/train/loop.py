@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from widestream.data.batches import Batch
-from widestream.files import disk_errors
+from widestream.files import disk_errors, write_json
 from widestream.machine import keep_freed_memory, memory_bytes, numerics
 from widestream.recipe import RunConfig
+from widestream.runs.folder import DONE
 from widestream.runs.metrics import finite
 from widestream.train.clock import Stopwatch
-from widestream.train.folder import DONE, write_json
 from widestream.train.heldout import Heldout, evaluate
 from widestream.train.nonfinite import handle_nonfinite
 from widestream.train.optim import set_lr
@@ -193,6 +193,6 @@ def _finish(run: Run, progress: Progress) -> Result:
         heldout=position.heldout,
     )
     if run.world.is_main:
-        write_json(run.folder / DONE, asdict(result))
+        write_json(run.folder / DONE, asdict(result), indent=2)
     progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result

@@ -5,6 +5,7 @@ from torch import tensor
 
 from widestream.errors import UserError
 from widestream.files import write_atomic
+from widestream.runs.folder import NONFINITE
 from widestream.train.setup import Run
 from widestream.train.step import StepResult
 
@@ -30,7 +31,7 @@ def handle_nonfinite(run: Run, result: StepResult) -> None:
             skipped=run.position.skipped,
         )
         return
-    path = run.folder / f"nonfinite_step_{step}.safetensors"
+    path = run.folder / f"{NONFINITE}{step}.safetensors"
     if run.world.is_main:
         batch = run.batches.at(step - 1)
         fields = {"tokens": batch.tokens, "targets": batch.targets, "segments": batch.segments}

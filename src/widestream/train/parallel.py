@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from widestream.errors import UserError
+from widestream.machine import find_device
 
 Value = TypeVar("Value")
 
@@ -90,35 +91,6 @@ def join_world(device: str) -> Iterator[World]:
         yield World(place, dist.get_rank(), size)
     finally:
         dist.destroy_process_group()
-
-
-def find_device(name: str, local_rank: int | None = None) -> torch.device:
-    """Turn the name of a device into one that exists.
-
-    Args:
-        name: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
-        local_rank: number of this process on its machine, which chooses the GPU; None when there is one process.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"train.device={name} is not a device; use auto, cpu, cuda or cuda:NUMBER.") from None
-    if device.type == "cpu":
-        return torch.device("cpu")
-    if device.type != "cuda":
-        raise UserError(f"train.device={name} is not supported; use auto, cpu, cuda or cuda:NUMBER.")
-    index = (device.index or 0) if local_rank is None else local_rank
-    if index >= torch.cuda.device_count():
-        raise UserError(
-            f"train.device={name} needs GPU number {index} but {torch.cuda.device_count()} can be seen; "
-            "use train.device=cpu."
-        )
-    return torch.device("cuda", index)
 
 
 def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -16,8 +16,9 @@ from widestream.model.depth.reversible import ExchangePlan, describe, plan_excha
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
+from widestream.runs.model import require_same_model
 from widestream.streams import stream_class
-from widestream.train.folder import describe_data, move_aside, open_folder, require_same_model
+from widestream.train.begin import describe_data, move_aside, open_folder
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan

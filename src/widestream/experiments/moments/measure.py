@@ -20,8 +20,8 @@ from widestream.experiments.moments.charts import moments_charts
 from widestream.experiments.moments.depth import DepthSizes, chosen_kinds, measure_depth
 from widestream.experiments.moments.ratios import measure_ratios
 from widestream.experiments.moments.training import RunSettings, measure_run
+from widestream.files import write_json, write_text
 from widestream.paper.moments import GPT2_MEDIUM, Row, Scheme, Shape
-from widestream.records import write_record, write_text
 from widestream.report.figures.svg import render, standalone
 
 SHAPES = {"gpt2-medium": GPT2_MEDIUM, "small": Shape(rank=8, key_dim=32, value_dim=16, mlp_dim=512)}
@@ -111,7 +111,7 @@ def write_outputs(record: dict[str, Any], outputs: Outputs) -> list[Path]:
     """Write the record and its charts, STEM-light.svg and STEM-dark.svg; returns the paths."""
     written = []
     if outputs.json is not None:
-        write_record(outputs.json, record)
+        write_json(outputs.json, record)
         written.append(outputs.json)
     charts = moments_charts(record)
     if outputs.stem is not None and charts:

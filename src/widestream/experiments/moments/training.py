@@ -15,8 +15,9 @@ from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.record import Exchanged, record_exchanges
 from widestream.runs import checkpoint
+from widestream.runs.folder import load_config
+from widestream.runs.model import require_same_model
 from widestream.train.evaluate import open_heldout
-from widestream.train.folder import load_config, require_same_model
 from widestream.train.plan import make_plan
 
 RANK_TOKENS = 256

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from widestream.records import write_text
+from widestream.files import write_text
 from widestream.report.document import both_sizes, document, html_table
 from widestream.report.figures.svg import Chart, Series, render, standalone
 from widestream.report.tables import NONE, Table

@@ -1,18 +1,18 @@
 """What a search leaves behind: tune.json with every trial, the recipe of the best settings, and a page."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-import widestream
-from widestream.experiments.tune.measure import DONE, TuneOptions, trial_folder
+from widestream.experiments.tune.options import TuneOptions, trial_folder
 from widestream.experiments.tune.section import page, sentences
 from widestream.experiments.tune.space import KEYS
+from widestream.files import write_json, write_text
 from widestream.recipe.load import find_recipe, recipe_names
-from widestream.records import write_text
+from widestream.runs.folder import read_done
+from widestream.version import __version__
 
 if TYPE_CHECKING:
     import optuna
@@ -27,7 +27,7 @@ ENOUGH = 5
 def write_record(study: "optuna.Study", options: TuneOptions, setup: dict[str, Any]) -> dict[str, Any]:
     """Write record and page and, once a trial is done, the recipe; returns the record."""
     record = make_record(study, options, setup)
-    write_text(options.folder / RECORD, json.dumps(record, indent=1) + "\n")
+    write_json(options.folder / RECORD, record, indent=1)
     if record["best"] is not None:
         write_text(options.folder / RECIPE, recipe_text(record))
     write_text(options.folder / PAGE, page(record))
@@ -51,7 +51,7 @@ def make_record(study: "optuna.Study", options: TuneOptions, setup: dict[str, An
         "recipe": options.recipe,
         "changes": list(options.changes),
         "command": command(options),
-        "versions": {"widestream": widestream.__version__, "optuna": optuna.__version__},
+        "versions": {"widestream": __version__, "optuna": optuna.__version__},
         "interval": options.space.interval,
         "seed": options.space.seed,
         "setup": setup,
@@ -63,14 +63,14 @@ def make_record(study: "optuna.Study", options: TuneOptions, setup: dict[str, An
 
 def _row(trial: "optuna.trial.FrozenTrial", options: TuneOptions) -> dict[str, Any]:
     states = {"COMPLETE": "done", "PRUNED": "diverged"}
-    done = trial_folder(options, trial.number) / DONE
+    done = read_done(trial_folder(options, trial.number))
     return {
         "number": trial.number,
         "state": states.get(trial.state.name, "running"),
         "settings": dict(trial.params),
         "loss": trial.value,
         "reason": trial.user_attrs.get("reason"),
-        "training_s": json.loads(done.read_bytes())["wall_s"] if done.is_file() else None,
+        "training_s": None if done is None else done["wall_s"],
     }
 
 

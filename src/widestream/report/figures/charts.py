@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from widestream.report import text
+from widestream.report.comparison import Comparison
 from widestream.report.figures.svg import Chart, Guide, Mark, Series
 from widestream.report.search import Search
-from widestream.report.stats.comparison import Comparison
 from widestream.report.stats.groups import Group
 from widestream.report.stats.matched import Curve, Resource
 from widestream.report.stats.pairs import Pair, Target

@@ -1,10 +1,10 @@
 """Small charts of a league: every model's loss beside the reference's, over one resource."""
 
 from widestream.report import text
+from widestream.report.comparison import Comparison
 from widestream.report.figures.charts import EARLY, scaled_axis
 from widestream.report.figures.svg import Chart, Series, render
 from widestream.report.league import ranked
-from widestream.report.stats.comparison import Comparison
 from widestream.report.stats.groups import Group
 from widestream.report.stats.matched import Resource
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from widestream.records import write_text
+from widestream.files import write_text
+from widestream.report.comparison import Comparison
 from widestream.report.figures.charts import gap_chart, loss_chart
 from widestream.report.figures.ranking import ranking
 from widestream.report.figures.svg import render, standalone
 from widestream.report.league import is_league, league_verdict
-from widestream.report.stats.comparison import Comparison
 from widestream.report.stats.matched import RESOURCES
 
 WIDTH, HEIGHT = 520, 330

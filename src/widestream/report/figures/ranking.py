@@ -3,9 +3,9 @@
 from html import escape
 
 from widestream.report import text
+from widestream.report.comparison import Comparison
 from widestream.report.figures.scales import Scale, linear_ticks
 from widestream.report.league import EQUAL, ranked
-from widestream.report.stats.comparison import Comparison
 from widestream.report.stats.matched import Resource
 from widestream.report.stats.pairs import Pair
 from widestream.report.verdict import METRIC_NAMES

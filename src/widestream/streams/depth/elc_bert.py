@@ -31,7 +31,7 @@ from widestream.blocks.roles import Role, Roles
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.depth.layer_ends import layer_ends, weighted_sum
+from widestream.streams.layer_ends import layer_ends, weighted_sum
 from widestream.streams.vector.plain import VectorStream
 
 

@@ -30,7 +30,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.depth.layer_ends import weighted_sum
+from widestream.streams.layer_ends import weighted_sum
 from widestream.streams.vector.plain import VectorStream
 
 

@@ -22,7 +22,7 @@ from widestream.blocks.roles import Role, Roles
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.depth.layer_ends import layer_ends
+from widestream.streams.layer_ends import layer_ends
 from widestream.streams.vector.plain import VectorStream
 
 

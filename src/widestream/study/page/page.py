@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from widestream.errors import UserError, unknown_name
-from widestream.records import read_record, write_text
+from widestream.files import read_json, write_text
 from widestream.report.document import NARROW, WIDE, both_sizes, document, html_table
 from widestream.report.figures.bars import BarChart, render_bars
 from widestream.report.figures.forest import Forest, render_forest
@@ -78,7 +78,7 @@ def _other_record(path: Path) -> Section | None:
     """The section of another measurement's record: moments, a coordinate check, a search; None for other files."""
     if path.name.endswith(RECORD):
         return None
-    record = read_record(path)
+    record = read_json(path)
     return record_section(path.name.split(".")[0], record) if isinstance(record, dict) else None
 
 

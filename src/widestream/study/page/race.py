@@ -4,8 +4,8 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import text
+from widestream.report.comparison import compare
 from widestream.report.figures.charts import gap_chart, loss_chart
-from widestream.report.stats.comparison import compare
 from widestream.report.stats.intervals import mean_interval
 from widestream.report.stats.matched import RESOURCES, Resource, gap_at, reach
 from widestream.report.stats.pairs import Pair

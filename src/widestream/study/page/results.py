@@ -11,6 +11,7 @@ from widestream.errors import UserError
 from widestream.report.stats.groups import Group, measure
 from widestream.report.stats.intervals import Interval, difference
 from widestream.report.stats.pairs import Pair, match
+from widestream.runs.folder import finished
 from widestream.runs.read import Run, load_run
 
 RECORD = ".study.json"
@@ -141,7 +142,7 @@ def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: li
     """Read an arm's finished runs, those too that finished since the record was written."""
     found = []
     for row in entry["runs"]:
-        if row["status"] != "done" and _finished(folder / row["folder"], row["steps"]):
+        if row["status"] != "done" and finished(folder / row["folder"], row["steps"]):
             row["status"] = "done"
         if row["status"] != "done":
             why = f": {row['why']}" if row.get("why") else ""
@@ -161,13 +162,6 @@ def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: li
             found.append(run)
     found.sort(key=lambda run: run.seeds)
     return ArmResult(name=name, entry=entry, group=measure(name, found, "loss") if found else None)
-
-
-def _finished(path: Path, steps: int) -> bool:
-    try:
-        return json.loads((path / "done.json").read_bytes())["step"] == steps
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

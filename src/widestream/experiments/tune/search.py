@@ -15,76 +15,21 @@ from typing import IO, TYPE_CHECKING, Any
 
 from widestream.data.manifest import read_manifest
 from widestream.errors import UserError
-from widestream.experiments.tune.space import Space, changes, require_optuna
+from widestream.experiments.tune.options import TuneOptions, trial_folder
+from widestream.experiments.tune.record import write_record
+from widestream.experiments.tune.space import require_optuna
 from widestream.files import write_atomic
-from widestream.recipe import RunConfig, load_recipe, to_dict
+from widestream.recipe import to_dict
 from widestream.recipe.train import COMPUTES
 from widestream.runs.pool import POLL_S, Job, terminable
-from widestream.study.run import heldout_loss
 
 if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "journal.log"
 STUDY = "widestream-tune"
-DONE = "done.json"
 ABANDONED_S = 60.0
 """Age at which a trial that does not say whose it is counts as abandoned: its search was killed in its first moment."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TuneOptions:
-    """What can be said about a search."""
-
-    recipe: str
-    """Trial model, data and length of a trial."""
-    changes: tuple[str, ...] = ()
-    """Changes to the recipe."""
-    folder: Path
-    """Trials and record are written here; machines that share a storage each have their own."""
-    space: Space
-    """What is varied."""
-    trials: int = 100
-    """Trials in all, those of other processes and of earlier sessions counted."""
-    trial_steps: int | None = None
-    """Optimizer steps of a trial; default: the recipe's."""
-    storage: str | None = None
-    """Journal file, or URL of a database; default: journal.log in the folder."""
-    workers: int = 1
-    """Trials that run at a time, each in a process of its own."""
-
-    def __post_init__(self):
-        for name in ("trials", "trial_steps", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-
-    def trial_changes(self, settings: dict[str, float]) -> tuple[str, ...]:
-        """All changes to the recipe that make a trial: a checkpoint at every evaluation, so that no more is lost."""
-        config = self.config
-        every = min(config.train.save_every, config.train.eval_every)
-        own = (f"train.steps={config.train.steps}", f"train.save_every={every}", "train.keep=1")
-        return (*self.changes, *changes(settings), *own)
-
-    @property
-    def config(self) -> RunConfig:
-        """The recipe of the trials, before anything is varied.
-
-        Raises:
-            UserError: it is no recipe, or none that can be searched.
-        """
-        steps = () if self.trial_steps is None else (f"train.steps={self.trial_steps}", "train.tokens=null")
-        config = load_recipe(self.recipe, (*self.changes, *steps))
-        if config.model.init.scheme != "mup":
-            raise UserError(
-                f"{self.recipe} has model.init.scheme: {config.model.init.scheme}; a muP search needs "
-                "model.init.scheme=mup and base sizes, as tune/transformer and tune/rmt have."
-            )
-        if config.train.steps is None:
-            raise UserError(f"{self.recipe} gives train.tokens; say --trial-steps.")
-        if config.data.heldout_split == "none":
-            raise UserError("Trials are judged by their held-out loss; set data.heldout_split.")
-        return config
 
 
 @dataclass(slots=True)
@@ -109,8 +54,6 @@ def run_search(options: TuneOptions) -> dict[str, Any]:
         UserError: the recipe cannot be searched, the storage holds another search, a trial failed for a reason other
             than divergence, or Optuna is missing. What is done stays; the same command goes on.
     """
-    from widestream.experiments.tune.record import write_record
-
     require_optuna()
     setup = describe_setup(options)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -253,11 +196,6 @@ def _lock(options: TuneOptions, number: int) -> IO[bytes] | None:
     return file
 
 
-def trial_folder(options: TuneOptions, number: int) -> Path:
-    """The run folder of a trial."""
-    return options.folder / f"trial-{number:04d}"
-
-
 def _prepare(trial: "optuna.Trial", options: TuneOptions, lock: IO[bytes]) -> Running:
     trial.set_user_attr("place", _place(options))
     steps = options.config.train.steps
@@ -282,7 +220,7 @@ def _settle(study: "optuna.Study", over: Running, options: TuneOptions) -> None:
     from optuna.trial import TrialState
 
     trial, job = over.trial, over.job
-    loss = heldout_loss(job)
+    loss = job.heldout_loss
     if loss is None and not job.done and not job.diverged:
         raise job.failure
     if loss is not None:

@@ -6,14 +6,14 @@ import pytest
 
 from widestream.bench.record import Outputs
 from widestream.errors import UserError
-from widestream.records import read_record, write_record
+from widestream.files import read_json, write_json
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.xz"])
 def test_a_record_comes_back(tmp_path, name):
     record = {"command": "widestream bench step", "seconds": [1.5, 2.0], "word": "µs"}
-    write_record(tmp_path / name, record)
-    assert read_record(tmp_path / name) == record
+    write_json(tmp_path / name, record)
+    assert read_json(tmp_path / name) == record
     assert ((tmp_path / name).read_bytes()[:1] == b"{") == (name == "a.json")
 
 
@@ -21,14 +21,14 @@ def test_a_missing_or_damaged_record_is_told(tmp_path):
     for name, content in (("a.json", b'{"a"'), ("b.json.xz", b"{}"), ("c.json", b"\xff")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name} cannot be read"):
-            read_record(tmp_path / name)
+            read_json(tmp_path / name)
     with pytest.raises(UserError, match="does not exist"):
-        read_record(tmp_path / "d.json")
+        read_json(tmp_path / "d.json")
 
 
 def test_no_number_that_json_lacks_is_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        write_record(tmp_path / "a.json", {"loss": float("nan")})
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not (tmp_path / "a.json").exists()
 
 

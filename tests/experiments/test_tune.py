@@ -13,9 +13,9 @@ import yaml
 
 from widestream.cli import main
 from widestream.errors import UserError
-from widestream.experiments.tune import measure as tune
+from widestream.experiments.tune import search as tune
 from widestream.experiments.tune import section as tuning
-from widestream.experiments.tune.measure import TuneOptions, run_search
+from widestream.experiments.tune.search import TuneOptions, run_search
 from widestream.experiments.tune.space import INTERVALS, KEYS, Space, draw
 from widestream.recipe import load_recipe
 from widestream.runs import pool
@@ -184,7 +184,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_tune import finish, options
 from widestream.runs import pool
-from widestream.experiments.tune import measure as tune
+from widestream.experiments.tune import search as tune
 tune.POLL_S = 0.02
 
 def start(job):

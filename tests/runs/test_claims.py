@@ -92,7 +92,7 @@ def test_runs_are_spread_over_gpus(tmp_path, monkeypatch, visible, count, worker
 
 def test_killing_the_study_ends_its_runs(tmp_path):
     code = (
-        "import subprocess, sys, time; from widestream.study import pool\n"
+        "import subprocess, sys, time; from widestream.runs import pool\n"
         "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
         "p = subprocess.Popen(sleep, preexec_fn=pool._end_with_parent)\n"
         "print(p.pid, flush=True); time.sleep(60)"

@@ -10,6 +10,20 @@ from widestream.recipe import RunConfig, from_dict
 
 WORDS = ("the", "matrix", "keeps", "what", "every", "head", "has", "stored", "under", "its", "own", "key")
 BOUNDARY = 256
+RECIPE = {
+    "name": "tiny",
+    "model": {
+        "vocab_size": 257, "context": 16, "num_layers": 1, "num_heads": 2, "head_dim": 8, "mlp_dim": 32,
+        "stream": {"kind": "matrix", "key_dim": 4},
+    },
+    "data": {"path": "data"},
+    "train": {
+        "steps": 4, "batch_size": 2, "device": "cpu", "precision": "float32", "threads": 1, "eval_every": 4,
+        "save_every": 2,
+    },
+    "schedule": {"warmup": 1},
+}  # fmt: skip
+"""A whole recipe, as a file holds it."""
 
 
 def write_data(folder: Path, train_documents: int = 60, heldout_documents: int = 4, seed: int = 0) -> Path:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from test_bad_input import RECIPE
+from tiny_runs import RECIPE
 
 from widestream.cli import main
 

@@ -15,13 +15,13 @@ from widestream.model.build import build_model
 from widestream.model.depth.reversible import ExchangePlan
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
-from widestream.train import folder
+from widestream.train import begin
 from widestream.train.loop import train
 
 
 def train_quickly(config: RunConfig, run_dir: Path) -> None:
     """Train without measuring the machine."""
-    folder.matmul_peak = lambda device, precision: 1e11
+    begin.matmul_peak = lambda device, precision: 1e11
     train(config, run_dir)
 
 

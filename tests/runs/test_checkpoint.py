@@ -12,7 +12,7 @@ from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.runs import checkpoint
 from widestream.runs.checkpoint import latest, load_optimizer, load_weights, save
-from widestream.train.folder import load_model
+from widestream.runs.model import load_model
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
 

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import typer
-from tiny_runs import tiny_config, write_data
 from typer.testing import CliRunner
 
+from tiny_runs import tiny_config, write_data
 from widestream.cli.study_moments import add_moments
 from widestream.errors import UserError
 from widestream.experiments.moments.charts import moments_charts
 from widestream.experiments.moments.section import moments_tables
 from widestream.experiments.moments.training import RunSettings, measure_run
-from widestream.records import read_record
+from widestream.files import read_json
 from widestream.train.loop import train
 
 
@@ -48,7 +48,7 @@ def test_the_command_measures_runs(runs, tmp_path):
     result = CliRunner().invoke(group, [*chosen, "--windows", "2", "--json", str(out)])
     assert result.exit_code == 0, result.output
     assert "one seed tells nothing at step 6" in result.output
-    record = read_record(out)
+    record = read_json(out)
     assert record["command"] == f"widestream study moments {' '.join(chosen)} --windows=2"
     assert [run["stream"] for run in record["training"]] == ["matrix", "vector"]
     assert (tmp_path / "training-light.svg").read_text().count('class="chart"') == len(moments_charts(record))
