@@ -36,6 +36,7 @@ from widestream.kernels.exchange_triton import TritonExchange, Tuning, available
 from widestream.machine import matmul_peak
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
+from widestream.model.depth import plan_depth
 from widestream.recipe import load_recipe
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import OptimizerConfig
@@ -68,6 +69,7 @@ class Variant:
         return self.compiled and self.memory == "writes"
 
 
+PLAIN = Variant("eager")
 VARIANTS = (
     Variant(
         "fused, compiled, bf16 state", ("matrix",), compiled=True, memory="writes", kernels="fused",
@@ -78,22 +80,26 @@ VARIANTS = (
     Variant("compiled, states, fused", ("matrix",), compiled=True, kernels="fused"),
     Variant("fused", ("matrix",), memory="writes", kernels="fused"),
     Variant("fused, bf16 state", ("matrix",), memory="writes", kernels="fused", state_precision="bf16"),
-    Variant("eager"),
+    PLAIN,
 )  # fmt: skip
 
 
 def make_model(
-    recipe: str, suite: Suite, kernels: str = "reference", memory: str = "states", state_precision: str = "float32",
+    recipe: str,
+    suite: Suite,
+    variant: Variant = PLAIN,
+    *,
     key_dim: int | None = None,
-) -> Decoder:  # fmt: skip
+    attention: Attention = "sdpa",
+) -> Decoder:
     """A model of one of the paper's sizes, set up to train in one way. Attention is not upcast, as in GPT-2."""
-    model = build_model(make_config(recipe, suite, key_dim), device=suite.device)
-    if (memory, kernels) != ("states", "reference"):
-        from widestream.model.depth.reversible import plan_exchanges
-
-        kernels = "auto" if suite.quick else kernels
-        model.exchanges = plan_exchanges(model.config, suite.device, memory, 0, kernels, state_precision)
-    return model
+    config = make_config(recipe, suite, key_dim)
+    kernels = "auto" if suite.quick and variant.kernels == "fused" else variant.kernels
+    options = {"backend": "aot_eager"} if suite.quick else {}
+    depth = plan_depth(
+        config, suite.device, variant.memory, 0, kernels, variant.state_precision, compiled=variant.compiled, **options
+    )
+    return build_model(config, device=suite.device, depth=depth, attention=attention)
 
 
 def make_config(recipe: str, suite: Suite, key_dim: int | None = None) -> ModelConfig:
@@ -202,32 +208,27 @@ def time_steps(suite: Suite) -> None:
 def time_documents(suite: Suite, recipe: str) -> dict[str, Any]:
     """Compiled steps of the transformer with documents masked: by SDPA and, on a GPU, by FlexAttention."""
     kinds: tuple[Attention, ...] = ("flex", "sdpa") if suite.device.type == "cuda" else ("sdpa",)
-    models = {kind: make_model(recipe, suite) for kind in kinds}
-    for kind, model in models.items():
-        model.attention = kind
+    compiled = replace(PLAIN, name="compiled, documents", compiled=True)
+    models = {kind: make_model(recipe, suite, compiled, attention=kind) for kind in kinds}
     segments = documents(suite.batch, models["sdpa"].config.context, suite.device)
-    return {"size": recipe, "variant": "compiled, documents", **time_in_turns(suite, models, True, segments)}
+    return {"size": recipe, "variant": compiled.name, **time_in_turns(suite, models, segments)}
 
 
 def time_pair(suite: Suite, variant: Variant, rmt: str) -> dict[str, Any]:
     """RMT and transformer. A variant of RMT alone meets the plain transformer."""
     models = {
-        "rmt": make_model(rmt, suite, variant.kernels, variant.memory, variant.state_precision),
-        "transformer": make_model(SIZES[rmt], suite),
+        "rmt": make_model(rmt, suite, variant),
+        "transformer": make_model(SIZES[rmt], suite, replace(PLAIN, compiled=variant.compiled)),
     }
-    return {"size": rmt, "variant": variant.name, **time_in_turns(suite, models, variant.compiled)}
+    return {"size": rmt, "variant": variant.name, **time_in_turns(suite, models)}
 
 
-def time_in_turns(
-    suite: Suite, models: dict[str, Decoder], compiled: bool, segments: torch.Tensor | None = None
-) -> dict[str, Any]:
+def time_in_turns(suite: Suite, models: dict[str, Decoder], segments: torch.Tensor | None = None) -> dict[str, Any]:
     """Median time of a step of each, and the median over rounds of the first one's time over the last one's."""
     torch._dynamo.reset()  # versions of earlier models count towards its limits, and each is looked at in every call
     start = time.perf_counter()
     steps = {}
     for name, model in models.items():
-        if compiled:
-            model.compile_blocks(backend="aot_eager" if suite.quick else "inductor")
         steps[name] = make_step(model, suite, segments)
         steps[name]()
     wait(suite.device)
@@ -264,7 +265,7 @@ def measure_memory(suite: Suite) -> None:
     for key_dim, way in itertools.product((16, 32) if suite.quick else (32, 256, 16, 512, 64, 128), ways):
 
         def measure(key_dim: int = key_dim, way: Variant = way) -> dict[str, Any]:
-            model = make_model("rmt-134m", suite, way.kernels, way.memory, way.state_precision, key_dim)
+            model = make_model("rmt-134m", suite, way, key_dim=key_dim)
             step, kept = make_step(model, suite), {}
 
             def keep(x: torch.Tensor) -> torch.Tensor:

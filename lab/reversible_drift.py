@@ -14,7 +14,7 @@ import torch
 
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
-from widestream.model.depth.reversible import Reversible
+from widestream.model.depth import Depth, Eager, Rebuilt
 from widestream.recipe import build
 from widestream.recipe.model import ModelConfig
 
@@ -27,12 +27,12 @@ STREAMS = {
 Gradients = dict[str, torch.Tensor]
 
 
-def gradients(model: Decoder, reversible: Reversible | None, dtype: torch.dtype = torch.float32) -> Gradients:
+def gradients(model: Decoder, depth: Depth, dtype: torch.dtype = torch.float32) -> Gradients:
     """Of one batch's loss, in float64."""
     model = copy.deepcopy(model).to(dtype)
-    model.exchanges = reversible
     tokens, targets = torch.randint(64, (2, 2, 32), generator=torch.Generator().manual_seed(1))
-    model.loss(tokens, targets).total.backward()
+    with model.using(depth):
+        model.loss(tokens, targets).total.backward()
     return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -68,14 +68,14 @@ def main() -> None:
     cases = [(name, 1.0) for name in STREAMS] + [("matrix", 1e3)]
     for (name, growth), layers in itertools.product(cases, (6, 48) if "--small" in sys.argv else (6, 48, 200)):
         model = random_model(STREAMS[name], layers, growth)
-        wanted = gradients(model, None, torch.float64)
-        rows: list[tuple[str, Reversible | None]] = [("float32, saved", None)]
-        rows += [("float32", Reversible(anchors=anchors)) for anchors in (0, 3)]
+        wanted = gradients(model, Eager(), torch.float64)
+        rows: list[tuple[str, Depth]] = [("float32, saved", Eager())]
+        rows += [("float32", Rebuilt(anchors=anchors)) for anchors in (0, 3)]
         if name == "matrix":  # with the most anchors, every state is exactly the forward pass's
-            rows += [("bf16", Reversible(anchors=anchors, bf16=True)) for anchors in (0, 3, 2 * layers - 1)]
-        for state, reversible in rows:
-            whole, worst = errors(gradients(model, reversible), wanted)
-            anchors = reversible.anchors if reversible else "all"
+            rows += [("bf16", Rebuilt(anchors=anchors, bf16=True)) for anchors in (0, 3, 2 * layers - 1)]
+        for state, depth in rows:
+            whole, worst = errors(gradients(model, depth), wanted)
+            anchors = depth.anchors if isinstance(depth, Rebuilt) else "all"
             print(f"| {name} | {layers} | {growth:.0f} | {state} | {anchors} | {whole:.1e} | {worst:.1e} |", flush=True)
 
 

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from widestream.model.build import build_model
-from widestream.model.depth.reversible import ExchangePlan
+from widestream.model.depth import Depth
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
 from widestream.train import begin
@@ -50,7 +50,7 @@ def train_as_rank(config: RunConfig, run_dir: Path, environment: dict[str, str])
     train_quickly(config, run_dir)
 
 
-def sharded_gradients(model: ModelConfig, plan: ExchangePlan, path: Path, environment: dict[str, str]) -> None:
+def sharded_gradients(model: ModelConfig, depth: Depth, path: Path, environment: dict[str, str]) -> None:
     """Two backward passes of a model sharded by FSDP2; rank 0 saves the whole gradients of the second one.
 
     Every rank takes its half of `sharding_batch`.
@@ -58,8 +58,7 @@ def sharded_gradients(model: ModelConfig, plan: ExchangePlan, path: Path, enviro
     os.environ.update(environment)
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    decoder = build_model(model)
-    decoder.exchanges = plan
+    decoder = build_model(model, depth=depth)
     mesh = init_device_mesh("cpu", (2,))
     for module in (*decoder.blocks, decoder):
         fully_shard(module, mesh=mesh)

@@ -9,6 +9,7 @@ from widestream.blocks.attention import BareAttention
 from widestream.blocks.context import make_context
 from widestream.blocks.flex import FlexMask
 from widestream.model.build import build_model
+from widestream.model.depth import Compiled, Eager, plan_depth
 
 
 def documents(rows, length, seed=0):
@@ -66,8 +67,7 @@ def test_sdpa_stays_where_flex_has_nothing_to_give():
     pairs = torch.ones(2, 6, 6, dtype=torch.bool)
     context = make_context(config, positions, documents(2, 6), mask=pairs, attention="flex")
     assert isinstance(context.masks[None], torch.Tensor)
-    model = build_model(tiny("matrix", positions="alibi")).eval()
-    model.attention = "flex"
+    model = build_model(tiny("matrix", positions="alibi"), attention="flex").eval()
     cache, tokens = model.new_cache(1, 6), torch.arange(6)[None]
     with torch.no_grad():
         expected = model(tokens)
@@ -85,10 +85,12 @@ def test_gradients_are_those_of_the_mask(stream, way, monkeypatch):
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     tokens, segments, grads = torch.randint(50, (2, 30)), documents(2, 30), {}
     for kind in ("sdpa", "flex"):
-        model = build_model(tiny(stream, positions="alibi", context=30, short_swa=5, num_layers=1))
-        model.attention, model.checkpoint_layers = kind, way == "checkpointed"
-        if way == "compiled":
-            model.compile_blocks(backend="aot_eager")
+        config = tiny(stream, positions="alibi", context=30, short_swa=5, num_layers=1)
+        depth = plan_depth(
+            config, torch.device("cpu"), "states", kernels="reference",
+            recompute=way == "checkpointed", compiled=way == "compiled", backend="aot_eager",
+        )  # fmt: skip
+        model = build_model(config, depth=depth, attention=kind)
         model.loss(tokens, tokens, segments).total.backward()
         grads[kind] = dict(model.named_parameters())
     for name, parameter in grads["sdpa"].items():
@@ -97,15 +99,15 @@ def test_gradients_are_those_of_the_mask(stream, way, monkeypatch):
 
 
 def test_compiled_blocks_keep_their_form_when_documents_change():
-    model = build_model(tiny("matrix", context=30)).eval()
-    model.attention, tokens, forms = "flex", torch.randint(50, (2, 30)), []
+    tokens, forms = torch.randint(50, (2, 30)), []
 
     def backend(graph, _):
         forms.append(graph)
         return graph.forward
 
     torch._dynamo.reset()
-    model.compile_blocks(backend=backend)
+    depth = Compiled(Eager(), backend=backend)
+    model = build_model(tiny("matrix", context=30), depth=depth, attention="flex").eval()
     with torch.no_grad():
         outputs = [model(tokens, documents(2, 30, seed)) for seed in range(3)]
     assert len(forms) == 1

@@ -8,6 +8,7 @@ from widestream.blocks.attention import BareAttention
 from widestream.blocks.context import make_context
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
+from widestream.model.depth import Compiled, Recomputed, sites_of_layers
 from widestream.testing.streams import CHECKS, random_model, tokens_of
 
 STREAMS = {"vector": {"kind": "vector"}, "matrix": {"kind": "matrix", "key_dim": 6}}
@@ -103,13 +104,14 @@ def test_values_of_the_stream_cannot_be_taken_away():
 
 def test_compiled_with_activation_checkpointing():
     model = small("learned")
-    model.checkpoint_layers = True
+    recomputed = Recomputed(sites_of_layers(model.layout))
     tokens = tokens_of(2, 20)
     torch._dynamo.reset()
-    model.loss(tokens, tokens).total.backward()
+    with model.using(recomputed):
+        model.loss(tokens, tokens).total.backward()
     wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    model.compile_blocks(backend="aot_eager", fullgraph=True)
-    model.loss(tokens, tokens).total.backward()
+    with model.using(Compiled(recomputed, backend="aot_eager", fullgraph=True)):
+        model.loss(tokens, tokens).total.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-6)

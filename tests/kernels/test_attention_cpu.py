@@ -8,6 +8,7 @@ from models import tiny
 from widestream.blocks.context import make_context
 from widestream.kernels import attention_cpu
 from widestream.model.build import build_model
+from widestream.model.depth import plan_depth
 
 BF16 = torch.bfloat16
 # B, H, T, K: one block of keys and several, whole vectors and rests of every size.
@@ -128,13 +129,24 @@ def test_operators_pass_torchs_checks():
         torch.library.opcheck(torch.ops.widestream.attention.default, (q, k, v, given, 0.5))
 
 
+def depth_of(config, way):
+    """The plain loop, recomputed or compiled."""
+    kernels = {"memory": "states", "kernels": "reference"}
+    return plan_depth(
+        config,
+        torch.device("cpu"),
+        **kernels,
+        recompute=way == "checkpointed",
+        compiled=way == "compiled",
+        backend="aot_eager",
+    )
+
+
 def model_gradients(attention, mask, autocast, way="eager", **changes):
     torch.manual_seed(0)
-    model = build_model(tiny("matrix", context=40, **changes))
-    model.attention, model.checkpoint_layers = attention, way == "checkpointed"
-    if way == "compiled":
-        torch._dynamo.reset()
-        model.compile_blocks(backend="aot_eager")
+    torch._dynamo.reset()
+    config = tiny("matrix", context=40, **changes)
+    model = build_model(config, depth=depth_of(config, way), attention=attention)
     tokens = torch.randint(50, (2, 40), generator=torch.Generator().manual_seed(1))
     segments = (tokens < 5).cumsum(1, dtype=torch.int32) if mask else None
     with torch.autocast("cpu", BF16, enabled=autocast):
@@ -173,8 +185,7 @@ def test_precision_under_autocast_is_that_of_sdpa(upcast, monkeypatch):
 def test_sdpa_takes_what_does_not_suit(monkeypatch):
     monkeypatch.setattr(attention_cpu, "_attention", None)  # not to be called
     tokens, config = torch.arange(8)[None], tiny("matrix", upcast_attention=False)
-    model = build_model(config).double()
-    model.attention = "fused"
+    model = build_model(config, attention="fused").double()
     model.loss(tokens, tokens).total.backward()
     assert make_context(config, tokens[0], attention="fused").fused
     assert not make_context(config, tokens[0], cache=model.new_cache(1, 9), attention="fused").fused

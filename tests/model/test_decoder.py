@@ -1,7 +1,5 @@
 """What holds for every stream: causality, isolated documents, gradients everywhere, switches that change nothing."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +7,8 @@ import torch.nn.functional as F
 from models import STREAMS, tiny
 from widestream.errors import UserError
 from widestream.model.build import build_model
+from widestream.model.depth import Compiled, Eager, Recomputed, sites_of_layers
+from widestream.testing.models import copy_of
 
 POSITIONS = ("learned", "alibi", "rotary", "none")
 
@@ -75,8 +75,7 @@ def test_cache_and_context_are_bounded(stream):
 
 def test_activation_checkpointing_changes_nothing(stream):
     plain = build_model(tiny(stream))
-    kept = copy.deepcopy(plain)
-    kept.checkpoint_layers = True
+    kept = copy_of(plain, Recomputed(sites_of_layers(plain.layout)))
     tokens, targets = tokens_of(2, 20), tokens_of(2, 20, seed=1)
     for model in (plain, kept):
         model.loss(tokens, targets).total.backward()
@@ -87,8 +86,7 @@ def test_activation_checkpointing_changes_nothing(stream):
 @pytest.mark.slow
 def test_compiling_changes_nothing(stream):
     plain = build_model(tiny(stream))
-    compiled = copy.deepcopy(plain)
-    compiled.compile_blocks()
+    compiled = copy_of(plain, Compiled(Eager()))
     tokens, targets, segments = tokens_of(2, 20), tokens_of(2, 20, seed=1), torch.tensor([[0] * 9 + [1] * 11] * 2)
     for model in (plain, compiled):
         model.loss(tokens, targets, segments).total.backward()

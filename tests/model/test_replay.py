@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_leaves
 
 from models import tiny
 from widestream.model.build import build_model
-from widestream.model.depth.reversible import Reversible, plan_exchanges
+from widestream.model.depth import Eager, Rebuilt, plan_depth
 from widestream.streams import OWN_KINDS, stream_class
 from widestream.testing.memory import bytes_kept, saved_by_writes
 
@@ -18,10 +18,10 @@ KINDS = [
 ]
 
 
-def watched(stream, reversible, **changes):
+def watched(stream, depth, **changes):
     """A model, and a list of its exchanges to come: site, leaves of the state behind it, what was read."""
-    model, seen = build_model(tiny(stream, **changes)), []
-    model.exchanges, exchange = reversible, model.stream.exchange
+    model, seen = build_model(tiny(stream, **changes), depth=depth), []
+    exchange = model.stream.exchange
 
     def record(site, state, written):
         state, inputs = exchange(site, state, written)
@@ -41,7 +41,7 @@ def loss_of(model):
 
 @pytest.mark.parametrize("stream", KINDS, ids=lambda stream: stream["kind"])
 def test_states_come_back_to_the_bit(stream):
-    model, seen = watched(stream, Reversible(anchors=1))
+    model, seen = watched(stream, Rebuilt(anchors=1))
     loss_of(model).backward()
     sites = len(model.stream.readers)
     forward, again = dict(seen[:sites]), dict(seen[sites:])
@@ -53,7 +53,7 @@ def test_states_come_back_to_the_bit(stream):
 
 @pytest.mark.parametrize("anchors", [0, 1, 2, 3])
 def test_the_backward_pass_goes_once_through_each_stretch_from_the_last_one_on(anchors):
-    model, seen = watched({"kind": "hyper_connections"}, Reversible(anchors=anchors))
+    model, seen = watched({"kind": "hyper_connections"}, Rebuilt(anchors=anchors))
     loss = loss_of(model)
     del seen[:]
     loss.backward()
@@ -62,7 +62,7 @@ def test_the_backward_pass_goes_once_through_each_stretch_from_the_last_one_on(a
 
 
 def test_no_exchange_is_repeated_without_a_backward_pass():
-    model, seen = watched({"kind": "mhc"}, Reversible(anchors=1))
+    model, seen = watched({"kind": "mhc"}, Rebuilt(anchors=1))
     with torch.no_grad():
         loss_of(model)
     assert [site for site, _ in seen] == [0, 1, 2, 3, 4]
@@ -74,19 +74,19 @@ def test_no_exchange_is_repeated_without_a_backward_pass():
 )
 def test_anchors_lie_as_mhc_places_them(lanes, layers, anchors):
     stream = {"kind": "hyper_connections", "lanes": lanes}
-    plan = plan_exchanges(tiny(stream, num_layers=layers), CPU, "writes")
-    assert plan is not None
-    assert plan.anchors == anchors
-    own = plan_exchanges(tiny(stream, num_layers=layers), CPU, "writes", anchors=1)
-    assert own is not None
-    assert own.anchors == 1
+    depth = plan_depth(tiny(stream, num_layers=layers), CPU, "writes")
+    assert isinstance(depth, Rebuilt)
+    assert depth.anchors == anchors
+    asked = plan_depth(tiny(stream, num_layers=layers), CPU, "writes", anchors=1)
+    assert isinstance(asked, Rebuilt)
+    assert asked.anchors == 1
 
 
 def test_rebuilding_is_a_choice():
-    assert plan_exchanges(tiny({"kind": "mhc"}), CPU) is None
-    plan = plan_exchanges(tiny({"kind": "mhc"}), CPU, anchors=2)
-    assert plan is not None
-    assert plan.anchors == 2
+    assert type(plan_depth(tiny({"kind": "mhc"}), CPU)) is Eager
+    depth = plan_depth(tiny({"kind": "mhc"}), CPU, anchors=2)
+    assert isinstance(depth, Rebuilt)
+    assert depth.anchors == 2
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,4 @@ def test_rebuilding_is_a_choice():
 )
 def test_what_is_kept_is_a_part_of_what_states_take(stream, share):
     sizes = {"num_layers": 8, "num_heads": 4, "head_dim": 16}
-    assert saved_by_writes(stream, sizes) < share * bytes_kept(stream, sizes, None)
+    assert saved_by_writes(stream, sizes) < share * bytes_kept(stream, sizes, lambda _: Eager())

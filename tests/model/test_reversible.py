@@ -1,6 +1,5 @@
 """Rebuilt states against saved ones: in every way of training, and what is kept and given up on the way."""
 
-import copy
 import gc
 import weakref
 
@@ -12,9 +11,20 @@ from widestream.errors import UserError
 from widestream.kernels import cross_entropy, exchange
 from widestream.kernels.exchange import ReferenceExchange, choose
 from widestream.model.build import build_model
-from widestream.model.depth.operator import Saved
-from widestream.model.depth.reversible import Reversible, Tape, describe, plan_exchanges
+from widestream.model.depth import (
+    Compiled,
+    CompiledBlocks,
+    Eager,
+    Fused,
+    OnTape,
+    Rebuilt,
+    Recomputed,
+    RecomputedBlocks,
+    plan_depth,
+)
+from widestream.model.depth.tape import Tape
 from widestream.testing.memory import saved_by_writes
+from widestream.testing.models import copy_of
 
 CPU = torch.device("cpu")
 MATRIX = {"kind": "matrix", "key_dim": 6}
@@ -35,13 +45,11 @@ def tokens_of(*shape, seed=0):
     return torch.randint(50, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def pair(stream, reversible=None, dtype=torch.float64, **changes):
+def pair(stream, depth=None, dtype=torch.float64, **changes):
     """The same model twice: it saves states, it rebuilds them. In float64, where rounding hides nothing."""
     upcast = {} if dtype == torch.float32 else {"upcast_attention": False}
     saving = build_model(tiny(stream, **upcast, **changes)).to(dtype)
-    rebuilding = copy.deepcopy(saving)
-    rebuilding.exchanges = reversible or Reversible()
-    return saving, rebuilding
+    return saving, copy_of(saving, depth or Rebuilt(), dtype)
 
 
 def backward(model, **options):
@@ -124,8 +132,7 @@ def test_accumulation(stream):
 
 @pytest.mark.parametrize("value_residual", ["none", "learned"])
 def test_activation_checkpointing(stream, value_residual):
-    saving, rebuilding = pair(stream, value_residual=value_residual)
-    rebuilding.checkpoint_layers = True
+    saving, rebuilding = pair(stream, Rebuilt(loop=RecomputedBlocks(Eager())), value_residual=value_residual)
     for model in (saving, rebuilding):
         backward(model)
     assert error(saving, rebuilding) < 1e-9
@@ -142,9 +149,9 @@ def test_activation_checkpointing(stream, value_residual):
 )
 def test_compiled_blocks(name, checkpointing, layers):
     torch._dynamo.reset()
-    saving, rebuilding = pair(STREAMS[name], value_residual="learned", num_layers=layers)
-    rebuilding.compile_blocks(backend="aot_eager", fullgraph=True)
-    rebuilding.checkpoint_layers = checkpointing
+    loop = RecomputedBlocks(Eager()) if checkpointing else Eager()
+    depth = Rebuilt(loop=CompiledBlocks(loop, backend="aot_eager", fullgraph=True))
+    saving, rebuilding = pair(STREAMS[name], depth, value_residual="learned", num_layers=layers)
     for model in (saving, rebuilding):
         backward(model)
     assert error(saving, rebuilding) < 1e-9
@@ -153,8 +160,7 @@ def test_compiled_blocks(name, checkpointing, layers):
 @pytest.mark.slow
 def test_blocks_compiled_to_machine_code():
     torch._dynamo.reset()
-    saving, rebuilding = pair(MATRIX, dtype=torch.float32)
-    rebuilding.compile_blocks()
+    saving, rebuilding = pair(MATRIX, Rebuilt(loop=CompiledBlocks(Eager())), dtype=torch.float32)
     for model in (saving, rebuilding):
         backward(model)
     assert error(saving, rebuilding) < 1e-4
@@ -189,10 +195,10 @@ def test_gradients_of_gradients_are_refused(stream):
 
 def test_an_exchange_cannot_run_twice(stream):
     _, model = pair(stream)
-    tape = Tape(model.stream, model.config, Reversible())
-    tape.empty(None)
+    tape = Tape(model.stream)
+    tape.begin(None)
     with pytest.raises(AssertionError, match="exchange 1 on a tape that stands at -1"):
-        tape.advance(1)
+        tape.advance(1, None)
 
 
 class Watched(ReferenceExchange):
@@ -213,7 +219,7 @@ class Watched(ReferenceExchange):
 @pytest.mark.parametrize("goes_back", [False, True])
 def test_one_state_is_alive_and_nothing_leaks(goes_back):
     watched = Watched()
-    _, model = pair(MATRIX, Reversible(watched))
+    _, model = pair(MATRIX, Rebuilt(watched))
     tapes = weakref.WeakSet()
     tape_of = Tape.__init__
 
@@ -269,11 +275,11 @@ class Spoiling(ReferenceExchange):
         self.spared, self.calls = spared, 0
 
     def backward_(self, state, grad_state, data, *rest):
-        found = super().backward_(state, grad_state, data, *rest)
+        gradients = super().backward_(state, grad_state, data, *rest)
         self.calls += 1
         if 4 - self.calls not in self.spared and data is not None:
             state.add_(1.0 + state)
-        return found
+        return gradients
 
 
 def test_anchors_stand_in_for_rebuilt_states():
@@ -283,25 +289,25 @@ def test_anchors_stand_in_for_rebuilt_states():
     for anchors, spared in ((1, {0, 1, 3}), (3, {0})):
         for kept in (anchors, 0):
             rebuilding.zero_grad()
-            rebuilding.exchanges = Reversible(Spoiling(spared), anchors=kept)
-            backward(rebuilding)
+            with rebuilding.using(Rebuilt(Spoiling(spared), anchors=kept)):
+                backward(rebuilding)
             assert (error(saving, rebuilding) < 1e-9) == (kept > 0)
 
 
 @pytest.mark.parametrize("anchors", [1, 2, 3])
 def test_anchors_are_evenly_spaced_exact_copies(stream, anchors):
-    saving, rebuilding = pair(stream, Reversible(anchors=anchors))
-    tape = Tape(rebuilding.stream, rebuilding.config, Reversible(anchors=anchors))
+    saving, rebuilding = pair(stream, Rebuilt(anchors=anchors))
+    tape = OnTape(rebuilding.stream, Rebuilt(anchors=anchors)).tape
     assert tape.anchor_sites == {1: {2}, 2: {2, 3}, 3: {1, 2, 3}}[anchors]
     for model in (saving, rebuilding):
         backward(model)
     assert error(saving, rebuilding) < 1e-9
     with torch.no_grad():
-        assert not Tape(rebuilding.stream, rebuilding.config, Reversible(anchors=anchors)).anchor_sites
+        assert not OnTape(rebuilding.stream, Rebuilt(anchors=anchors)).tape.anchor_sites
 
 
 def test_a_state_in_bf16_is_close(stream):
-    saving, rebuilding = pair(MATRIX, Reversible(bf16=True, anchors=3), dtype=torch.float32)
+    saving, rebuilding = pair(MATRIX, Rebuilt(bf16=True, anchors=3), dtype=torch.float32)
     for model in (saving, rebuilding):
         backward(model)
     assert 1e-5 < error(saving, rebuilding) < 5e-2
@@ -315,9 +321,8 @@ def test_saved_bytes_do_not_depend_on_the_length_of_keys(kind):
 
 
 def test_bytes_saved_in_a_whole_pass_do_not_depend_on_the_length_of_keys():
-    def kept(key_dim, reversible):
-        model = build_model(tiny({"kind": "matrix", "key_dim": key_dim}))
-        model.exchanges = reversible
+    def kept(key_dim, depth):
+        model = build_model(tiny({"kind": "matrix", "key_dim": key_dim}), depth=depth)
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         found = {}
 
@@ -331,8 +336,8 @@ def test_bytes_saved_in_a_whole_pass_do_not_depend_on_the_length_of_keys():
         assert loss.total.requires_grad
         return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
-    assert kept(512, Reversible()) == pytest.approx(kept(16, Reversible()), rel=0.01)
-    assert kept(512, None) > 5 * kept(16, None)
+    assert kept(512, Rebuilt()) == pytest.approx(kept(16, Rebuilt()), rel=0.01)
+    assert kept(512, Eager()) > 5 * kept(16, Eager())
 
 
 def test_sampling_and_evaluation_in_place(stream):
@@ -375,19 +380,33 @@ def test_kernels_are_chosen_by_device_and_switch(monkeypatch):
 
 def test_plans():
     matrix, plain, delta = tiny(MATRIX), tiny("vector"), tiny({"kind": "deep_delta"})
-    assert plan_exchanges(plain, CPU) is None
-    assert plan_exchanges(matrix, CPU, "states", kernels="reference") is None
-    assert describe(None) == {"memory": "states"}
-    plan = plan_exchanges(matrix, CPU, "auto", anchors=2, kernels="reference", state_precision="bf16")
-    assert describe(plan) == {
+    for config in (plain, delta):  # of the second one states could be rebuilt, but that is slower
+        assert type(plan_depth(config, CPU)) is Eager
+    saving = plan_depth(matrix, CPU, "states", kernels="reference")
+    assert type(saving) is type(plan_depth(matrix, CPU, kernels="reference")) is Eager
+    assert saving.describe() == {"memory": "states"}
+    depth = plan_depth(matrix, CPU, "auto", anchors=2, kernels="reference", state_precision="bf16")
+    assert depth.describe() == {
         "memory": "writes", "kernel": "ReferenceExchange", "anchors": 2, "state_precision": "bf16",
     }  # fmt: skip
-    assert plan_exchanges(delta, CPU) is None  # possible, but slower
-    assert plan_exchanges(matrix, CPU, kernels="reference") is None
-    assert plan_exchanges(delta, CPU, anchors=1) is not None
-    rebuilt = plan_exchanges(delta, CPU, "writes", anchors=1)
-    assert rebuilt is not None
+    assert isinstance(plan_depth(delta, CPU, anchors=1), Rebuilt)
+    rebuilt = plan_depth(delta, CPU, "writes", anchors=1)
+    assert isinstance(rebuilt, Rebuilt)
     assert (rebuilt.anchors, rebuilt.bf16) == (1, False)
+
+
+def test_plans_with_recomputation_and_compiling():
+    matrix = tiny(MATRIX)
+    whole = plan_depth(matrix, CPU, "states", kernels="reference", recompute=True, compiled=True)
+    assert isinstance(whole, Compiled)
+    assert whole.depth == Recomputed((range(1, 3), range(3, 5)))
+    by_block = plan_depth(matrix, CPU, "writes", kernels="reference", recompute=True, compiled=True)
+    assert isinstance(by_block, Rebuilt)
+    assert isinstance(by_block.loop, CompiledBlocks)
+    assert by_block.loop.loop == RecomputedBlocks(Eager())
+    assert whole.compiled
+    assert by_block.compiled
+    assert not plan_depth(matrix, CPU, recompute=True).compiled
 
 
 class Fast:
@@ -400,16 +419,16 @@ def test_plans_that_save_states(monkeypatch):
     monkeypatch.setattr(cross_entropy, "available", lambda device: None, raising=False)
     monkeypatch.setattr(cross_entropy, "Fused", Fast, raising=False)
     for device in (CPU, cuda):
-        plan = plan_exchanges(matrix, device, "states", kernels="fused")
-        assert describe(plan) == {"memory": "states", "kernel": "Fast"}
-        assert plan_exchanges(matrix, device, "states", kernels="reference") is None
-    assert plan_exchanges(matrix, CPU, "states") == Saved("Fast")
-    assert plan_exchanges(matrix, cuda, "states") is None  # nobody has measured it there
-    assert plan_exchanges(tiny({"kind": "mhc"}), CPU, "states") is None
+        depth = plan_depth(matrix, device, "states", kernels="fused")
+        assert depth.describe() == {"memory": "states", "kernel": "Fast"}
+        assert type(plan_depth(matrix, device, "states", kernels="reference")) is Eager
+    assert isinstance(plan_depth(matrix, CPU, "states"), Fused)
+    assert type(plan_depth(matrix, cuda, "states")) is Eager  # nobody has measured it there
+    assert type(plan_depth(tiny({"kind": "mhc"}), CPU, "states")) is Eager
     monkeypatch.setattr(cross_entropy, "available", lambda device: "the compiler is missing.", raising=False)
-    assert plan_exchanges(matrix, CPU, "states") is None
+    assert type(plan_depth(matrix, CPU, "states")) is Eager
     with pytest.raises(UserError, match="the compiler is missing; use auto or reference"):
-        plan_exchanges(matrix, CPU, "states", kernels="fused")
+        plan_depth(matrix, CPU, "states", kernels="fused")
 
 
 @pytest.mark.parametrize(
@@ -435,4 +454,4 @@ def test_plans_that_save_states(monkeypatch):
 )
 def test_settings_that_do_not_fit_are_refused(stream, asked, words):
     with pytest.raises(UserError, match=words):
-        plan_exchanges(tiny(stream), CPU, **asked)
+        plan_depth(tiny(stream), CPU, **asked)

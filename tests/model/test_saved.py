@@ -1,15 +1,14 @@
 """Exchanges as operators, with states saved, against exchanges as the streams have them: in every way of training."""
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor
 
 from models import tiny
 from widestream.model.build import build_model
-from widestream.model.depth.operator import Saved
+from widestream.model.depth import Compiled, Eager, Fused, Recomputed, sites_of_layers
 from widestream.streams import OWN_KINDS, stream_class
+from widestream.testing.models import copy_of
 
 MATRIX = {"kind": "matrix", "key_dim": 6}
 EXAMPLES = [
@@ -24,13 +23,16 @@ def tokens_of(*shape, seed=0):
     return torch.randint(50, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def pair(stream, dtype=torch.float64, **changes):
+def pair(stream, dtype=torch.float64, depth=None, **changes):
     """The same model twice: its exchanges are written out, or operators. In float64 rounding hides nothing."""
     upcast = {} if dtype == torch.float32 else {"upcast_attention": False}
     plain = build_model(tiny(stream, **upcast, **changes)).to(dtype)
-    fused = copy.deepcopy(plain)
-    fused.exchanges = Saved("any")
-    return plain, fused
+    return plain, copy_of(plain, depth or Fused("any"), dtype)
+
+
+def layers_of(config):
+    """Activation checkpointing for a model of this configuration."""
+    return Recomputed(sites_of_layers(stream_class(config.stream.kind).blocks(config)))
 
 
 def backward(model, bf16=False, **options):
@@ -72,8 +74,8 @@ def test_other_positions_and_norms(positions, norm):
 @pytest.mark.parametrize("changes", [{"short_swa": 3}, {"tied_head": True}, {"value_residual": "learned"}], ids=str)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_other_models_and_activation_checkpointing(changes, checkpointing):
-    models = pair(MATRIX, **changes)
-    models[1].checkpoint_layers = checkpointing
+    loop = layers_of(tiny(MATRIX, **changes)) if checkpointing else Eager()
+    models = pair(MATRIX, depth=Fused("any", loop), **changes)
     for model in models:
         backward(model)
     assert error(*models) < 1e-9
@@ -106,7 +108,6 @@ def test_parameters_that_are_held_fixed():
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_it_is_one_graph_of_operators(checkpointing):
     torch._dynamo.reset()
-    plain, fused = pair(MATRIX)
     calls = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]):
@@ -114,8 +115,8 @@ def test_compiled_it_is_one_graph_of_operators(checkpointing):
         calls.append(sum(str(node.target).startswith("widestream.exchange") for m in modules for node in m.graph.nodes))
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
-    fused.compile_blocks(backend=backend, fullgraph=True)
-    fused.checkpoint_layers = checkpointing
+    loop = layers_of(tiny(MATRIX)) if checkpointing else Eager()
+    plain, fused = pair(MATRIX, depth=Compiled(Fused("any", loop), backend=backend, fullgraph=True))
     for model in (plain, fused):
         backward(model)
     assert calls == [5]  # the embedding's exchange and those behind four blocks
@@ -125,8 +126,7 @@ def test_compiled_it_is_one_graph_of_operators(checkpointing):
 @pytest.mark.slow
 def test_compiled_to_machine_code():
     torch._dynamo.reset()
-    plain, fused = pair(MATRIX, torch.float32)
-    fused.compile_blocks(fullgraph=True)
+    plain, fused = pair(MATRIX, torch.float32, Compiled(Fused("any"), fullgraph=True))
     for model in (plain, fused):
         backward(model, bf16=True)
     assert error(plain, fused) < 1e-2

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
-from widestream.model.depth.reversible import plan_exchanges
+from widestream.model.depth import plan_depth
 from widestream.recipe.model import InitConfig, ModelConfig, MupConfig
 from widestream.recipe.train import OptimizerConfig, ScheduleConfig
 from widestream.streams.matrix.rmt import MatrixConfig
@@ -152,9 +152,10 @@ def relative_error(a: Tensor | float, b: Tensor | float) -> float:
 
 def check_decoder(meta: dict[str, Any], tensors: dict[str, Tensor], memory: Any = None, kernels: Any = None) -> Errors:
     """Errors of one rmt or transformer case: (kind of quantity, name, relative error)."""
-    model = build_model(model_config(meta))
+    config, depth = model_config(meta), None
     if memory is not None and meta["kind"] == "rmt":
-        model.exchanges = plan_exchanges(model.config, torch.device("cpu"), memory, kernels=kernels)
+        depth = plan_depth(config, torch.device("cpu"), memory, kernels=kernels)
+    model = build_model(config, depth=depth)
     model.load_state_dict(ours(meta, tensors, "param", model))
     tokens, targets, mask = tensors["input_ids"].long(), tensors["target_ids"].long(), tensors["attention_mask"].bool()
     errors: Errors = []

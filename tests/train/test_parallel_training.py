@@ -5,16 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from processes import sharded_gradients, sharding_batch, train_as_rank, train_quickly
 from safetensors.torch import load_file
-from tiny_runs import tiny_config
 from torch.testing import assert_close
 
 from models import tiny
+from processes import sharded_gradients, sharding_batch, train_as_rank, train_quickly
+from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.model.build import build_model
-from widestream.model.depth.operator import Saved
-from widestream.model.depth.reversible import Reversible
+from widestream.model.depth import Fused, Rebuilt
 from widestream.train.plan import make_plan
 
 
@@ -80,14 +79,14 @@ MATRIX = {"kind": "matrix", "key_dim": 6}
 
 
 @pytest.mark.parametrize(
-    ("stream", "plan"),
-    [(MATRIX, Saved("any")), (MATRIX, Reversible(anchors=1)),
-     ({"kind": "matrix_delta", "key_dim": 6}, Reversible(anchors=1)), ({"kind": "mhc"}, Reversible(anchors=1))],
+    ("stream", "depth"),
+    [(MATRIX, Fused("any")), (MATRIX, Rebuilt(anchors=1)),
+     ({"kind": "matrix_delta", "key_dim": 6}, Rebuilt(anchors=1)), ({"kind": "mhc"}, Rebuilt(anchors=1))],
     ids=["matrix-saved", "matrix", "matrix_delta", "mhc"],
 )  # fmt: skip
-def test_exchanges_with_sharded_weights(stream, plan, tmp_path):
+def test_exchanges_with_sharded_weights(stream, depth, tmp_path):
     config = tiny(stream)
-    assert run_on_two(sharded_gradients, config, plan, tmp_path / "gradients.pt") == [0, 0]
+    assert run_on_two(sharded_gradients, config, depth, tmp_path / "gradients.pt") == [0, 0]
     found = torch.load(tmp_path / "gradients.pt")
     whole = build_model(config)
     whole.loss(*sharding_batch(config)).total.backward()

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from tiny_runs import tiny_config
 
+from tiny_runs import tiny_config
 from widestream.data.batches import Batch, TrainBatches
 from widestream.data.store import TokenStore
 from widestream.model.build import build_model
+from widestream.model.depth import Compiled, Eager
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.step import batch_loss, optimizer_step, split
@@ -142,7 +143,6 @@ def test_every_micro_batch_decides_for_itself(config, kinds):
 
 
 def test_compiled_blocks_keep_the_mask(config, kinds, monkeypatch):
-    model = build_model(config.model, seed=3)
-    model.compile_blocks(backend="eager")
+    model = build_model(config.model, seed=3, depth=Compiled(Eager(), backend="eager"))
     seen, _ = passed_segments(model, kinds[0], monkeypatch)
     assert seen[0] is not None

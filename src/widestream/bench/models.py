@@ -11,7 +11,7 @@ from widestream.errors import UserError
 from widestream.machine import choose_precision, find_device, keep_freed_memory
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
-from widestream.model.depth.reversible import plan_exchanges
+from widestream.model.depth import plan_depth
 from widestream.recipe import build
 from widestream.recipe.model import ModelConfig
 from widestream.streams import OWN_KINDS, stream_class
@@ -134,15 +134,17 @@ def model_config(sizes: Sizes, stream: dict[str, Any], tied: bool = False) -> Mo
 
 def build_measured(config: ModelConfig, settings: ModelSettings, device: torch.device) -> Decoder:
     """The model as `bench step` and `bench memory` measure it: the one place where it is set up for training."""
-    model = build_model(config, device=device)
-    if stream_class(config.stream.kind).spec(config).undo != "no":  # others have nothing to choose
-        model.exchanges = plan_exchanges(
-            config, device, settings.stream_memory, 0, settings.kernels, settings.state_precision
-        )
-    model.attention = choose(
+    chooses = stream_class(config.stream.kind).spec(config).undo != "no"  # others have nothing to choose
+    depth = plan_depth(
+        config,
+        device,
+        memory=settings.stream_memory if chooses else "auto",
+        kernels=settings.kernels if chooses else "auto",
+        state_precision=settings.state_precision if chooses else "float32",
+        compiled=settings.compile,
+    )
+    attention = choose(
         settings.attention, device, compiled=settings.compile, masked=False, head_dim=config.head_dim,
         upcast=config.upcast_attention,
     )  # fmt: skip
-    if settings.compile:
-        model.compile_blocks()
-    return model
+    return build_model(config, device=device, depth=depth, attention=attention)

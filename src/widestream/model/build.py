@@ -2,27 +2,36 @@
 
 import torch
 
+from widestream.blocks.attention_kind import Attention
 from widestream.blocks.roles import initialize
 from widestream.model.decoder import Decoder
+from widestream.model.depth import Depth
 from widestream.recipe.model import ModelConfig
 
 
-def build_model(config: ModelConfig, seed: int = 0, device: str | torch.device = "cpu") -> Decoder:
+def build_model(
+    config: ModelConfig,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    *,
+    depth: Depth | None = None,
+    attention: Attention = "sdpa",
+) -> Decoder:
     """Build and initialise a model.
 
     Args:
         config: sizes and the stream.
         seed: of the initial weights, which depend on nothing else (not on the device).
         device: where the float32 weights are put.
+        depth: the way through the depth (`model.depth.plan_depth`); default: the plain loop, states saved by autograd.
+        attention: what computes attention; see `blocks.attention_kind`.
     """
-    with torch.device("meta"):
-        model = Decoder(config)
-    model = model.to_empty(device=device)
+    model = meta_model(config, depth, attention).to_empty(device=device)
     initialize(model, seed)
     return model
 
 
-def meta_model(config: ModelConfig) -> Decoder:
+def meta_model(config: ModelConfig, depth: Depth | None = None, attention: Attention = "sdpa") -> Decoder:
     """The model without memory for its weights, for counting."""
     with torch.device("meta"):
-        return Decoder(config)
+        return Decoder(config, depth, attention)

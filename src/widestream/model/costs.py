@@ -14,8 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from widestream.model.build import meta_model
 from widestream.model.decoder import Decoder
-from widestream.model.depth.operator import Saved
-from widestream.model.depth.reversible import ExchangePlan, plan_exchanges
+from widestream.model.depth import Depth, Fused, plan_depth
 from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
 
@@ -107,10 +106,10 @@ def summarize(config: ModelConfig) -> Summary:
     kept = {precision: _activation_bytes(config, precision) for precision in precisions}
     if cost.bytes_saved_fused is not None:
         stream_bytes["saved, fused"] = cost.bytes_saved_fused
-        kept |= {f"{precision}, fused": _activation_bytes(config, precision, Saved("any")) for precision in precisions}
+        kept |= {f"{precision}, fused": _activation_bytes(config, precision, Fused("any")) for precision in precisions}
     if cost.bytes_saved_writes is not None:
         stream_bytes["saved as writes"] = cost.bytes_saved_writes
-        rebuilt = plan_exchanges(config, torch.device("cpu"), "writes", kernels="reference")
+        rebuilt = plan_depth(config, torch.device("cpu"), "writes", kernels="reference")
         kept |= {f"{precision}, writes": _activation_bytes(config, precision, rebuilt) for precision in precisions}
     return Summary(
         parts=count_parameters(model),
@@ -149,11 +148,10 @@ def count_flops(model: Decoder) -> dict[str, int]:
     }
 
 
-def _activation_bytes(config: ModelConfig, precision: str, exchanges: ExchangePlan | None = None) -> int:
+def _activation_bytes(config: ModelConfig, precision: str, depth: Depth | None = None) -> int:
     """What a second window adds to what autograd keeps; that leaves out weights and their copies in lower precision."""
     with FakeTensorMode(), torch.device("cpu"):
-        model = Decoder(config)
-        model.exchanges = exchanges
+        model = Decoder(config, depth)
         one, two = (_kept_bytes(model, windows, precision) for windows in (1, 2))
     return (two - one) // config.context
 

@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from widestream.blocks.context import Context
 from widestream.blocks.norm import Norm
 from widestream.model.decoder import Decoder
+from widestream.model.depth.eager import Blocks, Depth, Eager, Embedded
+from widestream.streams.base import Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,52 +37,78 @@ def record_exchanges(model: Decoder) -> Iterator[list[Exchanged]]:
     Written vectors and inputs are recorded as views of their own, so that the gradient of one is that through its
     exchange, or through its reader, alone. The model is eager inside, and saves its states.
     """
-    stream, exchange, read = model.stream, model.stream.exchange, model.stream.read
-    seen: list[Exchanged] = []
-    norms = _NormInputs()
+    recorded = Recorded()
+    with ExitStack() as stack:
+        for module in model.stream.modules():
+            if isinstance(module, Norm):
+                stack.callback(module.register_forward_pre_hook(recorded.norms).remove)
+        stack.enter_context(model.using(recorded))
+        yield recorded.exchanges
 
-    def recorded_read(site: int, state: Any) -> dict[str, Tensor]:
-        norms.reading = True
-        inputs = read(site, state)
-        norms.reading = False
-        return inputs
 
-    def recorded(site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
+class Recorded(Depth):
+    """The plain loop, every exchange of which is kept."""
+
+    def __init__(self):
+        self.exchanges: list[Exchanged] = []
+        self.norms = _NormInputs()
+
+    def __call__(self, stream: Stream, blocks: Blocks, embedded: Embedded, context: Context) -> Tensor:
+        """See `Depth`."""
+        return Eager()(_Recorder(stream, self.exchanges, self.norms), blocks, embedded, context)
+
+
+class _Recorder:
+    """A stream that is looked at, in the stream's place in the loop."""
+
+    def __init__(self, stream: Stream, exchanges: list[Exchanged], norms: "_NormInputs"):
+        self.stream, self.exchanges, self.norms = stream, exchanges, norms
+
+    def empty(self, context: Context) -> Any:
+        return self.stream.empty(context)
+
+    def exchange(self, site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
         parts = tuple(None if x is None else x.view_as(x) for x in (written if site == 0 else (written,)))
-        state, inputs = exchange(site, state, parts if site == 0 else parts[0])
+        state, inputs = self._exchange(site, state, parts if site == 0 else parts[0])
         inputs = {role: x.view_as(x) for role, x in inputs.items()}
-        seen.append(Exchanged(site, tuple(x for x in parts if x is not None), state, norms.take(), inputs))
+        present = tuple(x for x in parts if x is not None)
+        self.exchanges.append(Exchanged(site, present, state, self.norms.take(), inputs))
         return state, inputs
 
-    exchanges, compiled = model.exchanges, model._compiled_depth
-    with ExitStack() as stack:
-        for module in stream.modules():
-            if isinstance(module, Norm):
-                stack.callback(module.register_forward_pre_hook(norms).remove)
-        model.exchanges = model._compiled_depth = None
-        stream.exchange, stream.read = recorded, recorded_read
-        try:
-            yield seen
-        finally:
-            del stream.exchange, stream.read
-            model.exchanges, model._compiled_depth = exchanges, compiled
+    def _exchange(self, site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
+        """As `Stream.exchange`, but told apart: what norms take in while writing, and while reading."""
+        stream = self.stream
+        if type(stream).exchange is not Stream.exchange:
+            return stream.exchange(site, state, written)
+        state = stream.write_embedding(state, *written) if site == 0 else stream.write(site, state, written)
+        with self.norms.read():
+            return state, stream.read(site, state)
 
 
 class _NormInputs:
     """A hook on all norms of a stream that keeps what they take in during an exchange."""
 
     def __init__(self):
-        self.reading = False
-        self.read: list[Tensor] = []
-        self.last: tuple[Tensor, ...] = ()
+        self._reading = False
+        self._inputs: list[Tensor] = []
+        self._last: tuple[Tensor, ...] = ()
 
     def __call__(self, norm: Norm, arguments: tuple[Tensor]) -> None:
-        self.last = arguments
-        if self.reading:
-            self.read.append(arguments[0])
+        self._last = arguments
+        if self._reading:
+            self._inputs.append(arguments[0])
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """A read goes on inside."""
+        self._reading = True
+        try:
+            yield
+        finally:
+            self._reading = False
 
     def take(self) -> tuple[Tensor, ...]:
         """Inputs of the norms of this exchange's read; a stream that needs them before has normed last in its write."""
-        found = tuple(self.read) or self.last
-        self.read, self.last = [], ()
-        return found
+        inputs = tuple(self._inputs) or self._last
+        self._inputs, self._last = [], ()
+        return inputs

@@ -1,8 +1,8 @@
 """The contract of a residual stream: a row of exchanges, each a write followed by a read.
 
 Places where something is written are numbered: 0 is the embedding, 1..S the blocks' outputs in order. After each
-write exactly one consumer reads: the next block, or, after the last write, the head. model/decoder.py is the loop that
-drives any stream.
+write exactly one consumer reads: the next block, or, after the last write, the head. model/depth/eager.py is the loop
+that drives any stream.
 """
 
 import math
@@ -127,6 +127,8 @@ class Stream(Declared, ABC):
                 f"A {config.stream.kind} stream has no axis for model.mup.{foreign.pop()}; "
                 f"it takes {' and '.join(self.own_bases)}."
             )
+        self.undo_by = self.spec(config).undo
+        """How its states can be rebuilt; see `StreamSpec.undo`."""
         self.readers: list[Reader] = [*(block.kind for block in self.blocks(config)), "head"]
         self.anchored = anchor_sites(len(self.readers) - 1, self.replay_anchors(config))
         """Sites behind whose write a state is kept if states are replayed and a run says nothing else."""

@@ -1,5 +1,6 @@
 """Small models around a stream, for `streams.testing`."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
+from widestream.model.depth import Depth
 from widestream.recipe import build
 from widestream.recipe.model import ModelConfig
 
@@ -30,6 +32,21 @@ def random_model(stream: Fields, changes: Fields) -> Decoder:
         for parameter in model.stream.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def copy_of(model: Decoder, depth: Depth | None = None, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A model with the same weights that goes another way through its depth.
+
+    Args:
+        model: what is copied.
+        depth: the way; default: the plain loop.
+        dtype: of the copy's weights. In float64 attention, too, is computed in it.
+    """
+    exact = dtype == torch.float64
+    config = dataclasses.replace(model.config, upcast_attention=False) if exact else model.config
+    copy = build_model(config, depth=depth)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(dtype)
 
 
 def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:

@@ -11,7 +11,6 @@
 A case is the stream's part of a recipe, and changes to the small model around it (keys of `ModelConfig`).
 """
 
-import copy
 import dataclasses
 import math
 import tempfile
@@ -26,10 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from widestream.model.build import build_model, meta_model
 from widestream.model.costs import summarize
-from widestream.model.decoder import Decoder
+from widestream.model.depth import Compiled, Eager, Recomputed, sites_of_layers
+from widestream.model.record import record_exchanges
 from widestream.streams import stream_class
 from widestream.testing.memory import check_reversible, check_saved
-from widestream.testing.models import SIZES, Fields, random_model, small_config, tokens_of
+from widestream.testing.models import SIZES, Fields, copy_of, random_model, small_config, tokens_of
 
 
 def check_shapes(stream: Fields, changes: Fields) -> None:
@@ -174,13 +174,16 @@ def check_depth(stream: Fields, changes: Fields) -> None:
     """At initialisation neither state nor gradient explodes, and no read fades, over 6, 24 and 48 layers."""
     for num_layers in (6, 24, 48):
         model = build_model(small_config(stream, changes | {"num_layers": num_layers}))
-        states, reads = _record_exchanges(model)
-        model.loss(tokens_of(2, 12), tokens_of(2, 12, seed=1)).total.backward()
-        for site, (state, inputs) in enumerate(zip(states, reads, strict=True)):
-            where = f"at site {site} of {num_layers} layers"
-            widest = max((_rms(x) for x in _tensors(state) if x.is_floating_point()), default=0.0)
+        with record_exchanges(model) as exchanges:
+            loss = model.loss(tokens_of(2, 12), tokens_of(2, 12, seed=1)).total
+        for read in (x for exchanged in exchanges for x in exchanged.inputs.values()):
+            read.retain_grad()
+        loss.backward()
+        for exchanged in exchanges:
+            where = f"at site {exchanged.site} of {num_layers} layers"
+            widest = max((_rms(x) for x in _tensors(exchanged.state) if x.is_floating_point()), default=0.0)
             assert widest < 1e3, f"a state of {widest:.1e} {where}"
-            for role, x in inputs.items():
+            for role, x in exchanged.inputs.items():
                 assert 1e-2 < _rms(x) < 1e2, f"{role} of {_rms(x):.1e} {where}"
                 gradient = 0.0 if x.grad is None else x.grad.norm().item()
                 assert gradient < 1e3, f"a gradient of {role} of {gradient:.1e} {where}"
@@ -188,22 +191,6 @@ def check_depth(stream: Fields, changes: Fields) -> None:
         assert embedding is not None
         gradient = embedding.norm().item()
         assert 1e-6 < gradient < 1e2, f"a gradient of the embedding of {gradient:.1e} at {num_layers} layers"
-
-
-def _record_exchanges(model: Decoder) -> tuple[list[Any], list[dict[str, Tensor]]]:
-    """Lists that a forward pass will fill: the state after every exchange, and what was read, with its gradient."""
-    states, reads, exchange = [], [], model.stream.exchange
-
-    def recorded(site: int, state: Any, written: Any) -> tuple[Any, dict[str, Tensor]]:
-        state, inputs = exchange(site, state, written)
-        for x in inputs.values():
-            x.retain_grad()
-        states.append(state)
-        reads.append(inputs)
-        return state, inputs
-
-    model.stream.exchange = recorded
-    return states, reads
 
 
 def _tensors(state: Any) -> list[Tensor]:
@@ -237,8 +224,7 @@ def check_round_trip(stream: Fields, changes: Fields) -> None:
 def check_activation_checkpointing(stream: Fields, changes: Fields) -> None:
     """Recomputing activations in the backward pass changes no gradient."""
     plain = random_model(stream, changes)
-    saving = copy.deepcopy(plain)
-    saving.checkpoint_layers = True
+    saving = copy_of(plain, Recomputed(sites_of_layers(plain.layout)))
     for model in (plain, saving):
         model.loss(tokens_of(2, 20), tokens_of(2, 20, seed=1)).total.backward()
     for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
@@ -251,8 +237,8 @@ def check_compiling(stream: Fields, changes: Fields) -> None:
     tokens, segments = tokens_of(2, 20), torch.tensor([[0] * 9 + [1] * 11] * 2)
     expected = model(tokens, segments)
     torch._dynamo.reset()
-    model.compile_blocks(backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(model(tokens, segments), expected, rtol=1e-4, atol=1e-5)
+    with model.using(Compiled(Eager(), backend="aot_eager", fullgraph=True)):
+        torch.testing.assert_close(model(tokens, segments), expected, rtol=1e-4, atol=1e-5)
 
 
 CHECKS: dict[str, Callable[[Fields, Fields], None]] = {

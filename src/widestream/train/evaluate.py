@@ -11,7 +11,7 @@ from widestream.runs.model import load_model
 from widestream.train.heldout import Heldout, evaluate
 from widestream.train.parallel import World
 from widestream.train.plan import make_plan
-from widestream.train.setup import choose_exchanges
+from widestream.train.setup import choose_depth
 
 
 def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: str | None = None) -> tuple[int, Heldout]:
@@ -36,8 +36,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
     place = find_device(device or config.train.device)
     plan = make_plan(config)
     with numerics(config.train):
-        model, found = load_model(run_dir, place)
-        model.exchanges = choose_exchanges(config, place)
+        model, checkpoint = load_model(run_dir, place, choose_depth(config, place, training=False))
         heldout = evaluate(
             model,
             store,
@@ -46,7 +45,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
             batch_size=plan.micro_batch_size,
             precision=info["precision"],
         )
-    return found.step, heldout
+    return checkpoint.step, heldout
 
 
 def open_heldout(run_dir: Path, data: str | Path | None = None) -> TokenStore:

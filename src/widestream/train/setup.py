@@ -12,7 +12,7 @@ from widestream.data.store import TokenStore
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
-from widestream.model.depth.reversible import ExchangePlan, describe, plan_exchanges
+from widestream.model.depth import Depth, plan_depth
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
@@ -122,8 +122,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     plan = make_plan(config, world.size)
     if config.train.tensorboard:
         board_class()  # not installed? Better said now than when the folder has been made
-    exchanges, attention = choose_exchanges(config, world.device), choose_attention(config, world.device)
-    computed = {"exchanges": describe(exchanges), "attention": attention}
+    depth, attention = choose_depth(config, world.device), choose_attention(config, world.device)
+    computed = {"exchanges": depth.describe(), "attention": attention}
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
@@ -131,13 +131,9 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
     info = world.on_main(lambda: open_folder(run_dir, config, data, world.device, computed))
-    model = build_model(config.model, config.train.seed, world.device)
+    model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
     optimizer = build_optimizer(model, config.optimizer)
     position = _restore(config, run_dir, world, model, optimizer)
-    model.checkpoint_layers, model.exchanges = config.train.activation_checkpointing, exchanges
-    model.attention = attention
-    if config.train.compile:
-        model.compile_blocks()
     return Run(
         config=config,
         plan=plan,
@@ -153,20 +149,32 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     )
 
 
-def choose_exchanges(config: RunConfig, device: torch.device) -> ExchangePlan | None:
-    """What `Decoder.exchanges` is for a run.
+def choose_depth(config: RunConfig, device: torch.device, training: bool = True) -> Depth:
+    """A run's way through the depth.
+
+    Args:
+        config: the run's.
+        device: where it computes.
+        training: whether there is a backward pass; without one nothing is compiled or computed again.
 
     Raises:
-        UserError: see `plan_exchanges`.
+        UserError: see `plan_depth`.
     """
     train = config.train
-    return plan_exchanges(
-        config.model, device, train.stream_memory, train.anchors, train.kernels, train.state_precision
+    return plan_depth(
+        config.model,
+        device,
+        train.stream_memory,
+        train.anchors,
+        train.kernels,
+        train.state_precision,
+        recompute=training and train.activation_checkpointing,
+        compiled=training and train.compile,
     )
 
 
 def choose_attention(config: RunConfig, device: torch.device) -> Attention:
-    """What `Decoder.attention` is for a run.
+    """What computes a run's attention.
 
     Raises:
         UserError: see `blocks.attention_kind.choose`.

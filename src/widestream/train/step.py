@@ -96,7 +96,7 @@ def batch_loss(
     """
     # Compiled blocks keep to one form: the other would be compiled in the middle of a run, in some process while the
     # others wait, for batches that are rare where compiling pays (many windows in a batch, long ones).
-    masked = model.compiled or batch.has_boundaries
+    masked = model.depth.compiled or batch.has_boundaries
     batch = batch.to(device)
     with autocast(device, precision):
         return model.loss(batch.tokens, batch.targets, batch.segments if masked else None, batch.weights, z_loss=z_loss)
