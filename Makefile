@@ -1,7 +1,6 @@
 # make demo   set up, train RMT and transformer side by side on bundled prose, write runs/demo/report.html
 # make zoo    set up, train every residual stream at one small size (about half an hour), write runs/zoo/report.html
-# make test   set up, check style, run the whole test suite
-# make types  pyright
+# make test   set up, check style, layers and types, run the whole test suite
 # make bench  time this package's training step (BENCH_ARGS="--hf --nanogpt PATH" adds other implementations)
 
 PYTHON ?= python3
@@ -11,7 +10,7 @@ BIN := $(VENV)/bin
 # torch first and pinned, so that nothing else chooses it
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo zoo test types bench clean
+.PHONY: demo zoo test bench clean
 
 demo: $(VENV)/core
 	@$(BIN)/widestream demo
@@ -22,16 +21,15 @@ zoo: $(VENV)/core
 test: $(VENV)/dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest -n auto
-
-types: $(VENV)/dev
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/python -m pytest -n auto
 
 bench: $(VENV)/dev
 	@$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
