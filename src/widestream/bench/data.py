@@ -71,14 +71,14 @@ def bench_data(settings: DataSettings, outputs: Outputs) -> dict[str, Any]:
             turns[label] = _loading(settings, folder)
             tokens[label] = settings.batches * settings.batch_size * settings.sequence_length
         seconds = take_turns(turns, settings.rounds, settings.warmup, CPU)
-    found = medians(seconds)
+    middle = medians(seconds)
     record = make_record(
         "data", settings, CPU,
         seconds=seconds,
-        medians=found,
+        medians=middle,
         tokens=tokens,
-        tokens_per_s={name: tokens[name] / value for name, value in found.items()},
-        batches_per_s={name: settings.batches / value for name, value in found.items() if name.startswith("load ")},
+        tokens_per_s={name: tokens[name] / value for name, value in middle.items()},
+        batches_per_s={name: settings.batches / value for name, value in middle.items() if name.startswith("load ")},
     )  # fmt: skip
     outputs.write(record, _panels(record))
     return record

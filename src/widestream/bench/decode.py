@@ -58,14 +58,14 @@ def bench_decode(settings: DecodeSettings, outputs: Outputs) -> dict[str, Any]:
     for model in models.values():
         cast_weights(model, precision)
     seconds = {str(size): _time(models, size, settings, precision) for size in settings.batch_sizes}
-    found = {size: medians(group) for size, group in seconds.items()}
+    middle = {size: medians(group) for size, group in seconds.items()}
     record = make_record(
         "decode", settings, device,
         precision=precision,
         seconds=seconds,
-        medians=found,
+        medians=middle,
         ratios={size: _ratios(group, candidates) for size, group in seconds.items()},
-        tokens_per_s={size: {name: int(size) / value for name, value in own.items()} for size, own in found.items()},
+        tokens_per_s={size: {name: int(size) / value for name, value in own.items()} for size, own in middle.items()},
     )  # fmt: skip
     outputs.write(record, _panels(record))
     return record
@@ -101,11 +101,11 @@ def _turn(decode: Decoding, batch_size: int, prompt: int) -> Turn:
 
 def _ratios(seconds: Seconds, candidates: list[Candidate]) -> dict[str, dict[str, float]]:
     first = candidates[0].name
-    found: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
     for step in ("", " compiled"):
         group = {name: values for name, values in seconds.items() if name.endswith(" compiled") == bool(step)}
-        found |= ratios(group, [first + step]) if group else {}
-    return found
+        shares |= ratios(group, [first + step]) if group else {}
+    return shares
 
 
 def _panels(record: dict[str, Any]) -> list[Panel]:

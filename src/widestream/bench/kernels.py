@@ -77,13 +77,13 @@ def bench_kernels(settings: KernelSettings, outputs: Outputs) -> dict[str, Any]:
     device = find_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    found, unavailable = find_implementations(settings.kernels, device)
-    if not found:
+    implementations, unavailable = find_implementations(settings.kernels, device)
+    if not implementations:
         raise UserError("No kernel that was named runs here: " + " ".join(unavailable.values()))
     seconds: dict[str, Seconds] = {}
     moved: dict[str, dict[str, int]] = {}
     for key_dim in settings.key_dims:
-        moved[str(key_dim)], turns = _turns(found, settings, key_dim, device)
+        moved[str(key_dim)], turns = _turns(implementations, settings, key_dim, device)
         seconds[str(key_dim)] = take_turns(turns, settings.rounds, settings.warmup, device)
     record = make_record(
         "kernels", settings, device,
@@ -99,7 +99,7 @@ def bench_kernels(settings: KernelSettings, outputs: Outputs) -> dict[str, Any]:
 
 def find_implementations(names: tuple[str, ...], device: torch.device) -> tuple[dict[str, Exchange], dict[str, str]]:
     """Those that run on `device`, and why the others do not, by name."""
-    found, unavailable = {}, {}
+    implementations, unavailable = {}, {}
     for name in names:
         module_name, _, attribute = IMPLEMENTATIONS[name].partition(":")
         try:
@@ -109,14 +109,14 @@ def find_implementations(names: tuple[str, ...], device: torch.device) -> tuple[
             continue
         reason = module.available(device) if hasattr(module, "available") else None
         if reason is None:
-            found[name] = getattr(module, attribute)()
+            implementations[name] = getattr(module, attribute)()
         else:
             unavailable[name] = reason
-    return found, unavailable
+    return implementations, unavailable
 
 
 def _turns(
-    found: dict[str, Exchange], settings: KernelSettings, key_dim: int, device: torch.device
+    implementations: dict[str, Exchange], settings: KernelSettings, key_dim: int, device: torch.device
 ) -> tuple[dict[str, int], dict[str, Turn]]:
     """Bytes that each operation has to move, and the operations, with a copy of a state among them."""
     N, V, R = settings.num_tokens, settings.value_dim, settings.num_heads
@@ -133,7 +133,7 @@ def _turns(
     copied = torch.empty_like(state)
     turns: dict[str, Turn] = {"copy": lambda _: partial(copied.copy_, state)}
     moved = {"copy": 2 * state.nbytes}
-    for name, exchange in found.items():
+    for name, exchange in implementations.items():
         # In every round, a backward takes back what a forward has written: the state stays what it was.
         forward = partial(exchange.forward_, state, data, site, out)
         backward = partial(exchange.backward_, state, grad_state, data, site, grad_out, grad_data)

@@ -86,14 +86,14 @@ def saved_bytes(model: Decoder, sizes: Sizes, precision: str) -> Kept:
     A stream that keeps a live state of its own, outside autograd, shows in the peak memory and not here.
     """
     counts, device = {"stream": 0, "blocks": 0, "head": 0}, model.head_weight().device
-    seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    counted = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     alive = []  # a storage that was freed could give its address to the next one
     place = ["head"]
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
+        if storage.data_ptr() not in counted:
+            counted.add(storage.data_ptr())
             alive.append(storage)
             counts[place[-1]] += storage.nbytes()
         return tensor
@@ -129,11 +129,13 @@ def _peak_of(candidate: Candidate, settings: ModelSettings, precision: str) -> i
     alone = {"streams": [candidate.kind], "key_dims": [candidate.key_dim] if candidate.key_dim else [1]}
     asked = json.dumps({**asdict(settings), **alone, "precision": precision})
     command = [sys.executable, "-c", _START, *map(str, sys.path)]
-    found = subprocess.run(command, input=asked, stdout=subprocess.PIPE, text=True, check=False)
-    if found.returncode:
-        why = "was killed, most likely for want of memory" if found.returncode < 0 else "failed, its error stands above"
+    process = subprocess.run(command, input=asked, stdout=subprocess.PIPE, text=True, check=False)
+    if process.returncode:
+        why = (
+            "was killed, most likely for want of memory" if process.returncode < 0 else "failed, its error stands above"
+        )
         raise UserError(f"The step of {candidate.name} {why}: measure smaller sizes, or leave peaks out by --no-peak.")
-    return int(found.stdout)
+    return int(process.stdout)
 
 
 def serve() -> None:

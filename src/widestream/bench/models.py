@@ -110,15 +110,15 @@ def list_candidates(settings: ModelSettings) -> list[Candidate]:
     kinds = [kind for name in settings.streams for kind in (OWN_KINDS if name == "all" else [name])]
     if not kinds:
         raise UserError("No stream is named; give --streams vector,matrix or the like.")
-    found = []
+    candidates = []
     for kind in dict.fromkeys(kinds):
         keyed = any(entry.name == "key_dim" for entry in fields(stream_class(kind).Config))
         for key_dim in dict.fromkeys(settings.key_dims) if keyed else (None,):
             fixed = {} if key_dim is None else {"key_dim": key_dim}
             stream = {"kind": kind, **stream_class(kind).examples[0], **fixed}
             name = kind if key_dim is None else f"{kind}-{key_dim}"
-            found.append(Candidate(name, kind, key_dim, model_config(settings.sizes, stream)))
-    return found
+            candidates.append(Candidate(name, kind, key_dim, model_config(settings.sizes, stream)))
+    return candidates
 
 
 def model_config(sizes: Sizes, stream: dict[str, Any], tied: bool = False) -> ModelConfig:

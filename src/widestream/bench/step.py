@@ -66,7 +66,7 @@ def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
     first, groups = candidates[0], _groups(candidates, settings.together)
     timed = [_time_group(group, settings, device, precision) for group in groups]
     seconds, peaks = [group for group, _ in timed], [group for _, group in timed]
-    found = {name: value for group in reversed(seconds) for name, value in medians(group).items()}
+    middle = {name: value for group in reversed(seconds) for name, value in medians(group).items()}
     relative = {name: value for group in seconds for name, value in ratios(group, [first.name]).items()}
     sizes = settings.models.sizes
     tokens = sizes.batch_size * sizes.context
@@ -78,7 +78,7 @@ def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
         matmul_flops_per_s=peaks,
         key_dims={candidate.name: candidate.key_dim for candidate in candidates},
         seconds=seconds,
-        medians={name: found[name] for name in names},
+        medians={name: middle[name] for name in names},
         ratios={name: relative[name] for name in names},
         flops_per_step=flops,
         mfu={name: _utilisation(name, flops[name], timed) for name in names},
@@ -164,9 +164,9 @@ def time_steps(
 
 def _panels(record: dict[str, Any], candidates: list[Candidate]) -> list[Panel]:
     """Step time against D_k, relative to the first model, and the share of the matmul peak."""
-    found, first = record["medians"], candidates[0]
-    level = None if first.key_dim else (first.name, found[first.name])
-    curves = by_key_dim(candidates, found)
+    middle, first = record["medians"], candidates[0]
+    level = None if first.key_dim else (first.name, middle[first.name])
+    curves = by_key_dim(candidates, middle)
     panels = lines("Training step against the key dim D_k", "seconds per step (median)", curves, level)
     relative = {name: next(iter(own.values()), 1.0) for name, own in record["ratios"].items()}
     title = f"Step time relative to {first.name}"
@@ -178,8 +178,8 @@ def _panels(record: dict[str, Any], candidates: list[Candidate]) -> list[Panel]:
 
 def by_key_dim(candidates: list[Candidate], values: dict[str, float]) -> dict[str, list[tuple[float, float]]]:
     """For every kind of stream with a key dim, (D_k, value) in order of D_k."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, list[tuple[float, float]]] = {}
     for candidate in candidates:
         if candidate.key_dim is not None:
-            found.setdefault(candidate.kind, []).append((candidate.key_dim, values[candidate.name]))
-    return {kind: sorted(points) for kind, points in found.items()}
+            curves.setdefault(candidate.kind, []).append((candidate.key_dim, values[candidate.name]))
+    return {kind: sorted(points) for kind, points in curves.items()}

@@ -47,12 +47,12 @@ def make_flex_mask(
     slopes = None if alibi_heads is None else alibi_slopes(alibi_heads, positions.device)
 
     def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = q >= k
+        sees = q >= k
         if window is not None:
-            seen = seen & (q - k < window)
+            sees = sees & (q - k < window)
         if segments is not None:
-            seen = seen & (segments[b, q] == segments[b, k])
-        return seen
+            sees = sees & (segments[b, q] == segments[b, k])
+        return sees
 
     def add_bias(logit: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         assert slopes is not None

@@ -20,11 +20,11 @@ def summary(
     from widestream.recipe import load_recipe
 
     config = load_recipe(recipe, changes or [])
-    found = summarize(config.model)
+    summary = summarize(config.model)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print(json.dumps(summary.to_dict(), indent=2))
     else:
-        print_summary(config, found)
+        print_summary(config, summary)
 
 
 def register(app: typer.Typer) -> None:

@@ -52,8 +52,8 @@ class _Problem(ctypes.Structure):
 
 def available() -> str | None:
     """None where `attention` can be used, else one sentence that says why not. Compiles if need be (seconds, once)."""
-    found = _library()
-    return found if isinstance(found, str) else None
+    library = _library()
+    return library if isinstance(library, str) else None
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -106,9 +106,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tup
 def _gradients(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = _library()
-    assert not isinstance(found, str), found
-    gradients, parallel = found
+    library = _library()
+    assert not isinstance(library, str), library
+    gradients, parallel = library
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
     log_sums = log_sums.contiguous()

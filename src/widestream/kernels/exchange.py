@@ -166,11 +166,11 @@ def choose(switch: Switch, device: torch.device) -> Exchange:
     """
     if switch == "reference":
         return ReferenceExchange()
-    found = _fused(device)
-    if not isinstance(found, str):
-        return found
+    exchange = _fused(device)
+    if not isinstance(exchange, str):
+        return exchange
     if switch == "fused":
-        raise UserError(f"train.kernels: fused cannot be had: {found.rstrip('.')}; use auto or reference.")
+        raise UserError(f"train.kernels: fused cannot be had: {exchange.rstrip('.')}; use auto or reference.")
     return ReferenceExchange()
 
 
@@ -180,8 +180,8 @@ def _fused(device: torch.device) -> Exchange | str:
     path = f"{__package__}.{module}"
     if not module or importlib.util.find_spec(path) is None:
         return f"there is no fused exchange for a {device.type} device"
-    found = importlib.import_module(path)
-    return found.available(device) or getattr(found, name)()
+    module = importlib.import_module(path)
+    return module.available(device) or getattr(module, name)()
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ def available(device: torch.device) -> str | None:
     """None where `CpuExchange` runs, else one sentence that says why not. Compiles if need be (seconds, once)."""
     if device.type != "cpu":
         return f"The compiled exchange runs on a CPU, not on {device.type}."
-    found = _library()
-    return found if isinstance(found, str) else None
+    library = _library()
+    return library if isinstance(library, str) else None
 
 
 @functools.cache
@@ -71,10 +71,10 @@ class CpuExchange:
     """
 
     def __init__(self):
-        found = _library()
-        if isinstance(found, str):
-            raise RuntimeError(found)
-        self._exchange, self._parallel = found
+        library = _library()
+        if isinstance(library, str):
+            raise RuntimeError(library)
+        self._exchange, self._parallel = library
         self._reference = ReferenceExchange()
 
     def forward_(

@@ -87,9 +87,9 @@ def _gradients(
     grad_after = grad_after.contiguous()
     grad, grad_data = torch.empty_like(grad_after), None if data is None else torch.empty_like(data)
     site = _site(write_keys, read_keys, gain, norm, eps)
-    found = implementation(state).backward_(state, grad, data, site, grad_out, grad_data, grad_after)
+    gradients = implementation(state).backward_(state, grad, data, site, grad_out, grad_data, grad_after)
     # What an operator gives must not share memory, and the last three may.
-    optional = (found.write_keys, found.read_keys, found.gain)
+    optional = (gradients.write_keys, gradients.read_keys, gradients.gain)
     grad_write, grad_read, grad_gain = (
         read_keys.new_empty(0) if x is None else x.clone(memory_format=torch.contiguous_format) for x in optional
     )

@@ -85,9 +85,9 @@ _gelu.register_autograd(_differentiate, setup_context=lambda ctx, inputs, output
 
 
 def _run(x: Tensor, grad: Tensor | None) -> Tensor:
-    found = _library()
-    assert not isinstance(found, str), found
-    function, parallel = found
+    library = _library()
+    assert not isinstance(library, str), library
+    function, parallel = library
     out = torch.empty_like(x)
     given = None if grad is None else grad.data_ptr()
     bf16 = x.dtype == torch.bfloat16

@@ -36,7 +36,7 @@ def load_recipe(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ())
     """
     pairs = [_parse_override(text) for text in overrides]
     extends = dict(pair for pair in pairs if pair[0] == "extends")
-    values = _read(find_recipe(str(recipe)), seen=(), extends=extends.get("extends"))
+    values = _read(find_recipe(str(recipe)), chain=(), extends=extends.get("extends"))
     for key, value in pairs:
         if key != "extends":
             _assign(values, key, value)
@@ -54,10 +54,10 @@ def find_recipe(name: str) -> Path:
     raise unknown_name(f"recipe {name!r}: no such file, and no shipped recipe of that name", name, recipe_names())
 
 
-def _read(path: Path, seen: tuple[Path, ...], extends: Any = None) -> dict[str, Any]:
+def _read(path: Path, chain: tuple[Path, ...], extends: Any = None) -> dict[str, Any]:
     """One file laid over what it extends. `extends` replaces the file's own."""
     path = path.resolve()
-    if path in seen:
+    if path in chain:
         raise UserError(f"{path} extends itself; remove one `extends`.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -73,7 +73,7 @@ def _read(path: Path, seen: tuple[Path, ...], extends: Any = None) -> dict[str, 
     merged: dict[str, Any] = {}
     for parent in parents:
         beside = path.parent / f"{str(parent).removesuffix('.yaml')}.yaml"
-        merged = _merge(merged, _read(beside if beside.is_file() else find_recipe(str(parent)), (*seen, path)))
+        merged = _merge(merged, _read(beside if beside.is_file() else find_recipe(str(parent)), (*chain, path)))
     return _merge(merged, values)
 
 

@@ -100,9 +100,9 @@ def _measure(config: ModelConfig, seed: int, sizes: DepthSizes) -> Moments:
     model = build_model(config, seed)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(sizes.vocab_size, (sizes.windows, sizes.tokens), generator=generator)
-    with record_exchanges(model) as seen:
+    with record_exchanges(model) as exchanges:
         hidden = model(tokens)
-    return site_moments(seen, hidden, torch.randn(hidden.shape, generator=generator))
+    return site_moments(exchanges, hidden, torch.randn(hidden.shape, generator=generator))
 
 
 def _config(kind: str, num_layers: int, depth_scale: bool, sizes: DepthSizes, scheme: Scheme) -> ModelConfig:

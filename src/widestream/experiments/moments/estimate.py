@@ -13,18 +13,18 @@ def against_closed_form(values: Sequence[float], closed: float) -> dict[str, Any
 
     `z` is the mean's distance from it in standard errors, `inside` whether the interval holds it.
     """
-    found, sd = mean_interval(values), stdev(values)
-    assert found.low is not None
-    assert found.high is not None
+    interval, sd = mean_interval(values), stdev(values)
+    assert interval.low is not None
+    assert interval.high is not None
     return {
         "closed": closed,
-        "mean": found.mean,
-        "low": found.low,
-        "high": found.high,
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
         "sd": sd,
-        "n": found.n,
-        "z": (found.mean - closed) / (sd / math.sqrt(found.n)),
-        "inside": found.low <= closed <= found.high,
+        "n": interval.n,
+        "z": (interval.mean - closed) / (sd / math.sqrt(interval.n)),
+        "inside": interval.low <= closed <= interval.high,
     }
 
 
@@ -38,8 +38,8 @@ def geometric(values: Sequence[float]) -> list[float | None]:
         return [None, None, None]
     if min(values) <= 0:
         return [_four(math.fsum(values) / len(values)), None, None]
-    found = mean_interval([math.log(value) for value in values])
-    return [None if end is None else _four(math.exp(end)) for end in (found.mean, found.low, found.high)]
+    interval = mean_interval([math.log(value) for value in values])
+    return [None if end is None else _four(math.exp(end)) for end in (interval.mean, interval.low, interval.high)]
 
 
 def _four(value: float) -> float:

@@ -54,10 +54,10 @@ def measure_ratios(shape: Shape, scheme: Scheme, draws: int, rows: Iterable[Row]
     """
     forms = closed_forms(shape, scheme, TOKENS)
     chosen = list(forms if rows is None else rows)
-    found: dict[Row, list[tuple[float, float]]] = {row: [] for row in chosen}
+    by_row: dict[Row, list[tuple[float, float]]] = {row: [] for row in chosen}
     for seed in range(draws):
         for row, ratios in _draw(shape, scheme, seed, chosen):
-            found[row].append(ratios)
+            by_row[row].append(ratios)
     return [
         {
             "shape": asdict(shape),
@@ -65,7 +65,7 @@ def measure_ratios(shape: Shape, scheme: Scheme, draws: int, rows: Iterable[Row]
             "row": asdict(row),
             "printed": asdict(PRINTED[row].moments) if row in PRINTED and scheme == "xavier" else None,
             **{
-                way: against_closed_form([ratios[i] for ratios in found[row]], getattr(forms[row], way))
+                way: against_closed_form([ratios[i] for ratios in by_row[row]], getattr(forms[row], way))
                 for i, way in enumerate(WAYS)
             },
         }

@@ -25,22 +25,22 @@ Moments = dict[str, list[float]]
 """By quantity, a number for each site; nan where there is none."""
 
 
-def site_moments(seen: Sequence[Exchanged], out: Tensor, gradient: Tensor | None = None) -> Moments:
+def site_moments(exchanges: Sequence[Exchanged], out: Tensor, gradient: Tensor | None = None) -> Moments:
     """Second moments of everything that went through the exchanges of one forward pass.
 
     Args:
-        seen: its exchanges, recorded with gradients enabled.
+        exchanges: its exchanges, recorded with gradients enabled.
         out: what is differentiated.
         gradient: of the shape of `out`; default: `out` is a loss.
     """
     groups: dict[str, list[Sequence[Tensor]]] = {
-        "read": [tuple(found.inputs.values()) for found in seen],
-        "written": [found.written for found in seen],
-        "state": [_floats(found.state) for found in seen],
+        "read": [tuple(exchanged.inputs.values()) for exchanged in exchanges],
+        "written": [exchanged.written for exchanged in exchanges],
+        "state": [_floats(exchanged.state) for exchanged in exchanges],
     }
     moments = {name: [mean_square(tensors) for tensors in sites] for name, sites in groups.items()}
-    moments["seen"] = [mean_square(found.normed) for found in seen]
-    groups["state"] = [(found.state,) if isinstance(found.state, Tensor) else () for found in seen]
+    moments["seen"] = [mean_square(exchanged.normed) for exchanged in exchanges]
+    groups["state"] = [(exchanged.state,) if isinstance(exchanged.state, Tensor) else () for exchanged in exchanges]
     flat = [x for sites in groups.values() for tensors in sites for x in tensors]
     gradients = iter(torch.autograd.grad(out, flat, gradient, allow_unused=True))
     for name, sites in groups.items():

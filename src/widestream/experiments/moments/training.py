@@ -48,14 +48,14 @@ def measure_run(run_dir: Path, settings: RunSettings) -> dict[str, Any]:
         UserError: no run folder, no checkpoint, or no data of its tokenizer.
     """
     config = load_config(run_dir)
-    found = checkpoint.complete(run_dir)
-    if not found:
+    checkpoints = checkpoint.complete(run_dir)
+    if not checkpoints:
         raise UserError(f"{run_dir} has no checkpoint yet; let it train to its first one (train.save_every).")
     store, length = open_heldout(run_dir, settings.data), make_plan(config).sequence_length
     batch = next(eval_batches(store, length, settings.windows, settings.windows))
     model = build_model(config.model, config.train.seed)
     steps, updates = [{"step": 0, **_measure(model, batch)}], []
-    for saved in found:
+    for saved in checkpoints:
         require_same_model(saved, config)
         before = {name: value.detach().clone() for name, value in model.named_parameters()}
         checkpoint.load_weights(saved.path, model)
@@ -103,22 +103,22 @@ def matrix_rank(states: Tensor) -> float | None:
 
 def _measure(model: Decoder, batch: Batch) -> dict[str, Any]:
     model.eval()
-    with record_exchanges(model) as seen:
+    with record_exchanges(model) as exchanges:
         terms = model.loss(batch.tokens, batch.targets, batch.segments, batch.weights)
-    moments = site_moments(seen, terms.total * terms.tokens)
+    moments = site_moments(exchanges, terms.total * terms.tokens)
     return {
         "loss": terms.cross_entropy.item(),
         "sites": {name: [_finite(value) for value in values] for name, values in moments.items()},
-        "ranks": _ranks(seen),
+        "ranks": _ranks(exchanges),
         "maps": _maps(model),
     }
 
 
 @torch.no_grad()
-def _ranks(seen: list[Exchanged]) -> dict[str, list[float | None]]:
+def _ranks(exchanges: list[Exchanged]) -> dict[str, list[float | None]]:
     """By site: of the stream as the reader sees it, over tokens and inside a token's matrix; and of what is read."""
-    streams = [found.normed[0] for found in seen]
-    inputs = [torch.cat([x.flatten(2) for x in found.inputs.values()], dim=-1) for found in seen]
+    streams = [exchanged.normed[0] for exchanged in exchanges]
+    inputs = [torch.cat([x.flatten(2) for x in exchanged.inputs.values()], dim=-1) for exchanged in exchanges]
     return {
         "seen": [covariance_rank(x.flatten(0, 1).flatten(1)) for x in streams],
         "matrix": [matrix_rank(x) for x in streams],

@@ -73,10 +73,10 @@ def measure(config: RunConfig, tokens: Tokens, steps: int, seed: int) -> list[tu
     first: dict[str, Tensor] = {}
     measured = []
     for step in range(steps + 1):
-        found = activations(model, tokens.inputs)
-        first = first or found
-        changes = {name: (value - first[name]).abs().mean().item() for name, value in found.items()}
-        measured.append(({name: value.abs().mean().item() for name, value in found.items()}, changes))
+        vectors = activations(model, tokens.inputs)
+        first = first or vectors
+        changes = {name: (value - first[name]).abs().mean().item() for name, value in vectors.items()}
+        measured.append(({name: value.abs().mean().item() for name, value in vectors.items()}, changes))
         if step < steps:
             optimizer.zero_grad()
             model.loss(tokens.inputs, tokens.targets).total.backward()
@@ -87,15 +87,15 @@ def measure(config: RunConfig, tokens: Tokens, steps: int, seed: int) -> list[tu
 @torch.no_grad()
 def activations(model: Decoder, inputs: Tensor) -> dict[str, Tensor]:
     """Everything that crosses the decoder's seams in one forward pass."""
-    with record_exchanges(model) as seen:
+    with record_exchanges(model) as exchanges:
         hidden = model(inputs)
-    found: dict[str, Tensor] = {}
-    for one in seen:
-        writer = "embedding" if one.site == 0 else model.layout[one.site - 1].kind
-        found[f"{writer} {one.site}"] = one.written[0]
-        for number, part in enumerate(leaf for leaf in tree_leaves(one.state) if isinstance(leaf, Tensor)):
+    vectors: dict[str, Tensor] = {}
+    for exchanged in exchanges:
+        writer = "embedding" if exchanged.site == 0 else model.layout[exchanged.site - 1].kind
+        vectors[f"{writer} {exchanged.site}"] = exchanged.written[0]
+        for number, part in enumerate(leaf for leaf in tree_leaves(exchanged.state) if isinstance(leaf, Tensor)):
             if part.is_floating_point():
-                found[f"state {one.site}" + (f" {number}" if number else "")] = part
-        found.update({f"reads {one.site} {role}": value for role, value in one.inputs.items()})
-    found[f"logits {len(model.layout) + 1}"] = model.logits(hidden)
-    return {name: value.detach().clone() for name, value in found.items()}
+                vectors[f"state {exchanged.site}" + (f" {number}" if number else "")] = part
+        vectors.update({f"reads {exchanged.site} {role}": value for role, value in exchanged.inputs.items()})
+    vectors[f"logits {len(model.layout) + 1}"] = model.logits(hidden)
+    return {name: value.detach().clone() for name, value in vectors.items()}

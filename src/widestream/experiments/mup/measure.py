@@ -222,13 +222,13 @@ def summarize(widths: Sequence[int], measured: Measured) -> dict[str, Any]:
             for step in range(steps)
         ]
 
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         kind: {name: table(names, which) for name, names in quantities.items()}
         for which, kind in enumerate(("size", "change"))
     }
     slopes: dict[str, Any] = {}
     for name, kind in product(quantities, ("size", "change")):
-        last = found[kind][name][-1]
+        last = result[kind][name][-1]
         fitted = mean_interval([slope(widths, [row[seed] for row in last]) for seed in range(seeds)])
         slopes.setdefault(name, {})[kind] = {
             "mean": fitted.mean,
@@ -245,7 +245,7 @@ def summarize(widths: Sequence[int], measured: Measured) -> dict[str, Any]:
         }
         for name in places
     }
-    return {**found, "slopes": slopes, "places": single}
+    return {**result, "slopes": slopes, "places": single}
 
 
 def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:

@@ -122,8 +122,8 @@ def _storage(options: TuneOptions) -> Any:
 def _first_difference(known: Any, now: Any, key: str = "") -> str | None:
     if isinstance(known, dict) and isinstance(now, dict):
         names = dict.fromkeys((*now, *known))
-        found = (_first_difference(known.get(n), now.get(n), f"{key}.{n}".strip(".")) for n in names)
-        return next((text for text in found if text is not None), None)
+        differences = (_first_difference(known.get(n), now.get(n), f"{key}.{n}".strip(".")) for n in names)
+        return next((text for text in differences if text is not None), None)
     return None if known == now else f"{key} ({known} there, {now} now)"
 
 
@@ -225,10 +225,10 @@ def _settle(study: "optuna.Study", over: Running, options: TuneOptions) -> None:
         raise job.failure
     if loss is not None:
         study.tell(trial, loss)
-        said = f"held-out loss {loss:.4f}"
+        outcome = f"held-out loss {loss:.4f}"
     else:
         reason = f"diverged: loss or gradient not finite after step {job.steps_done}"
         trial.set_user_attr("reason", reason)
         study.tell(trial, state=TrialState.PRUNED)
-        said = reason
-    print(f"trial {trial.number} of {options.trials}: {said}", flush=True)
+        outcome = reason
+    print(f"trial {trial.number} of {options.trials}: {outcome}", flush=True)
