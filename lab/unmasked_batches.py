@@ -15,7 +15,7 @@ from widestream.model.build import build_model
 from widestream.recipe import load_recipe
 from widestream.train.optim import build_optimizer, set_lr
 from widestream.train.parallel import World
-from widestream.train.setup import choose_depth
+from widestream.train.setup import depth_of
 from widestream.train.step import optimizer_step
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         batches = TrainBatches(TokenStore.open(args.data, "train"), 256, config.train.batch_size, seed=0)
         few = [batch for step in range(320) if not (batch := batches.at(step)).has_boundaries]
         share = len(few) / 320
-        model = build_model(config.model, seed=0, depth=choose_depth(config, device))
+        model = build_model(config.model, seed=0, depth=depth_of(config, device))
         optimizer = build_optimizer(model, config.optimizer)
         set_lr(optimizer, 0.0)  # both ways meet the same weights
         times: dict[bool, list[float]] = {True: [], False: []}

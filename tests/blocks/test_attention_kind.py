@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from widestream.blocks.attention_kind import choose
+from widestream.blocks.attention_kind import choose_attention
 from widestream.errors import UserError
 from widestream.kernels import attention_cpu
 
@@ -33,7 +33,7 @@ CPU, CUDA, MPS = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
 )
 def test_the_choice(asked, device, changes, expected, monkeypatch):
     monkeypatch.setattr(attention_cpu, "available", lambda: None)
-    assert choose(asked, device, **(SUITS | changes)) == expected
+    assert choose_attention(asked, device, **(SUITS | changes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_the_choice(asked, device, changes, expected, monkeypatch):
 )
 def test_what_a_device_cannot_do(asked, device, changes, message):
     with pytest.raises(UserError, match=message):
-        choose(asked, device, **(SUITS | changes))
+        choose_attention(asked, device, **(SUITS | changes))
 
 
 def test_without_a_compiler(monkeypatch):
     monkeypatch.setattr(attention_cpu, "available", lambda: "There is no C++ compiler.")
-    assert choose("auto", CPU, **SUITS) == "sdpa"
+    assert choose_attention("auto", CPU, **SUITS) == "sdpa"
     with pytest.raises(UserError, match=r"fused cannot be had: There is no C\+\+ compiler; use auto or sdpa"):
-        choose("fused", CPU, **SUITS)
+        choose_attention("fused", CPU, **SUITS)

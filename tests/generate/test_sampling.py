@@ -5,7 +5,7 @@ import torch
 
 from models import STREAMS, tiny
 from widestream.errors import UserError
-from widestream.generate.sampling import SamplingConfig, choose, generate
+from widestream.generate.sampling import SamplingConfig, choose_token, generate
 from widestream.model.build import build_model
 
 
@@ -51,7 +51,7 @@ def test_rows_beyond_the_tokenizer_are_never_drawn():
 def draw(logits, count=400, **settings):
     generator = torch.Generator().manual_seed(0)
     config = SamplingConfig(temperature=1.0, **settings)
-    return [choose(logits, config, generator) for _ in range(count)]
+    return [choose_token(logits, config, generator) for _ in range(count)]
 
 
 def test_filters():
@@ -63,14 +63,14 @@ def test_filters():
     assert set(draw(logits, top_p=0.41)) == {1, 2}
     assert set(draw(logits, top_p=1.0)) == {0, 1, 2, 3}
     assert draw(logits).count(1) == pytest.approx(160, abs=40)
-    assert choose(logits, SamplingConfig(temperature=0), torch.Generator()) == 1
+    assert choose_token(logits, SamplingConfig(temperature=0), torch.Generator()) == 1
 
 
 def test_any_temperature_above_zero_works():
     logits = torch.tensor([300.0, -200.0, 299.0])
     for temperature in (1e-300, 1e-40, 1e-3, 1e3, 1e300):
-        assert choose(logits, SamplingConfig(temperature=temperature), torch.Generator()) in (0, 1, 2)
-    assert choose(logits, SamplingConfig(temperature=1e-40), torch.Generator()) == 0
+        assert choose_token(logits, SamplingConfig(temperature=temperature), torch.Generator()) in (0, 1, 2)
+    assert choose_token(logits, SamplingConfig(temperature=1e-40), torch.Generator()) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from widestream.kernels.exchange import Site, choose
+from widestream.kernels.exchange import Site, choose_exchange
 from widestream.kernels.exchange_op import exchange
 from widestream.testing.kernels import Case, Inputs, draw, exact, run
 
@@ -70,7 +70,7 @@ def test_operators_are_the_implementation(case: Case, state: torch.dtype) -> Non
     torch.autograd.backward([after, out], [inputs.grad_state.to(state), inputs.grad_out])
     assert torch.equal(inputs.state, before)
     inputs.grad_state = inputs.grad_state.to(state)
-    expected = run(choose("auto", torch.device("cpu")), inputs)
+    expected = run(choose_exchange("auto", torch.device("cpu")), inputs)
     assert torch.equal(after, expected["state"])
     assert torch.equal(out, expected["out"])
     names = ("grad state", "grad data", "grad write_keys", "grad read_keys", "grad gain")

@@ -9,7 +9,7 @@ import torch
 from models import tiny
 from widestream.errors import UserError
 from widestream.kernels import cross_entropy, exchange
-from widestream.kernels.exchange import ReferenceExchange, choose
+from widestream.kernels.exchange import ReferenceExchange, choose_exchange
 from widestream.model.build import build_model
 from widestream.model.depth import (
     Compiled,
@@ -366,16 +366,16 @@ def test_kernels_are_chosen_by_device_and_switch(monkeypatch):
     monkeypatch.setattr(cross_entropy, "Fused", Spoiling, raising=False)
     monkeypatch.setattr(cross_entropy, "Fused", lambda: Spoiling(()), raising=False)
     monkeypatch.setattr(exchange, "FUSED", {"cpu": ("cross_entropy", "Fused"), "cuda": ("not_there", "Fused")})
-    assert isinstance(choose("reference", CPU), ReferenceExchange)
-    assert isinstance(choose("auto", CPU), Spoiling)
-    assert isinstance(choose("fused", CPU), Spoiling)
-    assert type(choose("auto", CPU)) is ReferenceExchange
+    assert isinstance(choose_exchange("reference", CPU), ReferenceExchange)
+    assert isinstance(choose_exchange("auto", CPU), Spoiling)
+    assert isinstance(choose_exchange("fused", CPU), Spoiling)
+    assert type(choose_exchange("auto", CPU)) is ReferenceExchange
     with pytest.raises(UserError, match=r"fused cannot be had: the compiler is missing; use auto or reference\.$"):
-        choose("fused", CPU)
+        choose_exchange("fused", CPU)
     for place in ("cuda", "mps"):
-        assert type(choose("auto", torch.device(place))) is ReferenceExchange
+        assert type(choose_exchange("auto", torch.device(place))) is ReferenceExchange
         with pytest.raises(UserError, match=f"there is no fused exchange for a {place} device"):
-            choose("fused", torch.device(place))
+            choose_exchange("fused", torch.device(place))
 
 
 def test_plans():

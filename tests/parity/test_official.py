@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from check_official import WAYS, main
-from widestream.kernels.exchange import ReferenceExchange, choose
+from widestream.kernels.exchange import ReferenceExchange, choose_exchange
 
 HERE = Path(__file__).parent
 CASES = ("rmt_mup", "rmt_zero_init", "transformer_mup")
@@ -42,7 +42,7 @@ def test_published_code_is_matched():
 
 def available_ways() -> list[list[str]]:
     """All but `fused` where this machine does not have it."""
-    chosen = choose("auto", torch.device("cpu"))
+    chosen = choose_exchange("auto", torch.device("cpu"))
     return [way for way in WAYS if way and not (isinstance(chosen, ReferenceExchange) and "fused" in way)]
 
 

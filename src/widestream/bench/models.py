@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from widestream.bench.record import require_counts
-from widestream.blocks.attention_kind import Switch, choose
+from widestream.blocks.attention_kind import AttentionSetting, choose_attention
 from widestream.errors import UserError
 from widestream.machine import choose_precision, find_device, keep_freed_memory
 from widestream.model.build import build_model
@@ -65,7 +65,7 @@ class ModelSettings:
     """What computes exchanges, as `train.kernels`."""
     state_precision: Literal["float32", "bf16"] = "float32"
     """How a live state and its gradient are kept, as `train.state_precision`."""
-    attention: Switch = "auto"
+    attention: AttentionSetting = "auto"
     """What computes attention, as `train.attention`; documents are not masked here."""
 
     def __post_init__(self):
@@ -143,7 +143,7 @@ def build_measured(config: ModelConfig, settings: ModelSettings, device: torch.d
         state_precision=settings.state_precision if chooses else "float32",
         compiled=settings.compile,
     )
-    attention = choose(
+    attention = choose_attention(
         settings.attention, device, compiled=settings.compile, masked=False, head_dim=config.head_dim,
         upcast=config.upcast_attention,
     )  # fmt: skip

@@ -13,11 +13,11 @@ from widestream.blocks.flex import SMALLEST_HEAD
 from widestream.errors import UserError
 
 Attention = Literal["sdpa", "flex", "fused"]
-Switch = Literal["auto", "sdpa", "flex", "fused"]
+AttentionSetting = Literal["auto", "sdpa", "flex", "fused"]
 
 
-def choose(
-    asked: Switch, device: torch.device, *, compiled: bool, masked: bool, head_dim: int, upcast: bool
+def choose_attention(
+    asked: AttentionSetting, device: torch.device, *, compiled: bool, masked: bool, head_dim: int, upcast: bool
 ) -> Attention:
     """What computes attention on a device.
 

@@ -81,7 +81,7 @@ def generate(
     for _ in range(room):
         ids = torch.tensor([fresh if use_cache else tokens], device=device)
         logits = decode(ids)[0, :num_ids].float().cpu()
-        token = choose(logits, config, generator)
+        token = choose_token(logits, config, generator)
         if token == stop:
             break
         tokens.append(token)
@@ -119,7 +119,7 @@ def check_prompt(model: Decoder, prompt: list[int]) -> None:
         )
 
 
-def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:
+def choose_token(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:
     """One token id from logits [V], float32 on the CPU."""
     if config.temperature == 0:
         return int(logits.argmax())

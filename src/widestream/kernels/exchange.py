@@ -11,7 +11,7 @@ states keeps them apart: `forward_` reads the one before from `source`, `backwar
 `grad_after`.
 
 Three implementations share these signatures: this file (torch operations, the reference), `exchange_cpu` (one pass over
-the state, compiled C++) and `exchange_triton` (one pass, on a GPU). `choose` picks one.
+the state, compiled C++) and `exchange_triton` (one pass, on a GPU). `choose_exchange` picks one.
 
 Letters: N tokens, V value axis D_v, K key axis D_k, R data vectors written, Q data vectors read.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from widestream.errors import UserError
 
-Switch = Literal["auto", "reference", "fused"]
+KernelSetting = Literal["auto", "reference", "fused"]
 
 FUSED = {"cpu": ("exchange_cpu", "CpuExchange"), "cuda": ("exchange_triton", "TritonExchange")}
 """By type of device, module and class of the fused implementation; the module's `available(device)` gives None, or says
@@ -154,22 +154,22 @@ class ReferenceExchange:
             return SiteGradients(grad_write, grad_keys, grad_gain)
 
 
-def choose(switch: Switch, device: torch.device) -> Exchange:
+def choose_exchange(setting: KernelSetting, device: torch.device) -> Exchange:
     """An implementation for a device.
 
     Args:
-        switch: `auto`: the fused one where it can be used, else the reference.
+        setting: `auto`: the fused one where it can be used, else the reference.
         device: where states live.
 
     Raises:
         UserError: `fused` was asked for and cannot be used here; says why.
     """
-    if switch == "reference":
+    if setting == "reference":
         return ReferenceExchange()
     exchange = _fused(device)
     if not isinstance(exchange, str):
         return exchange
-    if switch == "fused":
+    if setting == "fused":
         raise UserError(f"train.kernels: fused cannot be had: {exchange.rstrip('.')}; use auto or reference.")
     return ReferenceExchange()
 

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, choose
+from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, choose_exchange
 
 
 def implementation(state: Tensor) -> Exchange:
     """The fastest implementation for a state; in float64, the reference."""
-    return ReferenceExchange() if state.dtype == torch.float64 else choose("auto", state.device)
+    return ReferenceExchange() if state.dtype == torch.float64 else choose_exchange("auto", state.device)
 
 
 def exchange(

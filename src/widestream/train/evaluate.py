@@ -11,7 +11,7 @@ from widestream.runs.model import load_model
 from widestream.train.heldout import Heldout, evaluate
 from widestream.train.parallel import World
 from widestream.train.plan import make_plan
-from widestream.train.setup import choose_depth
+from widestream.train.setup import depth_of
 
 
 def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: str | None = None) -> tuple[int, Heldout]:
@@ -36,7 +36,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
     place = find_device(device or config.train.device)
     plan = make_plan(config)
     with numerics(config.train):
-        model, checkpoint = load_model(run_dir, place, choose_depth(config, place, training=False))
+        model, checkpoint = load_model(run_dir, place, depth_of(config, place, training=False))
         heldout = evaluate(
             model,
             store,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from widestream.blocks.attention_kind import Attention, choose
+from widestream.blocks.attention_kind import Attention, choose_attention
 from widestream.data.batches import TrainBatches
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
@@ -122,7 +122,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     plan = make_plan(config, world.size)
     if config.train.tensorboard:
         board_class()  # not installed? Better said now than when the folder has been made
-    depth, attention = choose_depth(config, world.device), choose_attention(config, world.device)
+    depth, attention = depth_of(config, world.device), attention_of(config, world.device)
     computed = {"exchanges": depth.describe(), "attention": attention}
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
@@ -149,7 +149,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     )
 
 
-def choose_depth(config: RunConfig, device: torch.device, training: bool = True) -> Depth:
+def depth_of(config: RunConfig, device: torch.device, training: bool = True) -> Depth:
     """A run's way through the depth.
 
     Args:
@@ -173,15 +173,15 @@ def choose_depth(config: RunConfig, device: torch.device, training: bool = True)
     )
 
 
-def choose_attention(config: RunConfig, device: torch.device) -> Attention:
+def attention_of(config: RunConfig, device: torch.device) -> Attention:
     """What computes a run's attention.
 
     Raises:
-        UserError: see `blocks.attention_kind.choose`.
+        UserError: see `blocks.attention_kind.choose_attention`.
     """
     train, model = config.train, config.model
     windows = any(block.window is not None for block in stream_class(model.stream.kind).blocks(model))
-    return choose(
+    return choose_attention(
         train.attention,
         device,
         compiled=train.compile,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from widestream.errors import UserError
-from widestream.kernels.exchange import ReferenceExchange, Switch, choose
+from widestream.kernels.exchange import KernelSetting, ReferenceExchange, choose_exchange
 from widestream.model.depth.compiled import Compiled, CompiledBlocks
 from widestream.model.depth.eager import Depth, Eager
 from widestream.model.depth.operator import Fused
@@ -24,7 +24,7 @@ def plan_depth(
     device: torch.device,
     memory: Memory = "auto",
     anchors: int = 0,
-    kernels: Switch = "auto",
+    kernels: KernelSetting = "auto",
     state_precision: Precision = "float32",
     *,
     recompute: bool = False,
@@ -40,7 +40,7 @@ def plan_depth(
             another setting needs it; else states.
         anchors: exact copies of the state; 0: none where writes are undone, `Stream.replay_anchors` where states are
             replayed.
-        kernels: see `kernels.exchange.choose`.
+        kernels: see `kernels.exchange.choose_exchange`.
         state_precision: of the live state.
         recompute: keep only what crosses the bounds of layers (of blocks, where states are rebuilt).
         compiled: compile all of it (block by block, where states are rebuilt).
@@ -64,7 +64,7 @@ def _plan_exchanges(
     device: torch.device,
     memory: Memory,
     anchors: int,
-    kernels: Switch,
+    kernels: KernelSetting,
     state_precision: Precision,
 ) -> Rebuilt | Fused | None:
     """How exchanges are computed and what is kept of them; None: as the stream has them, and its states."""
@@ -84,7 +84,7 @@ def _plan_exchanges(
             raise UserError(f"train.{name} acts where states are rebuilt from writes, but {why}; leave it out.")
         return _plan_saving(device, kernels) if undo == "kernel" else None
     needed = anchors > 0 or kernels == "fused" or state_precision == "bf16"
-    fused = undo == "kernel" and not isinstance(choose(kernels, device), ReferenceExchange)
+    fused = undo == "kernel" and not isinstance(choose_exchange(kernels, device), ReferenceExchange)
     if memory == "auto" and not needed and not fused:
         return None
     if anchors >= writes:
@@ -93,13 +93,13 @@ def _plan_exchanges(
         if state_precision == "bf16":
             raise UserError(f"train.state_precision: bf16 does not suit a {kind} stream; use float32.")
         return Rebuilt(anchors=anchors or (cls.replay_anchors(config) if undo == "replay" else 0))
-    return Rebuilt(choose(kernels, device), anchors, state_precision == "bf16")
+    return Rebuilt(choose_exchange(kernels, device), anchors, state_precision == "bf16")
 
 
-def _plan_saving(device: torch.device, kernels: Switch) -> Fused | None:
+def _plan_saving(device: torch.device, kernels: KernelSetting) -> Fused | None:
     """Operators where a fused kernel is behind them; torch operations do not gain by being one.
 
     `auto` takes them where that was measured.
     """
-    exchange = choose(kernels if kernels == "fused" or device.type == "cpu" else "reference", device)
+    exchange = choose_exchange(kernels if kernels == "fused" or device.type == "cpu" else "reference", device)
     return None if isinstance(exchange, ReferenceExchange) else Fused(type(exchange).__name__)
