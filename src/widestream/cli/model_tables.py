@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from widestream.model.catalog import Row
+from widestream.model.catalog import StreamRow
 from widestream.model.costs import Summary
 from widestream.recipe import RunConfig
 
@@ -40,7 +40,7 @@ def print_summary(config: RunConfig, summary: Summary) -> None:
     console.print(_table("bytes per token", [], {**kept, **stream}))
 
 
-def print_streams(config: RunConfig, rows: list[Row]) -> None:
+def print_streams(config: RunConfig, rows: list[StreamRow]) -> None:
     """Print one line for each stream."""
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -14,7 +14,7 @@ from widestream.streams import OWN_KINDS, kinds, stream_class
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class StreamRow:
     """One stream at its first example's settings."""
 
     kind: str
@@ -47,7 +47,7 @@ class Row:
     """arXiv numbers or addresses."""
 
 
-def list_streams(model: ModelConfig) -> list[Row]:
+def list_streams(model: ModelConfig) -> list[StreamRow]:
     """Every stream, ours and those of installed packages, in a model of this size.
 
     Raises:
@@ -64,7 +64,7 @@ def list_streams(model: ModelConfig) -> list[Row]:
         cost = decoder.stream.cost()
         parameters, flops = _count(decoder)
         rows.append(
-            Row(
+            StreamRow(
                 kind=kind,
                 settings=settings,
                 summary=(cls.__doc__ or "").strip().split("\n")[0],

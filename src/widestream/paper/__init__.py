@@ -1,7 +1,7 @@
 """The arithmetic of the RMT paper (arXiv 2506.22696): what it prints, and what follows. No torch.
 
 printed.py          what the paper prints
-resources.py        parameters, FLOPs and memory in closed form; as the paper shows them: resources_table.py, figure_1.py
+resources.py        parameters, FLOPs and memory in closed form; shown by resources_table.py, figure_1.py
 moments.py          mean and variance through an exchange, Tables 1 and 2
 errata.py           where the two differ (errata_*.py); writes docs/errata.md
 """

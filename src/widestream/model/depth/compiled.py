@@ -21,8 +21,6 @@ class Compiled(Depth):
         options: for `torch.compile`.
     """
 
-    compiled = True
-
     def __init__(self, depth: Depth, **options: Any):
         self.depth = depth
         self._function: Callable[..., Tensor] = torch.compile(depth.__call__, dynamic=False, **options)
@@ -31,6 +29,11 @@ class Compiled(Depth):
         """See `Depth`."""
         _allow_versions(blocks)
         return self._function(stream, blocks, embedded, context)
+
+    @property
+    def compiled(self) -> bool:
+        """See `Depth`."""
+        return True
 
     def describe(self) -> dict[str, Any]:
         """See `Depth`."""
@@ -45,8 +48,6 @@ class CompiledBlocks(Depth):
         options: for `torch.compile`.
     """
 
-    compiled = True
-
     def __init__(self, loop: Depth, **options: Any):
         self.loop, self._options = loop, options
         self._functions: dict[Any, Callable[..., Tensor]] = {}
@@ -55,6 +56,11 @@ class CompiledBlocks(Depth):
         """See `Depth`."""
         _allow_versions(blocks)
         return self.loop(stream, [self._function(block) for block in blocks], embedded, context)
+
+    @property
+    def compiled(self) -> bool:
+        """See `Depth`."""
+        return True
 
     def _function(self, block: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if block not in self._functions:

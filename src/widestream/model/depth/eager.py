@@ -34,9 +34,6 @@ class Depth(ABC):
     (`Decoder.using`).
     """
 
-    compiled: bool = False
-    """Whether torch.compile is in it."""
-
     @abstractmethod
     def __call__(self, stream: Any, blocks: Blocks, embedded: Embedded, context: Context) -> Tensor:
         """From the embedding to what the head reads [B, T, D].
@@ -47,6 +44,11 @@ class Depth(ABC):
             embedded: what is written at site 0.
             context: what the forward pass shares.
         """
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile is in it."""
+        return False
 
     def describe(self) -> dict[str, Any]:
         """What is kept for the backward pass and what computes, in words for a run's record."""

@@ -51,7 +51,7 @@ class Rebuilt(Depth):
         return self.loop(OnTape(stream, self), blocks, embedded, context)
 
     @property
-    def compiled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def compiled(self) -> bool:
         """See `Depth`."""
         return self.loop.compiled
 

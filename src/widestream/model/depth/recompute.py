@@ -63,7 +63,7 @@ class RecomputedBlocks(Depth):
         return self.loop(stream, again, embedded, context)
 
     @property
-    def compiled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def compiled(self) -> bool:
         """See `Depth`."""
         return self.loop.compiled
 
