@@ -1,4 +1,4 @@
-"""What a stream must hold to as to the backward pass's memory: a part of `streams.testing`."""
+"""What a stream must hold to as to the backward pass's memory: a part of the checks in `streams.py`."""
 
 import copy
 from collections.abc import Callable
@@ -54,9 +54,9 @@ def check_reversible(stream: Fields, changes: Fields) -> None:
     if type(model.stream).spec(config).undo == "kernel":
         plans.append(Saved("any"))
     for plan in plans:
-        exactly_found, found = gradients(model, plan, exact=True), gradients(model, plan)
+        rebuilt_exact, rebuilt = gradients(model, plan, exact=True), gradients(model, plan)
         for name, wanted in exact.items():
-            pairs = (found[name], plain[name]), (plain[name], wanted), (exactly_found[name], wanted)
+            pairs = (rebuilt[name], plain[name]), (plain[name], wanted), (rebuilt_exact[name], wanted)
             error, rounding, exact_error = (((a - b).norm() / wanted.norm()).item() for a, b in pairs)
             assert error < max(1e-5, 4 * rounding), f"the gradient of {name} is off by {error:.1e} ({plan})"
             assert exact_error < 1e-10, f"in float64 the gradient of {name} is off by {exact_error:.1e} ({plan})"
@@ -99,8 +99,8 @@ def bytes_kept(
             kept[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
-        seen = {block.window for block in model.layout if block.kind == "attention"}
-        context = make_context(model.config, torch.arange(length), windows=seen)
+        attention_windows = {block.window for block in model.layout if block.kind == "attention"}
+        context = make_context(model.config, torch.arange(length), windows=attention_windows)
         if isinstance(model.exchanges, Reversible):
             tape = Tape(model.stream, model.config, model.exchanges)
             exchange, state = tape.exchange, tape.empty(context)
