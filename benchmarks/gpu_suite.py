@@ -31,11 +31,12 @@ from gpu_attention import check_attention, documents
 from widestream.blocks.attention_kind import Attention
 from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig, generate
-from widestream.kernels.exchange import Exchange
+from widestream.kernels.exchange import Exchange, Switch
 from widestream.kernels.exchange_triton import TritonExchange, Tuning, available
 from widestream.machine import matmul_peak
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
+from widestream.model.depth.reversible import Memory, Precision, plan_exchanges
 from widestream.recipe import load_recipe
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import OptimizerConfig
@@ -58,9 +59,9 @@ class Variant:
     name: str
     streams: tuple[str, ...] = ("matrix", "vector")
     compiled: bool = False
-    memory: str = "states"
-    kernels: str = "reference"
-    state_precision: str = "float32"
+    memory: Memory = "states"
+    kernels: Switch = "reference"
+    state_precision: Precision = "float32"
 
     @property
     def asked_first(self) -> bool:
@@ -83,14 +84,12 @@ VARIANTS = (
 
 
 def make_model(
-    recipe: str, suite: Suite, kernels: str = "reference", memory: str = "states", state_precision: str = "float32",
-    key_dim: int | None = None,
+    recipe: str, suite: Suite, kernels: Switch = "reference", memory: Memory = "states",
+    state_precision: Precision = "float32", key_dim: int | None = None,
 ) -> Decoder:  # fmt: skip
     """A model of one of the paper's sizes, set up to train in one way. Attention is not upcast, as in GPT-2."""
     model = build_model(make_config(recipe, suite, key_dim), device=suite.device)
     if (memory, kernels) != ("states", "reference"):
-        from widestream.model.depth.reversible import plan_exchanges
-
         kernels = "auto" if suite.quick else kernels
         model.exchanges = plan_exchanges(model.config, suite.device, memory, 0, kernels, state_precision)
     return model
@@ -202,9 +201,10 @@ def time_steps(suite: Suite) -> None:
 def time_documents(suite: Suite, recipe: str) -> dict[str, Any]:
     """Compiled steps of the transformer with documents masked: by SDPA and, on a GPU, by FlexAttention."""
     kinds: tuple[Attention, ...] = ("flex", "sdpa") if suite.device.type == "cuda" else ("sdpa",)
-    models = {kind: make_model(recipe, suite) for kind in kinds}
-    for kind, model in models.items():
-        model.attention = kind
+    models: dict[str, Decoder] = {}
+    for kind in kinds:
+        models[kind] = make_model(recipe, suite)
+        models[kind].attention = kind
     segments = documents(suite.batch, models["sdpa"].config.context, suite.device)
     return {"size": recipe, "variant": "compiled, documents", **time_in_turns(suite, models, True, segments)}
 
