@@ -6,6 +6,7 @@ import torch
 
 from gpu_run import Suite
 from widestream.blocks.attention import BareAttention
+from widestream.blocks.attention_kind import Attention
 from widestream.blocks.context import make_context
 from widestream.blocks.flex import FlexMask
 from widestream.recipe import load_recipe
@@ -40,20 +41,21 @@ def check_case(suite: Suite, positions: str, tokens: int, dtype: torch.dtype) ->
     shape = (4, 2, tokens, config.num_heads, config.head_dim)
     given = torch.randn(shape, device=suite.device).to(dtype)
     exact = attend(config, "sdpa", segments, given.double())
-    found = {}
-    for kind in ("sdpa", "flex"):
+    errors: dict[Attention, dict[str, float]] = {}
+    kinds: tuple[Attention, ...] = ("sdpa", "flex")
+    for kind in kinds:
         results = attend(config, kind, segments, given)
         pairs = zip(("out", "q", "k", "v"), results, exact, strict=False)
-        found[kind] = {name: ((a.double() - b).abs().max() / b.abs().max()).item() for name, a, b in pairs}
-    worst = {kind: max(errors.values()) for kind, errors in found.items()}
+        errors[kind] = {name: ((a.double() - b).abs().max() / b.abs().max()).item() for name, a, b in pairs}
+    worst = {kind: max(each.values()) for kind, each in errors.items()}
     case = {"what": "flex attention", "positions": positions, "tokens": tokens, "dtype": str(dtype)[6:]}
     return {
-        "case": case, "errors": found["flex"], "errors_of_sdpa": found["sdpa"],
+        "case": case, "errors": errors["flex"], "errors_of_sdpa": errors["sdpa"],
         "ok": worst["flex"] < max(TOLERANCE[dtype], 2 * worst["sdpa"]),
     }  # fmt: skip
 
 
-def attend(config: ModelConfig, kind: str, segments: torch.Tensor, given: torch.Tensor) -> list[torch.Tensor]:
+def attend(config: ModelConfig, kind: Attention, segments: torch.Tensor, given: torch.Tensor) -> list[torch.Tensor]:
     """Output and, on a GPU, the gradients of q, k, v; `given` is these three and the output's gradient."""
     on_gpu = given.device.type == "cuda"  # torch has no backward pass of FlexAttention on a CPU
     q, k, v = (x.detach().requires_grad_(on_gpu) for x in given[:3])

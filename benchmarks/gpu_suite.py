@@ -31,12 +31,13 @@ from gpu_attention import check_attention, documents
 from widestream.blocks.attention_kind import Attention
 from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig, generate
-from widestream.kernels.exchange import Exchange
+from widestream.kernels.exchange import Exchange, KernelSetting
 from widestream.kernels.exchange_triton import TritonExchange, Tuning, available
 from widestream.machine import matmul_peak
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import plan_depth
+from widestream.model.depth.plan import Memory, Precision
 from widestream.recipe import load_recipe
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import OptimizerConfig
@@ -59,9 +60,9 @@ class Variant:
     name: str
     streams: tuple[str, ...] = ("matrix", "vector")
     compiled: bool = False
-    memory: str = "states"
-    kernels: str = "reference"
-    state_precision: str = "float32"
+    memory: Memory = "states"
+    kernels: KernelSetting = "reference"
+    state_precision: Precision = "float32"
 
     @property
     def asked_first(self) -> bool:
@@ -94,8 +95,8 @@ def make_model(
 ) -> Decoder:
     """A model of one of the paper's sizes, set up to train in one way. Attention is not upcast, as in GPT-2."""
     config = make_config(recipe, suite, key_dim)
-    kernels = "auto" if suite.quick and variant.kernels == "fused" else variant.kernels
-    options = {"backend": "aot_eager"} if suite.quick else {}
+    kernels: KernelSetting = "auto" if suite.quick and variant.kernels == "fused" else variant.kernels
+    options: dict[str, Any] = {"backend": "aot_eager"} if suite.quick else {}
     depth = plan_depth(
         config, suite.device, variant.memory, 0, kernels, variant.state_precision, compiled=variant.compiled, **options
     )

@@ -10,6 +10,7 @@ positions and LayerNorm; `vector` here has the tied head too, so that all hold t
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import sys
@@ -65,13 +66,14 @@ def nanogpt(args: argparse.Namespace) -> Step:
 
 def hugging_face(args: argparse.Namespace) -> Step:
     """Transformers' GPT-2. It shifts its labels itself, so it predicts one token less per row."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
+    transformers = importlib.import_module("transformers")  # needed, and installed, for this comparison alone
+    config = transformers.GPT2Config(
         vocab_size=args.vocab, n_positions=args.context, n_layer=args.layers, n_head=args.heads,
         n_embd=args.heads * args.head_dim, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, use_cache=False,
     )  # fmt: skip
-    return theirs(args, GPT2LMHeadModel(config), lambda model, tokens, targets: model(tokens, labels=tokens).loss)
+    return theirs(
+        args, transformers.GPT2LMHeadModel(config), lambda model, tokens, targets: model(tokens, labels=tokens).loss
+    )
 
 
 def parse() -> argparse.Namespace:

@@ -9,7 +9,8 @@ from widestream.blocks.context import make_context
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
 from widestream.model.depth import Compiled, Recomputed, sites_of_layers
-from widestream.testing.streams import CHECKS, random_model, tokens_of
+from widestream.testing import CHECKS
+from widestream.testing.models import random_model, tokens_of
 
 STREAMS = {"vector": {"kind": "vector"}, "matrix": {"kind": "matrix", "key_dim": 6}}
 

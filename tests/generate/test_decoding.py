@@ -8,7 +8,7 @@ from widestream.errors import UserError
 from widestream.generate.decoding import Decoding, cast_weights
 from widestream.generate.sampling import SamplingConfig, generate
 from widestream.model.build import build_model
-from widestream.testing.streams import random_model, tokens_of
+from widestream.testing.models import random_model, tokens_of
 
 STREAMS = {
     "vector": {"kind": "vector"},

@@ -70,8 +70,8 @@ def check(meta: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[str, s
     published = tensors["state"]  # [B, T, D] or [B, T, D, V]
     reached = state.X.squeeze(-2) if published.dim() == 3 else state.X.transpose(-1, -2)
     errors.append(("output", "state", relative_error(reached, published)))
-    errors.append(("output", "output", relative_error(state.seen, tensors["output"])))  # read out in front of the norm
-    state.seen.square().mean().backward()
+    errors.append(("output", "output", relative_error(state.x_in, tensors["output"])))  # read out in front of the norm
+    state.x_in.square().mean().backward()
     errors.append(("gradient", "embedding", relative_error(embedding.grad, tensors["grad/embedding"])))
     gradients = {name: parameter.grad for name, parameter in stream.named_parameters()}
     golden = ours("grad", stream, tensors)

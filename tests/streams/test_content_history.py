@@ -15,26 +15,27 @@ from widestream.model.build import build_model, meta_model
 from widestream.recipe import build
 from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
-from widestream.testing.streams import CHECKS, tokens_of
+from widestream.testing import CHECKS
+from widestream.testing.models import tokens_of
 
 D, L = 32, 3
 
 
-def drive(stream, **changes):
+def drive(settings, **changes):
     """A float64 stream with random parameters, what is written, and what its readers got: [(inputs, written)]."""
-    config = tiny(stream, num_layers=L, **changes)
-    own: Any = stream_class(config.stream.kind)(config, Roles(config)).double().requires_grad_(False)
+    config = tiny(settings, num_layers=L, **changes)
+    stream: Any = stream_class(config.stream.kind)(config, Roles(config)).double().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in own.parameters():
+        for parameter in stream.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     written = torch.randn(2 * L + 1, 1, 2, D, generator=generator, dtype=torch.float64)
-    state, inputs = own.exchange(0, own.empty(make_context(config, torch.arange(2))), (written[0], None))
+    state, inputs = stream.exchange(0, stream.empty(make_context(config, torch.arange(2))), (written[0], None))
     reads = [inputs]
     for site in range(1, 2 * L + 1):
-        state, inputs = own.exchange(site, state, written[site])
+        state, inputs = stream.exchange(site, state, written[site])
         reads.append(inputs)
-    return own, written, reads
+    return stream, written, reads
 
 
 def normed(norm, x):
@@ -45,8 +46,8 @@ def rms(x):
     return x / math.sqrt((x @ x).item() / D + 1e-6)
 
 
-def assert_same(found, wanted):
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+def assert_same(result, expected):
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
 
 
 def stream_parameters(stream):
@@ -129,17 +130,17 @@ def test_mudd_token_by_token():
 def test_static_mudd_does_not_look_at_content():
     """W_2 = 0 leaves b: reads are linear in what was written."""
     for static in (True, False):
-        own, written, _ = drive({"kind": "mudd"})
+        stream, written, _ = drive({"kind": "mudd"})
         with torch.no_grad():
             for layer in range(L):
-                own.get_parameter(f"w2_{layer}").mul_(not static)
+                stream.get_parameter(f"w2_{layer}").mul_(not static)
         ends = []
         for sign in (1, -1, 0):
             y = written.clone()
             y[2] = sign * y[2]
-            state = own.write(0, None, y[0])
+            state = stream.write(0, None, y[0])
             for site in range(1, 2 * L + 1):
-                state = own.write(site, state, y[site])
+                state = stream.write(site, state, y[site])
             ends.append(state.ways[0])
         assert torch.allclose(ends[0] + ends[1], 2 * ends[2], rtol=1e-8) == static
 
@@ -214,16 +215,16 @@ def test_parameters_at_the_size_of_gpt2_small():
 
 def test_history_is_as_long_as_declared():
     """Beside the newest source, at the end of the depth."""
-    for stream, sources in (
+    for settings, sources in (
         ({"kind": "attn_res"}, 7), ({"kind": "attn_res", "group_size": 4}, 3), ({"kind": "mudd"}, 4),
         ({"kind": "dca"}, 4), ({"kind": "dca", "recent": 1}, 3),
     ):  # fmt: skip
-        own, written, _ = drive(stream)
-        state = own.write(0, None, written[0])
+        stream, written, _ = drive(settings)
+        state = stream.write(0, None, written[0])
         for site in range(1, 2 * L + 1):
-            state = own.write(site, state, written[site])
+            state = stream.write(site, state, written[site])
         assert len(state[0]) == sources
-        assert own.spec(tiny(stream, num_layers=L)).history_size == (sources - 1) * D
+        assert stream.spec(tiny(settings, num_layers=L)).history_size == (sources - 1) * D
 
 
 @pytest.mark.parametrize("stream", [{"kind": "attn_res", "group_size": 0}, {"kind": "dca", "recent": 0}])

@@ -4,7 +4,7 @@ import pytest
 
 from widestream.errors import UserError
 from widestream.streams import OWN_KINDS, stream_class
-from widestream.testing.streams import CHECKS
+from widestream.testing import CHECKS
 
 KINDS = list(OWN_KINDS)
 CASES = [

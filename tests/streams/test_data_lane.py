@@ -87,8 +87,8 @@ def test_counts_of_the_post():
         ({"tied_head": True}, 34_715_328),
         ({"positions": "none"}, 37_967_136),
     ):
-        found = sum(p.numel() for p in meta_model(tiny(stream, **sizes, **changes)).parameters())
-        assert found == wanted
+        count = sum(p.numel() for p in meta_model(tiny(stream, **sizes, **changes)).parameters())
+        assert count == wanted
 
 
 def test_recipes_differ_in_their_stream_only():

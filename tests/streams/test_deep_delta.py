@@ -32,23 +32,23 @@ def random_stream(settings):
     return model, model.stream
 
 
-def reference(stream, own, embedding, branches, segments):
+def reference(stream, settings, embedding, branches, segments):
     """Equations 1 to 7 of one sequence, number by number: embedding [T, D] -> what the head receives [T, D]."""
     T, D = embedding.shape
-    V, J = own.channels, own.num_taps
+    V, J = settings.channels, settings.num_taps
 
     def before(values, t, j):  # the value j tokens back, if it is of the same document
         return values[t - j] if t >= j and segments[t - j] == segments[t] else torch.zeros_like(values[t])
 
     def compressed(X, site):
-        if own.compressor == "none":
+        if settings.compressor == "none":
             return [X[t][:, 0] for t in range(T)]
         c = stream.compressors[site // 2]
         out = [torch.zeros(D, dtype=torch.float64) for _ in range(T)]
         for t in range(T):
             for v in range(V):
                 for j in range(J):
-                    if own.compressor == "token":
+                    if settings.compressor == "token":
                         out[t] = out[t] + c.read[v] * c.taps[j, v] * before(X, t, j)[:, v]
                     elif 0 <= (u := v + j - (J - 1) // 2) < V:
                         out[t] = out[t] + c.read[v] * c.taps[j] * X[t][:, u]
@@ -57,7 +57,7 @@ def reference(stream, own, embedding, branches, segments):
     X = []  # one [D, V] per token
     for t in range(T):
         columns = [embedding[t]] * V
-        if own.expand_embedding:
+        if settings.expand_embedding:
             from_taps = [[stream.expand[j, v] * before(embedding, t, j) for j in range(J)] for v in range(V)]
             columns = [torch.stack(values).sum(0) for values in from_taps]
         X.append(torch.stack(columns, dim=1))
@@ -69,12 +69,12 @@ def reference(stream, own, embedding, branches, segments):
             return torch.stack(c)
         write, h = stream.writes[site], branches[site](torch.stack(c))
         for t in range(T):
-            k = h[t] / torch.sqrt(h[t].square().sum() + own.key_eps**2)
+            k = h[t] / torch.sqrt(h[t].square().sum() + settings.key_eps**2)
             beta = 2 / (1 + torch.exp(-(write.w_beta[0] @ c[t] + write.b_beta[0])))
             v = write.w_v @ x_in[t] + write.b_v
-            v = v if own.value_bound is None else own.value_bound / (1 + torch.exp(-v))
+            v = v if settings.value_bound is None else settings.value_bound / (1 + torch.exp(-v))
             keep = torch.eye(D, dtype=torch.float64)
-            if own.write == "delta":
+            if settings.write == "delta":
                 keep = keep - beta * torch.outer(k, k)
             X[t] = keep @ X[t] + beta * torch.outer(k, v)
     raise AssertionError
@@ -145,8 +145,10 @@ def test_eigenvalues_of_the_linear_part(beta):
     _, k, _ = drawn()
     unit = torch.eye(7, dtype=torch.float64).expand(1, 2, 7, 7)  # seven channels hold the unit vectors
     nothing, beta_ = torch.zeros(1, 2, 7, dtype=torch.float64), torch.full((1, 2, 1), beta, dtype=torch.float64)
-    found = torch.linalg.eigvalsh(delta_write(unit, k, beta_, nothing)[0, 0])
-    torch.testing.assert_close(found, torch.tensor([1.0] * 7, dtype=torch.float64).scatter(0, found.argmin(), 1 - beta))
+    eigenvalues = torch.linalg.eigvalsh(delta_write(unit, k, beta_, nothing)[0, 0])
+    torch.testing.assert_close(
+        eigenvalues, torch.tensor([1.0] * 7, dtype=torch.float64).scatter(0, eigenvalues.argmin(), 1 - beta)
+    )
     assert torch.equal(delta_write(unit, k, beta_, nothing, erase=False), unit)
 
 
@@ -182,8 +184,8 @@ def test_expansion_of_the_embedding_starts_as_a_repetition():
 @pytest.mark.parametrize("beta0", [0.1, 1.0, 1.9])
 def test_beta_starts_at_beta0(beta0):
     stream = build_model(tiny({"kind": "deep_delta", "beta0": beta0})).stream
-    found = [2 * torch.sigmoid(stream.get_parameter(f"writes.{i}.b_beta")).item() for i in range(4)]
-    assert found == pytest.approx([beta0] * 4)
+    betas = [2 * torch.sigmoid(stream.get_parameter(f"writes.{i}.b_beta")).item() for i in range(4)]
+    assert betas == pytest.approx([beta0] * 4)
 
 
 def test_length_of_a_key_does_not_depend_on_the_output():
@@ -208,11 +210,11 @@ GPT2_SMALL = {"num_layers": 12, "num_heads": 12, "head_dim": 64, "mlp_dim": 3072
     ids=str,
 )
 def test_counts_at_the_size_of_gpt2_small(settings, extra):
-    plain, own = (
+    plain, delta = (
         sum(p.numel() for p in meta_model(tiny(stream, **GPT2_SMALL)).parameters())
         for stream in ("vector", {"kind": "deep_delta", **settings})
     )
-    assert own - plain == extra
+    assert delta - plain == extra
 
 
 @pytest.mark.parametrize("settings", [SETTINGS[i] for i in (0, 1, 2, 4)] + [{"compressor": "token"}], ids=str)
@@ -220,10 +222,10 @@ def test_bytes_saved_are_those_that_autograd_keeps(settings):
     """Each storage once, parameters and the norms' statistics left out."""
     model = build_model(tiny({"kind": "deep_delta", **settings}, num_heads=8, head_dim=16))
     stream, tokens, alive = model.stream, 256, []
-    own = {p.data_ptr() for p in stream.parameters()}
+    parameters = {p.data_ptr() for p in stream.parameters()}
 
     def keep(x):
-        if x.data_ptr() not in own and x.numel() >= 128 * tokens:
+        if x.data_ptr() not in parameters and x.numel() >= 128 * tokens:
             alive.append(x)
         return x
 

@@ -6,8 +6,8 @@ import torch
 from models import tiny
 from widestream.errors import UserError
 from widestream.model.build import build_model
-from widestream.streams.depth.dense_former import DenseFormerStream, kept_layers
-from widestream.testing.streams import random_model, tokens_of
+from widestream.streams.depth.dense_former import DenseFormerConfig, DenseFormerStream, kept_layers
+from widestream.testing.models import random_model, tokens_of
 
 
 @pytest.mark.parametrize(("dilation", "period"), [(1, 1), (2, 1), (2, 3), (3, 2), (4, 4)])
@@ -39,15 +39,15 @@ def test_counts_at_the_size_of_gpt2_small(dilation, period, weights, kept):
 
 
 def test_nothing_is_kept_that_no_average_needs():
-    assert kept_layers(5, 8, 2, 3) == [0, 2, 4]
-    assert kept_layers(3, 12, 4, 4) == [0]
-    assert kept_layers(8, 8, 1, 1) == []
+    assert kept_layers(DenseFormerConfig(dilation=2, period=3), num_layers=8, layer=5) == [0, 2, 4]
+    assert kept_layers(DenseFormerConfig(dilation=4, period=4), num_layers=12, layer=3) == [0]
+    assert kept_layers(DenseFormerConfig(dilation=1, period=1), num_layers=8, layer=8) == []
 
 
 def test_without_averages_it_is_the_plain_stream():
-    own, plain = build_model(tiny({"kind": "dense_former", "period": 3})), build_model(tiny("vector"))
-    assert own.state_dict().keys() == plain.state_dict().keys()
-    assert torch.equal(own(tokens_of(2, 20)), plain(tokens_of(2, 20)))
+    model, plain = build_model(tiny({"kind": "dense_former", "period": 3})), build_model(tiny("vector"))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(model(tokens_of(2, 20)), plain(tokens_of(2, 20)))
 
 
 @pytest.mark.parametrize("name", ["dilation", "period"])

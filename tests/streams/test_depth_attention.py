@@ -11,7 +11,7 @@ from widestream.blocks.context import make_context
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
 from widestream.streams.depth.depth_attention import attend_back
-from widestream.testing.streams import random_model
+from widestream.testing.models import random_model
 
 KIND = "depth_attention"
 

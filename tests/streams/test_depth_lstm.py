@@ -10,7 +10,7 @@ from models import tiny
 from widestream.model.build import build_model
 from widestream.model.costs import summarize
 from widestream.recipe import load_recipe
-from widestream.testing.streams import CHECKS
+from widestream.testing import CHECKS
 
 D, NEURONS = 32, 40
 

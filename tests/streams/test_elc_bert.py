@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from models import tiny
 from widestream.model.build import build_model
 from widestream.streams.depth.elc_bert import ElcBertStream
-from widestream.testing.streams import random_model, tokens_of
+from widestream.testing.models import random_model, tokens_of
 
 VARIANTS = ("base", "zero", "normalised", "weighted_output")
 

@@ -11,7 +11,7 @@ from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
 from widestream.model.costs import summarize
 from widestream.recipe import load_recipe
-from widestream.testing.streams import CHECKS
+from widestream.testing import CHECKS
 
 D = 32
 
@@ -62,8 +62,8 @@ def test_equations(fields, num_layers):
                 torch.testing.assert_close(states[2 * layer + 1][b, t], x, rtol=1e-10, atol=1e-10)
                 x = x + writes[2 * layer + 2, b, t]
                 if layer % 2 == 1:
-                    index = 0 if stream.share else layer // 2
-                    gain = None if stream.identity else stream.node_norms[index].gain
+                    index = 0 if stream.settings.share else layer // 2
+                    gain = None if stream.settings.identity else stream.node_norms[index].gain
                     W_a, W_b = getattr(stream, f"in_{index}"), getattr(stream, f"out_{index}")
                     x = node(W_a, W_b, gain, [first, x, *nodes[-1:]])
                     nodes.append(x)

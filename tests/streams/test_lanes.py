@@ -77,7 +77,7 @@ def test_equations_of_hyper_connections(fields):
 
     def coefficients(k, H):
         A, B = [[s.A[k, i, j] for j in range(n + 1)] for i in range(n)], [[s.B[k, i] for i in range(n)]]
-        if s.dynamic:
+        if s.settings.dynamic:
             for i in range(n):
                 h = normed(H[i], s.lane_norms[k].gain)
                 A[i] = [A[i][j] + s.s_alpha[k] * bend(h @ s.W[k, j]) for j in range(n + 1)]
@@ -118,25 +118,25 @@ def test_equations_of_mhc(residual):
 def test_equations_of_generalized_hyper_connections(fields):
     s = stream_of("generalized_hc", **fields)
     m, n, W = s.segments, s.lanes, s.lane_width
-    branches, embedding = toy(32 if s.own.embedding == "expand" else n * W)
+    branches, embedding = toy(32 if s.settings.embedding == "expand" else n * W)
 
     def coefficients(k, H):
         A, B = s.A[k].clone(), s.B[k].clone()
-        for i in range(n if s.own.dynamic else 0):
+        for i in range(n if s.settings.dynamic else 0):
             out = torch.tanh(s.W[k] @ normed(H[i], s.slot_norms[k].gain) / math.sqrt(W))
             A[i] += s.S_alpha[k, i] * out[: m + n]
             B[:, i] += s.S_beta[k, :, i] * out[m + n :]
         return A, B
 
     def read_out(H):
-        if s.own.readout == "plain":
+        if s.settings.readout == "plain":
             return torch.cat(H[:m])
         size = math.gcd(m, n)
         groups = [torch.cat(H[i : i + size]) for i in range(0, n, size)]
         return s.readout @ torch.cat([normed(g, gain) for g, gain in zip(groups, s.group_norm.gain, strict=True)])
 
     def start(e):
-        return list((s.expand @ e if s.own.embedding == "expand" else e).view(n, W))
+        return list((s.expand @ e if s.settings.embedding == "expand" else e).view(n, W))
 
     compare(s, embedding, start, branches, coefficients, read_out)
 
@@ -152,8 +152,8 @@ def test_equations_of_generalized_hyper_connections(fields):
     ],
 )
 def test_parameters_at_gpt2_small(stream, extra):
-    plain, own = (meta_model(tiny(which, **GPT2_SMALL)).stream for which in ("vector", stream))
-    assert sum(p.numel() for p in own.parameters()) - sum(p.numel() for p in plain.parameters()) == extra
+    plain, laned = (meta_model(tiny(which, **GPT2_SMALL)).stream for which in ("vector", stream))
+    assert sum(p.numel() for p in laned.parameters()) - sum(p.numel() for p in plain.parameters()) == extra
 
 
 def plain_stream(embedding, branches):

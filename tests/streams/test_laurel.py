@@ -7,7 +7,7 @@ from models import tiny
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.streams.vector.laurel import LaurelStream
-from widestream.testing.streams import random_model, tokens_of
+from widestream.testing.models import random_model, tokens_of
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ from widestream.testing.streams import random_model, tokens_of
     ],
 )  # fmt: skip
 def test_equation(weights, low_rank, previous):
-    own = {"weights": weights, "low_rank": low_rank, "previous": previous, "rank": 3}
-    stream = random_model({"kind": "laurel", **own}, {"num_layers": 3}).stream.double()
+    settings = {"weights": weights, "low_rank": low_rank, "previous": previous, "rank": 3}
+    stream = random_model({"kind": "laurel", **settings}, {"num_layers": 3}).stream.double()
     gen = torch.Generator().manual_seed(0)
     x = [torch.randn(1, 3, 32, generator=gen).double()]
     state = stream.write_embedding(None, x[0], None)
@@ -32,18 +32,18 @@ def test_equation(weights, low_rank, previous):
         if weights == "softmax":
             alpha, beta = 2 * torch.sigmoid(alpha - beta), 2 * torch.sigmoid(beta - alpha)
         new = alpha * f + beta * x[i]
-        seen = x[i] * low_rank + sum(
+        source = x[i] * low_rank + sum(
             stream.get_parameter(f"gamma_{i + 1}")[j - 1] * x[i - j] for j in range(1, previous + 1) if i - j >= 0
         )
         if low_rank or (previous and i):
             A, B = stream.get_parameter(f"A_{i + 1}"), stream.get_parameter(f"B_{i + 1}")
-            new = new + torch.einsum("dr,re,bte->btd", B, A, seen)
+            new = new + torch.einsum("dr,re,bte->btd", B, A, source)
         x.append(new)
         torch.testing.assert_close(state.x, new, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
-    ("own", "extra"),
+    ("settings", "extra"),
     [
         ({"low_rank": False}, 48),
         ({"low_rank": False, "weights": "softmax"}, 48),
@@ -51,8 +51,8 @@ def test_equation(weights, low_rank, previous):
         ({"weights": "none", "low_rank": False, "previous": 4}, 23 * 2 * 32 * 768 + 20 * 4 + 3 + 2 + 1),
     ],
 )
-def test_counts_at_the_size_of_gpt2_small(own, extra):
-    config = tiny({"kind": "laurel", **own}, num_layers=12, num_heads=12, head_dim=64)
+def test_counts_at_the_size_of_gpt2_small(settings, extra):
+    config = tiny({"kind": "laurel", **settings}, num_layers=12, num_heads=12, head_dim=64)
     assert LaurelStream.parameter_formula(config) - 25 * 768 == extra
 
 
@@ -77,13 +77,13 @@ def test_bfloat16_outputs_are_weighted_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("own", "message"),
+    ("settings", "message"),
     [
         ({"rank": 0}, "rank is 0"),
         ({"previous": -1}, "previous is -1"),
         ({"weights": "none", "low_rank": False}, "use kind: vector"),
     ],
 )
-def test_bad_settings_are_refused(own, message):
+def test_bad_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        tiny({"kind": "laurel", **own})
+        tiny({"kind": "laurel", **settings})

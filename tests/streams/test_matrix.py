@@ -141,9 +141,9 @@ def test_rmts_attention_is_dense_attention_with_kronecker_weights():
     context = make_context(rmt.config, torch.arange(5))
     for site in (0, 2):
         block, weights = plain.blocks[site], dense_weights(rmt)
-        own = {name: weights[f"blocks.{site}.{name}"] for name in ("qkv", "out")}
+        block_weights = {name: weights[f"blocks.{site}.{name}"] for name in ("qkv", "out")}
         normed = F.layer_norm(x.flatten(2), (48,), eps=1e-6)
-        expected = x.flatten(2) + functional_call(block, own, ({"x": normed}, context))
+        expected = x.flatten(2) + functional_call(block, block_weights, ({"x": normed}, context))
         written = rmt.blocks[site](rmt.stream.read(site, x), context)
         torch.testing.assert_close(rmt.stream.write(site + 1, x, written).flatten(2), expected)
 
@@ -163,8 +163,8 @@ def test_the_whole_rmt_is_a_wider_transformer_with_kronecker_weights(kind):
     theirs = functional_call(plain, weights, (tokens,)) @ weights["unembedding"].T
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     parameters = dict(rmt.named_parameters())
-    found, wanted = (torch.autograd.grad(out.sin().sum(), list(parameters.values())) for out in (ours, theirs))
-    for name, a, b in zip(parameters, found, wanted, strict=True):
+    gradients, expected = (torch.autograd.grad(out.sin().sum(), list(parameters.values())) for out in (ours, theirs))
+    for name, a, b in zip(parameters, gradients, expected, strict=True):
         assert b.norm() > 0
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=name)
 

@@ -33,8 +33,8 @@ def own_part(model, *prefixes):
 
 def take_over(other, rmt, skip=()):
     """Give `other` all of RMT's weights that it has under the same name and shape, except `skip`."""
-    mine, found = other.state_dict(), rmt.state_dict()
-    other.load_state_dict(mine | {n: v for n, v in found.items() if n in mine and n not in skip}, strict=True)
+    old, taken = other.state_dict(), rmt.state_dict()
+    other.load_state_dict(old | {n: v for n, v in taken.items() if n in old and n not in skip}, strict=True)
 
 
 def same(other, rmt, gradients=()):
@@ -305,10 +305,10 @@ def test_history_equation():
     X, rekey = stream.matrix(2, state), stream.rekey_2
     for b, t in every_token(X):
         vectors = (token[b, t].view(DV, R).T, position[0, t].view(DV, R).T, y1[b, t])
-        own = (stream.write_0, stream.write_position, stream.write_1)
+        keys = (stream.write_0, stream.write_position, stream.write_1)
         expected = outer_sum(stream.write_2, y2[b, t].view(DV, R).T)
         for i in range(3):
-            expected = expected + outer_sum(own[i] + rekey[:, i * R : (i + 1) * R], vectors[i])
+            expected = expected + outer_sum(keys[i] + rekey[:, i * R : (i + 1) * R], vectors[i])
         torch.testing.assert_close(X[b, t].T, expected)
 
 

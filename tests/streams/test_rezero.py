@@ -6,7 +6,7 @@ import torch
 from models import tiny
 from widestream.model.build import build_model
 from widestream.streams.vector.rezero import ReZeroStream
-from widestream.testing.streams import tokens_of
+from widestream.testing.models import tokens_of
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])

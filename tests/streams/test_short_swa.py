@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from models import tiny
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
-from widestream.testing.streams import CHECKS
+from widestream.testing import CHECKS
 
 STREAMS = [{"kind": "vector"}, {"kind": "matrix", "key_dim": 6}]
 
@@ -39,8 +39,8 @@ def test_block_equations():
         q, k, v = F.linear(x, block.qkv).chunk(3, dim=-1)
         out = []
         for t in range(len(x)):
-            seen = slice(max(0, t - window + 1), t + 1)
-            out.append((q[t] @ k[seen].T / math.sqrt(8)).softmax(-1) @ v[seen])
+            window_of_t = slice(max(0, t - window + 1), t + 1)
+            out.append((q[t] @ k[window_of_t].T / math.sqrt(8)).softmax(-1) @ v[window_of_t])
         return F.linear(torch.stack(out), block.out)
 
     def norm(x):

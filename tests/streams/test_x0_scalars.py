@@ -4,7 +4,7 @@ import torch
 
 from models import tiny
 from widestream.streams.vector.x0_scalars import X0ScalarsStream
-from widestream.testing.streams import random_model
+from widestream.testing.models import random_model
 
 
 def test_equation():

@@ -16,7 +16,8 @@ from widestream.recipe import load_recipe
 from widestream.streams import OWN_KINDS, kinds, stream_class
 from widestream.streams.base import Stream
 from widestream.streams.vector import rezero
-from widestream.testing.streams import CHECKS, check_stream
+from widestream.streams.vector.plain import VectorStream
+from widestream.testing import CHECKS, check_stream
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "your-own-stream.md"
 STREAM = {"kind": "forgetful:ForgetfulStream"}
@@ -107,9 +108,9 @@ def test_a_file_a_line_and_a_recipe_are_all_that_a_new_stream_of_the_package_tak
 def test_every_stream_of_the_package_has_a_name_that_is_its_settings_kind():
     """So that none is forgotten in the table, and none is listed under another's name."""
     modules = [
-        importlib.import_module(found.name)
-        for found in pkgutil.walk_packages(streams.__path__, "widestream.streams.")
-        if not found.ispkg
+        importlib.import_module(module.name)
+        for module in pkgutil.walk_packages(streams.__path__, "widestream.streams.")
+        if not module.ispkg
     ]
     classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
     named = {
@@ -118,3 +119,22 @@ def test_every_stream_of_the_package_has_a_name_that_is_its_settings_kind():
         if issubclass(cls, Stream) and cls.__module__.startswith("widestream.") and "Config" in vars(cls)
     }
     assert named == OWN_KINDS
+
+
+@pytest.mark.parametrize("family", ["vector", "depth", "lanes", "matrix"])
+def test_a_family_lists_its_streams(family):
+    """Each by kind and file, in the docstring of its package."""
+    package = importlib.import_module(f"widestream.streams.{family}")
+    rows = [line.split() for line in package.__doc__.splitlines() if line.startswith("    ")]
+    places = {kind: target.partition(":")[0] for kind, target in OWN_KINDS.items()}
+    prefix = f"{package.__name__}."
+    assert {row[0]: prefix + row[-1].removesuffix(".py") for row in rows} == {
+        kind: module for kind, module in places.items() if module.startswith(prefix)
+    }
+
+
+def test_a_stream_takes_its_own_settings_only():
+    config = load_recipe("zoo/transformer", ["model.stream.kind=rezero"]).model
+    assert rezero.ReZeroStream.settings_of(config) is config.stream
+    with pytest.raises(AssertionError, match="VectorStream is set by VectorConfig, not by ReZeroConfig"):
+        VectorStream.settings_of(config)

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ class KernelSettings:
     """[V]."""
     num_heads: int = 12
     """[R]; three times as many are read, as in front of attention."""
-    norm: str = "layernorm"
-    """layernorm or rmsnorm."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """In front of the read."""
     state_precision: str = "float32"
     """float32 or bf16."""
     rounds: int = 15
@@ -126,7 +126,7 @@ def _turns(
         return torch.randn(shape, generator=generator).to(device)
 
     w, r, gain = draw(key_dim, R) * key_dim**-0.5, draw(3 * R, key_dim) * key_dim**-0.5, 1 + 0.1 * draw(V, key_dim)
-    site = Site(w, r, gain, settings.norm, 1e-6)  # pyright: ignore[reportArgumentType]
+    site = Site(w, r, gain, settings.norm, 1e-6)
     state = draw(N, V, key_dim).to(DTYPES[settings.state_precision])
     data, out, grad_out = draw(N, V, R), draw(N, V, 3 * R), draw(N, V, 3 * R)
     grad_state, grad_data = torch.zeros(N, V, key_dim, device=device), torch.empty(N, V, R, device=device)

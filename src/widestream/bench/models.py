@@ -13,6 +13,7 @@ from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import plan_depth
 from widestream.recipe import build
+from widestream.recipe.kinds import settings_class
 from widestream.recipe.model import ModelConfig
 from widestream.streams import OWN_KINDS, stream_class
 
@@ -112,7 +113,7 @@ def list_candidates(settings: ModelSettings) -> list[Candidate]:
         raise UserError("No stream is named; give --streams vector,matrix or the like.")
     candidates = []
     for kind in dict.fromkeys(kinds):
-        keyed = any(entry.name == "key_dim" for entry in fields(stream_class(kind).Config))
+        keyed = any(entry.name == "key_dim" for entry in fields(settings_class(kind)))
         for key_dim in dict.fromkeys(settings.key_dims) if keyed else (None,):
             fixed = {} if key_dim is None else {"key_dim": key_dim}
             stream = {"kind": kind, **stream_class(kind).examples[0], **fixed}

@@ -54,6 +54,6 @@ def draw(panels: Sequence[Panel]) -> tuple[list[str], int]:
     """All panels as SVG, and the height that they share."""
     height = max([HEIGHT, *(panel.height for panel in panels if isinstance(panel, BarChart))])
     return [
-        (render_bars if isinstance(panel, BarChart) else render)(panel, WIDTH, height)  # pyright: ignore[reportArgumentType]
+        render_bars(panel, WIDTH, height) if isinstance(panel, BarChart) else render(panel, WIDTH, height)
         for panel in panels
     ], height

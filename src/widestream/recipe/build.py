@@ -3,14 +3,17 @@
 import dataclasses
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from widestream.errors import UserError, unknown_name
-from widestream.recipe.kinds import load_kind
+from widestream.recipe.kinds import settings_class
 from widestream.recipe.run import RunConfig
 from widestream.recipe.stream import StreamConfig
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
@@ -35,8 +38,8 @@ def build(cls: type[Config], values: Any, path: str) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path or 'The recipe'} must be a mapping of keys to values, not {values!r}.")
     if cls is StreamConfig:
-        cls = _stream_class(values, path)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        cls = _settings_class(values, path)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
             raise unknown_name(f"key {_join(path, key)}", str(key), fields)
@@ -49,10 +52,10 @@ def build(cls: type[Config], values: Any, path: str) -> Config:
     return cls(**{name: _convert(hints[name], value, _join(path, name)) for name, value in values.items()})
 
 
-def _stream_class(values: dict[str, Any], path: str) -> type:
+def _settings_class(values: dict[str, Any], path: str) -> type:
     if not isinstance(values.get("kind"), str):
         raise UserError(f"The recipe lacks {_join(path, 'kind')}; for example {_join(path, 'kind')}=matrix.")
-    return load_kind(values["kind"]).Config
+    return settings_class(values["kind"])
 
 
 def _join(path: str, key: object) -> str:

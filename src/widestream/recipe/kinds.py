@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from widestream.errors import UserError, unknown_name
+from widestream.recipe.stream import StreamConfig
 
 OWN_KINDS: dict[str, str] = {
     "vector": "widestream.streams.vector.plain:VectorStream",
@@ -31,7 +32,7 @@ OWN_KINDS: dict[str, str] = {
     "matrix_dynamic": "widestream.streams.matrix.dynamic:MatrixDynamicStream",
     "matrix_history": "widestream.streams.matrix.history:MatrixHistoryStream",
     "matrix_keys": "widestream.streams.matrix.keys:MatrixKeysStream",
-    "matrix_lane": "widestream.streams.matrix.lane:MatrixLaneStream",
+    "matrix_lane": "widestream.streams.matrix.data_lane:MatrixLaneStream",
     "matrix_softmax": "widestream.streams.matrix.softmax:MatrixSoftmaxStream",
     "mhc": "widestream.streams.lanes.mhc:MHCStream",
     "mudd": "widestream.streams.depth.mudd:MuddStream",
@@ -63,6 +64,15 @@ def load_kind(kind: str) -> Any:
         return getattr(_import(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"The stream {kind!r} cannot be loaded: {error}.") from error
+
+
+def settings_class(kind: str) -> type[StreamConfig]:
+    """The dataclass that a stream kind is set by.
+
+    Raises:
+        UserError: see `load_kind`.
+    """
+    return load_kind(kind).Config
 
 
 def _import(module: str) -> ModuleType:

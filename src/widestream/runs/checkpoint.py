@@ -27,9 +27,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from widestream.files import sync_folder
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
+from widestream.files import sync_folder
 from widestream.runs.folder import CHECKPOINTS
 
 MODEL = "model.safetensors"

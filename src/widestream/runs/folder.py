@@ -1,12 +1,12 @@
 """The run folder: the names of what lies in it, and reading it. docs/reference/run-folder.md says what is in each file.
 
-    config.yaml         the resolved recipe
-    run.json            machine, versions, data, costs: what is known when the run begins
-    tokenizer.json      the tokenizer, unless that is bytes
-    metrics.jsonl       a row for every logged step and every evaluation
-    checkpoints/        step_N/, see runs/checkpoint.py
-    samples.jsonl       sampled texts, if any were kept
-    done.json           how it ended, once it has
+config.yaml         the resolved recipe
+run.json            machine, versions, data, costs: what is known when the run begins
+tokenizer.json      the tokenizer, unless that is bytes
+metrics.jsonl       a row for every logged step and every evaluation
+checkpoints/        step_N/, see runs/checkpoint.py
+samples.jsonl       sampled texts, if any were kept
+done.json           how it ended, once it has
 """
 
 import json

@@ -12,7 +12,6 @@ from widestream.errors import UserError
 from widestream.runs.folder import METRICS
 
 
-
 class MetricsWriter:
     """Appends rows to the metrics.jsonl of a run that stands at some step.
 

@@ -15,7 +15,9 @@ from widestream.runs import checkpoint
 from widestream.runs.folder import differences, load_config, load_info
 
 
-def load_model(run_dir: Path, device: torch.device, depth: Depth | None = None) -> tuple[Decoder, checkpoint.Checkpoint]:
+def load_model(
+    run_dir: Path, device: torch.device, depth: Depth | None = None
+) -> tuple[Decoder, checkpoint.Checkpoint]:
     """The model of a run at its newest complete checkpoint.
 
     Returns:

@@ -9,10 +9,9 @@ import torch
 from widestream.errors import UserError
 from widestream.generate.decoding import cast_weights
 from widestream.generate.sampling import SamplingConfig, generate
+from widestream.machine import find_device
 from widestream.runs.folder import SAMPLES, load_config
 from widestream.runs.model import load_model, load_run_tokenizer
-from widestream.machine import find_device
-
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
 """Residual streams: the one part of the model that is swapped.
 
-`base.py` is the contract. One file per stream, in four families: `vector` (one vector, to which blocks add), `depth`
-(earlier writes, added up anew for every reader), `lanes` (several vectors, mixed), `matrix` (an outer-product memory:
-RMT and its relatives). `recipe/kinds.py` lists them by name.
+`base.py` is the contract. One file per stream, in four families, each of which lists its streams:
+
+    vector   one vector, to which blocks add
+    depth    earlier writes are kept, and read again later
+    lanes    several vectors side by side, mixed on their way past every block
+    matrix   an outer-product memory: the Residual Matrix Transformer and its relatives
+
+`depth_sums.py` is what streams with a history share. `recipe/kinds.py` has all kinds by name.
 """
 
 from typing import TYPE_CHECKING

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 
 Reader = Literal["attention", "mlp", "head"]
+
+Settings = TypeVar("Settings", bound=StreamConfig)
+"""The dataclass that a stream is set by: `class ReZeroStream(VectorBase[ReZeroConfig])`."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +104,21 @@ def anchor_sites(last: int, anchors: int) -> list[int]:
     return [-(-last * part // (anchors + 1)) for part in range(1, anchors + 1)]
 
 
-class Stream(Declared, ABC):
+class Stream(Declared, ABC, Generic[Settings]):
     """Base of all streams. Subclasses give `write`, `read`, `spec` and `cost`; a fused stream may override `exchange`.
 
     A stream owns everything indexed by site: keys, gates, mixing weights, the norm in front of a read. Its state is a
     tensor or a small structure of tensors, never changed from outside.
 
+    Its settings are one dataclass, `Config`. As the class's parameter, `Stream[MyConfig]`, it tells a type checker what
+    `self.settings` and `settings_of` give; without it all works, unchecked.
+
     Args:
-        config: the model's; `config.stream` is the stream's own.
+        config: the model's; `config.stream` holds the stream's settings.
         roles: for the roles of its parameters.
     """
 
-    Config: ClassVar[type[StreamConfig]]
+    Config: type[Settings]
     """The dataclass of its settings."""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings that the contract tests run on; the first is the one that listings describe."""
@@ -121,6 +127,8 @@ class Stream(Declared, ABC):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__()
+        self.settings = self.settings_of(config)
+        """The stream's settings."""
         foreign = {"base_width", "base_key_dim"} & config.mup_bases.keys() - {*self.own_bases}
         if foreign:
             raise UserError(
@@ -132,6 +140,19 @@ class Stream(Declared, ABC):
         self.readers: list[Reader] = [*(block.kind for block in self.blocks(config)), "head"]
         self.anchored = anchor_sites(len(self.readers) - 1, self.replay_anchors(config))
         """Sites behind whose write a state is kept if states are replayed and a run says nothing else."""
+
+    @classmethod
+    def settings_of(cls, config: ModelConfig) -> Settings:
+        """The stream's settings in a model's configuration.
+
+        Raises:
+            AssertionError: they are another stream's.
+        """
+        settings = config.stream
+        assert isinstance(settings, cls.Config), (
+            f"{cls.__name__} is set by {cls.Config.__name__}, not by {type(settings).__name__}"
+        )
+        return settings
 
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:

@@ -12,9 +12,13 @@ from torch import Tensor
 from widestream.kernels.exchange import Exchange, ReferenceExchange, Site
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-"""Largest |found - exact| / |exact| (Frobenius norms), by the narrowest precision among state, gradient and data."""
+"""Largest |result - exact| / |exact| (Frobenius norms), by the narrowest precision among state, gradient and data."""
 
+NormKind = Literal["layernorm", "rmsnorm"]
+GainKind = Literal["full", "row"] | None
 
+NORMS: tuple[NormKind, ...] = ("layernorm", "rmsnorm")
+GAINS: tuple[GainKind, ...] = ("full", "row", None)
 PRECISIONS = (
     (torch.float32, torch.float32, torch.float32),
     (torch.float32, torch.float32, torch.bfloat16),
@@ -34,8 +38,8 @@ class Case:
     R: int
     roles: int
     """Q / R: 3 in front of attention, else 1."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    gain: Literal["full", "row"] | None = "full"
+    norm: NormKind = "layernorm"
+    gain: GainKind = "full"
     writes: bool = True
     heads_first: bool = False
     """Data vectors are transposes of [N, R, V] and [N, Q, V], as attention has them."""
@@ -55,14 +59,12 @@ class Case:
 
 
 def grid(shapes: list[tuple[int, int, int, int]]) -> Iterator[Case]:
-    """Both role counts and all precisions at all `shapes` (N, V, K, R), the other ways in turn."""
-    ways = list(
-        product(("layernorm", "rmsnorm"), ("full", "row", None), (True, True, False), (False, True), (False, True))
-    )
-    random.Random(0).shuffle(ways)  # else a way would always meet the same precision
-    ways = cycle(ways)
+    """Both role counts and all precisions at all `shapes` (N, V, K, R), all other choices in turn."""
+    choices = list(product(NORMS, GAINS, (True, True, False), (False, True), (False, True)))
+    random.Random(0).shuffle(choices)  # else a choice would always meet the same precision
+    turns = cycle(choices)
     for (N, V, K, R), roles, precisions in product(shapes, (1, 3), PRECISIONS):
-        yield Case(N, V, K, R, roles, *next(ways), *precisions)  # pyright: ignore[reportArgumentType]
+        yield Case(N, V, K, R, roles, *next(turns), *precisions)
 
 
 @dataclass(slots=True)
@@ -124,23 +126,23 @@ def run(exchange: Exchange, inputs: Inputs, apart: bool = False) -> dict[str, Te
     if apart:
         after, grad_after, grad = torch.full_like(before, torch.nan), grad, torch.full_like(grad, torch.nan)
     exchange.forward_(after, inputs.data, inputs.site, inputs.out, before if apart else None)
-    found = {"state": after.clone(), "out": inputs.out}
+    results = {"state": after.clone(), "out": inputs.out}
     gradients = exchange.backward_(after, grad, inputs.data, inputs.site, inputs.grad_out, inputs.grad_data, grad_after)
-    assert not apart or torch.equal(after, found["state"]), "a saved state has changed"
-    found |= {"state before": before, "grad state": grad, "grad data": inputs.grad_data}
-    found |= {f"grad {name}": getattr(gradients, name) for name in ("write_keys", "read_keys", "gain")}
-    return {name: value for name, value in found.items() if value is not None}
+    assert not apart or torch.equal(after, results["state"]), "a saved state has changed"
+    results |= {"state before": before, "grad state": grad, "grad data": inputs.grad_data}
+    results |= {f"grad {name}": getattr(gradients, name) for name in ("write_keys", "read_keys", "gain")}
+    return {name: value for name, value in results.items() if value is not None}
 
 
 def errors(exchange: Exchange, case: Case, device: torch.device, seed: int = 0) -> dict[str, float]:
     """Relative error of everything an exchange puts out, against the reference in float64."""
     inputs = draw(case, device, seed)
     expected = run(ReferenceExchange(), exact(inputs))
-    found = run(exchange, inputs, case.apart)
-    assert found.keys() == expected.keys(), (found.keys(), expected.keys())
-    return {name: _distance(found[name], expected[name]) for name in expected}
+    results = run(exchange, inputs, case.apart)
+    assert results.keys() == expected.keys(), (results.keys(), expected.keys())
+    return {name: _distance(results[name], expected[name]) for name in expected}
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def _distance(result: Tensor, expected: Tensor) -> float:
+    assert result.shape == expected.shape
+    return ((result.double() - expected).norm() / expected.norm()).item()

@@ -1,4 +1,4 @@
-"""What a stream must hold to as to the backward pass's memory: a part of `streams.testing`."""
+"""What a stream must hold to as to the backward pass's memory: a part of the checks in `streams.py`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Small models around a stream, for `streams.testing`."""
+"""Small models around a stream, for the checks of this package."""
 
 import dataclasses
 from typing import Any

@@ -1,12 +1,12 @@
 """What every stream must hold to, ours or yours, as functions that raise AssertionError.
 
-    from widestream.testing.streams import CHECKS, check_stream
+    from widestream.testing import CHECKS, check_stream
 
-    check_stream({"kind": "my_pkg:MyStream", "rank": 4})                  # all of it
+    check_stream({"kind": "my_package:MyStream", "rank": 4})              # all of it
 
     @pytest.mark.parametrize("check", CHECKS)                              # or one test each
     def test_contract(check):
-        CHECKS[check]({"kind": "my_pkg:MyStream", "rank": 4}, {})
+        CHECKS[check]({"kind": "my_package:MyStream", "rank": 4}, {})
 
 A case is the stream's part of a recipe, and changes to the small model around it (keys of `ModelConfig`).
 """
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,9 +48,9 @@ def check_parameter_count(stream: Fields, changes: Fields) -> None:
     """The stream's own parameters are as many as its closed formula says, at two sizes."""
     for sizes in ({}, {"num_layers": 4, "num_heads": 6, "head_dim": 16, "mlp_dim": 72}):
         config = small_config(stream, changes | sizes)
-        found = sum(parameter.numel() for parameter in meta_model(config).stream.parameters())
+        count = sum(parameter.numel() for parameter in meta_model(config).stream.parameters())
         formula = stream_class(config.stream.kind).parameter_formula(config)
-        assert found == formula, f"{found} parameters, the formula says {formula}"
+        assert count == formula, f"{count} parameters, the formula says {formula}"
 
 
 def check_gradients(stream: Fields, changes: Fields) -> None:
@@ -132,24 +131,24 @@ def check_plain_start(stream: Fields, changes: Fields) -> None:
     config = small_config(stream, changes | {"norm_eps": 1e-12})
     starts_plain = stream_class(config.stream.kind).spec(config).starts_plain
     plain = build_model(small_config({"kind": "vector"}, changes | {"norm_eps": 1e-12}), seed=1)
-    own = build_model(config, seed=1)
+    model = build_model(config, seed=1)
     shared = dict(plain.named_parameters())
-    fitting = {name for name, p in own.named_parameters() if name in shared and shared[name].shape == p.shape}
+    fitting = {name for name, p in model.named_parameters() if name in shared and shared[name].shape == p.shape}
     if starts_plain:
         missing = [name for name in shared if name not in fitting and not name.startswith("stream.")]
         assert not missing, f"not shared with the plain transformer: {', '.join(missing)}"
         for name in fitting:
-            torch.testing.assert_close(own.get_parameter(name), shared[name], msg=f"{name} starts differently")
+            torch.testing.assert_close(model.get_parameter(name), shared[name], msg=f"{name} starts differently")
     tokens, targets = tokens_of(2, 20), tokens_of(2, 20, seed=1)
     outputs = []
-    for model in (plain, own):
-        outputs.append(model.logits(model(tokens)))
-        model.loss(tokens, targets).total.backward()
+    for either in (plain, model):
+        outputs.append(either.logits(either(tokens)))
+        either.loss(tokens, targets).total.backward()
     same = torch.allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
     assert same == starts_plain, f"starts_plain is {starts_plain}, yet the logits are {'' if same else 'not '}the same"
     if starts_plain:
         for name in (name for name in fitting if not name.startswith("stream.")):
-            gradient, wanted = own.get_parameter(name).grad, shared[name].grad
+            gradient, wanted = model.get_parameter(name).grad, shared[name].grad
             assert gradient is not None
             assert wanted is not None
             error = ((gradient - wanted).norm() / wanted.norm()).item()
@@ -212,6 +211,8 @@ def _rms(x: Tensor) -> float:
 
 def check_round_trip(stream: Fields, changes: Fields) -> None:
     """Saved and loaded weights give the same output to the bit."""
+    from safetensors.torch import load_file, save_file  # kernels are also tested on machines without it
+
     model = random_model(stream, changes)
     other = build_model(model.config, seed=9)
     with tempfile.TemporaryDirectory() as folder:

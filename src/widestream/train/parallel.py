@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -57,7 +57,7 @@ class World:
         """Call `function` in the main process only, and give its result, or its `UserError`, to all."""
         if self.size == 1:
             return function()
-        answer: list[object] = [None]
+        answer: list[Any] = [None]  # a Value or a UserError, once it is here
         if self.is_main:
             try:
                 answer = [function()]
@@ -66,7 +66,7 @@ class World:
         dist.broadcast_object_list(answer, src=0, device=self.device)
         if isinstance(answer[0], UserError):
             raise answer[0]
-        return answer[0]  # pyright: ignore[reportReturnType]
+        return answer[0]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ Evidence: validation loss at 194M, ..., 528M activated parameters, plain 1.931 /
 1.909 / 1.875 / 1.809 / 1.746 / 1.693, full 1.899 / 1.874 / 1.804 / 1.737 / 1.692; about 1.25 times less compute. A 48B
 mixture of experts after 1.4T tokens: MMLU 73.5 -> 74.6, GPQA-D 36.9 -> 44.4. Training takes at most 4 % longer by the
 authors' count. Ablated at 1.737: no key norm 1.743, static weights 1.749, query from the token 1.731.
-N = 8 is recommended. Whether the key norm's eps is that of the other norms is not said; here it is.
+The paper recommends N = 8. It does not say whether the key norm's eps is that of the other norms; here it is.
 
 Letters: B batch, T tokens, D width, S blocks per group, N groups, n sources of a reader.
 """
@@ -38,8 +38,8 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.depth.inputs_apart import weighted_sum
-from widestream.streams.vector.plain import VectorStream
+from widestream.streams.depth_sums import token_sum
+from widestream.streams.vector.plain import VectorBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ class State(NamedTuple):
     """1 / sqrt(mean f^2 + eps) of each [B, T, 1]: all that the key norm needs beside its gain."""
 
 
-class AttnResStream(VectorStream):
+class AttnResStream(VectorBase[AttnResConfig]):
     """Softmax over the depth with a learned query per reader; norms as in the plain stream."""
 
     Config = AttnResConfig
@@ -78,8 +78,7 @@ class AttnResStream(VectorStream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: AttnResConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.group_size, self.eps = own.group_size, config.norm_eps
+        self.eps = config.norm_eps
         shape = (len(self.readers), self.width)
         # A product over the width: its learning rate falls as the width grows.
         lr_factor = (roles.width.base or self.width) / self.width
@@ -89,8 +88,7 @@ class AttnResStream(VectorStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D per source."""
-        own: AttnResConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        sublayers, size = config.num_blocks, own.group_size
+        sublayers, size = config.num_blocks, cls.settings_of(config).group_size
         return StreamSpec(
             state_shape=(config.embed_dim,),
             starts_plain=True,
@@ -108,7 +106,7 @@ class AttnResStream(VectorStream):
     def cost(self) -> StreamCost:
         """A product over D per source and read. Saved: what is written and what the norm receives, per exchange."""
         sites, vector = len(self.readers), 4 * self.width
-        reads = sum(1 + math.ceil(site / self.group_size) for site in range(sites))
+        reads = sum(1 + math.ceil(site / self.settings.group_size) for site in range(sites))
         return StreamCost(
             flops=2 * self.width * reads,
             bytes_moved=vector * (reads + sites),
@@ -118,7 +116,7 @@ class AttnResStream(VectorStream):
 
     def _bytes_anchored(self) -> int:
         """Of all anchors: the sources' scales, and sums of several outputs; one alone is kept as what was written."""
-        size = self.group_size
+        size = self.settings.group_size
         groups = {
             (group, min(size, site - group * size)) for site in self.anchored for group in range(math.ceil(site / size))
         }
@@ -131,7 +129,7 @@ class AttnResStream(VectorStream):
             return State((written,), (self.inverse_rms(written),))
         sources, scales = state
         written = written.to(sources[0].dtype)
-        if (site - 1) % self.group_size:
+        if (site - 1) % self.settings.group_size:
             written, sources, scales = sources[-1] + written, sources[:-1], scales[:-1]
         return State((*sources, written), (*scales, self.inverse_rms(written)))
 
@@ -141,7 +139,7 @@ class AttnResStream(VectorStream):
         with torch.autocast(key.device.type, enabled=False):
             scores = [F.linear(f, key) * scale for f, scale in zip(*state, strict=True)]
         alpha = torch.cat(scores, dim=-1).softmax(-1)  # [B, T, n]
-        return super().read(site, weighted_sum(alpha, state.sources))
+        return super().read(site, token_sum(alpha, state.sources))
 
     def inverse_rms(self, f: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, 1]."""

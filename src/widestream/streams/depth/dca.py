@@ -35,7 +35,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Block, StreamCost, StreamSpec
-from widestream.streams.depth.inputs_apart import State, WaysStream
+from widestream.streams.depth.multiway import MultiwayBase, State
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,23 +54,22 @@ class DcaConfig(StreamConfig):
             raise UserError(f"model.stream.recent is {self.recent}; it must be at least 1, or left out.")
 
 
-class DcaStream(WaysStream):
+class DcaStream(MultiwayBase[DcaConfig]):
     """Sums of all layer outputs with weights per coordinate, for q, k, v and residual."""
 
     Config = DcaConfig
     examples = ({}, {"recent": 1}, {"form": "v3", "recent": 2}, {"form": "v3"}, {"form": "v2"}, {"form": "v1"})
 
     def __init__(self, config: ModelConfig, roles: Roles):
-        own: DcaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        super().__init__(config, roles, separate=own.form == "dca")
-        self.form, self.recent = own.form, own.recent
-        self.shapes = sum_shapes(config)
+        super().__init__(config, roles, separate=self.settings_of(config).form == "dca")
+        form = self.settings.form
+        self.shapes = sum_shapes(self.settings, config.num_layers)
         # A product over the width: its learning rate falls as the width grows.
         lr_factor = (roles.width.base or self.width) / self.width
         for layer, (ways, sources) in enumerate(self.shapes):
-            shape = (ways, sources) if self.form == "v1" else (ways, sources, self.width)
+            shape = (ways, sources) if form == "v1" else (ways, sources, self.width)
             self.declare(f"b_{layer}", shape, Role(None, "none", part="stream"))
-            if self.form in ("v3", "dca"):
+            if form in ("v3", "dca"):
                 role = Role(0.0, "key", lr_factor=lr_factor, part="stream")
                 self.declare(f"w_{layer}", (ways, self.width), role)
 
@@ -83,24 +82,24 @@ class DcaStream(WaysStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D per source."""
-        own: DcaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        some = f"embedding, {own.recent} newest layer outputs, sum of the others"
+        settings = cls.settings_of(config)
+        some = f"embedding, {settings.recent} newest layer outputs, sum of the others"
         return StreamSpec(
             state_shape=(config.embed_dim,),
             starts_plain=True,
-            history="outputs of all layers" if own.recent is None else some,
-            history_size=(sum_shapes(config)[-1][1] - 1) * config.embed_dim,
+            history="outputs of all layers" if settings.recent is None else some,
+            history_size=(sum_shapes(settings, config.num_layers)[-1][1] - 1) * config.embed_dim,
             papers=("2502.06785",),
         )
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """(2 L + 1) D gains (dca: 4 L + 1), and per sum n (v1), D n (v2) or D (n + 1)."""
-        own: DcaConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         D, L = config.embed_dim, config.num_layers
-        gains = D * ((4 if own.form == "dca" else 2) * L + 1)
+        gains = D * ((4 if settings.form == "dca" else 2) * L + 1)
         each = {"v1": lambda n: n, "v2": lambda n: D * n, "v3": lambda n: D * (n + 1), "dca": lambda n: D * (n + 1)}
-        return gains + sum(c * each[own.form](n) for c, n in sum_shapes(config))
+        return gains + sum(c * each[settings.form](n) for c, n in sum_shapes(settings, L))
 
     def cost(self) -> StreamCost:
         """Products w . f for every source and sum; a layer's sums read n sources and write C ways, once each."""
@@ -108,8 +107,8 @@ class DcaStream(WaysStream):
         moved = sum(n + 1 + c for c, n in self.shapes) + 4 * (len(self.shapes) - 1)  # residual and f behind attention
         # The newest source, the inputs of all norms, and the sums of older sources.
         saved = sum(1 + (3 if c > 1 else 1) for c, _ in self.shapes) + len(self.shapes) - 1
-        saved += 0 if self.recent is None else max(0, len(self.shapes) - self.recent - 2)
-        products = sum(c * n for c, n in self.shapes) if self.form in ("v3", "dca") else 0
+        saved += 0 if self.settings.recent is None else max(0, len(self.shapes) - self.settings.recent - 2)
+        products = sum(c * n for c, n in self.shapes) if self.settings.form in ("v3", "dca") else 0
         return StreamCost(flops=2 * self.width * products, bytes_moved=vector * moved, bytes_saved=vector * saved)
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:
@@ -120,7 +119,7 @@ class DcaStream(WaysStream):
         if self.readers[site - 1] == "attention":
             return State((*past, written), [state.ways[-1] + written])
         past = (*past[:-1], past[-1] + written)
-        if self.recent is not None and len(past) > self.recent + 2:
+        if self.settings.recent is not None and len(past) > self.settings.recent + 2:
             past = (past[0], past[1] + past[2], *past[3:])
         return State(past, self.sums(site // 2, past))
 
@@ -143,17 +142,16 @@ class DcaStream(WaysStream):
 
     def gates(self, layer: int, past: tuple[Tensor, ...]) -> list[Tensor] | None:
         """ReLU(w . f) for every source [B, T, C] (eq. 4); None in forms without it."""
-        if self.form not in ("v3", "dca"):
+        if self.settings.form not in ("v3", "dca"):
             return None
         w = getattr(self, f"w_{layer}")
         with torch.autocast(w.device.type, enabled=False):
             return [F.linear(f, w).clamp(min=0) for f in past]  # clamp's gradient at 0 is 1
 
 
-def sum_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+def sum_shapes(settings: DcaConfig, num_layers: int) -> list[tuple[int, int]]:
     """(ways C, sources n) in front of every layer and, last, of the head."""
-    own: DcaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-    most = config.num_layers + 1 if own.recent is None else own.recent + 2
-    sources = [min(layer + 1, most) for layer in range(config.num_layers + 1)]
-    ways = 4 if own.form == "dca" else 1
+    most = num_layers + 1 if settings.recent is None else settings.recent + 2
+    sources = [min(layer + 1, most) for layer in range(num_layers + 1)]
+    ways = 4 if settings.form == "dca" else 1
     return [*((ways, n) for n in sources[:-1]), (1, sources[-1])]

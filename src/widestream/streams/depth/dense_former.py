@@ -29,8 +29,8 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.layer_ends import layer_ends, weighted_sum
-from widestream.streams.vector.plain import VectorStream
+from widestream.streams.depth_sums import layer_ends, static_sum
+from widestream.streams.vector.plain import VectorBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class State(NamedTuple):
     """Layer outputs X_j [B, T, D], oldest first; of which layers, `kept_layers` says."""
 
 
-class DenseFormerStream(VectorStream):
+class DenseFormerStream(VectorBase[DenseFormerConfig]):
     """A plain stream inside layers, averages over layer outputs between them; norms as in the plain stream."""
 
     Config = DenseFormerConfig
@@ -67,10 +67,9 @@ class DenseFormerStream(VectorStream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: DenseFormerConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.dilation, self.period, self.num_layers = own.dilation, own.period, config.num_layers
+        self.num_layers = config.num_layers
         self.layer_ends = layer_ends(self.blocks(config))
-        for layer, count in num_sources(config).items():
+        for layer, count in num_sources(self.settings, config.num_layers).items():
             self.declare(f"alpha_{layer}", (count,), Role(std=0.0, decay="key", part="stream"))
 
     def initial_values(self) -> dict[str, Tensor]:
@@ -80,12 +79,12 @@ class DenseFormerStream(VectorStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D, and layer outputs for averages to come."""
-        own: DenseFormerConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        kept = [kept_layers(layer, config.num_layers, own.dilation, own.period) for layer in range(config.num_layers)]
+        settings = cls.settings_of(config)
+        kept = [kept_layers(settings, config.num_layers, layer) for layer in range(config.num_layers)]
         return StreamSpec(
             state_shape=(config.embed_dim,),
             starts_plain=True,
-            history=f"layer outputs that an average needs (dilation {own.dilation}, period {own.period})",
+            history=f"layer outputs that an average needs (dilation {settings.dilation}, period {settings.period})",
             history_size=max(map(len, kept)) * config.embed_dim,
             papers=("2402.02622",),
         )
@@ -93,7 +92,8 @@ class DenseFormerStream(VectorStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """The plain stream's gains, and floor(i / k) + 1 weights for i = p, 2p, ...: L (L + 3) / 2 at k = p = 1."""
-        return super().parameter_formula(config) + sum(num_sources(config).values())
+        sources = num_sources(cls.settings_of(config), config.num_layers)
+        return super().parameter_formula(config) + sum(sources.values())
 
     def cost(self) -> StreamCost:
         """No product. An average reads its older sources, and writes the layer's output beside itself."""
@@ -112,10 +112,10 @@ class DenseFormerStream(VectorStream):
         if layer is None:
             return State(x, past)
         outputs = dict(zip(self._kept(layer - 1), past, strict=True)) | {layer: x}
-        if layer and layer % self.period == 0:
+        if layer and layer % self.settings.period == 0:
             alpha = getattr(self, f"alpha_{layer}")
-            same = range(layer % self.dilation, layer + 1, self.dilation)
-            x = weighted_sum(alpha, [outputs[j] for j in same])  # eq. 2
+            same = range(layer % self.settings.dilation, layer + 1, self.settings.dilation)
+            x = static_sum(alpha, [outputs[j] for j in same])  # eq. 2
         return State(x, tuple(outputs[j] for j in self._kept(layer)))
 
     def read(self, site: int, state: State) -> dict[str, Tensor]:
@@ -123,16 +123,16 @@ class DenseFormerStream(VectorStream):
         return super().read(site, state.x)
 
     def _kept(self, layer: int) -> list[int]:
-        return kept_layers(layer, self.num_layers, self.dilation, self.period)
+        return kept_layers(self.settings, self.num_layers, layer)
 
 
-def num_sources(config: ModelConfig) -> dict[int, int]:
+def num_sources(settings: DenseFormerConfig, num_layers: int) -> dict[int, int]:
     """The layers behind which there is an average, and over how many layer outputs it goes."""
-    own: DenseFormerConfig = config.stream  # pyright: ignore[reportAssignmentType]
-    return {layer: layer // own.dilation + 1 for layer in range(own.period, config.num_layers + 1, own.period)}
+    averaged = range(settings.period, num_layers + 1, settings.period)
+    return {layer: layer // settings.dilation + 1 for layer in averaged}
 
 
-def kept_layers(layer: int, num_layers: int, dilation: int, period: int) -> list[int]:
+def kept_layers(settings: DenseFormerConfig, num_layers: int, layer: int) -> list[int]:
     """The layers whose outputs a later average needs, once `layer` has ended; 0 is the embedding."""
-    later = [i for i in range(layer + 1, num_layers + 1) if i and i % period == 0]
-    return [j for j in range(layer + 1) if any((i - j) % dilation == 0 for i in later)]
+    later = [i for i in num_sources(settings, num_layers) if i > layer]
+    return [j for j in range(layer + 1) if any((i - j) % settings.dilation == 0 for i in later)]

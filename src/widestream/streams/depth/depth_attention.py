@@ -30,7 +30,7 @@ Letters: B batch, T tokens, D width, K window, n sources, d_k key width.
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
-from widestream.streams.base import Stream, StreamCost, StreamSpec
+from widestream.streams.base import Block, Stream, StreamCost, StreamSpec
 
 
 def attend_back(queries: Tensor, sources: Tensor, axis: int, window: int | None, scale: float) -> Tensor:
@@ -87,7 +87,7 @@ class DepthAttentionConfig(StreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerticalAttentionConfig(StreamConfig):
-    """All earlier layers, read at the entry of each layer."""
+    """Depth attention with its two choices made: all earlier layers, read at the entry of each layer."""
 
     kind: Literal["vertical_attention"] = "vertical_attention"
     """This stream."""
@@ -97,6 +97,19 @@ class VerticalAttentionConfig(StreamConfig):
     def __post_init__(self):
         if self.key_dim is not None and self.key_dim < 1:
             raise UserError(f"model.stream.key_dim is {self.key_dim}; it must be at least 1.")
+
+    @property
+    def window(self) -> None:
+        """All states."""
+        return None
+
+    @property
+    def every(self) -> Literal["layer"]:
+        """A read and a state per layer."""
+        return "layer"
+
+
+DepthSettings = TypeVar("DepthSettings", bound=DepthAttentionConfig | VerticalAttentionConfig)
 
 
 class DepthState(NamedTuple):
@@ -108,25 +121,16 @@ class DepthState(NamedTuple):
     """Normalised states n^i, oldest first [B, T, D] each."""
 
 
-class DepthAttentionStream(Stream):
+class DepthAttentionBase(Stream[DepthSettings]):
     """x [B, T, D] and the last K normalised states; one pre-norm in front of every block and of the head."""
 
-    Config: ClassVar[type[StreamConfig]] = DepthAttentionConfig
-    examples = (
-        {},
-        {"window": 2},
-        {"window": 3, "key_dim": 5},
-        {"every": "layer"},
-        {"every": "layer", "window": 2},
-    )
     own_bases = ("base_width", "base_key_dim")
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
         self.width = config.embed_dim
-        self.key_dim = _key_dim(config)
-        self.window, _ = _window_and_every(config)
-        self.num_sources = _num_sources(config, type(self))
+        self.key_dim = self.settings.key_dim or config.head_dim
+        self.num_sources = _num_sources(self.settings, self.blocks(config))
         shape = (self.width,)
         self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
         self.source_norm = Norm(config.norm, shape, None, config.norm_eps, roles.gain())
@@ -144,13 +148,13 @@ class DepthAttentionStream(Stream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D, and up to K earlier ones."""
-        window, every = _window_and_every(config)
-        kept = "all states" if window is None else f"the last {window} states"
+        settings = cls.settings_of(config)
+        kept = "all states" if settings.window is None else f"the last {settings.window} states"
         return StreamSpec(
             state_shape=(config.embed_dim,),
             starts_plain=True,
-            history=f"{kept}, one per {'block' if every == 'sublayer' else 'layer'}",
-            history_size=max(_num_sources(config, cls)) * config.embed_dim,
+            history=f"{kept}, one per {'block' if settings.every == 'sublayer' else 'layer'}",
+            history_size=max(_num_sources(settings, cls.blocks(config))) * config.embed_dim,
             undo="replay",
             papers=("2603.16039",),
         )
@@ -158,10 +162,9 @@ class DepthAttentionStream(Stream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """D^2 + 2 D d_k for each of 2 L - 1 reads (`every: layer`: L - 1), and (2 L + 1) D gains."""
-        D, blocks = config.embed_dim, len(cls.blocks(config))
-        _, every = _window_and_every(config)
-        reads = (blocks if every == "sublayer" else config.num_layers) - 1
-        return reads * (D * D + 2 * D * _key_dim(config)) + (blocks + 1) * D
+        settings, D, blocks = cls.settings_of(config), config.embed_dim, len(cls.blocks(config))
+        reads = (blocks if settings.every == "sublayer" else config.num_layers) - 1
+        return reads * (D * D + 2 * D * (settings.key_dim or config.head_dim)) + (blocks + 1) * D
 
     def cost(self) -> StreamCost:
         """Per read: two FLOPs per weight, and 4 n D for mixing n sources, which are read once and saved as a stack.
@@ -177,8 +180,8 @@ class DepthAttentionStream(Stream):
         entries = [site for site, sources in enumerate(self.num_sources) if sources]
         sources = set()
         for anchor in self.anchored:
-            seen = [site for site in entries if site <= anchor]
-            sources |= {*seen[-self.num_sources[seen[-1]] :]}
+            passed = [site for site in entries if site <= anchor]
+            sources |= {*passed[-self.num_sources[passed[-1]] :]}
         return StreamCost(
             flops=sum(2 * D * (D + 2 * d_k) + 4 * n * D for n in reads),
             bytes_moved=4 * D * vectors,
@@ -200,7 +203,7 @@ class DepthAttentionStream(Stream):
         query = F.linear(F.linear(past[-1], W_Q), W_K.T)  # W_K^T q
         with torch.autocast(query.device.type, enabled=False):
             sources = torch.stack(past, dim=2)  # [B, T, n, D]
-            mix = attend_back(query.to(sources.dtype)[:, :, None], sources, 2, self.window, self.scale)
+            mix = attend_back(query.to(sources.dtype)[:, :, None], sources, 2, self.settings.window, self.scale)
         return F.linear(mix[:, :, 0], W_V)
 
     def read(self, site: int, state: DepthState) -> dict[str, Tensor]:
@@ -208,29 +211,31 @@ class DepthAttentionStream(Stream):
         return {"x": self.norms[site](state.x)}
 
 
-class VerticalAttentionStream(DepthAttentionStream):
-    """Depth attention over all earlier layers, at the entry of each layer."""
+class DepthAttentionStream(DepthAttentionBase[DepthAttentionConfig]):
+    """A window of states, read in front of every block or every layer."""
+
+    Config = DepthAttentionConfig
+    examples = (
+        {},
+        {"window": 2},
+        {"window": 3, "key_dim": 5},
+        {"every": "layer"},
+        {"every": "layer", "window": 2},
+    )
+
+
+class VerticalAttentionStream(DepthAttentionBase[VerticalAttentionConfig]):
+    """All earlier layers, read at the entry of each layer."""
 
     Config = VerticalAttentionConfig
     examples = ({}, {"key_dim": 5})
 
 
-def _key_dim(config: ModelConfig) -> int:
-    own: DepthAttentionConfig | VerticalAttentionConfig = config.stream  # pyright: ignore[reportAssignmentType]
-    return own.key_dim or config.head_dim
-
-
-def _window_and_every(config: ModelConfig) -> tuple[int | None, Literal["sublayer", "layer"]]:
-    own = config.stream
-    return (own.window, own.every) if isinstance(own, DepthAttentionConfig) else (None, "layer")
-
-
-def _num_sources(config: ModelConfig, stream: type[Stream]) -> list[int]:
+def _num_sources(settings: DepthAttentionConfig | VerticalAttentionConfig, blocks: list[Block]) -> list[int]:
     """How many states are read in front of every consumer; 0 where neither a read is nor a state is kept."""
-    window, every = _window_and_every(config)
-    blocks, seen, numbers = stream.blocks(config), 0, []
+    kept, numbers = 0, []
     for site, block in enumerate(blocks):
-        entry = every == "sublayer" or site == 0 or block.layer != blocks[site - 1].layer
-        seen += entry
-        numbers.append(min(seen, window or seen) if entry else 0)
+        entry = settings.every == "sublayer" or site == 0 or block.layer != blocks[site - 1].layer
+        kept += entry
+        numbers.append(min(kept, settings.window or kept) if entry else 0)
     return [*numbers, 0]

@@ -16,8 +16,8 @@ Evidence: better translation than residual connections at 6 and more layers (the
 3.54 against 3.43 of the plain transformer, with 233M parameters against 163M (RMT paper, Table 10, one run). This form
 of the cell has 233,301,504 without gains.
 
-What c_0 is, is not told. Zero would leave the first layer's forget gate nothing to forget, 2 D^2 parameters without
-effect; so it is the embedding, or a learned vector (`learned_cell`).
+The paper does not say what c_0 is. Zero would leave the first layer's forget gate nothing to forget, 2 D^2 parameters
+without effect; so it is the embedding, or a learned vector (`learned_cell`).
 
 Gradients grow with depth, since every cell normalises what it reads. Initial models of width 32, three seeds: from 6 to
 12 layers the embedding's gradient grows 2 to 4 times, from 6 to 48 about 100 times with a forget bias of 1, and 500 to
@@ -70,7 +70,7 @@ class DepthState(NamedTuple):
     """The cell [B, T, D]."""
 
 
-class DepthLSTMStream(Stream):
+class DepthLSTMStream(Stream[DepthLSTMConfig]):
     """(h, c) [B, T, D] each; an LSTM cell behind every attention block."""
 
     Config = DepthLSTMConfig
@@ -80,16 +80,15 @@ class DepthLSTMStream(Stream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: DepthLSTMConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.width, self.neurons, self.forget_bias = config.embed_dim, config.mlp_dim, own.forget_bias
-        self.normed = own.attention_norm
+        settings = self.settings
+        self.width, self.neurons = config.embed_dim, config.mlp_dim
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
         width, neurons, both = (roles.width,), (roles.neurons,), (Axis(2), roles.width)
 
         def norm(size: int) -> Norm:
             return Norm(config.norm, (size,), (size,), config.norm_eps, roles.gain())
 
-        if own.learned_cell:
+        if settings.learned_cell:
             self.declare("cell_0", (self.width,), Role(0.0, "none", part="stream"))
         else:
             self.register_parameter("cell_0", None)
@@ -102,7 +101,8 @@ class DepthLSTMStream(Stream):
         self.gate_norms = nn.ModuleList(nn.ModuleDict({gate: norm(self.width) for gate in "ifo"}) for _ in cells)
         self.candidate_norms = nn.ModuleList(norm(self.neurons) for _ in cells)
         self.norms = nn.ModuleList(
-            norm(self.width) if reader == "head" or own.attention_norm else nn.Identity() for reader in self.readers
+            norm(self.width) if reader == "head" or settings.attention_norm else nn.Identity()
+            for reader in self.readers
         )
 
     @classmethod
@@ -118,9 +118,9 @@ class DepthLSTMStream(Stream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """6 D^2 + 3 D F weights and 3 D + F gains per cell; D gains per norm in front of a read; D of a learned c_0."""
-        own: DepthLSTMConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         cells, D, neurons = len(cls.blocks(config)), config.embed_dim, config.mlp_dim
-        vectors = (cells + 1 if own.attention_norm else 1) + own.learned_cell
+        vectors = (cells + 1 if settings.attention_norm else 1) + settings.learned_cell
         return cells * (6 * D * D + 3 * D * neurons + 3 * D + neurons) + vectors * D
 
     def cost(self) -> StreamCost:
@@ -129,7 +129,7 @@ class DepthLSTMStream(Stream):
         return StreamCost(
             flops=2 * cells * (6 * D * D + 3 * D * self.neurons),
             bytes_moved=2 * 4 * 2 * D * len(self.readers),
-            bytes_saved=4 * (cells * ((11 if self.normed else 10) * D + 3 * self.neurons) + D),
+            bytes_saved=4 * (cells * ((11 if self.settings.attention_norm else 10) * D + 3 * self.neurons) + D),
             bytes_saved_writes=4 * D * (len(self.readers) + 2 * len(self.anchored)),
         )
 
@@ -146,9 +146,10 @@ class DepthLSTMStream(Stream):
 
     def _gate(self, gate: str, site: int, z: Tensor) -> Tensor:
         """A gate between 0 and 1 (eq. 1), from z [B, T, 2 D]."""
-        norms: nn.ModuleDict = self.gate_norms[site - 1]  # pyright: ignore[reportAssignmentType]
+        norms = self.gate_norms[site - 1]
+        assert isinstance(norms, nn.ModuleDict)
         logits = norms[gate](F.linear(z, getattr(self, f"gate_{gate}_{site}")))
-        return F.sigmoid(logits + self.forget_bias if gate == "f" else logits)
+        return F.sigmoid(logits + self.settings.forget_bias if gate == "f" else logits)
 
     def read(self, site: int, state: DepthState) -> dict[str, Tensor]:
         """h, normalised."""

@@ -31,8 +31,8 @@ from widestream.blocks.roles import Role, Roles
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.layer_ends import layer_ends, weighted_sum
-from widestream.streams.vector.plain import VectorStream
+from widestream.streams.depth_sums import layer_ends, static_sum
+from widestream.streams.vector.plain import VectorBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class State(NamedTuple):
     """h_0, h_1, ... [B, T, D], as long as a mixture is to come."""
 
 
-class ElcBertStream(VectorStream):
+class ElcBertStream(VectorBase[ElcBertConfig]):
     """Static convex mixtures of layer outputs; norms in front of reads as in the plain stream."""
 
     Config = ElcBertConfig
@@ -64,24 +64,22 @@ class ElcBertStream(VectorStream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: ElcBertConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.variant = own.variant
         self.layer_ends = layer_ends(self.blocks(config))
-        self.mixtures = mixtures(config)
+        self.mixtures = mixtures(self.settings, config.num_layers)
         for layer in self.mixtures:
             self.declare(f"a_{layer}", (layer,), Role(std=0.0, decay="key", part="stream"))
         self.source_norm = Norm(config.norm, (self.width,), None, config.norm_eps, roles.gain())
 
     def initial_values(self) -> dict[str, Tensor]:
         """Base: a_l = (0, ..., 0, 1)."""
-        if self.variant != "base":
+        if self.settings.variant != "base":
             return {}
         return {f"a_{layer}": torch.eye(layer)[-1] for layer in self.mixtures}
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D, and the outputs of earlier layers."""
-        kept = max(mixtures(config), default=1) - 1
+        kept = max(mixtures(cls.settings_of(config), config.num_layers), default=1) - 1
         return StreamSpec(
             state_shape=(config.embed_dim,),
             starts_plain=False,
@@ -93,15 +91,14 @@ class ElcBertStream(VectorStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """The plain stream's gains, and L (L + 1) / 2 - 1 weights; with weighted_output L + 1 more."""
-        own: ElcBertConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        L = config.num_layers
-        return super().parameter_formula(config) + L * (L + 1) // 2 - 1 + (own.variant == "weighted_output") * (L + 1)
+        L, mixed_head = config.num_layers, cls.settings_of(config).variant == "weighted_output"
+        return super().parameter_formula(config) + L * (L + 1) // 2 - 1 + mixed_head * (L + 1)
 
     def cost(self) -> StreamCost:
         """No product. A mixture reads older sources, and writes the newest beside itself; a norm keeps its input."""
         plain, vector = super().cost(), 4 * self.width
-        inside = 2 * (len(self.readers) - len(self.layer_ends)) if self.variant != "base" else 0  # m beside x
-        norms = len(self.layer_ends) if self.variant == "normalised" else 0
+        inside = 2 * (len(self.readers) - len(self.layer_ends)) if self.settings.variant != "base" else 0  # m beside x
+        norms = len(self.layer_ends) if self.settings.variant == "normalised" else 0
         return StreamCost(
             flops=0,
             bytes_moved=plain.bytes_moved + vector * (sum(self.mixtures) + inside),
@@ -115,10 +112,10 @@ class ElcBertStream(VectorStream):
         m = written if state is None or state.layer is None else state.layer + written
         if site not in self.layer_ends:
             assert state is not None
-            return State(m if self.variant == "base" else state.x + written, m, past)
-        h = self.source_norm(m) if self.variant == "normalised" else m
+            return State(m if self.settings.variant == "base" else state.x + written, m, past)
+        h = self.source_norm(m) if self.settings.variant == "normalised" else m
         past, reader = (*past, h), self.layer_ends[site] + 1
-        x = weighted_sum(getattr(self, f"a_{reader}").softmax(0), past) if reader in self.mixtures else h  # eq. 1
+        x = static_sum(getattr(self, f"a_{reader}").softmax(0), past) if reader in self.mixtures else h  # eq. 1
         return State(x, None, past if reader < max(self.mixtures, default=0) else ())
 
     def read(self, site: int, state: State) -> dict[str, Tensor]:
@@ -126,7 +123,6 @@ class ElcBertStream(VectorStream):
         return super().read(site, state.x)
 
 
-def mixtures(config: ModelConfig) -> list[int]:
+def mixtures(settings: ElcBertConfig, num_layers: int) -> list[int]:
     """The layers, from 1, that read a mixture, which is also over how many sources; the head counts as layer L + 1."""
-    own: ElcBertConfig = config.stream  # pyright: ignore[reportAssignmentType]
-    return list(range(2, config.num_layers + (2 if own.variant == "weighted_output" else 1)))
+    return list(range(2, num_layers + (2 if settings.variant == "weighted_output" else 1)))

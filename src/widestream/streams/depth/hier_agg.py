@@ -66,7 +66,7 @@ class AggregationState(NamedTuple):
     """H^_{i-1}: what the last node put out."""
 
 
-class HierAggStream(Stream):
+class HierAggStream(Stream[HierAggConfig]):
     """x [B, T, D], merged every two layers; one pre-norm in front of every block and of the head."""
 
     Config = HierAggConfig
@@ -74,32 +74,32 @@ class HierAggStream(Stream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: HierAggConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.share, self.identity, self.width = own.share, own.identity, config.embed_dim
-        self.hidden, self.node_inputs = _hidden(config), _node_inputs(config)
+        settings = self.settings
+        self.width = config.embed_dim
+        self.hidden, self.node_inputs = _hidden(settings, config), _node_inputs(config)
         self.layers = [block.layer for block in self.blocks(config)]
         width, hidden = (roles.width,), (Axis(self.hidden, self.hidden),)
         out = roles.hidden(hidden, width, "stream")
-        out = replace(out, std=0.0) if own.identity else out
+        out = replace(out, std=0.0) if settings.identity else out
 
         def norm() -> Norm:
             return Norm(config.norm, (self.width,), (self.width,), config.norm_eps, roles.gain())
 
-        owned = [max(self.node_inputs)] if own.share else self.node_inputs
+        owned = [max(self.node_inputs)] if settings.share else self.node_inputs
         for index, inputs in enumerate(owned):
             into = roles.hidden((Axis(inputs), roles.width), hidden, "stream")
             self.declare(f"in_{index}", (self.hidden, inputs * self.width), into)
             self.declare(f"out_{index}", (self.width, self.hidden), out)
-        self.node_norms = nn.ModuleList(norm() for _ in owned if not own.identity)
+        self.node_norms = nn.ModuleList(norm() for _ in owned if not settings.identity)
         self.norms = nn.ModuleList(norm() for _ in self.readers)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D, and up to two earlier ones."""
-        own: HierAggConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         return StreamSpec(
             state_shape=(config.embed_dim,),
-            starts_plain=own.identity,
+            starts_plain=settings.identity,
             history="the first layer of a pair, and the last node",
             history_size=2 * config.embed_dim,
             undo="replay",
@@ -109,17 +109,17 @@ class HierAggStream(Stream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """(m + 1) D h per node, 23 D h at 12 layers; D gains per node and per read."""
-        own: HierAggConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         D, nodes = config.embed_dim, _node_inputs(config)
-        owned = [max(nodes)] if own.share else nodes
-        weights = sum(inputs + 1 for inputs in owned) * D * _hidden(config)
-        gains = len(cls.blocks(config)) + 1 + (0 if own.identity else len(owned))
+        owned = [max(nodes)] if settings.share else nodes
+        weights = sum(inputs + 1 for inputs in owned) * D * _hidden(settings, config)
+        gains = len(cls.blocks(config)) + 1 + (0 if settings.identity else len(owned))
         return weights + gains * D
 
     def cost(self) -> StreamCost:
         """Two products per node, whose earlier inputs are read again; saved: inputs of norms, nodes and W_b."""
         state, nodes, inputs = 4 * self.width, len(self.node_inputs), sum(self.node_inputs)
-        exchanges, normed = len(self.readers), 0 if self.identity else nodes
+        exchanges, normed = len(self.readers), 0 if self.settings.identity else nodes
         return StreamCost(
             flops=2 * (inputs + nodes) * self.width * self.hidden,
             bytes_moved=2 * state * exchanges + state * (inputs - nodes),
@@ -151,11 +151,11 @@ class HierAggStream(Stream):
 
     def aggregate(self, pair: int, inputs: list[Tensor]) -> Tensor:
         """AGG of two or three tensors [B, T, D] -> [B, T, D], by the node of `pair`."""
-        index = 0 if self.share else pair
+        index = 0 if self.settings.share else pair
         into, out = getattr(self, f"in_{index}"), getattr(self, f"out_{index}")
         hidden = F.sigmoid(F.linear(torch.cat(inputs, dim=-1), into[:, : len(inputs) * self.width]))
         added = F.linear(hidden, out).to(inputs[0].dtype)
-        if self.identity:
+        if self.settings.identity:
             return inputs[1] + added  # eq. 3
         return self.node_norms[index](added + sum(inputs))  # eq. 1
 
@@ -164,9 +164,8 @@ class HierAggStream(Stream):
         return {"x": self.norms[site](state.x)}
 
 
-def _hidden(config: ModelConfig) -> int:
-    own: HierAggConfig = config.stream  # pyright: ignore[reportAssignmentType]
-    return own.hidden or (config.embed_dim if own.share else 128)
+def _hidden(settings: HierAggConfig, config: ModelConfig) -> int:
+    return settings.hidden or (config.embed_dim if settings.share else 128)
 
 
 def _node_inputs(config: ModelConfig) -> list[int]:

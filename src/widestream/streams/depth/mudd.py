@@ -33,7 +33,8 @@ from widestream.blocks.roles import Axis, Role, Roles
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Block, StreamCost, StreamSpec
-from widestream.streams.depth.inputs_apart import State, WaysStream, weighted_sum
+from widestream.streams.depth.multiway import MultiwayBase, State
+from widestream.streams.depth_sums import token_sum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +49,7 @@ class MuddConfig(StreamConfig):
     """MLPs with F/2 neurons in the first layer, 3 F/2 in the last, and evenly more in between."""
 
 
-class MuddStream(WaysStream):
+class MuddStream(MultiwayBase[MuddConfig]):
     """Weighted sums of all layer outputs for q, k, v and residual, with weights from the newest."""
 
     Config = MuddConfig
@@ -57,7 +58,7 @@ class MuddStream(WaysStream):
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles, separate=True)
         self.eps = config.norm_eps
-        self.shapes = dense_shapes(config)
+        self.shapes = dense_shapes(self.settings, config.num_layers)
         for layer, (ways, sources, hidden) in enumerate(self.shapes):
             w1 = roles.hidden((roles.width,), (Axis(hidden),), "stream", decay="key")
             self.declare(f"w1_{layer}", (hidden, self.width), replace(w1, muon=False))
@@ -71,10 +72,10 @@ class MuddStream(WaysStream):
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:
         """Attention and MLP in turn, the MLPs as wide as the options say."""
-        own: MuddConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         cls.require_pairs(config)
         blocks, last = super().blocks(config), config.num_layers - 1
-        if not own.widen_mlps or not last:
+        if not settings.widen_mlps or not last:
             return blocks
         widths = [round(config.mlp_dim * (layer / last + 0.5)) for layer in range(last + 1)]
         return [replace(b, num_neurons=widths[b.layer]) if b.kind == "mlp" else b for b in blocks]
@@ -82,10 +83,10 @@ class MuddStream(WaysStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D per layer, and one for the embedding."""
-        own: MuddConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         return StreamSpec(
             state_shape=(config.embed_dim,),
-            starts_plain=not own.widen_mlps or config.num_layers == 1,
+            starts_plain=not settings.widen_mlps or config.num_layers == 1,
             history="outputs of all layers",
             history_size=config.num_layers * config.embed_dim,
             papers=("2502.12170",),
@@ -94,8 +95,8 @@ class MuddStream(WaysStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """(4 L + 1) D gains, and C n (K + 1) + D K per layer."""
-        D = config.embed_dim
-        dense = sum(c * n * (k + 1) + D * k for c, n, k in dense_shapes(config))
+        D, settings = config.embed_dim, cls.settings_of(config)
+        dense = sum(c * n * (k + 1) + D * k for c, n, k in dense_shapes(settings, config.num_layers))
         return (4 * config.num_layers + 1) * D + dense
 
     def cost(self) -> StreamCost:
@@ -116,7 +117,7 @@ class MuddStream(WaysStream):
         if self.readers[site - 1] == "attention":
             return State(state.past, [x])
         past, A = (*state.past, x), self.weights(site // 2 - 1, x)
-        return State(past, [weighted_sum(way, past) for way in A.unbind(-2)])
+        return State(past, [token_sum(way, past) for way in A.unbind(-2)])
 
     def weights(self, layer: int, x: Tensor) -> Tensor:
         """A of eq. 3 behind `layer`: newest source [B, T, D] -> [B, T, C, n]."""
@@ -126,12 +127,11 @@ class MuddStream(WaysStream):
             return F.linear(hidden, w2).unflatten(-1, b.shape) + b
 
 
-def dense_shapes(config: ModelConfig) -> list[tuple[int, int, int]]:
+def dense_shapes(settings: MuddConfig, num_layers: int) -> list[tuple[int, int, int]]:
     """(ways C, sources n, hidden K) behind every layer."""
-    own: MuddConfig = config.stream  # pyright: ignore[reportAssignmentType]
     shapes = []
-    for layer in range(config.num_layers):
-        ways, sources = (1 if layer == config.num_layers - 1 else 4), layer + 2
+    for layer in range(num_layers):
+        ways, sources = (1 if layer == num_layers - 1 else 4), layer + 2
         hidden = 4 * sources  # C n, or C n * 4 where C = 1
-        shapes.append((ways, sources, 64 * (hidden // 64 + 1) if own.round_hidden else hidden))
+        shapes.append((ways, sources, 64 * (hidden // 64 + 1) if settings.round_hidden else hidden))
     return shapes

@@ -1,1 +1,8 @@
-"""Streams of several lanes that are mixed on their way past every block."""
+"""Several vectors side by side, lanes, that are mixed on their way past every block.
+
+    hyper_connections   lanes of full width, mixed freely                                 hyper_connections.py
+    mhc                 lanes of full width, mixed by doubly stochastic matrices          mhc.py
+    generalized_hc      lanes of a part of the width (virtual width networks)             generalized_hc.py
+
+`base.py` has what they build on, `LaneBase`.
+"""

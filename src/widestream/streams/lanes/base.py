@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from widestream.blocks.norm import Norm
 from widestream.blocks.roles import Roles
 from widestream.recipe.model import ModelConfig
-from widestream.streams.base import Stream, StreamCost
+from widestream.streams.base import Settings, Stream, StreamCost
 
 
 class Lanes(NamedTuple):
@@ -36,7 +36,7 @@ class Lanes(NamedTuple):
     """B: with which weight each of the block's m parts goes to each lane [..., m, n]; None in front of the head."""
 
 
-class LaneStream(Stream):
+class LaneBase(Stream[Settings]):
     """n lanes of width D / m; one pre-norm in front of every block and of the head, as in the plain stream.
 
     Args:

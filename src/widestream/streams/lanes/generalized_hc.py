@@ -41,7 +41,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.lanes.base import LaneStream
+from widestream.streams.lanes.base import LaneBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class GeneralizedHCConfig(StreamConfig):
             )
 
 
-class GeneralizedHCStream(LaneStream):
+class GeneralizedHCStream(LaneBase[GeneralizedHCConfig]):
     """H [B, T, n, W]; weights per site, those of all blocks in one table."""
 
     Config = GeneralizedHCConfig
@@ -98,23 +98,23 @@ class GeneralizedHCStream(LaneStream):
     """From the virtual width to the width [D, n W]."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
-        own: GeneralizedHCConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        m, n, D = own.segments, own.slots, config.embed_dim
+        settings = self.settings_of(config)
+        m, n, D = settings.segments, settings.slots, config.embed_dim
         if D % m:
             raise UserError(f"model.stream.segments, {m}, must divide the model's width, {D}.")
         super().__init__(config, roles, n, m)
-        self.own, S = own, self.num_blocks
-        self.embedded = n * self.lane_width if own.embedding == "virtual" else D
+        S = self.num_blocks
+        self.embedded = n * self.lane_width if settings.embedding == "virtual" else D
         assert roles.width.base is not None
         self.virtual = Axis(n * self.lane_width, max(1, roles.width.base * n // m))
         table = Role(std=0.0, decay="none", part="stream")
         self.declare("A", (S, n, m + n), table)
         self.declare("B", (S, m, n), table)
-        if own.dynamic:
+        if settings.dynamic:
             self._declare_dynamic(config, roles)
-        if own.embedding == "expand":
+        if settings.embedding == "expand":
             self.declare("expand", (n * self.lane_width, D), roles.hidden((roles.width,), (self.virtual,), "stream"))
-        if own.readout == "group_norm":
+        if settings.readout == "group_norm":
             self.declare("readout", (D, n * self.lane_width), roles.hidden((self.virtual,), (roles.width,), "stream"))
             group = math.gcd(m, n)
             self.groups = (n // group, group * self.lane_width)
@@ -139,18 +139,18 @@ class GeneralizedHCStream(LaneStream):
             "A": torch.cat([torch.eye(n, m), torch.eye(n)], dim=1).expand(S, n, m + n),
             "B": written.expand(S, m, n),
         }
-        if self.own.embedding == "expand":
+        if self.settings.embedding == "expand":
             values["expand"] = torch.kron(written.T.contiguous(), torch.eye(self.lane_width))
         return values
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """Slots of width D / m, n of them."""
-        own: GeneralizedHCConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        same_embedding = own.embedding == "expand" or own.slots == own.segments
+        settings = cls.settings_of(config)
+        same_embedding = settings.embedding == "expand" or settings.slots == settings.segments
         return StreamSpec(
-            state_shape=(own.slots, config.embed_dim // own.segments),
-            starts_plain=own.readout == "plain" and same_embedding,
+            state_shape=(settings.slots, config.embed_dim // settings.segments),
+            starts_plain=settings.readout == "plain" and same_embedding,
             undo="replay",
             papers=("2511.11238",),
         )
@@ -158,45 +158,46 @@ class GeneralizedHCStream(LaneStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L (n (m + n) + m n), dynamic as much again and 2 L (W (2 m + n) + W); ends; the plain (2 L + 1) D gains."""
-        own: GeneralizedHCConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        m, n, D, blocks = own.segments, own.slots, config.embed_dim, config.num_blocks
+        settings = cls.settings_of(config)
+        m, n, D, blocks = settings.segments, settings.slots, config.embed_dim, config.num_blocks
         W, weights = D // m, n * (m + n) + m * n
-        per_block = 2 * weights + W * (2 * m + n) + W if own.dynamic else weights
-        ends = n * W * D if own.embedding == "expand" else 0
-        ends += n * W * D + n * W if own.readout == "group_norm" else 0
+        per_block = 2 * weights + W * (2 * m + n) + W if settings.dynamic else weights
+        ends = n * W * D if settings.embedding == "expand" else 0
+        ends += n * W * D + n * W if settings.readout == "group_norm" else 0
         return blocks * per_block + ends + (blocks + 1) * D
 
     def cost(self) -> StreamCost:
         """Mixing, writing and the maps at the ends; dynamic: the product with W, which keeps the normalised slots."""
-        state, width, own = self.lanes * self.lane_width, self.segments * self.lane_width, self.own
-        outputs = self.lanes * (2 * self.segments + self.lanes) if own.dynamic else 0
-        kept = state + outputs + 2 * self.lanes if own.dynamic else 0
-        cost = self.lane_cost(2 * self.lane_width * outputs, mixes=True, dynamic=own.dynamic, kept=kept)
-        maps = (own.embedding == "expand") + (own.readout == "group_norm")
-        kept = (own.embedding == "expand") * width + (own.readout == "group_norm") * 2 * state
+        settings = self.settings
+        state, width = self.lanes * self.lane_width, self.segments * self.lane_width
+        outputs = self.lanes * (2 * self.segments + self.lanes) if settings.dynamic else 0
+        kept = state + outputs + 2 * self.lanes if settings.dynamic else 0
+        cost = self.lane_cost(2 * self.lane_width * outputs, mixes=True, dynamic=settings.dynamic, kept=kept)
+        maps = (settings.embedding == "expand") + (settings.readout == "group_norm")
+        kept = (settings.embedding == "expand") * width + (settings.readout == "group_norm") * 2 * state
         return replace(cost, flops=cost.flops + maps * 2 * state * width, bytes_saved=cost.bytes_saved + 4 * kept)
 
     def embedding_axes(self, roles: Roles) -> tuple[Axis, ...]:
         """The virtual width r D, or D."""
-        return (self.virtual,) if self.own.embedding == "virtual" else (roles.width,)
+        return (self.virtual,) if self.settings.embedding == "virtual" else (roles.width,)
 
     def spread(self, embedding: Tensor) -> Tensor:
         """The embedding, cut into slots [B, T, n, W]."""
-        wide = F.linear(embedding, self.expand) if self.own.embedding == "expand" else embedding
+        wide = F.linear(embedding, self.expand) if self.settings.embedding == "expand" else embedding
         return wide.unflatten(-1, (self.lanes, self.lane_width))
 
     def read_out(self, H: Tensor) -> Tensor:
         """GroupNorm and r D -> D, or the first m slots side by side."""
-        if self.own.readout == "plain":
+        if self.settings.readout == "plain":
             return H[..., : self.segments, :].flatten(-2)
         return F.linear(self.group_norm(H.flatten(-2).unflatten(-1, self.groups)).flatten(-2), self.readout)
 
     def coefficients(self, site: int, H: Tensor) -> tuple[Tensor, Tensor]:
         """A, C and B from the tables, and dynamically from every slot's own content."""
         A, B = self.A[site], self.B[site]
-        if self.own.dynamic:
+        if self.settings.dynamic:
             tau = math.sqrt(self.lane_width)
-            found = torch.tanh(F.linear(self.slot_norms[site](H), self.W[site]) / tau)  # [B, T, n, (m + n) + m]
-            A = A + self.S_alpha[site] * found[..., : -self.segments]
-            B = B + self.S_beta[site] * found[..., -self.segments :].mT
+            dynamic = torch.tanh(F.linear(self.slot_norms[site](H), self.W[site]) / tau)  # [B, T, n, (m + n) + m]
+            A = A + self.S_alpha[site] * dynamic[..., : -self.segments]
+            B = B + self.S_beta[site] * dynamic[..., -self.segments :].mT
         return A.mT, B

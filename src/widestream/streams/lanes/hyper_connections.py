@@ -36,7 +36,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.lanes.base import LaneStream
+from widestream.streams.lanes.base import LaneBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ class HyperConnectionsConfig(StreamConfig):
             raise UserError(f"model.stream.lanes is {self.lanes}; it must be at least 1.")
 
 
-class HyperConnectionsStream(LaneStream):
+class HyperConnectionsStream(LaneBase[HyperConnectionsConfig]):
     """H [B, T, n, D]; weights per site, those of all blocks in one table."""
 
     Config = HyperConnectionsConfig
@@ -75,14 +75,13 @@ class HyperConnectionsStream(LaneStream):
     """Dynamic: scale of every block [S]."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
-        own: HyperConnectionsConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        super().__init__(config, roles, own.lanes)
-        self.dynamic, self.tanh = own.dynamic, own.tanh
-        n, S, D = own.lanes, self.num_blocks, config.embed_dim
+        settings = self.settings_of(config)
+        super().__init__(config, roles, settings.lanes)
+        n, S, D = settings.lanes, self.num_blocks, config.embed_dim
         table = Role(std=0.0, decay="none", part="stream")
         self.declare("A", (S, n, 1 + n), table)
         self.declare("B", (S, n), table)
-        if not own.dynamic:
+        if not settings.dynamic:
             return
         weights = roles.hidden((roles.width,), (), "stream", decay="key")
         self.declare("W", (S, n + 2, D), replace(weights, std=0.0, muon=False))
@@ -95,22 +94,24 @@ class HyperConnectionsStream(LaneStream):
         n, S = self.lanes, self.num_blocks
         one = torch.eye(n)[torch.arange(S) % n]
         values = {"A": torch.cat([one.unsqueeze(-1), torch.eye(n).expand(S, n, n)], dim=-1), "B": torch.ones(S, n)}
-        return values | ({"s_alpha": torch.full((S,), 0.01), "s_beta": torch.full((S,), 0.01)} if self.dynamic else {})
+        if self.settings.dynamic:
+            values |= {"s_alpha": torch.full((S,), 0.01), "s_beta": torch.full((S,), 0.01)}
+        return values
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """Lanes of width D, n of them."""
-        own: HyperConnectionsConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         return StreamSpec(
-            state_shape=(own.lanes, config.embed_dim), starts_plain=True, undo="replay", papers=("2409.19606",)
+            state_shape=(settings.lanes, config.embed_dim), starts_plain=True, undo="replay", papers=("2409.19606",)
         )
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L n (n + 2), dynamic 2 L (D (n + 2) + 2 + D) more, and the plain stream's (2 L + 1) D gains."""
-        own: HyperConnectionsConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        n, D, blocks = own.lanes, config.embed_dim, config.num_blocks
-        dynamic = D * (n + 2) + 2 + D if own.dynamic else 0
+        settings = cls.settings_of(config)
+        n, D, blocks = settings.lanes, config.embed_dim, config.num_blocks
+        dynamic = D * (n + 2) + 2 + D if settings.dynamic else 0
         return blocks * (n * (n + 2) + dynamic) + (blocks + 1) * D
 
     def cost(self) -> StreamCost:
@@ -119,18 +120,18 @@ class HyperConnectionsStream(LaneStream):
         return replace(cost, bytes_saved=cost.bytes_saved - 4 * (self.lanes - 1) * self.lane_width)  # one copy at first
 
     def _block_cost(self) -> StreamCost:
-        if not self.dynamic:
+        if not self.settings.dynamic:
             return self.lane_cost(0, mixes=True, dynamic=False)
         state, outputs = self.lanes * self.lane_width, self.lanes * (self.lanes + 2)
-        kept = state + outputs * (2 if self.tanh else 1)
+        kept = state + outputs * (2 if self.settings.tanh else 1)
         return self.lane_cost(2 * self.lane_width * outputs, mixes=True, dynamic=True, kept=kept)
 
     def coefficients(self, site: int, H: Tensor) -> tuple[Tensor, Tensor]:
         """A = A_0 + s_alpha tanh(norm(H) W_alpha), B = B_0 + s_beta tanh(norm(H) w_beta)."""
         A, B = self.A[site], self.B[site]
-        if self.dynamic:
-            found = F.linear(self.lane_norms[site](H), self.W[site])  # [B, T, n, (1 + n) + 1]
-            found = found.tanh() if self.tanh else found
-            A = A + self.s_alpha[site] * found[..., :-1]
-            B = B + self.s_beta[site] * found[..., -1]
+        if self.settings.dynamic:
+            dynamic = F.linear(self.lane_norms[site](H), self.W[site])  # [B, T, n, (1 + n) + 1]
+            dynamic = dynamic.tanh() if self.settings.tanh else dynamic
+            A = A + self.s_alpha[site] * dynamic[..., :-1]
+            B = B + self.s_beta[site] * dynamic[..., -1]
         return A.mT, B.unsqueeze(-2)

@@ -21,7 +21,7 @@ starts near the plain transformer, and as the plain transformer with alpha = 0, 
 Cost per block: n D (n^2 + 2 n) + n^2 + 2 n + 3 parameters; at GPT-2 small with n = 4 that is 1 770 120, 2.1 % of the
 model, far more than hyper-connections. Fused kernels and recomputation brought 6.7 % of step time at n = 4; this file
 is the mathematics in plain tensor code, with Sinkhorn's rounds unrolled. The recomputation is there for every stream
-(`train.stream_memory: writes`, stepwise.py), with the paper's distance between the states that are kept.
+(`train.stream_memory: writes`), with the paper's distance between the states that are kept.
 
 Evidence: 27B mixture of experts, loss 0.021 below plain; BBH 43.8 plain, 48.9 hyper-connections, 51.0; DROP 47.0, 51.6,
 53.9; MMLU 59.0, 63.0, 63.4; the largest composite gain is 1.6 instead of 3000. Later work finds that H_res = I does
@@ -45,7 +45,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.lanes.base import LaneStream
+from widestream.streams.lanes.base import LaneBase
 
 ROUNDS = 20
 """Of Sinkhorn's normalisation."""
@@ -87,7 +87,7 @@ def sinkhorn(logits: Tensor) -> Tensor:
     return rows * matrix * columns
 
 
-class MHCStream(LaneStream):
+class MHCStream(LaneBase[MHCConfig]):
     """H [B, T, n, D]; weights per site, those of all blocks in one table."""
 
     Config = MHCConfig
@@ -110,14 +110,14 @@ class MHCStream(LaneStream):
     """[S, n, n]; absent, as phi_res and alpha_res are, where the lanes pass unmixed."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
-        own: MHCConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        super().__init__(config, roles, own.lanes)
-        self.own, self.eps, self.mixes = own, config.norm_eps, own.residual == "sinkhorn"
-        n, S, state = own.lanes, self.num_blocks, own.lanes * config.embed_dim
+        settings = self.settings_of(config)
+        super().__init__(config, roles, settings.lanes)
+        self.eps, self.mixes = config.norm_eps, settings.residual == "sinkhorn"
+        n, S, state = settings.lanes, self.num_blocks, settings.lanes * config.embed_dim
         self.parts = [n, n, n * n] if self.mixes else [n, n]
         table = Role(std=0.0, decay="none", part="stream")
         weights = roles.hidden((roles.width,), (), "stream", decay="key")
-        std = 1 / math.sqrt(state) if own.phi == "random" else 0.0
+        std = 1 / math.sqrt(state) if settings.phi == "random" else 0.0
         self.declare("phi", (S, sum(self.parts), state), replace(weights, std=std, muon=False))
         self.declare("alpha", (S, len(self.parts)), table)
         self.declare("b_pre", (S, n), table)
@@ -129,19 +129,19 @@ class MHCStream(LaneStream):
         """H_pre sums to 1, H_post = 1 (b_post = 0 from its role), H_res close to I."""
         n, S = self.lanes, self.num_blocks
         share = torch.full((S, n), 1 / n)
-        if self.own.phi == "zero":
+        if self.settings.phi == "zero":
             share.fill_(0.25 / (n - 1))
             share[torch.arange(S), torch.arange(S) % n] = 0.75
-        values = {"b_pre": share.logit(), "alpha": torch.full((S, len(self.parts)), self.own.alpha)}
+        values = {"b_pre": share.logit(), "alpha": torch.full((S, len(self.parts)), self.settings.alpha)}
         return values | ({"b_res": (8 * torch.eye(n)).expand(S, n, n)} if self.mixes else {})
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """Lanes of width D, n of them."""
-        own: MHCConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         return StreamSpec(
-            state_shape=(own.lanes, config.embed_dim),
-            starts_plain=own.phi == "zero" or own.alpha == 0,
+            state_shape=(settings.lanes, config.embed_dim),
+            starts_plain=settings.phi == "zero" or settings.alpha == 0,
             undo="replay",
             papers=("2512.24880",),
         )
@@ -149,9 +149,9 @@ class MHCStream(LaneStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L (n D (n^2 + 2 n) + n^2 + 2 n + 3), and (2 L + 1) D gains; H_res = I: without n^2, and 2 for 3."""
-        own: MHCConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        n, D, blocks = own.lanes, config.embed_dim, config.num_blocks
-        outputs, alphas = (n * n + 2 * n, 3) if own.residual == "sinkhorn" else (2 * n, 2)
+        settings = cls.settings_of(config)
+        n, D, blocks = settings.lanes, config.embed_dim, config.num_blocks
+        outputs, alphas = (n * n + 2 * n, 3) if settings.residual == "sinkhorn" else (2 * n, 2)
         return blocks * (n * D * outputs + outputs + alphas) + (blocks + 1) * D
 
     def cost(self) -> StreamCost:
@@ -163,11 +163,11 @@ class MHCStream(LaneStream):
     def coefficients(self, site: int, H: Tensor) -> tuple[Tensor, Tensor]:
         """H_pre above H_res, and H_post."""
         x = H.flatten(-2)
-        found = F.linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), self.phi[site]).split(self.parts, dim=-1)
+        logits = F.linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), self.phi[site]).split(self.parts, dim=-1)
         alpha = self.alpha[site]
-        mixing = (alpha[0] * found[0] + self.b_pre[site]).sigmoid().unsqueeze(-2)
-        weights = 2 * (alpha[1] * found[1] + self.b_post[site]).sigmoid().unsqueeze(-2)
+        mixing = (alpha[0] * logits[0] + self.b_pre[site]).sigmoid().unsqueeze(-2)
+        weights = 2 * (alpha[1] * logits[1] + self.b_post[site]).sigmoid().unsqueeze(-2)
         if self.mixes:
-            square = found[2].unflatten(-1, (self.lanes, self.lanes))
+            square = logits[2].unflatten(-1, (self.lanes, self.lanes))
             mixing = torch.cat([mixing, sinkhorn(alpha[2] * square + self.b_res[site])], dim=-2)
         return mixing, weights

@@ -21,7 +21,7 @@ static: V2 loss 2.811 -> 2.791, arXiv 2409.19606); doubly stochastic carries mak
 -.027 comes from them, 2512.24880), yet identity carries did nearly as well in later ablations. Scalars on the old
 state are LAuReL-RW (2411.07501).
 
-Letters: as in matrix.py; G groups of g rows.
+Letters: as in rmt.py; G groups of g rows.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamCost, StreamSpec
 from widestream.streams.lanes.mhc import sinkhorn
-from widestream.streams.matrix.rmt import MatrixFields, MatrixStream
+from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 GROUP = 4
 """Rows that a doubly stochastic block mixes."""
@@ -66,7 +66,7 @@ class MatrixCarryConfig(MatrixFields):
             raise UserError(f"model.stream.eps is {self.eps}; it must be above 0. Without a carry, use kind: matrix.")
 
 
-class MatrixCarryStream(MatrixStream):
+class MatrixCarryStream(MatrixBase[MatrixCarryConfig]):
     """X [B, T, V, K], multiplied by C along K before every write but the embedding's."""
 
     Config = MatrixCarryConfig
@@ -78,15 +78,13 @@ class MatrixCarryStream(MatrixStream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: MatrixCarryConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.form, self.eps = own.form, own.eps
         free = replace(roles.hidden((self.keys,), (self.keys,), "stream", decay="key"), std=0.0)
         table = Role(std=0.0, decay="key", part="stream")
         shape, role = {
             "static": ((self.key_dim, self.key_dim), free),
             "sinkhorn": ((self.key_dim // GROUP, GROUP, GROUP), table),
             "decay": ((self.key_dim,), table),
-        }[own.form]
+        }[self.settings.form]
         for site in range(1, len(self.readers)):
             self.declare(f"carry_{site}", shape, role)
 
@@ -100,14 +98,14 @@ class MatrixCarryStream(MatrixStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """RMT's, and D_k^2, 4 D_k or D_k for the carry of every block's write."""
-        own: MatrixCarryConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        per_row = {"static": own.key_dim, "sinkhorn": GROUP, "decay": 1}[own.form]
-        return super().parameter_formula(config) + config.num_blocks * own.key_dim * per_row
+        settings = cls.settings_of(config)
+        per_row = {"static": settings.key_dim, "sinkhorn": GROUP, "decay": 1}[settings.form]
+        return super().parameter_formula(config) + config.num_blocks * settings.key_dim * per_row
 
     def cost(self) -> StreamCost:
         """RMT's, and a product along the key axis per write, whose input is already saved for the norm."""
         cost = super().cost()
-        per_row = {"static": self.key_dim, "sinkhorn": GROUP, "decay": 0}[self.form]
+        per_row = {"static": self.key_dim, "sinkhorn": GROUP, "decay": 0}[self.settings.form]
         products = 2 * self.key_dim * per_row * self.value_dim * (len(self.readers) - 1)
         anchors = 4 * self.key_dim * self.value_dim * len(self.anchored)
         assert cost.bytes_saved_writes is not None
@@ -117,9 +115,9 @@ class MatrixCarryStream(MatrixStream):
         """C X."""
         weight = getattr(self, f"carry_{site}")
         with torch.autocast(state.device.type, enabled=False):
-            if self.form == "static":
-                return state + self.eps * F.linear(state, weight)
-            if self.form == "decay":
+            if self.settings.form == "static":
+                return state + self.settings.eps * F.linear(state, weight)
+            if self.settings.form == "decay":
                 return state * torch.sigmoid(START + weight)
             mixing = sinkhorn(weight + START * torch.eye(GROUP, device=weight.device))
             return torch.einsum("btvgj,gij->btvgi", state.unflatten(-1, (-1, GROUP)), mixing).flatten(-2)

@@ -21,7 +21,7 @@ at 124M without widening the state and 2.8299 with a state four times as wide, m
 ran no wide state that only adds. RMT is that control here, and `erase: false` the same parametrisation without erasing.
 There k comes from the block's output and v is a projection; here v is the output and k static, as RMT has it.
 
-Letters: as in matrix.py.
+Letters: as in rmt.py.
 """
 
 import math
@@ -35,7 +35,7 @@ from torch import Tensor
 from widestream.blocks.roles import Role, Roles
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.matrix.rmt import MatrixFields, MatrixStream
+from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 EPS = 1e-6
 """Added to the mean square of v_h."""
@@ -53,7 +53,7 @@ class MatrixDeltaConfig(MatrixFields):
     """Whether K X is taken away; false: V is only added."""
 
 
-class MatrixDeltaStream(MatrixStream):
+class MatrixDeltaStream(MatrixBase[MatrixDeltaConfig]):
     """X [B, T, V, K]."""
 
     Config = MatrixDeltaConfig
@@ -65,8 +65,7 @@ class MatrixDeltaStream(MatrixStream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: MatrixDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.conditioned, self.erase = own.beta == "token", own.erase
+        self.conditioned = self.settings.beta == "token"
         for site in range(1, len(self.readers)):
             self.declare(f"beta_{site}", (self.rank,), Role(std=0.0, decay="none", part="stream"))
             if self.conditioned:
@@ -91,8 +90,7 @@ class MatrixDeltaStream(MatrixStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """RMT's, and per write R logits and, if beta depends on the token, R vectors u_h."""
-        own: MatrixDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        per_head = 1 + (config.head_dim if own.beta == "token" else 0)
+        per_head = 1 + (config.head_dim if cls.settings_of(config).beta == "token" else 0)
         writes = config.num_blocks
         return super().parameter_formula(config) + writes * config.num_heads * per_head
 
@@ -102,7 +100,7 @@ class MatrixDeltaStream(MatrixStream):
         To undo a write, diag(beta) (V - K X) is kept.
         """
         cost, writes = super().cost(), len(self.readers) - 1
-        products = 2 * self.rank * self.key_dim * self.value_dim * writes if self.erase else 0
+        products = 2 * self.rank * self.key_dim * self.value_dim * writes if self.settings.erase else 0
         saved = 4 * self.rank * self.value_dim * writes * (3 if self.conditioned else 1)
         assert cost.bytes_saved_writes is not None
         changes = 4 * self.rank * self.value_dim * writes
@@ -133,7 +131,7 @@ class MatrixDeltaStream(MatrixStream):
         """The same, and diag(beta) (V - K X) [B, T, V, R]."""
         keys = self.unit_keys(site)
         data = self.data(written).to(keys.dtype)
-        change = data - self.retrieve(keys.mT, state) if self.erase else data
+        change = data - self.retrieve(keys.mT, state) if self.settings.erase else data
         change = self.beta(site, data) * change
         return state + self.store(keys, change), (change,)
 

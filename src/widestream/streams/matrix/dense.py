@@ -17,7 +17,7 @@ which it contains: D_k = R, r = w = I but for the norm over all of X, which is t
 Evidence: none on RMT as such. `shared` is a static virtual width network, whose next-token loss falls by .020, .028 and
 .035 at 2, 4 and 8 times the width (MoE-A0.8B, 500B tokens, arXiv 2511.11238), but for its carry.
 
-Letters: as in matrix.py.
+Letters: as in rmt.py.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from torch import Tensor
 from widestream.blocks.roles import Axis, Roles
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import Reader, StreamSpec
-from widestream.streams.matrix.rmt import MatrixFields, MatrixStream
+from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,20 +41,15 @@ class MatrixDenseConfig(MatrixFields):
     """Whether attention reads R vectors once, or R each for q, k and v."""
 
 
-class MatrixDenseStream(MatrixStream):
+class MatrixDenseStream(MatrixBase[MatrixDenseConfig]):
     """X [B, T, V, K]; attention gets what the MLP gets."""
 
     Config = MatrixDenseConfig
     examples = ({"key_dim": 16}, {"key_dim": 6, "reads": "qkv"})
 
-    def __init__(self, config: ModelConfig, roles: Roles):
-        own: MatrixDenseConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.shared = own.reads == "shared"
-        super().__init__(config, roles)
-
     def vectors(self, reader: Reader, roles: Roles) -> tuple[Axis, ...]:
         """R for attention too, if it reads once."""
-        return (roles.heads,) if self.shared else super().vectors(reader, roles)
+        return (roles.heads,) if self.settings.reads == "shared" else super().vectors(reader, roles)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -64,12 +59,12 @@ class MatrixDenseStream(MatrixStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """RMT's, less two sets of keys per attention block where q, k and v share theirs."""
-        own: MatrixDenseConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        fewer = 2 * (config.blocks_per_layer - 1) * config.num_layers if own.reads == "shared" else 0
-        return super().parameter_formula(config) - fewer * config.num_heads * own.key_dim
+        settings = cls.settings_of(config)
+        fewer = 2 * (config.blocks_per_layer - 1) * config.num_layers if settings.reads == "shared" else 0
+        return super().parameter_formula(config) - fewer * config.num_heads * settings.key_dim
 
     def hand_over(self, site: int, data: Tensor) -> dict[str, Tensor]:
         """Vectors side by side, for attention as for the MLP; or so for each of q, k, v."""
-        if self.shared or self.readers[site] != "attention":
+        if self.settings.reads == "shared" or self.readers[site] != "attention":
             return {"x": data.flatten(2)}
         return {role: part.flatten(2) for role, part in zip("qkv", data.chunk(3, dim=-1), strict=True)}

@@ -19,11 +19,9 @@ static, 2.781 dynamic, arXiv 2409.19606) and of virtual width networks, where on
 (2511.11238). Unreviewed single runs of a token-conditioned RMT report a gain of about .03 that shrinks with training,
 at 35 to 43 % less throughput at 1.4B.
 
-Letters: as in matrix.py.
+Letters: as in rmt.py.
 """
 
-# The state is X and its norm, where RMT's is X alone.
-# pyright: reportIncompatibleMethodOverride=false
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -33,7 +31,7 @@ from torch import Tensor
 from widestream.blocks.roles import Role, Roles, size
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.matrix.rmt import MatrixFields, MatrixStream
+from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 START = 0.01
 """Factor s on the dynamic part at first."""
@@ -56,7 +54,7 @@ class DynamicState(NamedTuple):
     """norm(X), as the reader gets it; the next write's keys come from it."""
 
 
-class MatrixDynamicStream(MatrixStream):
+class MatrixDynamicStream(MatrixBase[MatrixDynamicConfig]):
     """X [B, T, V, K] and its norm; keys [B, T, R, K] of every token."""
 
     Config = MatrixDynamicConfig

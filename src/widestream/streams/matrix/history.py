@@ -18,11 +18,9 @@ the plain transformer.
 Evidence: none on RMT. Histories of whole vectors: DenseFormer, 48 blocks, 18.61 -> 17.84 perplexity with static
 weights (arXiv 2402.02622); Attention Residuals, where static weights give 1.749 against 1.766 (2603.15031).
 
-Letters: as in matrix.py; S the number of blocks.
+Letters: as in rmt.py; S the number of blocks.
 """
 
-# The state is its parts, where RMT's is X alone.
-# pyright: reportIncompatibleMethodOverride=false
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,7 +30,7 @@ from torch import Tensor
 from widestream.blocks.roles import Roles
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.matrix.rmt import MatrixFields, MatrixStream
+from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 History = tuple[Tensor, ...]
 """Data vectors of every write so far [B, T, V, R]; site 0 has 2 R of them if positions are learned."""
@@ -46,7 +44,7 @@ class MatrixHistoryConfig(MatrixFields):
     """This stream."""
 
 
-class MatrixHistoryStream(MatrixStream):
+class MatrixHistoryStream(MatrixBase[MatrixHistoryConfig]):
     """A tuple of data vectors; X [B, T, V, K] exists only while it is read."""
 
     Config = MatrixHistoryConfig
@@ -77,10 +75,9 @@ class MatrixHistoryStream(MatrixStream):
 
         Learned positions are one more source for each of S readers.
         """
-        own: MatrixHistoryConfig = config.stream  # pyright: ignore[reportAssignmentType]
         writes = config.num_blocks
         pairs = writes * (writes + 1) // 2 + (writes if config.positions == "learned" else 0)
-        return super().parameter_formula(config) + own.key_dim * config.num_heads * pairs
+        return super().parameter_formula(config) + cls.settings_of(config).key_dim * config.num_heads * pairs
 
     def cost(self) -> StreamCost:
         """Every reader stores every write anew: RMT's keys w_j as often as there are readers from site j on."""
@@ -108,8 +105,8 @@ class MatrixHistoryStream(MatrixStream):
 
     def keys_of(self, source: int) -> Tensor:
         """w_j [K, R]; for the embedding with learned positions [K, 2 R]."""
-        own = getattr(self, f"write_{source}")
-        return torch.cat((own, self.write_position), dim=1) if source == 0 and self.learned_positions else own
+        keys = getattr(self, f"write_{source}")
+        return torch.cat((keys, self.write_position), dim=1) if source == 0 and self.learned_positions else keys
 
     def matrix(self, site: int, state: History) -> Tensor:
         """X_i."""

@@ -14,7 +14,7 @@ transformer.
 
 Evidence: none. Depth scaling acts on the storage keys, there being no W_2.
 
-Letters: as in matrix.py; M vectors of the MLP.
+Letters: as in rmt.py; M vectors of the MLP.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import Block, Reader
-from widestream.streams.matrix.rmt import MatrixFields, MatrixStream
+from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,14 +44,14 @@ class MatrixKeysConfig(MatrixFields):
             raise UserError("A matrix_keys stream has no W_2 to scale; use depth_scale_site: w_FF.")
 
 
-class MatrixKeysStream(MatrixStream):
+class MatrixKeysStream(MatrixBase[MatrixKeysConfig]):
     """X [B, T, V, K]."""
 
     Config = MatrixKeysConfig
     examples = ({"key_dim": 16}, {"key_dim": 6, "mlp_rank": 12})
 
     def __init__(self, config: ModelConfig, roles: Roles):
-        rank = mlp_rank(config)
+        rank = _mlp_rank(self.settings_of(config), config)
         assert roles.neurons.base is not None
         assert roles.head_dim.base is not None
         growth = roles.neurons.size * roles.head_dim.base / (roles.neurons.base * roles.head_dim.size)
@@ -70,12 +70,11 @@ class MatrixKeysStream(MatrixStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """RMT's with M instead of R in the two sets of the MLP's keys."""
-        own: MatrixKeysConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        more = mlp_rank(config) - config.num_heads
-        return super().parameter_formula(config) + 2 * config.num_layers * more * own.key_dim
+        settings = cls.settings_of(config)
+        more = _mlp_rank(settings, config) - config.num_heads
+        return super().parameter_formula(config) + 2 * config.num_layers * more * settings.key_dim
 
 
-def mlp_rank(config: ModelConfig) -> int:
+def _mlp_rank(settings: MatrixKeysConfig, config: ModelConfig) -> int:
     """M."""
-    own: MatrixKeysConfig = config.stream  # pyright: ignore[reportAssignmentType]
-    return own.mlp_rank or -(-config.mlp_dim // config.head_dim)
+    return settings.mlp_rank or -(-config.mlp_dim // config.head_dim)

@@ -14,7 +14,7 @@ state costs more than it saves.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class MatrixFields(StreamConfig):
             raise UserError(f"model.stream.key_dim is {self.key_dim}; it must be at least 1.")
 
 
+MatrixSettings = TypeVar("MatrixSettings", bound=MatrixFields)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatrixConfig(MatrixFields):
     """The Residual Matrix Transformer as published."""
@@ -52,15 +55,11 @@ class MatrixConfig(MatrixFields):
     """This stream."""
 
 
-class MatrixStream(Stream):
-    """X [B, T, V, K]; a joint norm over (V, K) in front of every read."""
+class MatrixBase(Stream[MatrixSettings]):
+    """X [B, T, V, K]; a joint norm over (V, K) in front of every read. RMT's relatives change parts of it.
 
-    Config = MatrixConfig
-    examples = (
-        {"key_dim": 32},
-        {"key_dim": 6, "norm_gain": "row"},
-        {"key_dim": 6, "norm_gain": "none", "depth_scale_site": "W2"},
-    )
+    States are `Any` here: some relatives keep more than X, or keep it in parts.
+    """
 
     own_bases = ("base_key_dim",)
 
@@ -71,11 +70,11 @@ class MatrixStream(Stream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = self.settings
         if config.width not in (None, config.num_heads * config.head_dim):
             raise UserError("A matrix stream has model.width = num_heads * head_dim; leave model.width out.")
-        self.rank, self.key_dim, self.value_dim = config.num_heads, own.key_dim, config.head_dim
-        self.keys = Axis(own.key_dim, config.mup.base_key_dim or own.key_dim)
+        self.rank, self.key_dim, self.value_dim = config.num_heads, settings.key_dim, config.head_dim
+        self.keys = Axis(settings.key_dim, config.mup.base_key_dim or settings.key_dim)
         self.declare_keys(config, roles)
         spec = type(self).spec(config)
         self.bare_attention, self.is_kernel = spec.attention == "bare", spec.undo == "kernel"
@@ -84,8 +83,8 @@ class MatrixStream(Stream):
         casting = {"attention": first or not self.bare_attention, "mlp": True}
         self.casts = [casting[block.kind] and block.num_neurons != 0 for block in self.blocks(config)] + [False]
         shape = (self.value_dim, self.key_dim)
-        self.row_gain = own.norm_gain == "row"
-        gain = {"full": shape, "row": (self.key_dim,), "none": None}[own.norm_gain]
+        self.row_gain = settings.norm_gain == "row"
+        gain = {"full": shape, "row": (self.key_dim,), "none": None}[settings.norm_gain]
         self.norms = nn.ModuleList(Norm(config.norm, shape, gain, config.norm_eps, roles.gain()) for _ in self.readers)
 
     def declare_keys(self, config: ModelConfig, roles: Roles) -> None:
@@ -120,12 +119,12 @@ class MatrixStream(Stream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """A D_k x D_v matrix."""
-        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         return StreamSpec(
-            state_shape=(own.key_dim, config.head_dim),
+            state_shape=(settings.key_dim, config.head_dim),
             attention="bare",
             starts_plain=False,
-            scales_mlp_write=own.depth_scale_site == "w_FF",
+            scales_mlp_write=settings.depth_scale_site == "w_FF",
             undo="kernel",
             papers=("2506.22696",),
         )
@@ -136,11 +135,11 @@ class MatrixStream(Stream):
 
         With ShortSWA 4 L sets of keys and L norms more.
         """
-        own: MatrixFields = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         blocks = config.num_blocks
         sets = 4 * blocks - 2 * config.num_layers + (3 if config.positions == "learned" else 2)
-        gain = {"full": config.head_dim * own.key_dim, "row": own.key_dim, "none": 0}[own.norm_gain]
-        return config.num_heads * own.key_dim * sets + (blocks + 1) * gain
+        gain = {"full": config.head_dim * settings.key_dim, "row": settings.key_dim, "none": 0}[settings.norm_gain]
+        return config.num_heads * settings.key_dim * sets + (blocks + 1) * gain
 
     def cost(self) -> StreamCost:
         """Two FLOPs per key entry and value column.
@@ -192,20 +191,20 @@ class MatrixStream(Stream):
             return {"q": q, "k": k, "v": v}
         return {"x": data.flatten(2)}
 
-    def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> Tensor:
+    def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> Any:
         """X_0 = sum_h w_E^(h) (x) W_E^(h) s + sum_h w_P^(h) (x) W_P^(h) p (eq. 13)."""
         X = self.store(self.write_0, self.data(token))
         return X if position is None else X + self.store(self.write_position, self.data(position))
 
-    def write(self, site: int, state: Tensor, written: Tensor) -> Tensor:
+    def write(self, site: int, state: Any, written: Tensor) -> Any:
         """X <- X + sum_h w_O^(h) (x) head_h (eq. 22), or the same with the MLP's output cut into R vectors (eq. 26)."""
         return state + self.store(getattr(self, f"write_{site}"), self.data(written))
 
-    def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
+    def read(self, site: int, state: Any) -> dict[str, Tensor]:
         """Heads q, k, v for attention (eqs. 18-20); R data vectors side by side for MLP and head (eqs. 24, 27)."""
         return self.hand_over(site, self.retrieve(getattr(self, f"read_{site}"), self.norms[site](state)))
 
-    def undo(self, site: int, state: Tensor, written: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+    def undo(self, site: int, state: Any, written: Tensor, kept: tuple[Tensor, ...]) -> Any:
         """X - sum_h w^(h) (x) y^(h)."""
         return state - self.store(getattr(self, f"write_{site}"), self.data(written))
 
@@ -227,3 +226,14 @@ class MatrixStream(Stream):
             dtype=torch.get_autocast_dtype(device) if casts else dtype,
             hand_over=lambda data: self.hand_over(site, data),
         )
+
+
+class MatrixStream(MatrixBase[MatrixConfig]):
+    """X [B, T, V, K]."""
+
+    Config = MatrixConfig
+    examples = (
+        {"key_dim": 32},
+        {"key_dim": 6, "norm_gain": "row"},
+        {"key_dim": 6, "norm_gain": "none", "depth_scale_site": "W2"},
+    )

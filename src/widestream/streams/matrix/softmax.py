@@ -16,7 +16,7 @@ Evidence: none on RMT. Attention Residuals, where the rows are the outputs of ea
 1.931 to 1.899 (arXiv 2603.15031); there leaving the norm of the rows out costs .006 and static weights .012 at 16
 layers.
 
-Letters: as in matrix.py.
+Letters: as in rmt.py.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from widestream.blocks.roles import Axis, Roles, size
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.matrix.rmt import MatrixFields, MatrixStream
+from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,18 +42,22 @@ class MatrixSoftmaxConfig(MatrixFields):
     """Whether addresses replace retrieval keys or are added to them."""
 
 
-class MatrixSoftmaxStream(MatrixStream):
+class MatrixSoftmaxStream(MatrixBase[MatrixSoftmaxConfig]):
     """X [B, T, V, K]; addresses [B, T, R, K] of every token."""
 
     Config = MatrixSoftmaxConfig
     examples = ({"key_dim": 16}, {"key_dim": 16, "form": "added"}, {"key_dim": 6, "norm_gain": "none"})
 
     def __init__(self, config: ModelConfig, roles: Roles):
-        own: MatrixSoftmaxConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        if own.form == "pure" and config.init.query_zero:
-            raise UserError("No setting makes the queries of form: pure start at zero; use init.query_zero: false.")
-        self.pure, self.eps = own.form == "pure", config.norm_eps
         super().__init__(config, roles)
+        if self.pure and config.init.query_zero:
+            raise UserError("No setting makes the queries of form: pure start at zero; use init.query_zero: false.")
+        self.eps = config.norm_eps
+
+    @property
+    def pure(self) -> bool:
+        """Whether there are no retrieval keys."""
+        return self.settings.form == "pure"
 
     def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:
         """Queries w, and RMT's keys where they are kept."""
@@ -71,8 +75,8 @@ class MatrixSoftmaxStream(MatrixStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """RMT's, with R queries of width D_v for each set of retrieval keys, instead of them or beside them."""
-        own: MatrixSoftmaxConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        width = config.head_dim - (own.key_dim if own.form == "pure" else 0)
+        settings = cls.settings_of(config)
+        width = config.head_dim - (settings.key_dim if settings.form == "pure" else 0)
         sets = (3 * config.blocks_per_layer - 2) * config.num_layers + 1
         return super().parameter_formula(config) + sets * config.num_heads * width
 
@@ -96,8 +100,8 @@ class MatrixSoftmaxStream(MatrixStream):
         """What multiplies the rows, for every data vector: [B, T, R, K]."""
         with torch.autocast(normed.device.type, enabled=False):
             rows = normed * torch.rsqrt(normed.square().mean(-2, keepdim=True) + self.eps)
-            found = (getattr(self, f"query_{site}") @ rows).softmax(dim=-1)
-        return found if self.pure else getattr(self, f"read_{site}") + found - 1 / self.key_dim
+            attention = (getattr(self, f"query_{site}") @ rows).softmax(dim=-1)
+        return attention if self.pure else getattr(self, f"read_{site}") + attention - 1 / self.key_dim
 
     def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
         """y^(h) = A^(h) . norm(X)."""

@@ -1,1 +1,12 @@
-"""Streams that are one vector, to which blocks add: plain, gated, scaled, or rewritten."""
+"""One vector, to which blocks add.
+
+    vector       the plain transformer: x + f(x)                                          plain.py
+    rezero       every block behind a gate that starts at zero                            rezero.py
+    x0_scalars   every layer rescales the stream and mixes the embedding in again         x0_scalars.py
+    laurel       weighted sums, and a low-rank map of the state and of earlier ones       laurel.py
+    highway      a gate beside every block                                                highway.py
+    data_lane    tokens enter and leave by a part of the vector, the rest is free         data_lane.py
+    deep_delta   every block rewrites the state along a direction instead of adding       deep_delta.py
+
+`plain.py` also has what its relatives build on, `VectorBase`.
+"""

@@ -55,7 +55,7 @@ class DataLaneConfig(StreamConfig):
             raise UserError(f"model.stream.embedding_dim is {self.embedding_dim}; it must be at least 1.")
 
 
-class DataLaneStream(Stream):
+class DataLaneStream(Stream[DataLaneConfig]):
     """x [B, T, D]; one pre-norm in front of every block, and one around the slice that the head reads."""
 
     Config = DataLaneConfig
@@ -71,16 +71,16 @@ class DataLaneStream(Stream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: DataLaneConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.width, self.embedding_dim = config.embed_dim, own.embedding_dim
+        settings = self.settings
+        self.width, self.embedding_dim = config.embed_dim, settings.embedding_dim
         if self.embedding_dim > self.width:
             raise UserError(
                 f"model.stream.embedding_dim is {self.embedding_dim}, but the stream is {self.width} wide; "
                 "lower it or raise model.width."
             )
-        self.full_positions = own.positions == "full"
-        self.first = self.width - self.embedding_dim if own.output == "opposite" else 0
-        self.slice_first = own.head_norm == "slice_then_norm"
+        self.full_positions = settings.positions == "full"
+        self.first = self.width - self.embedding_dim if settings.output == "opposite" else 0
+        self.slice_first = settings.head_norm == "slice_then_norm"
         shape = (self.width,)
         normed = (self.embedding_dim,) if self.slice_first else shape
         self.norms = nn.ModuleList(
@@ -92,18 +92,18 @@ class DataLaneStream(Stream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D."""
-        own: DataLaneConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         return StreamSpec(
             state_shape=(config.embed_dim,),
-            starts_plain=own.embedding_dim == config.embed_dim,
+            starts_plain=settings.embedding_dim == config.embed_dim,
             papers=("https://chrissarmstrong.github.io",),
         )
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L D gains in front of blocks (3 L D with ShortSWA), d_emb in front of the head."""
-        own: DataLaneConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        return config.num_blocks * config.embed_dim + own.embedding_dim
+        settings = cls.settings_of(config)
+        return config.num_blocks * config.embed_dim + settings.embedding_dim
 
     def cost(self) -> StreamCost:
         """As the plain stream: no product; a read and a write of D float32 per exchange; each norm's input is saved.

@@ -112,8 +112,8 @@ class DeltaState(NamedTuple):
 
     X: Tensor
     """The state [B, T, V, D]."""
-    seen: Tensor
-    """x_in, the state as one vector [B, T, D]."""
+    x_in: Tensor
+    """The state as one vector [B, T, D]."""
     normed: Tensor
     """c = norm(x_in), what the block at this site receives [B, T, D]."""
     context: Context
@@ -161,11 +161,11 @@ class DeltaWrite(Declared):
     b_v: Tensor
     """[V]."""
 
-    def __init__(self, own: DeepDeltaConfig, roles: Roles):
+    def __init__(self, settings: DeepDeltaConfig, roles: Roles):
         super().__init__()
-        self.own = own
+        self.settings = settings
         width = roles.width.size
-        for name, rows in (("beta", 1), ("v", own.channels)):
+        for name, rows in (("beta", 1), ("v", settings.channels)):
             # From the width to an axis that does not grow: no job for Muon.
             role = roles.hidden((roles.width,), (Axis(rows),), "stream", decay="key")
             self.declare(f"w_{name}", (rows, width), replace(role, std=0.5 / math.sqrt(width), muon=False))
@@ -173,21 +173,21 @@ class DeltaWrite(Declared):
 
     def initial_values(self) -> dict[str, Tensor]:
         """b_beta = logit(beta0 / 2)."""
-        return {"b_beta": torch.full((1,), math.log(self.own.beta0 / (2 - self.own.beta0)))}
+        return {"b_beta": torch.full((1,), math.log(self.settings.beta0 / (2 - self.settings.beta0)))}
 
-    def forward(self, X: Tensor, h: Tensor, seen: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, X: Tensor, h: Tensor, x_in: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
         """State [B, T, V, D]; the block's output h, x_in and c, each [B, T, D] -> the new state, and what was added."""
         with torch.autocast(X.device.type, enabled=False):
             beta = 2 * torch.sigmoid(F.linear(normed, self.w_beta, self.b_beta))
-            v = F.linear(seen, self.w_v, self.b_v)
-            v = v if self.own.value_bound is None else self.own.value_bound * torch.sigmoid(v)
-            k = unit_key(h, self.own.key_eps)
-            change = delta_change(X, k, beta, v, erase=self.own.write == "delta")
+            v = F.linear(x_in, self.w_v, self.b_v)
+            v = v if self.settings.value_bound is None else self.settings.value_bound * torch.sigmoid(v)
+            k = unit_key(h, self.settings.key_eps)
+            change = delta_change(X, k, beta, v, erase=self.settings.write == "delta")
             return add_along(X, k, change), change
 
     def undo(self, X: Tensor, h: Tensor, change: Tensor) -> Tensor:
         """The state before, from that after, the block's output and what was added."""
-        return add_along(X, unit_key(h, self.own.key_eps), -change)
+        return add_along(X, unit_key(h, self.settings.key_eps), -change)
 
 
 class Compressor(Declared):
@@ -198,12 +198,13 @@ class Compressor(Declared):
     read: Tensor
     """r [V]."""
 
-    def __init__(self, own: DeepDeltaConfig, width: int):
+    def __init__(self, settings: DeepDeltaConfig, width: int):
         super().__init__()
-        self.channels = own.channels
-        shape = (own.num_taps, width) if own.compressor == "channel" else (own.num_taps, own.channels, width)
-        self.declare("taps", shape, Role(1 / math.sqrt(3 * own.num_taps), "key", part="stream"))
-        self.declare("read", (own.channels,), Role(0.0, "none", part="stream"))
+        self.channels = settings.channels
+        taps, over_channels = settings.num_taps, settings.compressor == "channel"
+        shape = (taps, width) if over_channels else (taps, self.channels, width)
+        self.declare("taps", shape, Role(1 / math.sqrt(3 * taps), "key", part="stream"))
+        self.declare("read", (settings.channels,), Role(0.0, "none", part="stream"))
 
     def initial_values(self) -> dict[str, Tensor]:
         """r: the mean of the channels."""
@@ -223,7 +224,7 @@ class Compressor(Declared):
         return (torch.stack(shifted) * self.read[:, None, None]).sum(0)
 
 
-class DeepDeltaStream(Stream):
+class DeepDeltaStream(Stream[DeepDeltaConfig]):
     """X [B, T, V, D]; one norm per reader as in the plain stream, in front of which the compressor acts."""
 
     Config = DeepDeltaConfig
@@ -242,31 +243,31 @@ class DeepDeltaStream(Stream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: DeepDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.own, self.width, shape = own, config.embed_dim, (config.embed_dim,)
+        settings = self.settings
+        self.width, shape = config.embed_dim, (config.embed_dim,)
         self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
         self.layer_of = [*(block.layer for block in self.blocks(config)), config.num_layers]
-        self.writes = nn.ModuleList(DeltaWrite(own, roles) for _ in self.readers[1:])
-        if own.compressor != "none":
-            self.compressors = nn.ModuleList(Compressor(own, self.width) for _ in range(config.num_layers + 1))
-        if own.expand_embedding:
-            self.declare("expand", (own.num_taps, own.channels, self.width), Role(0.0, "key", part="stream"))
+        self.writes = nn.ModuleList(DeltaWrite(settings, roles) for _ in self.readers[1:])
+        if settings.compressor != "none":
+            self.compressors = nn.ModuleList(Compressor(settings, self.width) for _ in range(config.num_layers + 1))
+        if settings.expand_embedding:
+            self.declare("expand", (settings.num_taps, settings.channels, self.width), Role(0.0, "key", part="stream"))
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """A D x d_v matrix."""
-        own: DeepDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         return StreamSpec(
-            state_shape=(config.embed_dim, own.channels), starts_plain=False, undo="steps", papers=("2601.00417",)
+            state_shape=(config.embed_dim, settings.channels), starts_plain=False, undo="steps", papers=("2601.00417",)
         )
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L (D + 1)(1 + V), (L + 1)(J D + V) for CC or (L + 1)(J V D + V) for TC, J V D for EC; (2 L + 1) D gains."""
-        own: DeepDeltaConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        D, V, L = config.embed_dim, own.channels, config.num_layers
-        kernel = {"none": 0, "channel": own.num_taps * D + V, "token": own.num_taps * V * D + V}[own.compressor]
-        expand = own.num_taps * V * D if own.expand_embedding else 0
+        settings = cls.settings_of(config)
+        D, V, J, L = config.embed_dim, settings.channels, settings.num_taps, config.num_layers
+        kernel = {"none": 0, "channel": J * D + V, "token": J * V * D + V}[settings.compressor]
+        expand = J * V * D if settings.expand_embedding else 0
         return config.num_blocks * (D + 1) * (1 + V) + (L + 1) * kernel + expand + (config.num_blocks + 1) * D
 
     def cost(self) -> StreamCost:
@@ -274,22 +275,22 @@ class DeepDeltaStream(Stream):
 
         Where states are rebuilt, h and what was added along k.
         """
-        D, V, exchanges, writes = self.width, self.own.channels, len(self.readers), len(self.writes)
-        erased = V if self.own.write == "delta" else 0
-        seen = V if self.own.compressor == "none" else V + 1
-        padded = erased if self.own.compressor == "token" else 0
+        D, V, exchanges, writes = self.width, self.settings.channels, len(self.readers), len(self.writes)
+        erased = V if self.settings.write == "delta" else 0
+        read = V if self.settings.compressor == "none" else V + 1
+        padded = erased if self.settings.compressor == "token" else 0
         return StreamCost(
             flops=2 * D * (1 + V + erased) * writes,
             bytes_moved=2 * 4 * V * D * exchanges,
-            bytes_saved=4 * D * (seen * exchanges + (3 + padded) * writes),
+            bytes_saved=4 * D * (read * exchanges + (3 + padded) * writes),
             bytes_saved_writes=4 * (D * exchanges + V * writes),
         )
 
     def initial_values(self) -> dict[str, Tensor]:
         """EC starts as a repetition."""
-        if not self.own.expand_embedding:
+        if not self.settings.expand_embedding:
             return {}
-        now, before = torch.ones(1, self.own.channels, self.width), torch.zeros(self.expand.shape)[1:]
+        now, before = torch.ones(1, self.settings.channels, self.width), torch.zeros(self.expand.shape)[1:]
         return {"expand": torch.cat([now, before])}
 
     def empty(self, context: Context) -> Context:
@@ -299,10 +300,10 @@ class DeepDeltaStream(Stream):
     def write_embedding(self, state: Context, token: Tensor, position: Tensor | None) -> DeltaState:
         """The embedding in every channel, or spread over them by EC (7)."""
         x = (token if position is None else token + position).unsqueeze(-2)
-        if self.own.expand_embedding:
+        if self.settings.expand_embedding:
             X = causal_convolution(x, self.expand, state, "expand")
         else:
-            X = x.expand(*x.shape[:-2], self.own.channels, self.width)
+            X = x.expand(*x.shape[:-2], self.settings.channels, self.width)
         return self.look(0, X, state)
 
     def write(self, site: int, state: DeltaState, written: Tensor) -> DeltaState:
@@ -311,7 +312,7 @@ class DeepDeltaStream(Stream):
 
     def write_keeping(self, site: int, state: DeltaState, written: Tensor) -> tuple[DeltaState, tuple[Tensor, ...]]:
         """The same, and beta (v - X^T k) [B, T, V]."""
-        X, change = self.writes[site - 1](state.X, written, state.seen, state.normed)
+        X, change = self.writes[site - 1](state.X, written, state.x_in, state.normed)
         return self.look(site, X, state.context), (change,)
 
     def undo(self, site: int, state: DeltaState, written: Tensor, kept: tuple[Tensor, ...]) -> DeltaState:
@@ -322,10 +323,10 @@ class DeepDeltaStream(Stream):
 
     def look(self, site: int, X: Tensor, context: Context) -> DeltaState:
         """Compress and normalise for the reader at `site`; the next write needs both as well."""
-        plain = self.own.compressor == "none"  # else the sites of a layer share its compressor
-        seen = X.squeeze(-2) if plain else self.compressors[self.layer_of[site]](X, context, f"compress_{site}")
-        return DeltaState(X, seen, self.norms[site](seen), context)
+        plain = self.settings.compressor == "none"  # else the sites of a layer share its compressor
+        x_in = X.squeeze(-2) if plain else self.compressors[self.layer_of[site]](X, context, f"compress_{site}")
+        return DeltaState(X, x_in, self.norms[site](x_in), context)
 
     def read(self, site: int, state: DeltaState) -> dict[str, Tensor]:
-        """What `look` has found."""
+        """What `look` has normalised."""
         return {"x": state.normed}

@@ -13,7 +13,7 @@ Evidence: faster convergence and fewer bits per character for a 6-layer Transfor
 GPT2-small dimensions 3.41 against 3.43 of the plain transformer, with 17 % more parameters (RMT paper, Table 10, one
 run, whose 191M are those of all layers gated without biases; it does not say which psi).
 
-Paper and code (cyk1337/Highway-Transformer): the code gates with tanh unless told otherwise, has biases, and makes
+Paper and code (cyk1337/Highway-Transformer): the code gates with tanh by default, has biases, and makes
 both matrices in layers that it does not gate, too, where they do nothing; here those have none. Its list of gated
 layers ends at the first layer left out, so it is a number of leading layers here. W_v is the last map of an added
 branch, so depth scaling acts on it where it starts at random: the code has no depth scaling at all.
@@ -55,7 +55,7 @@ class HighwayConfig(StreamConfig):
             raise UserError(f"model.stream.layers is {self.layers}; it must be at least 1 (kind: vector has no gates).")
 
 
-class HighwayStream(Stream):
+class HighwayStream(Stream[HighwayConfig]):
     """x [B, T, D], gated behind the first layers' blocks; one pre-norm in front of every block and of the head."""
 
     Config = HighwayConfig
@@ -70,17 +70,17 @@ class HighwayStream(Stream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: HighwayConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.form, self.has_bias, self.width = own.form, own.bias, config.embed_dim
-        self.psi = F.tanh if own.form == "sdu_tanh" else F.sigmoid
-        self.gated_sites = _num_gated(config)
+        settings = self.settings
+        self.width = config.embed_dim
+        self.psi = F.tanh if settings.form == "sdu_tanh" else F.sigmoid
+        self.gated_sites = _num_gated(settings, config)
         axes, square = (roles.width,), (self.width, self.width)
         value = roles.hidden(axes, axes, "stream", output=True)
-        value = replace(value, std=0.0) if own.zero_value else value
+        value = replace(value, std=0.0) if settings.zero_value else value
         for site in range(1, self.gated_sites + 1):
             self.declare(f"gate_{site}", square, roles.hidden(axes, axes, "stream"))
             self.declare(f"value_{site}", square, value)
-            if own.bias:
+            if settings.bias:
                 for name in ("gate", "value"):
                     self.declare(f"{name}_bias_{site}", (self.width,), Role(0.0, "none", part="stream"))
         shape = (self.width,)
@@ -89,10 +89,10 @@ class HighwayStream(Stream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D."""
-        own: HighwayConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         return StreamSpec(
             state_shape=(config.embed_dim,),
-            starts_plain=own.form in ("sdu_tanh", "sdu_sigmoid") and own.zero_value,
+            starts_plain=settings.form in ("sdu_tanh", "sdu_sigmoid") and settings.zero_value,
             undo="replay",
             papers=("2004.08178",),
         )
@@ -100,10 +100,10 @@ class HighwayStream(Stream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 D^2 per gated block (2 D more with biases), and D gains per read."""
-        own: HighwayConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         D = config.embed_dim
-        gate = 2 * D * (D + 1 if own.bias else D)
-        return _num_gated(config) * gate + (len(cls.blocks(config)) + 1) * D
+        gate = 2 * D * (D + 1 if settings.bias else D)
+        return _num_gated(settings, config) * gate + (len(cls.blocks(config)) + 1) * D
 
     def cost(self) -> StreamCost:
         """Two D x D products per gate; what the plain stream moves; saved: the norms' inputs, and T and v."""
@@ -122,7 +122,7 @@ class HighwayStream(Stream):
         if site > self.gated_sites:
             return state + written
         T, v = self.psi(self._map("gate", site, state)), self._map("value", site, state)
-        match self.form:
+        match self.settings.form:
             case "highway":
                 return state + T * (v - state) + written  # eq. 2
             case "gated_attention":
@@ -132,7 +132,7 @@ class HighwayStream(Stream):
 
     def _map(self, name: str, site: int, state: Tensor) -> Tensor:
         """W x, plus its bias, in the state's precision."""
-        bias = getattr(self, f"{name}_bias_{site}") if self.has_bias else None
+        bias = getattr(self, f"{name}_bias_{site}") if self.settings.bias else None
         return F.linear(state, getattr(self, f"{name}_{site}"), bias).to(state.dtype)
 
     def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
@@ -140,10 +140,9 @@ class HighwayStream(Stream):
         return {"x": self.norms[site](state)}
 
 
-def _num_gated(config: ModelConfig) -> int:
+def _num_gated(settings: HighwayConfig, config: ModelConfig) -> int:
     """How many blocks have a gate: all those of the first layers."""
-    own: HighwayConfig = config.stream  # pyright: ignore[reportAssignmentType]
-    layers = config.num_layers if own.layers is None else own.layers
+    layers = config.num_layers if settings.layers is None else settings.layers
     if layers > config.num_layers:
         raise UserError(f"model.stream.layers is {layers}, but the model has {config.num_layers} layers.")
     return sum(block.layer < layers for block in HighwayStream.blocks(config))

@@ -30,8 +30,8 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.layer_ends import weighted_sum
-from widestream.streams.vector.plain import VectorStream
+from widestream.streams.depth_sums import static_sum
+from widestream.streams.vector.plain import VectorBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,7 @@ class State(NamedTuple):
     """The last k states before x, newest first."""
 
 
-class LaurelStream(VectorStream):
+class LaurelStream(VectorBase[LaurelConfig]):
     """x [B, T, D] with a weighted, low-rank or backward-looking residual; norms as in the plain stream."""
 
     Config = LaurelConfig
@@ -84,20 +84,19 @@ class LaurelStream(VectorStream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: LaurelConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.weights, self.low_rank, self.previous, self.rank = own.weights, own.low_rank, own.previous, own.rank
+        settings = self.settings
         self.num_blocks = len(self.readers) - 1
-        if own.weights != "none":
-            role = Role(std=None if own.weights == "free" else 0.0, decay="key", part="stream")
+        if settings.weights != "none":
+            role = Role(std=None if settings.weights == "free" else 0.0, decay="key", part="stream")
             self.declare("alpha", (self.num_blocks,), role)
             self.declare("beta", (self.num_blocks,), role)
-        ranks = Axis(own.rank)
+        ranks = Axis(settings.rank)
         down = roles.hidden((roles.width,), (ranks,), "stream", decay="key")
         up = replace(roles.hidden((ranks,), (roles.width,), "stream", decay="key"), std=0.0)
         for site in range(1, self.num_blocks + 1):
             if self._has_map(site):
-                self.declare(f"A_{site}", (own.rank, self.width), down)
-                self.declare(f"B_{site}", (self.width, own.rank), up)
+                self.declare(f"A_{site}", (settings.rank, self.width), down)
+                self.declare(f"B_{site}", (self.width, settings.rank), up)
             if count := self._num_past(site):
                 self.declare(f"gamma_{site}", (count,), Role(std=0.0, decay="key", part="stream"))
 
@@ -109,15 +108,15 @@ class LaurelStream(VectorStream):
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """One vector of width D, and k earlier ones."""
-        own: LaurelConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        kept = min(own.previous, len(cls.blocks(config)) - 1)
+        settings = cls.settings_of(config)
+        kept = min(settings.previous, len(cls.blocks(config)) - 1)
         return StreamSpec(
             state_shape=(config.embed_dim,),
             starts_plain=True,
-            history=f"the last {own.previous} states" if kept else "none",
+            history=f"the last {settings.previous} states" if kept else "none",
             history_size=kept * config.embed_dim,
             # Where blocks' outputs are only added, what autograd keeps is no more than they are.
-            undo="no" if own.weights == "none" else "replay",
+            undo="no" if settings.weights == "none" else "replay",
             papers=("2411.07501",),
         )
 
@@ -127,11 +126,11 @@ class LaurelStream(VectorStream):
 
         With PA alone, the first block has no map.
         """
-        own: LaurelConfig = config.stream  # pyright: ignore[reportAssignmentType]
+        settings = cls.settings_of(config)
         S = len(cls.blocks(config))
-        maps = S if own.low_rank else (S - 1 if own.previous else 0)
-        gammas = sum(min(own.previous, i - 1) for i in range(1, S + 1))
-        extra = 2 * S * (own.weights != "none") + 2 * own.rank * config.embed_dim * maps + gammas
+        maps = S if settings.low_rank else (S - 1 if settings.previous else 0)
+        gammas = sum(min(settings.previous, i - 1) for i in range(1, S + 1))
+        extra = 2 * S * (settings.weights != "none") + 2 * settings.rank * config.embed_dim * maps + gammas
         return super().parameter_formula(config) + extra
 
     def cost(self) -> StreamCost:
@@ -139,13 +138,17 @@ class LaurelStream(VectorStream):
         plain, sites = super().cost(), range(1, self.num_blocks + 1)
         maps, reads = sum(map(self._has_map, sites)), sum(map(self._num_past, sites))
         sums = sum(self._num_past(site) > 0 for site in sites)
-        outputs = self.num_blocks if self.weights != "none" else 0
-        anchors = {max(0, site - k) for site in self.anchored for k in range(self.previous + 1)} - {0}  # x_0 is written
+        outputs = self.num_blocks if self.settings.weights != "none" else 0
+        anchors = {max(0, site - k) for site in self.anchored for k in range(self.settings.previous + 1)} - {
+            0
+        }  # x_0 is written
         return StreamCost(
-            flops=4 * self.rank * self.width * maps,
+            flops=4 * self.settings.rank * self.width * maps,
             bytes_moved=plain.bytes_moved + 4 * self.width * reads,
-            bytes_saved=plain.bytes_saved + 4 * (self.width * (outputs + sums) + self.rank * maps),
-            bytes_saved_writes=None if self.weights == "none" else 4 * self.width * (len(self.readers) + len(anchors)),
+            bytes_saved=plain.bytes_saved + 4 * (self.width * (outputs + sums) + self.settings.rank * maps),
+            bytes_saved_writes=None
+            if self.settings.weights == "none"
+            else 4 * self.width * (len(self.readers) + len(anchors)),
         )
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:
@@ -154,12 +157,12 @@ class LaurelStream(VectorStream):
             return State(written, ())
         x = self._weighted(site, written, state.x)
         if self._has_map(site):
-            sources = [state.x] if self.low_rank else []
+            sources = [state.x] if self.settings.low_rank else []
             if self._num_past(site):
-                sources.append(weighted_sum(getattr(self, f"gamma_{site}"), state.past))
+                sources.append(static_sum(getattr(self, f"gamma_{site}"), state.past))
             low = F.linear(sum(sources[1:], sources[0]), getattr(self, f"A_{site}"))
             x = x + F.linear(low, getattr(self, f"B_{site}"))
-        return State(x, (state.x, *state.past)[: self.previous])
+        return State(x, (state.x, *state.past)[: self.settings.previous])
 
     def read(self, site: int, state: State) -> dict[str, Tensor]:
         """Normalise."""
@@ -167,17 +170,17 @@ class LaurelStream(VectorStream):
 
     def _weighted(self, site: int, written: Tensor, x: Tensor) -> Tensor:
         """Alpha f(x) + beta x."""
-        if self.weights == "none":
+        if self.settings.weights == "none":
             return x + written
         # Slices, not scalars: a scalar would not widen bfloat16 block outputs to its own float32.
         alpha, beta = (self.get_parameter(name)[site - 1 : site] for name in ("alpha", "beta"))
-        if self.weights == "softmax":
+        if self.settings.weights == "softmax":
             alpha, beta = (2 * torch.stack([alpha, beta]).softmax(0)).unbind()
         return alpha * written + beta * x
 
     def _num_past(self, site: int) -> int:
         """How many states before x_i block i = `site` can see."""
-        return min(self.previous, site - 1)
+        return min(self.settings.previous, site - 1)
 
     def _has_map(self, site: int) -> bool:
-        return self.low_rank or self._num_past(site) > 0
+        return self.settings.low_rank or self._num_past(site) > 0

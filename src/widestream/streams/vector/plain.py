@@ -14,7 +14,7 @@ from widestream.blocks.norm import Norm
 from widestream.blocks.roles import Roles
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
-from widestream.streams.base import Stream, StreamCost, StreamSpec
+from widestream.streams.base import Settings, Stream, StreamCost, StreamSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,21 +25,14 @@ class VectorConfig(StreamConfig):
     """This stream."""
 
 
-class VectorStream(Stream):
-    """x [B, T, D]; one pre-norm in front of every block and of the head."""
-
-    Config = VectorConfig
+class VectorBase(Stream[Settings]):
+    """What the relatives of the plain stream build on: one pre-norm in front of every block and of the head."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
         self.width = config.embed_dim
         shape = (self.width,)
         self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
-
-    @classmethod
-    def spec(cls, config: ModelConfig) -> StreamSpec:
-        """One vector of width D."""
-        return StreamSpec(state_shape=(config.embed_dim,), starts_plain=True, papers=("1706.03762",))
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
@@ -58,3 +51,14 @@ class VectorStream(Stream):
     def read(self, site: int, state: Any) -> dict[str, Tensor]:
         """Normalise."""
         return {"x": self.norms[site](state)}
+
+
+class VectorStream(VectorBase[VectorConfig]):
+    """x [B, T, D]."""
+
+    Config = VectorConfig
+
+    @classmethod
+    def spec(cls, config: ModelConfig) -> StreamSpec:
+        """One vector of width D."""
+        return StreamSpec(state_shape=(config.embed_dim,), starts_plain=True, papers=("1706.03762",))

@@ -22,7 +22,7 @@ from widestream.blocks.roles import Role, Roles
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.vector.plain import VectorStream
+from widestream.streams.vector.plain import VectorBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class ReZeroConfig(StreamConfig):
     """Norms in front of blocks and head, as in the plain stream; false: none at all (the paper)."""
 
 
-class ReZeroStream(VectorStream):
+class ReZeroStream(VectorBase[ReZeroConfig]):
     """x [B, T, D]; one gate per block."""
 
     Config = ReZeroConfig
@@ -46,9 +46,7 @@ class ReZeroStream(VectorStream):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        own: ReZeroConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.pre_norm = own.pre_norm
-        if not own.pre_norm:
+        if not self.settings.pre_norm:
             self.norms = nn.ModuleList(nn.Identity() for _ in self.readers)
         self.declare("alpha", (len(self.readers) - 1,), Role(std=0.0, decay="key", part="stream"))
 
@@ -60,14 +58,13 @@ class ReZeroStream(VectorStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """One gate per block, 2 L, and the plain stream's gains unless there are no norms."""
-        own: ReZeroConfig = config.stream  # pyright: ignore[reportAssignmentType]
         gates = len(cls.blocks(config))
-        return gates + super().parameter_formula(config) if own.pre_norm else gates
+        return gates + super().parameter_formula(config) if cls.settings_of(config).pre_norm else gates
 
     def cost(self) -> StreamCost:
         """No product; every gate keeps its block's output, and norms their input."""
         plain = super().cost()
-        saved = 4 * self.width * len(self.alpha) + (plain.bytes_saved if self.pre_norm else 0)
+        saved = 4 * self.width * len(self.alpha) + (plain.bytes_saved if self.settings.pre_norm else 0)
         return replace(plain, bytes_saved=saved)
 
     def write(self, site: int, state: Tensor | None, written: Tensor) -> Tensor:

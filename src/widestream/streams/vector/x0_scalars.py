@@ -22,8 +22,8 @@ from widestream.blocks.roles import Role, Roles
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.layer_ends import layer_ends
-from widestream.streams.vector.plain import VectorStream
+from widestream.streams.depth_sums import layer_ends
+from widestream.streams.vector.plain import VectorBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class State(NamedTuple):
     """The embedding [B, T, D]."""
 
 
-class X0ScalarsStream(VectorStream):
+class X0ScalarsStream(VectorBase[X0ScalarsConfig]):
     """x [B, T, D] and x_0 beside it; norms as in the plain stream."""
 
     Config = X0ScalarsConfig

@@ -1,32 +1,20 @@
-"""What streams share that add up their history with weights of their own for every input of a block.
+"""Multi-way connections: separate sums of the history as a layer's queries, keys, values and residual.
 
-A way is one such sum: attention may have four, for queries, keys, values, and the residual that its output is added to.
+Each of these sums is a way (MUDDFormer's word). A layer has four of them or, where one serves for all, a single one;
+the head reads one.
 
 Letters: B batch, T tokens, D width, C ways.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from widestream.blocks.norm import Norm
 from widestream.blocks.roles import Roles
 from widestream.recipe.model import ModelConfig
-from widestream.streams.vector.plain import VectorStream
-
-
-def weighted_sum(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """sum_j weights[..., j] * sources[j]: [B, T, n] and n times [B, T, D] -> [B, T, D].
-
-    Term by term: a stack of the sources would be a copy of the history that autograd keeps at every read.
-    """
-    first, *others = weights.unsqueeze(-2).unbind(-1)
-    out = first * sources[0]
-    for weight, source in zip(others, sources[1:], strict=True):
-        out = torch.addcmul(out, weight, source)
-    return out
+from widestream.streams.base import Settings
+from widestream.streams.vector.plain import VectorBase
 
 
 class State(NamedTuple):
@@ -38,7 +26,7 @@ class State(NamedTuple):
     """In front of attention: one [B, T, D] for all, or those of q, k, v and the residual. Else: the residual alone."""
 
 
-class WaysStream(VectorStream):
+class MultiwayBase(VectorBase[Settings]):
     """Layers of attention and MLP around a residual that is made anew at the end of every layer.
 
     In front of attention, queries, keys and values each have a pre-norm of their own if there are several ways; `norms`

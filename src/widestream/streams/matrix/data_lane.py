@@ -16,7 +16,7 @@ Evidence: none on RMT. In a transformer of width 768 a narrow embedding, in and 
 ones, neither helped nor hurt at equal parameters (TinyStories, one run per point; chrissarmstrong.github.io), which
 makes the comparison of `lane` with RMT's free keys the test of whether RMT's gain is lane capacity.
 
-Letters: as in matrix.py.
+Letters: as in rmt.py.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamSpec
-from widestream.streams.matrix.rmt import MatrixFields, MatrixStream
+from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class MatrixLaneConfig(MatrixFields):
             raise UserError(f"model.stream.lane is {self.lane}; it must be from 1 to key_dim, {self.key_dim}.")
 
 
-class MatrixLaneStream(MatrixStream):
+class MatrixLaneStream(MatrixBase[MatrixLaneConfig]):
     """X [B, T, V, K]."""
 
     Config = MatrixLaneConfig
@@ -61,30 +61,24 @@ class MatrixLaneStream(MatrixStream):
         {"key_dim": 6, "lane": 4, "head": "last"},
     )
 
-    def __init__(self, config: ModelConfig, roles: Roles):
-        own: MatrixLaneConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        self.own = own
-        self.head_rows = {"all": slice(None), "first": slice(own.lane), "last": slice(-own.lane, None)}[own.head]
-        super().__init__(config, roles)
-
     def lane_axis(self) -> Axis:
         """The lane's rows; its base size for muP is the same part of the key axis'."""
         assert self.keys.base is not None
-        return Axis(self.own.lane, max(1, round(self.own.lane * self.keys.base / self.keys.size)))
+        return Axis(self.settings.lane, max(1, round(self.settings.lane * self.keys.base / self.keys.size)))
 
     def declare_storage(self, name: str, vectors: tuple[Axis, ...], roles: Roles, scaled: bool = False) -> None:
         """Storage keys; the embedding's are as long as the lane."""
-        if name == "write_0" or (name == "write_position" and self.own.positions == "lane"):
+        if name == "write_0" or (name == "write_position" and self.settings.positions == "lane"):
             role = roles.hidden(vectors, (self.lane_axis(),), "keys", decay="key", output=scaled)
-            self.declare(name, (self.own.lane, self.rank), role)
+            self.declare(name, (self.settings.lane, self.rank), role)
         else:
             super().declare_storage(name, vectors, roles, scaled)
 
     def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:
         """Retrieval keys; the head's are as long as the lane where it reads that many rows."""
-        if self.readers[site] == "head" and self.own.head != "all":
+        if self.readers[site] == "head" and self.settings.head != "all":
             role = roles.hidden((self.lane_axis(),), vectors, "keys", decay="key")
-            self.declare(f"read_{site}", (self.rank, self.own.lane), role)
+            self.declare(f"read_{site}", (self.rank, self.settings.lane), role)
         else:
             super().declare_retrieval(site, vectors, roles, zero_rows)
 
@@ -96,9 +90,9 @@ class MatrixLaneStream(MatrixStream):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """RMT's, less (D_k - lane) R for every restricted set of keys."""
-        own: MatrixLaneConfig = config.stream  # pyright: ignore[reportAssignmentType]
-        sets = 1 + (own.head != "all") + (own.positions == "lane" and config.positions == "learned")
-        return super().parameter_formula(config) - sets * (own.key_dim - own.lane) * config.num_heads
+        settings = cls.settings_of(config)
+        sets = 1 + (settings.head != "all") + (settings.positions == "lane" and config.positions == "learned")
+        return super().parameter_formula(config) - sets * (settings.key_dim - settings.lane) * config.num_heads
 
     def store(self, keys: Tensor, data: Tensor) -> Tensor:
         """As in RMT; what keys shorter than D_k do not reach stays zero."""
@@ -110,11 +104,13 @@ class MatrixLaneStream(MatrixStream):
         """Keys of full length: zero in the rows that the head leaves out."""
         keys = super().retrieval_keys(site)
         missing = self.key_dim - keys.shape[-1]
-        return F.pad(keys, (missing, 0) if self.own.head == "last" else (0, missing)) if missing else keys
+        return F.pad(keys, (missing, 0) if self.settings.head == "last" else (0, missing)) if missing else keys
 
     def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
         """As in RMT; the head reads its rows."""
         if self.readers[site] != "head":
             return super().read(site, state)
-        normed = self.norms[site](state)[..., self.head_rows]
+        lane = self.settings.lane
+        rows = {"all": slice(None), "first": slice(lane), "last": slice(-lane, None)}[self.settings.head]
+        normed = self.norms[site](state)[..., rows]
         return self.hand_over(site, self.retrieve(getattr(self, f"read_{site}"), normed))
