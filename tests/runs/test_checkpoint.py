@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import tiny_config
 
+from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.runs import checkpoint

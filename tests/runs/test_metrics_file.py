@@ -4,8 +4,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import tiny_config
 
+from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.runs.metrics import MetricsWriter, length_up_to
 from widestream.train import progress

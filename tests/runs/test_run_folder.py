@@ -4,8 +4,8 @@ import json
 
 import pytest
 import yaml
-from tiny_runs import RECIPE
 
+from tiny_runs import RECIPE
 from widestream.cli import main
 
 

@@ -1,8 +1,8 @@
 import math
 
 import pytest
-from fake_runs import write_run
 
+from fake_runs import write_run
 from widestream.errors import UserError
 from widestream.runs.read import find_runs, load_run
 
