@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import SoftFileLease
-from tiny_runs import RECIPE
 
+from tiny_runs import RECIPE
 from widestream.runs import pool
 from widestream.runs.folder import claim_file
 from widestream.runs.pool import Job, run_jobs
