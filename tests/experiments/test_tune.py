@@ -66,7 +66,7 @@ class FakeProcess:
     def terminate(self):
         pass
 
-    def wait(self):
+    def communicate(self):
         pass
 
 
@@ -169,6 +169,9 @@ def test_a_killed_search_goes_on_with_the_trial_it_left(place):
     os.killpg(search.pid, signal.SIGKILL)
     search.communicate()
     assert not (trial / "done.json").exists()
+    while (lock := tune._lock(options(), 0)) is None:  # its training process is killed too, but may not have ended yet
+        time.sleep(0.05)
+    lock.close()
     begun = (trial / "metrics.jsonl").read_text().splitlines()[0]
     record = run_search(options(changes=("train.steps=300", "train.eval_every=5"), trials=1))
     assert [(row["number"], row["state"]) for row in record["trials"]] == [(0, "done")]
