@@ -9,18 +9,22 @@ from widestream.data.tokenizer import Tokenizer, open_tokenizer
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
+from widestream.model.depth import Depth
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
 from widestream.runs.folder import differences, load_config, read_info
 
 
-def load_model(run_dir: Path, device: torch.device, step: int | None = None) -> tuple[Decoder, checkpoint.Checkpoint]:
+def load_model(
+    run_dir: Path, device: torch.device, step: int | None = None, depth: Depth | None = None
+) -> tuple[Decoder, checkpoint.Checkpoint]:
     """The model of a run at one of its checkpoints.
 
     Args:
         run_dir: the run's folder.
         device: where the weights are put.
         step: of the checkpoint; None: the newest complete one.
+        depth: as for `build_model`.
 
     Returns:
         The model in evaluation mode, and the checkpoint.
@@ -29,7 +33,7 @@ def load_model(run_dir: Path, device: torch.device, step: int | None = None) -> 
         UserError: it is no run folder, it has no usable checkpoint, or the checkpoint is of another model.
     """
     config = load_config(run_dir)
-    model = build_model(config.model, device=device)
+    model = build_model(config.model, device=device, depth=depth)
     while True:
         saved = checkpoint.latest(run_dir) if step is None else checkpoint.at_step(run_dir, step)
         if saved is None:

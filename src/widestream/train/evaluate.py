@@ -36,7 +36,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
     place = find_device(device or config.train.device)
     plan = make_plan(config)
     with numerics(config.train):
-        model, saved = load_model(run_dir, place, depth_of(config, place, training=False))
+        model, saved = load_model(run_dir, place, depth=depth_of(config, place, training=False))
         heldout = evaluate(
             model,
             store,
