@@ -181,6 +181,20 @@ def test_a_killed_search_goes_on_with_the_trial_it_left(place):
     assert [row["step"] for row in rows if row["kind"] == "train"] == [*range(1, 301)]
 
 
+def test_a_trial_is_not_free_before_its_training_process_has_ended(place):
+    """Even if the search that began it is gone, and with it that one's hold on the lock."""
+    (place / "out").mkdir()
+    lock = tune._lock(options(), 0)
+    assert lock is not None
+    training = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),))
+    lock.close()
+    assert tune._lock(options(), 0) is None
+    training.communicate(b"\n")
+    lock = tune._lock(options(), 0)
+    assert lock is not None
+    lock.close()
+
+
 SEARCH = """
 import sys, time
 from pathlib import Path

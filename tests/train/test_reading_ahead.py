@@ -4,8 +4,8 @@ import json
 import threading
 
 import pytest
-from tiny_runs import tiny_config
 
+from tiny_runs import tiny_config
 from widestream.data.batches import TrainBatches
 from widestream.errors import UserError
 from widestream.train import loop
