@@ -189,7 +189,7 @@ def _place(options: TuneOptions) -> str:
 def _lock(options: TuneOptions, number: int) -> IO[bytes] | None:
     """The trial's lock, or None where another process has it. It is free again when all that share it have ended.
 
-    A lock on an open file and no `FileLock`, which no other process could share: that one closes its file in children.
+    It is on an open file, which a process can share with its children; a `FileLock` is one process's alone.
     """
     file = trial_folder(options, number).with_suffix(".lock").open("ab")
     if lock_descriptor(file.fileno(), blocking=False):
