@@ -1,5 +1,62 @@
-"""Build, train, compare and understand transformer residual streams."""
+"""Build, train, compare and understand transformer residual streams.
 
+    open(folder)            a run folder as an object: recipe, metrics, model, tokenizer, samples (`RunFolder`)
+    load_recipe(name)       a recipe, shipped or a file, with changes (`RunConfig`); `recipe_names()` lists the shipped
+    build_model(config)     a new model (`Decoder`); `LanguageModel` makes it return logits
+    UserError               what all of these raise for what a user can mend: one sentence that says how
+
+docs/reference/python.md shows them at work. What is not listed here may change. Importing the package loads nothing
+heavy: a name is looked up when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from widestream.errors import UserError
 from widestream.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from widestream.model.build import build_model
+    from widestream.model.decoder import Decoder
+    from widestream.model.language_model import LanguageModel
+    from widestream.recipe import RunConfig, load_recipe
+    from widestream.recipe.load import recipe_names
+    from widestream.runs.opened import RunFolder
+    from widestream.runs.opened import open_run as open
+
+__all__ = [
+    "Decoder",
+    "LanguageModel",
+    "RunConfig",
+    "RunFolder",
+    "UserError",
+    "__version__",
+    "build_model",
+    "load_recipe",
+    "open",
+    "recipe_names",
+]
+
+_PLACES = {
+    "Decoder": "model.decoder:Decoder",
+    "LanguageModel": "model.language_model:LanguageModel",
+    "RunConfig": "recipe:RunConfig",
+    "RunFolder": "runs.opened:RunFolder",
+    "build_model": "model.build:build_model",
+    "load_recipe": "recipe:load_recipe",
+    "open": "runs.opened:open_run",
+    "recipe_names": "recipe.load:recipe_names",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -66,7 +66,7 @@ class FakeProcess:
     def terminate(self):
         pass
 
-    def wait(self):
+    def communicate(self):
         pass
 
 
@@ -169,6 +169,9 @@ def test_a_killed_search_goes_on_with_the_trial_it_left(place):
     os.killpg(search.pid, signal.SIGKILL)
     search.communicate()
     assert not (trial / "done.json").exists()
+    while (lock := tune._lock(options(), 0)) is None:  # its training process is killed too, but may not have ended yet
+        time.sleep(0.05)
+    lock.close()
     begun = (trial / "metrics.jsonl").read_text().splitlines()[0]
     record = run_search(options(changes=("train.steps=300", "train.eval_every=5"), trials=1))
     assert [(row["number"], row["state"]) for row in record["trials"]] == [(0, "done")]
@@ -176,6 +179,20 @@ def test_a_killed_search_goes_on_with_the_trial_it_left(place):
     assert lines[0] == begun, "trained anew"
     rows = [json.loads(line) for line in lines]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [*range(1, 301)]
+
+
+def test_a_trial_is_not_free_before_its_training_process_has_ended(place):
+    """Even if the search that began it is gone, and with it that one's hold on the lock."""
+    (place / "out").mkdir()
+    lock = tune._lock(options(), 0)
+    assert lock is not None
+    training = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),))
+    lock.close()
+    assert tune._lock(options(), 0) is None
+    training.communicate(b"\n")
+    lock = tune._lock(options(), 0)
+    assert lock is not None
+    lock.close()
 
 
 SEARCH = """

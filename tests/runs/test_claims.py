@@ -1,6 +1,5 @@
 """Several processes that divide runs between them, and what is left when one of them is killed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,44 +8,114 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from filelock import SoftFileLease
 
-from widestream.runs import claims, pool
+from tiny_runs import RECIPE
+from widestream.runs import pool
+from widestream.runs.folder import claim_file
 from widestream.runs.pool import Job, run_jobs
 
 
+def make_job(folder):
+    return Job(recipe="none", changes=(), folder=folder, steps=5)
+
+
+def elsewhere(job):
+    """Rewrite a claim as if a process on another machine had made it."""
+    path = claim_file(job.folder)
+    lines = path.read_text().splitlines()
+    path.write_text("".join("host=elsewhere\n" if line.startswith("host=") else f"{line}\n" for line in lines))
+
+
 def test_one_process_has_a_run_until_it_gives_it_back(tmp_path):
-    assert claims.take(tmp_path / "run")
-    assert not claims.take(tmp_path / "run")
-    claims.drop(tmp_path / "run")
-    assert claims.take(tmp_path / "run")
+    first, second = make_job(tmp_path / "run"), make_job(tmp_path / "run")
+    assert first.take()
+    assert not second.take()
+    second.end()
+    assert not second.take(), "giving back what one does not have changes nothing"
+    first.end()
+    assert second.take()
+    second.end()
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_claim_left_behind_is_taken_over(tmp_path):
-    path = tmp_path / "run.claim"
-    path.write_text(json.dumps({"host": "another machine", "pid": 1}))
-    assert not claims.take(tmp_path / "run"), "its owner may be at work"
-    old = time.time() - claims.STALE_S - 1
-    os.utime(path, (old, old))
-    assert claims.take(tmp_path / "run")
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    host = json.loads(path.read_text())["host"]
-    path.write_text(json.dumps({"host": host, "pid": gone.pid}))
-    assert claims.take(tmp_path / "run"), "on this machine it can be seen that the owner is gone"
+HOLD = """
+import sys, time
+from pathlib import Path
+from widestream.runs import pool
+pool.LEASE_S = float(sys.argv[2])
+job = pool.Job(recipe="none", changes=(), folder=Path(sys.argv[1]), steps=5)
+print(job.take(), flush=True)
+time.sleep(60)
+"""
 
 
-def test_touching_keeps_a_claim(tmp_path):
-    path = tmp_path / "run.claim"
-    claims.take(tmp_path / "run")
-    old = time.time() - 2 * claims.STALE_S
-    os.utime(path, (old, old))
-    claims.touch(tmp_path / "run")
-    assert not claims.take(tmp_path / "run")
+def hold(folder, lease):
+    """A process that has claimed a run."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(lease)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
+def test_a_claim_is_kept_while_its_process_lives_and_free_at_once_when_that_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "LEASE_S", 0.3)
+    job = make_job(tmp_path / "run")
+    process = hold(job.folder, 0.3)
+    for _ in range(10):  # its heartbeat outlives the lease several times
+        assert not job.take()
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    assert job.take(), "on this machine it can be seen that the owner is gone"
+    job.end()
+
+
+def test_a_claim_left_behind_on_another_machine_is_taken_over_after_the_lease(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "LEASE_S", 0.5)
+    job = make_job(tmp_path / "run")
+    process = hold(job.folder, 0.5)
+    process.kill()
+    process.communicate()
+    elsewhere(job)
+    assert not job.take(), "its owner may be at work"
+    time.sleep(0.6)
+    assert job.take()
+    job.end()
+
+
+def test_a_run_that_was_taken_over_from_a_process_that_stood_still_is_left_to_the_other(tmp_path, monkeypatch):
+    """As after a suspended laptop: the process goes on and finds its claim gone."""
+    monkeypatch.setattr(pool, "LEASE_S", 0.3)
+    monkeypatch.setattr(pool, "POLL_S", 0.05)
+    job, started = make_job(tmp_path / "run"), []
+    other = SoftFileLease(claim_file(job.folder), lease_duration=0.3)
+
+    def start(job):
+        assert not started, "made twice"
+        job.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        started.append(job.process)
+        claim_file(job.folder).unlink()
+        other.acquire(blocking=False)
+
+    def end(job):
+        original(job)
+        job.folder.mkdir(exist_ok=True)
+        (job.folder / "done.json").write_text('{"step": 5}')  # by the other process, which then gives the claim back
+        other.release()
+
+    original = Job.end
+    monkeypatch.setattr(Job, "start", start)
+    monkeypatch.setattr(Job, "end", end)
+    run_jobs([job], workers=1)
+    assert started[0].returncode == -signal.SIGTERM
+    assert not job.failed
 
 
 def test_a_run_claimed_elsewhere_is_waited_for_and_not_made_again(tmp_path, monkeypatch):
-    job = Job(recipe="none", changes=(), folder=tmp_path / "run", steps=5)
-    claims.take(job.folder)
+    job, other = make_job(tmp_path / "run"), make_job(tmp_path / "run")
+    assert other.take()
     waited = []
 
     def sleep(_):
@@ -54,7 +123,7 @@ def test_a_run_claimed_elsewhere_is_waited_for_and_not_made_again(tmp_path, monk
         if len(waited) == 3:  # the other process finishes
             job.folder.mkdir()
             (job.folder / "done.json").write_text('{"step": 5}')
-            claims.drop(job.folder)
+            other.end()
 
     monkeypatch.setattr(pool.time, "sleep", sleep)
     monkeypatch.setattr(Job, "start", lambda self: pytest.fail("made twice"))
@@ -90,20 +159,40 @@ def test_runs_are_spread_over_gpus(tmp_path, monkeypatch, visible, count, worker
     assert found == seen
 
 
+STUDY = """
+import os, sys, time
+from pathlib import Path
+from widestream.runs import pool
+job = pool.Job(recipe=sys.argv[1], changes=(), folder=Path("run"), steps=5)
+job.start()
+print(job.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
 def test_killing_the_study_ends_its_runs(tmp_path):
-    code = (
-        "import subprocess, sys, time; from widestream.runs import pool\n"
-        "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
-        "p = subprocess.Popen(sleep, preexec_fn=pool._end_with_parent)\n"
-        "print(p.pid, flush=True); time.sleep(60)"
+    (tmp_path / "endless.py").write_text("from pathlib import Path\nimport time\nPath('begun').touch()\ntime.sleep(60)")
+    recipe = RECIPE | {"model": RECIPE["model"] | {"stream": {"kind": "endless:Stream"}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", STUDY, "recipe.yaml"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    for _ in range(100):
-        if not claims._alive(child) or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
+    child = Path("/proc", parent.stdout.readline().strip())
+    for _ in range(600):
+        if (tmp_path / "begun").exists():
+            break
+        time.sleep(0.05)
+    assert alive(child), (tmp_path / "run.log").read_text()
+    parent.kill()
+    parent.communicate()
+    for _ in range(200):
+        if not alive(child):
             return
         time.sleep(0.05)
     pytest.fail("the run goes on without its study")
+
+
+def alive(process):
+    """Whether a process exists and has not ended: /proc/PID."""
+    return process.exists() and process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"

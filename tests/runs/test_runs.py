@@ -1,9 +1,11 @@
+import json
 import math
 
 import pytest
 
 from fake_runs import write_run
 from widestream.errors import UserError
+from widestream.runs.folder import TAIL, steps_done
 from widestream.runs.read import find_runs, load_run
 
 
@@ -126,3 +128,14 @@ def test_a_folder_of_runs_is_expanded_and_every_run_taken_once(tmp_path):
     (tmp_path / "report.html").write_text("")
     assert find_runs([tmp_path, tmp_path / "b"]) == [tmp_path / "a", tmp_path / "b"]
     assert find_runs([tmp_path / "a.old-1"]) == [tmp_path / "a.old-1"]
+
+
+def test_the_steps_of_a_long_file_are_those_of_its_last_whole_line(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    assert steps_done(tmp_path) == 0
+    lines = [json.dumps({"kind": "train", "step": step}) + "\n" for step in range(1, 9000)]
+    metrics.write_text("".join(lines) + '{"kind": "tra')
+    assert metrics.stat().st_size > 2 * TAIL
+    assert steps_done(tmp_path) == 8999
+    metrics.write_text(lines[0][:-1])
+    assert steps_done(tmp_path) == 0

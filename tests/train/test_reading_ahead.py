@@ -4,8 +4,8 @@ import json
 import threading
 
 import pytest
-from tiny_runs import tiny_config
 
+from tiny_runs import tiny_config
 from widestream.data.batches import TrainBatches
 from widestream.errors import UserError
 from widestream.train import loop
@@ -24,7 +24,7 @@ def test_batches_are_read_by_another_thread_one_step_ahead(data, tmp_path, monke
         return at(self, step, *world)
 
     def compute(run, batch):
-        seen.append(("step", run.position.step, False))
+        seen.append(("step", run.reached.step, False))
         return take(run, batch)
 
     monkeypatch.setattr(TrainBatches, "at", read)

@@ -36,8 +36,9 @@ def sample(
     from widestream.runs.sample import sample_run
 
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    found = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)
-    print(json.dumps({**asdict(found), **asdict(config)}, ensure_ascii=False) if as_json else found.prompt + found.text)
+    drawn = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)
+    row = {**asdict(drawn), **asdict(config)}
+    print(json.dumps(row, ensure_ascii=False) if as_json else drawn.prompt + drawn.text)
 
 
 def register(app: typer.Typer) -> None:

@@ -15,7 +15,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from torch import nn
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
 from widestream.files import sync_folder
-from widestream.runs.folder import CHECKPOINTS
+from widestream.runs.folder import checkpoint_folder, list_checkpoints
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -73,8 +72,8 @@ def save(
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are as they were.
     """
-    folder = run_dir / CHECKPOINTS
-    final = folder / f"step_{step:08d}"
+    final = checkpoint_folder(run_dir, step)
+    folder = final.parent
     aside = folder / f"{UNFINISHED}{final.name}"
     with _write_errors(final, aside):
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +90,7 @@ def save(
             final.rename(folder / f"{UNFINISHED}damaged_{final.name}")
         aside.rename(final)
         sync_folder(folder)
-    for old in [path for number, path in _numbered(folder) if number <= step][keep:]:
+    for old in [path for number, path in list_checkpoints(run_dir) if number <= step][:-keep]:
         _remove(old)
     return final
 
@@ -107,22 +106,36 @@ def latest(run_dir: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, but all of them are damaged.
     """
-    found = _numbered(run_dir / CHECKPOINTS)
-    for number, path in found:
+    there = list_checkpoints(run_dir)
+    for number, path in reversed(there):
         if (checkpoint := _open(number, path)) is not None:
             return checkpoint
-    if any(path.exists() for _, path in found):
+    if any(path.exists() for _, path in there):
         raise UserError(
-            f"Every checkpoint in {run_dir / 'checkpoints'} is damaged; put back a good copy of one, "
+            f"Every checkpoint in {there[0][1].parent} is damaged; put back a good copy of one, "
             "or train again from the start with --fresh."
         )
-    return latest(run_dir) if found else None
+    return latest(run_dir) if there else None
 
 
 def complete(run_dir: Path) -> list[Checkpoint]:
     """All checkpoints that are complete and unaltered, oldest first; every other one is named in a warning."""
-    found = (_open(number, path) for number, path in reversed(_numbered(run_dir / CHECKPOINTS)))
-    return [checkpoint for checkpoint in found if checkpoint is not None]
+    opened = (_open(number, path) for number, path in list_checkpoints(run_dir))
+    return [checkpoint for checkpoint in opened if checkpoint is not None]
+
+
+def at_step(run_dir: Path, step: int) -> Checkpoint:
+    """The checkpoint after so many optimizer steps.
+
+    Raises:
+        UserError: there is none, or it is damaged; names those that are there.
+    """
+    there = dict(list_checkpoints(run_dir))
+    fault = _fault(there[step]) if step in there else "it does not exist"
+    if fault is None:
+        return _read(step, there[step])
+    others = ", ".join(str(number) for number in there if number != step) or "none"
+    raise UserError(f"The checkpoint of step {step} in {run_dir} cannot be used: {fault}; others there: {others}.")
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -215,10 +228,14 @@ def _open(number: int, path: Path) -> Checkpoint | None:
     with contextlib.suppress(FileNotFoundError):
         fault = _fault(path)
         if fault is None:
-            return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")))
+            return _read(number, path)
     if path.exists():  # a process that trains removes old ones
         log.warning("Skipping checkpoint %s: %s.", path, fault)
     return None
+
+
+def _read(number: int, path: Path) -> Checkpoint:
+    return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
 def _fault(path: Path) -> str | None:
@@ -239,14 +256,6 @@ def _fault(path: Path) -> str | None:
         if file_sha256(file) != sha256:
             return f"{file.name} was altered (its SHA-256 is not the recorded one)"
     return None
-
-
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    """Checkpoints by step, newest first, whatever their state."""
-    if not folder.is_dir():
-        return []
-    matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.iterdir())
-    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
 def _remove(path: Path) -> None:

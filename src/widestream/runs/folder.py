@@ -1,15 +1,23 @@
-"""The run folder: the names of what lies in it, and reading it. docs/reference/run-folder.md says what is in each file.
+"""The run folder: where everything lies in it, and reading it. docs/reference/run-folder.md says what is in each file.
 
-config.yaml         the resolved recipe
-run.json            machine, versions, data, costs: what is known when the run begins
-tokenizer.json      the tokenizer, unless that is bytes
-metrics.jsonl       a row for every logged step and every evaluation
-checkpoints/        step_N/, see runs/checkpoint.py
-samples.jsonl       sampled texts, if any were kept
-done.json           how it ended, once it has
+    config.yaml         the resolved recipe; its presence makes a folder a run
+    run.json            machine, versions, data, costs: what is known when the run begins
+    tokenizer.json      the tokenizer, unless that is bytes
+    metrics.jsonl       a row for every logged step and every evaluation
+    checkpoints/        step_N/, see runs/checkpoint.py
+    samples.jsonl       sampled texts, if any were kept
+    done.json           how it ended, once it has
+    nonfinite_step_N.safetensors    the batch at which a run stopped, because its loss was not finite
+    tensorboard/        events for TensorBoard, if they were asked for
+
+Beside it, where a pool of processes carries out runs (runs/pool.py): NAME.log, what the run's process printed, and
+NAME.claim, which says that a pool is at it. NAME.old-1 is a run that `--fresh` moved aside.
 """
 
+import contextlib
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +33,139 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples.jsonl"
 DONE = "done.json"
-NONFINITE = "nonfinite_step_"
-"""What the file begins with in which a run leaves a batch whose loss was not finite."""
+NONFINITE = "nonfinite_step_{}.safetensors"
+BOARD = "tensorboard"
+REPORTED = (CONFIG, INFO, METRICS, DONE)
+"""What a report reads and what traces its numbers: all that is worth keeping of a run besides its weights."""
+
+TAIL = 1 << 16
+"""Bytes at the end of metrics.jsonl in which its last whole row is looked for."""
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (path / CONFIG).is_file()
+
+
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint after so many optimizer steps lies."""
+    return run_dir / CHECKPOINTS / f"step_{step:08d}"
+
+
+def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of all checkpoints, oldest first, whatever their state."""
+    folder = run_dir / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def nonfinite_file(run_dir: Path, step: int) -> Path:
+    """Where a run leaves the batch of a step whose loss or gradient was not finite."""
+    return run_dir / NONFINITE.format(step)
+
+
+def stopped_nonfinite(run_dir: Path) -> bool:
+    """Whether a run was stopped because its loss or gradient was not finite."""
+    return any(run_dir.glob(NONFINITE.format("*")))
+
+
+def board_folder(run_dir: Path) -> Path:
+    """Where TensorBoard's events lie."""
+    return run_dir / BOARD
+
+
+def log_file(run_dir: Path) -> Path:
+    """Where a pool keeps what the run's process printed: beside the folder."""
+    return run_dir.with_name(f"{run_dir.name}.log")
+
+
+def claim_file(run_dir: Path) -> Path:
+    """What says that a pool is at the run: beside the folder."""
+    return run_dir.with_name(f"{run_dir.name}.claim")
+
+
+def aside_name(run_dir: Path, number: int) -> Path:
+    """Where the folder is moved when a run begins anew in its place."""
+    return run_dir.with_name(f"{run_dir.name}.old-{number}")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether a folder was moved aside."""
+    return re.search(r"\.old-\d+$", path.name) is not None
+
+
+def reported_files(run_dir: Path) -> list[Path]:
+    """Those of `REPORTED` that are there."""
+    return [run_dir / name for name in REPORTED if (run_dir / name).is_file()]
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The contents of config.yaml, as they are.
+
+    Raises:
+        UserError: it is no run folder, or its config.yaml is damaged.
+    """
+    path = run_dir / CONFIG
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{run_dir} is no run folder: it has no {CONFIG}; give a folder that training wrote.") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict):
+        raise _damaged(path)
+    return values
+
+
+def load_config(run_dir: Path) -> RunConfig:
+    """The configuration of a run.
+
+    Raises:
+        UserError: as `read_config`, or it holds a setting that this version does not know.
+    """
+    return from_dict(read_config(run_dir))
+
+
+def read_info(run_dir: Path) -> dict[str, Any]:
+    """The contents of run.json.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks `data` or `summary`.
+    """
+    path = run_dir / INFO
+    try:
+        info = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValueError:
+        raise _damaged(path) from None
+    if not isinstance(info, dict) or not {"data", "summary"} <= info.keys():
+        raise _damaged(path)
+    return info
+
+
+def read_rows(run_dir: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of metrics.jsonl.
+
+    Returns:
+        The rows in order, and whether a half-written last line was left out, as a killed process leaves it.
+
+    Raises:
+        UserError: the file is missing, or damaged elsewhere.
+    """
+    return _read_lines(run_dir / METRICS)
+
+
+def read_samples(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl; none where no sample was kept.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run_dir / SAMPLES
+    return _read_lines(path)[0] if path.is_file() else []
 
 
 def read_done(run_dir: Path) -> dict[str, Any] | None:
@@ -44,26 +183,18 @@ def finished(run_dir: Path, steps: int) -> bool:
     return done is not None and done.get("step") == steps
 
 
-def load_config(run_dir: Path) -> RunConfig:
-    """The configuration of a run.
-
-    Raises:
-        UserError: it is no run folder, or its config.yaml is damaged.
-    """
-    return from_dict(_read_config(run_dir))
+def evaluated(run_dir: Path) -> bool:
+    """Whether a run got as far as its first evaluation."""
+    path = run_dir / METRICS
+    return path.is_file() and b'"kind": "eval"' in path.read_bytes()
 
 
-def load_info(run_dir: Path) -> dict[str, Any]:
-    """The contents of a run's run.json.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    path = run_dir / INFO
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{path} is missing or damaged; train the run again with --fresh.") from None
+def steps_done(run_dir: Path) -> int:
+    """Optimizer steps so far, by the last whole line of metrics.jsonl; quick, so that it can be asked often."""
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError), (run_dir / METRICS).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        return int(json.loads(file.read().split(b"\n")[-2])["step"])
+    return 0
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -77,14 +208,40 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, A
         yield key, old, new
 
 
-def _read_config(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / CONFIG
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Rows of a JSON-lines file, and whether a half-written last line was left out."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run_dir} is no run folder: it has no {CONFIG}; give a folder that training wrote.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged; put a good copy back, or train again with --fresh.")
-    return values
+        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    except FileNotFoundError:
+        raise _missing(path) from None
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate([] if lines == [""] else lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(
+                    f"Line {number} of {path} is no JSON; the file is damaged, put a good copy back or leave this "
+                    "run out."
+                ) from None
+            return rows, True
+    return rows, False
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path} is missing; leave the run out, or train it again with --fresh.")
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged; put a good copy back, leave the run out, or train it again with --fresh.")

@@ -1,16 +1,16 @@
 """metrics.jsonl: what a run measured, one JSON object a line; and the same numbers for TensorBoard."""
 
 import contextlib
-import fcntl
 import json
 import math
 import os
 from pathlib import Path
 from typing import IO, Any
 
-from widestream.errors import UserError
-from widestream.runs.folder import METRICS
+from filelock import lock_descriptor
 
+from widestream.errors import UserError
+from widestream.runs.folder import METRICS, board_folder
 
 class MetricsWriter:
     """Appends rows to the metrics.jsonl of a run that stands at some step.
@@ -36,7 +36,7 @@ class MetricsWriter:
             self._file.close()
             raise
         os.truncate(path, length_up_to(path, step))
-        self._board = board_class()(str(run_dir / "tensorboard"), purge_step=step + 1) if tensorboard else None
+        self._board = board_class()(str(board_folder(run_dir)), purge_step=step + 1) if tensorboard else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -73,14 +73,13 @@ def require_idle(run_dir: Path) -> None:
 
 def _hold(file: IO[Any], run_dir: Path) -> None:
     """Lock a run's metrics for as long as the file is open: it is open while a process trains, however that ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    free = True
+    with contextlib.suppress(OSError):  # a file system without locks
+        free = lock_descriptor(file.fileno(), blocking=False)
+    if not free:
         raise UserError(
             f"Another process is training in {run_dir}; wait for it, end it, or give another folder with --out."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
+        )
 
 
 def length_up_to(path: Path, step: int) -> int:

@@ -1,8 +1,11 @@
-"""Several training runs as processes of their own, some at a time, with one progress bar for all of them."""
+"""Several training runs as processes of their own, some at a time, with one progress bar for all of them.
+
+A lease beside every run folder says which of several pools, here or on other machines that share the folder, carries
+out the run. A pool renews its leases from a thread of its own. Those of a process that is gone are free at once for
+other processes on the same machine, and for others `LEASE_S` after they first looked.
+"""
 
 import contextlib
-import ctypes
-import json
 import math
 import os
 import signal
@@ -13,15 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import SoftFileLease, Timeout
 from tqdm import tqdm
 
 from widestream.errors import UserError
-from widestream.runs import claims
-from widestream.runs.folder import METRICS, NONFINITE, finished, read_done
+from widestream.runs.folder import claim_file, finished, log_file, read_done, steps_done, stopped_nonfinite
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 30.0
 """Seconds between lines where the output is no terminal."""
+LEASE_S = 30.0
+"""Seconds without a sign of life after which a run may be taken over; the same in all processes that share a folder."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,11 +49,16 @@ class Job:
     """While it runs."""
     failed: bool = False
     """Whether its process ended without a result, where that may be."""
+    claim: SoftFileLease = field(init=False, repr=False, compare=False)
+    """Says to other pools that this one carries out the run."""
+
+    def __post_init__(self):
+        self.claim = SoftFileLease(claim_file(self.folder), lease_duration=LEASE_S)
 
     @property
     def log(self) -> Path:
         """Where the process writes what it has to say."""
-        return self.folder.with_name(f"{self.folder.name}.log")
+        return log_file(self.folder)
 
     @property
     def done(self) -> bool:
@@ -65,37 +75,41 @@ class Job:
     @property
     def diverged(self) -> bool:
         """Whether the run was stopped because its loss or gradient was not finite. It would be again."""
-        return not self.done and any(self.folder.glob(f"{NONFINITE}*"))
+        return not self.done and stopped_nonfinite(self.folder)
 
     @property
     def steps_done(self) -> int:
-        """Steps so far, from the last whole line of the run's metrics."""
-        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-            lines = (self.folder / METRICS).read_bytes().split(b"\n")
-            return int(json.loads(lines[-2])["step"])
-        return 0
+        """Steps so far."""
+        return steps_done(self.folder)
+
+    def take(self) -> bool:
+        """Claim the run for this process; False where another one has it."""
+        try:
+            self.claim.acquire(blocking=False)
+        except Timeout:
+            return False
+        return True
 
     def start(self) -> None:
-        """Start the process. It goes on from the run's newest checkpoint, if there is one."""
+        """Start the process. It goes on from the run's newest checkpoint, if there is one, and ends with this one."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "widestream", "train", self.recipe, *self.changes, "--out", str(self.folder)]
+        arguments = ["train", self.recipe, *self.changes, "--out", str(self.folder)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "widestream.runs.child", *arguments],
+                stdin=subprocess.PIPE,  # see runs/child.py
                 stdout=log,
                 stderr=log,
                 env=None if self.gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": self.gpu},
                 pass_fds=self.pass_fds,
-                preexec_fn=_end_with_parent,
             )
 
     def end(self) -> None:
         """End the process, if it runs, and let others have the run. It can go on later."""
         if self.process is not None:
             self.process.terminate()
-            self.process.wait()
-        claims.drop(self.folder)
+            self.process.communicate()
+        self.claim.release()
 
     @property
     def last_words(self) -> str:
@@ -113,7 +127,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
     """Carry out all jobs that are not done yet, and wait for those that another process carries out.
 
     Interrupted or terminated, it ends the processes; called again, every run goes on from its newest checkpoint.
-    Several calls, in processes here or on machines that share the folder, divide the jobs between them (`claims`).
+    Several calls, in processes here or on machines that share the folder, divide the jobs between them (`Job.claim`).
     Where there are several GPUs, every job has one of them to itself, or shares it with as few others as can be.
 
     Args:
@@ -138,8 +152,11 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
                 _start(waiting, running, workers, gpus, over)
                 time.sleep(POLL_S)
                 bar.update()
-                for job in running:
-                    claims.touch(job.folder)
+                for job in [job for job in running if job.claim.compromise is not None]:
+                    # This process stood still for longer than the lease lasts, and another one has the run now.
+                    running.remove(job)
+                    job.end()
+                    waiting.append(job)
                 for job in [job for job in running if job.process and job.process.poll() is not None]:
                     running.remove(job)
                     job.end()
@@ -167,23 +184,16 @@ def _start(
     for job in list(waiting):
         if len(running) == workers:
             return
-        if claims.take(job.folder):
+        if job.take():
             waiting.remove(job)
             if over(job):  # another process finished it since
-                claims.drop(job.folder)
+                job.end()
             else:
                 if len(gpus) > 1:
                     taken = [other.gpu for other in running]
                     job.gpu = min(gpus, key=taken.count)
                 running.append(job)
                 job.start()
-
-
-def _end_with_parent() -> None:
-    """In a new process, under Linux: be terminated when the parent is gone, even where it was killed."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -207,7 +217,7 @@ class _Bar:
         self.jobs = jobs
         self.total = sum(job.steps for job in jobs)
         self.first = self.steps()
-        self.start = self.said = time.monotonic()
+        self.start = self.last_line = time.monotonic()
         shown = sys.stderr.isatty()
         what = f"training {len(jobs)} runs"
         self.bar = tqdm(
@@ -230,8 +240,8 @@ class _Bar:
         done = self.steps()
         self.bar.update(done - self.bar.n)
         now = time.monotonic()
-        if self.bar.disable and done > self.first and now - self.said > PLAIN_EVERY_S:
-            self.said = now
+        if self.bar.disable and done > self.first and now - self.last_line > PLAIN_EVERY_S:
+            self.last_line = now
             left = (now - self.start) / (done - self.first) * (self.total - done)
             print(
                 f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True

@@ -1,18 +1,14 @@
-"""Run folders, read: configuration, environment, training and held-out rows, samples."""
+"""Run folders as reports read them: held-out evaluations brought together, and notes on what is missing."""
 
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from widestream.errors import UserError
-from widestream.runs.folder import CONFIG, DONE, INFO, METRICS, SAMPLES
+from widestream.runs.folder import METRICS, is_aside, is_run, read_config, read_done, read_info, read_rows, read_samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,22 +93,6 @@ class Run:
         return tuple(row for row in self.evals if row.target_tokens == size)
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder looks like a run."""
-    return (path / CONFIG).is_file()
-
-
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """Expand folders of runs into the runs directly inside them, each run once, in the order given.
 
@@ -121,7 +101,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         UserError: A path is neither a run nor a folder with runs in it.
     """
-    found: dict[Path, Path] = {}
+    runs: dict[Path, Path] = {}
     for path in map(Path, paths):
         inside = [path] if is_run(path) else sorted(filter(is_run, _children(path)))
         if not inside:
@@ -129,8 +109,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
                 f"{path} is no run folder (no config.yaml) and holds none; give folders that training wrote."
             )
         for run in inside:
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
+            runs.setdefault(run.resolve(), run)
+    return list(runs.values())
 
 
 def load_run(path: str | Path) -> Run:
@@ -140,33 +120,27 @@ def load_run(path: str | Path) -> Run:
         UserError: A file of the run is missing or damaged, or there is no evaluation in it yet.
     """
     path = Path(path)
-    if not is_run(path):
-        raise UserError(f"{path} is no run folder: it has no config.yaml; give a folder that training wrote.")
-    config = _read_yaml(path / CONFIG)
-    info = _read_json(path / INFO)
-    for part in ("data", "summary"):
-        if part not in info:
-            raise UserError(f"{path / 'run.json'} has no `{part}`; train the run again, or leave it out.")
-    rows, notes = _read_lines(path / METRICS)
+    config, info = read_config(path), read_info(path)
+    rows, cut = read_rows(path)
+    notes = [f"the last line of {METRICS} is half written and is left out"] if cut else []
     try:
         evals, lost = _evaluations(rows)
     except KeyError as error:
-        raise UserError(f"A held-out row of {path / 'metrics.jsonl'} has no {error}; leave this run out.") from error
+        raise UserError(f"A held-out row of {path / METRICS} has no {error}; leave this run out.") from error
     if lost:
         notes.append(f"{lost} held-out evaluations without a finite loss are left out")
     if not evals:
         raise UserError(f"{path} has no held-out evaluation yet; let it train to its first one, or leave it out.")
-    done = _read_json(path / DONE) if (path / DONE).is_file() else None
+    done = read_done(path)
     if done is None:
         notes.insert(0, f"unfinished: its last evaluation is at step {evals[-1].step:,}{_planned(config)}")
-    samples, _ = _read_lines(path / SAMPLES) if (path / SAMPLES).is_file() else ([], [])
     return Run(
         path=path,
         config=config,
         info=info,
         train=tuple(row for row in rows if row.get("kind") == "train"),
         evals=tuple(evals),
-        samples=tuple(samples),
+        samples=tuple(read_samples(path)),
         done=done,
         notes=tuple(notes),
     )
@@ -174,7 +148,7 @@ def load_run(path: str | Path) -> Run:
 
 def _children(path: Path) -> Sequence[Path]:
     children = path.iterdir() if path.is_dir() else ()
-    return [child for child in children if child.is_dir() and not re.search(r"\.old-\d+$", child.name)]
+    return [child for child in children if child.is_dir() and not is_aside(child)]
 
 
 def _planned(config: dict[str, Any]) -> str:
@@ -184,7 +158,7 @@ def _planned(config: dict[str, Any]) -> str:
 
 def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], int]:
     """Evaluations by step (the last one written wins), and how many had no finite loss."""
-    found: dict[tuple[int, int], Evaluation] = {}
+    evals: dict[tuple[int, int], Evaluation] = {}
     lost = 0
     for row in rows:
         if row.get("kind") != "eval":
@@ -192,7 +166,7 @@ def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], int]:
         if row["loss"] is None or not math.isfinite(row["loss"]):
             lost += 1
             continue
-        found[row["step"], row["target_tokens"]] = Evaluation(
+        evals[row["step"], row["target_tokens"]] = Evaluation(
             step=row["step"],
             tokens=row["tokens"],
             flops=row["flops"],
@@ -202,44 +176,4 @@ def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], int]:
             target_tokens=row["target_tokens"],
             whole=row.get("whole", True),
         )
-    return [found[key] for key in sorted(found)], lost
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as YAML; the folder is damaged, leave it out.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no configuration; the folder is damaged, leave it out.")
-    return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {path.parent} is no complete run folder.") from error
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as JSON; the folder is damaged, leave it out.") from error
-
-
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of a JSON-lines file. A damaged last line is what a killed writer leaves: it is dropped, with a note."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {path.parent} is no complete run folder.") from error
-    rows: list[dict[str, Any]] = []
-    if lines == [""]:
-        return rows, []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise UserError(
-                    f"Line {number} of {path} is no JSON; the file is damaged, leave this run out."
-                ) from error
-            return rows, [f"the last line of {path.name} is half written and is left out"]
-    return rows, []
+    return [evals[key] for key in sorted(evals)], lost

@@ -1,17 +1,15 @@
 """Sample from the model in a run folder."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from widestream.errors import UserError
 from widestream.generate.decoding import cast_weights
 from widestream.generate.sampling import SamplingConfig, generate
-from widestream.machine import find_device
-from widestream.runs.folder import SAMPLES, load_config
+from widestream.machine import find_device, numerics
+from widestream.runs.folder import load_config
 from widestream.runs.model import load_model, load_run_tokenizer
+from widestream.runs.write import add_sample
 
 
 @dataclass(frozen=True)
@@ -33,13 +31,14 @@ def sample_run(
     prompt: str,
     config: SamplingConfig,
     *,
+    step: int | None = None,
     device: str | None = None,
     use_cache: bool = True,
     keep: bool = False,
     precision: str = "float32",
     compiled: bool = False,
 ) -> Sample:
-    """Continue `prompt` with a run's newest complete checkpoint.
+    """Continue `prompt` with a run's model.
 
     A document boundary stands in front of the prompt, as in training; a drawn boundary ends the text.
 
@@ -47,6 +46,7 @@ def sample_run(
         run_dir: folder of a run.
         prompt: text; may be empty.
         config: how tokens are chosen.
+        step: of the checkpoint; None: the newest complete one.
         device: where to compute; default: where the run was trained.
         use_cache: see `generate`.
         keep: append the sample to the run's samples.jsonl.
@@ -61,24 +61,21 @@ def sample_run(
     run_dir = Path(run_dir)
     run_config = load_config(run_dir)
     tokenizer = load_run_tokenizer(run_dir)
-    model, found = load_model(run_dir, find_device(device or run_config.train.device))
-    if run_config.train.threads is not None:
-        torch.set_num_threads(run_config.train.threads)
+    model, saved = load_model(run_dir, find_device(device or run_config.train.device), step)
     ids = [tokenizer.boundary_id, *tokenizer.encode_batch([prompt])[0].tolist()]
     cast_weights(model, precision)
-    new = generate(
-        model,
-        ids,
-        config,
-        stop=tokenizer.boundary_id,
-        num_ids=tokenizer.vocab_size,
-        use_cache=use_cache,
-        precision=precision,
-        compiled=compiled,
-    )
-    sample = Sample(prompt, tokenizer.decode(new), found.step, len(new))
+    with numerics(run_config.train):
+        new = generate(
+            model,
+            ids,
+            config,
+            stop=tokenizer.boundary_id,
+            num_ids=tokenizer.vocab_size,
+            use_cache=use_cache,
+            precision=precision,
+            compiled=compiled,
+        )
+    sample = Sample(prompt, tokenizer.decode(new), saved.step, len(new))
     if keep:
-        row = {**asdict(sample), **asdict(config)}
-        with (run_dir / SAMPLES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        add_sample(run_dir, {**asdict(sample), **asdict(config)})
     return sample

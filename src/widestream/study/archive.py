@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from widestream.errors import UserError
-from widestream.runs.folder import CONFIG, DONE, INFO, METRICS
+from widestream.runs.folder import reported_files
 
-KEPT = (CONFIG, INFO, METRICS, DONE)
-"""Files of a run folder that a report reads, and that trace its numbers."""
 ENDING = ".tar.xz"
 
 
@@ -36,7 +34,7 @@ def pack_results(folder: Path, archive: Path) -> int:
     if not archive.parent.is_dir():
         raise UserError(f"The folder {archive.parent} does not exist; make it first.")
     runs = sorted(path for path in (folder / "runs").glob("*") if path.is_dir())
-    files = [*records, *(run / name for run in runs for name in KEPT if (run / name).is_file())]
+    files = [*records, *(path for run in runs for path in reported_files(run))]
     partial = archive.with_name(f"{archive.name}.tmp")
     with tarfile.open(partial, "w:xz", preset=9) as tar:
         for path in files:

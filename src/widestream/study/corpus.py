@@ -1,7 +1,8 @@
 """The data of demo and studies: a tokenizer trained on a corpus, and the corpus prepared with it, once."""
 
-import fcntl
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def prepare_corpus(folder: Path, source: str, vocab_size: int) -> Path:
@@ -22,8 +23,7 @@ def prepare_corpus(folder: Path, source: str, vocab_size: int) -> Path:
 
     tokenizer, data = folder / "tokenizer.json", folder / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "corpus.lock").open("ab") as door:
-        fcntl.flock(door, fcntl.LOCK_EX)
+    with FileLock(folder / "corpus.lock"):
         if not tokenizer.is_file():
             train_tokenizer([source], vocab_size, tokenizer)
         if not (data / MANIFEST).is_file():

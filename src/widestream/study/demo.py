@@ -72,14 +72,15 @@ def write_samples(options: DemoOptions) -> dict[str, str]:
         The text by model.
     """
     from widestream.generate.sampling import SamplingConfig
-    from widestream.runs.sample import SAMPLES, sample_run
+    from widestream.runs.sample import sample_run
+    from widestream.runs.write import remove_samples
 
     texts = {}
     for model in MODELS:
         run = options.folder / f"{model}-seed0"
-        (run / SAMPLES).unlink(missing_ok=True)
-        found = sample_run(run, PROMPT, SamplingConfig(max_new_tokens=80, top_p=0.95), keep=True)
-        texts[model] = found.prompt + found.text
+        remove_samples(run)
+        sample = sample_run(run, PROMPT, SamplingConfig(max_new_tokens=80, top_p=0.95), keep=True)
+        texts[model] = sample.prompt + sample.text
     return texts
 
 

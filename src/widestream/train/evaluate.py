@@ -6,7 +6,7 @@ from widestream.data.manifest import read_manifest
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
 from widestream.machine import find_device, numerics
-from widestream.runs.folder import load_config, load_info
+from widestream.runs.folder import load_config, read_info
 from widestream.runs.model import load_model
 from widestream.train.heldout import Heldout, evaluate
 from widestream.train.parallel import World
@@ -31,12 +31,12 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
         UserError: no run folder, no usable checkpoint, no such data, or data of another tokenizer.
     """
     run_dir = Path(run_dir)
-    config, info = load_config(run_dir), load_info(run_dir)
+    config, info = load_config(run_dir), read_info(run_dir)
     store = open_heldout(run_dir, data)
     place = find_device(device or config.train.device)
     plan = make_plan(config)
     with numerics(config.train):
-        model, checkpoint = load_model(run_dir, place, depth_of(config, place, training=False))
+        model, saved = load_model(run_dir, place, depth=depth_of(config, place, training=False))
         heldout = evaluate(
             model,
             store,
@@ -45,7 +45,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
             batch_size=plan.micro_batch_size,
             precision=info["precision"],
         )
-    return checkpoint.step, heldout
+    return saved.step, heldout
 
 
 def open_heldout(run_dir: Path, data: str | Path | None = None) -> TokenStore:
@@ -58,7 +58,7 @@ def open_heldout(run_dir: Path, data: str | Path | None = None) -> TokenStore:
     Raises:
         UserError: no run folder, no such data, or data of another tokenizer.
     """
-    config, info = load_config(run_dir), load_info(run_dir)
+    config, info = load_config(run_dir), read_info(run_dir)
     folder = config.data.path if data is None else data
     split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
     store = TokenStore.open(folder, split, verify=True)

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 from widestream.data.batches import Batch
-from widestream.files import disk_errors, write_json
+from widestream.files import disk_errors
 from widestream.machine import keep_freed_memory, memory_bytes, numerics
 from widestream.recipe import RunConfig
-from widestream.runs.folder import DONE
 from widestream.runs.metrics import finite
+from widestream.runs.write import write_done
 from widestream.train.clock import Stopwatch
 from widestream.train.heldout import Heldout, evaluate
 from widestream.train.nonfinite import handle_nonfinite
 from widestream.train.optim import set_lr
 from widestream.train.parallel import join_world
-from widestream.train.progress import Progress
+from widestream.train.progress import TrainingBar
 from widestream.train.schedule import factor
-from widestream.train.setup import Run, prepare
+from widestream.train.setup import TrainingRun, prepare
 from widestream.train.step import StepResult, optimizer_step
 
 
@@ -63,7 +63,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
         if world.device.type == "cpu":
             keep_freed_memory()
         run = prepare(config, folder, world, resume)
-        steps, watch = run.plan.steps, Stopwatch(run.position.wall_s)
+        steps, watch = run.plan.steps, Stopwatch(run.reached.wall_s)
         with run.metrics or contextlib.nullcontext(), _progress(run) as progress:
             watch.start()
             for step, batch in _upcoming(run):
@@ -72,7 +72,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
                 set_lr(run.optimizer, scale)
                 result = _take_step(run, batch)
                 watch.step_done()
-                run.position.step, run.position.wall_s = step + 1, watch.total_s
+                run.reached.step, run.reached.wall_s = step + 1, watch.total_s
 
                 if not result.applied:
                     handle_nonfinite(run, result)
@@ -87,17 +87,17 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
             return _finish(run, progress)
 
 
-def _progress(run: Run) -> Progress:
-    return Progress(run.config.name, run.position.step, run.plan.steps, quiet=not run.world.is_main)
+def _progress(run: TrainingRun) -> TrainingBar:
+    return TrainingBar(run.config.name, run.reached.step, run.plan.steps, quiet=not run.world.is_main)
 
 
-def _upcoming(run: Run) -> Iterator[tuple[int, Batch]]:
-    """This process's batches from the run's position on, with their steps; the next one is read in the background."""
+def _upcoming(run: TrainingRun) -> Iterator[tuple[int, Batch]]:
+    """This process's batches from where the run stands on, with their steps; the next one is read in the background."""
 
     def read(step: int) -> Batch:
         return run.batches.at(step, run.world.rank, run.world.size).ready_for(run.world.device)
 
-    first, last = run.position.step, run.plan.steps - 1
+    first, last = run.reached.step, run.plan.steps - 1
     with ThreadPoolExecutor(1, "batches") as reader:
         pending = reader.submit(read, first)
         for step in range(first, last + 1):
@@ -107,9 +107,9 @@ def _upcoming(run: Run) -> Iterator[tuple[int, Batch]]:
             yield step, batch
 
 
-def _take_step(run: Run, batch: Batch) -> StepResult:
+def _take_step(run: TrainingRun, batch: Batch) -> StepResult:
     # A stream may draw random numbers. Seeded by the step they need no saving, and evaluation cannot disturb them.
-    torch.manual_seed((run.config.train.seed << 32) + run.position.step * run.world.size + run.world.rank)
+    torch.manual_seed((run.config.train.seed << 32) + run.reached.step * run.world.size + run.world.rank)
     return optimizer_step(
         run.model,
         run.optimizer,
@@ -122,12 +122,12 @@ def _take_step(run: Run, batch: Batch) -> StepResult:
     )
 
 
-def _due(run: Run, every: int) -> bool:
+def _due(run: TrainingRun, every: int) -> bool:
     """Whether something done every so many steps is due; at the end everything is."""
-    return run.position.step % every == 0 or run.position.step == run.plan.steps
+    return run.reached.step % every == 0 or run.reached.step == run.plan.steps
 
 
-def _log(run: Run, result: StepResult, lr: float, watch: Stopwatch) -> None:
+def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> None:
     """Write the row of a training step."""
     clock = watch.read(run.plan.tokens_per_step)
     peak = run.info["peak_flops_per_s"] * run.world.size
@@ -147,23 +147,23 @@ def _log(run: Run, result: StepResult, lr: float, watch: Stopwatch) -> None:
     )
 
 
-def _evaluate(run: Run) -> str:
+def _evaluate(run: TrainingRun) -> str:
     """Evaluate on held-out tokens, and say the result in one line.
 
     The last step evaluates all of them, unless `train.final_eval` is windows. If the steps before it did not, it does
     so beside what they did, so that a curve over training is of the same tokens throughout.
     """
     heldout = _evaluate_windows(run, run.config.train.eval_windows)
-    last = run.position.step == run.plan.steps and run.config.train.final_eval == "whole"
+    last = run.reached.step == run.plan.steps and run.config.train.final_eval == "whole"
     if last and not heldout.whole:
         heldout = _evaluate_windows(run, None)
     return (
-        f"step {run.position.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
+        f"step {run.reached.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
         f"perplexity {heldout.perplexity:.2f}, {heldout.bits_per_byte:.4f} bits per byte"
     )
 
 
-def _evaluate_windows(run: Run, limit: int | None) -> Heldout:
+def _evaluate_windows(run: TrainingRun, limit: int | None) -> Heldout:
     """Evaluate on so many windows (None: all) and write the row."""
     assert run.heldout is not None
     heldout = evaluate(
@@ -175,24 +175,24 @@ def _evaluate_windows(run: Run, limit: int | None) -> Heldout:
         precision=run.precision,
         limit=limit,
     )
-    run.position.heldout = {name: finite(value) for name, value in asdict(heldout).items()}
-    clock = {"wall_s": run.position.wall_s}
-    run.record("eval", tokens=run.tokens, flops=run.flops, **run.position.heldout, clock=clock)
+    run.reached.heldout = {name: finite(value) for name, value in asdict(heldout).items()}
+    clock = {"wall_s": run.reached.wall_s}
+    run.record("eval", tokens=run.tokens, flops=run.flops, **run.reached.heldout, clock=clock)
     return heldout
 
 
-def _finish(run: Run, progress: Progress) -> Result:
+def _finish(run: TrainingRun, progress: TrainingBar) -> Result:
     """Write done.json; the last step has evaluated and saved already."""
-    position = run.position
+    reached = run.reached
     result = Result(
-        step=position.step,
+        step=reached.step,
         tokens=run.tokens,
         flops=run.flops,
-        wall_s=position.wall_s,
-        skipped=position.skipped,
-        heldout=position.heldout,
+        wall_s=reached.wall_s,
+        skipped=reached.skipped,
+        heldout=reached.heldout,
     )
     if run.world.is_main:
-        write_json(run.folder / DONE, asdict(result), indent=2)
+        write_done(run.folder, asdict(result))
     progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result

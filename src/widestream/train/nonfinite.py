@@ -5,12 +5,12 @@ from torch import tensor
 
 from widestream.errors import UserError
 from widestream.files import write_atomic
-from widestream.runs.folder import NONFINITE
-from widestream.train.setup import Run
+from widestream.runs.folder import nonfinite_file
+from widestream.train.setup import TrainingRun
 from widestream.train.step import StepResult
 
 
-def handle_nonfinite(run: Run, result: StepResult) -> None:
+def handle_nonfinite(run: TrainingRun, result: StepResult) -> None:
     """Stop the run, or count the step as skipped, as `train.nonfinite` says. The weights are as before the step.
 
     Every process comes to the same decision, because loss and norm are those of the whole batch.
@@ -19,19 +19,19 @@ def handle_nonfinite(run: Run, result: StepResult) -> None:
         UserError: the run is to stop. The batch was saved to `nonfinite_step_N.safetensors` in the run folder: tokens,
             targets and segments [B, T] of all processes, the step, and the loss of every micro-batch.
     """
-    step = run.position.step
+    step = run.reached.step
     what = f"step {step}: the loss is {result.loss} and the gradient norm {result.grad_norm}"
     if run.config.train.nonfinite == "skip":
-        run.position.skipped += 1
+        run.reached.skipped += 1
         run.record(
             "event",
             event="nonfinite_skipped",
             loss=result.loss,
             grad_norm=result.grad_norm,
-            skipped=run.position.skipped,
+            skipped=run.reached.skipped,
         )
         return
-    path = run.folder / f"{NONFINITE}{step}.safetensors"
+    path = nonfinite_file(run.folder, step)
     if run.world.is_main:
         batch = run.batches.at(step - 1)
         fields = {"tokens": batch.tokens, "targets": batch.targets, "segments": batch.segments}

@@ -9,7 +9,7 @@ PLAIN_EVERY_S = 30.0
 """Seconds between lines where the output is no terminal."""
 
 
-class Progress:
+class TrainingBar:
     """A progress bar on standard error; where that is no terminal, a plain line now and then.
 
     Args:
@@ -23,11 +23,11 @@ class Progress:
         self._quiet = quiet
         self._done = self._first = done
         self._total = total
-        self._start = self._said = time.monotonic()
+        self._start = self._last_line = time.monotonic()
         plain = quiet or not sys.stderr.isatty()
         self._bar = None if plain else tqdm(desc=name, initial=done, total=total, unit="step", dynamic_ncols=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "TrainingBar":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,9 +40,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
             self._bar.update()
-        elif time.monotonic() - self._said > PLAIN_EVERY_S:
-            self._said = time.monotonic()
-            left = (self._said - self._start) / (self._done - self._first) * (self._total - self._done)
+        elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            left = (self._last_line - self._start) / (self._done - self._first) * (self._total - self._done)
             self.say(
                 f"step {self._done}/{self._total}: loss {loss:.3f}, {tokens_per_s:,.0f} tokens/s, "
                 f"about {left / 60:.0f} min left"

@@ -17,15 +17,16 @@ from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
 from widestream.runs.model import require_same_model
+from widestream.runs.write import move_aside
 from widestream.streams import stream_class
-from widestream.train.begin import describe_data, move_aside, open_folder
+from widestream.train.begin import describe_data, open_folder
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
 
 
 @dataclass(kw_only=True, slots=True)
-class Position:
+class Reached:
     """How far a run has come: all that changes besides weights, moments and files."""
 
     step: int = 0
@@ -39,7 +40,7 @@ class Position:
 
 
 @dataclass(kw_only=True, slots=True)
-class Run:
+class TrainingRun:
     """Everything the training loop works with."""
 
     config: RunConfig
@@ -62,7 +63,7 @@ class Run:
     """The data for evaluation, if any."""
     metrics: MetricsWriter | None
     """The log, in the main process."""
-    position: Position
+    reached: Reached
     """How far the run has come."""
 
     @property
@@ -73,7 +74,7 @@ class Run:
     @property
     def tokens(self) -> int:
         """Training tokens so far."""
-        return self.position.step * self.plan.tokens_per_step
+        return self.reached.step * self.plan.tokens_per_step
 
     @property
     def flops_per_token(self) -> float:
@@ -88,25 +89,25 @@ class Run:
     def record(self, kind: str, **values: Any) -> None:
         """Write a row to metrics.jsonl."""
         if self.metrics is not None:
-            self.metrics.write({"kind": kind, "step": self.position.step, **values})
+            self.metrics.write({"kind": kind, "step": self.reached.step, **values})
 
     def save(self) -> None:
         """Write a checkpoint of where the run stands."""
         if self.metrics is None:
             return
         self.metrics.sync()
-        position = self.position
+        reached = self.reached
         state = {
-            "wall_s": position.wall_s,
-            "skipped": position.skipped,
-            "heldout": position.heldout,
+            "wall_s": reached.wall_s,
+            "skipped": reached.skipped,
+            "heldout": reached.heldout,
             "model": to_dict(self.config.model),
             "data_fingerprint": self.info["data"]["fingerprint"],
         }
-        checkpoint.save(self.folder, position.step, self.model, self.optimizer, state, self.config.train.keep)
+        checkpoint.save(self.folder, reached.step, self.model, self.optimizer, state, self.config.train.keep)
 
 
-def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True) -> Run:
+def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True) -> TrainingRun:
     """Check everything, open data and run folder, build the model, and restore the newest checkpoint if there is one.
 
     Args:
@@ -133,8 +134,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     info = world.on_main(lambda: open_folder(run_dir, config, data, world.device, computed))
     model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
     optimizer = build_optimizer(model, config.optimizer)
-    position = _restore(config, run_dir, world, model, optimizer)
-    return Run(
+    reached = _restore(config, run_dir, world, model, optimizer)
+    return TrainingRun(
         config=config,
         plan=plan,
         world=world,
@@ -144,8 +145,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
         optimizer=optimizer,
         batches=batches,
         heldout=heldout,
-        metrics=MetricsWriter(run_dir, position.step, config.train.tensorboard) if world.is_main else None,
-        position=position,
+        metrics=MetricsWriter(run_dir, reached.step, config.train.tensorboard) if world.is_main else None,
+        reached=reached,
     )
 
 
@@ -212,13 +213,13 @@ def _open_data(config: RunConfig, world: World) -> tuple[TokenStore, TokenStore 
 
 def _restore(
     config: RunConfig, run_dir: Path, world: World, model: Decoder, optimizer: torch.optim.Optimizer
-) -> Position:
+) -> Reached:
     """Load the newest complete checkpoint, if there is one."""
-    found = world.on_main(lambda: checkpoint.latest(run_dir))
-    if found is None:
-        return Position()
-    require_same_model(found, config)
-    checkpoint.load_weights(found.path, model)
-    checkpoint.load_optimizer(found.path, model, optimizer)
-    state = found.state
-    return Position(step=found.step, wall_s=state["wall_s"], skipped=state["skipped"], heldout=state["heldout"])
+    saved = world.on_main(lambda: checkpoint.latest(run_dir))
+    if saved is None:
+        return Reached()
+    require_same_model(saved, config)
+    checkpoint.load_weights(saved.path, model)
+    checkpoint.load_optimizer(saved.path, model, optimizer)
+    state = saved.state
+    return Reached(step=saved.step, wall_s=state["wall_s"], skipped=state["skipped"], heldout=state["heldout"])

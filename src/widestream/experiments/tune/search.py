@@ -5,13 +5,14 @@ own. Any number of these searches may work on one storage. A search that was kil
 next one in the same folder takes them up where their newest checkpoint stands.
 """
 
-import fcntl
 import time
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from filelock import FileLock, lock_descriptor
 
 from widestream.data.manifest import read_manifest
 from widestream.errors import UserError
@@ -141,6 +142,7 @@ def _work(study: "optuna.Study", options: TuneOptions) -> None:
                 time.sleep(POLL_S)
                 for over in [r for r in running if r.job.process is not None and r.job.process.poll() is not None]:
                     running.remove(over)
+                    over.job.end()
                     with over.lock:
                         _settle(study, over, options)
     finally:
@@ -153,8 +155,7 @@ def _claim(study: "optuna.Study", options: TuneOptions) -> Running | None:
     """A trial that was left behind in this folder, or else a new one while there are too few."""
     import optuna
 
-    with (options.folder / "search.lock").open("ab") as door:
-        fcntl.flock(door, fcntl.LOCK_EX)  # one search at a time looks round
+    with FileLock(options.folder / "search.lock"):  # one search at a time looks round
         known = study.get_trials(deepcopy=False)
         for trial in known:
             left = trial.state == optuna.trial.TrialState.RUNNING and _mine(trial, options)
@@ -186,14 +187,15 @@ def _place(options: TuneOptions) -> str:
 
 
 def _lock(options: TuneOptions, number: int) -> IO[bytes] | None:
-    """The trial's lock, or None where another process has it. It is free again when all that share it have ended."""
+    """The trial's lock, or None where another process has it. It is free again when all that share it have ended.
+
+    It is on an open file, which a process can share with its children; a `FileLock` is one process's alone.
+    """
     file = trial_folder(options, number).with_suffix(".lock").open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    if lock_descriptor(file.fileno(), blocking=False):
+        return file
+    file.close()
+    return None
 
 
 def _prepare(trial: "optuna.Trial", options: TuneOptions, lock: IO[bytes]) -> Running:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from widestream.errors import UserError
 from widestream.report.stats.intervals import Interval, mean_interval
 from widestream.report.stats.matched import Curve, mean_curve, smooth
-from widestream.runs.read import Evaluation, Run, flatten
+from widestream.runs.folder import flatten
+from widestream.runs.read import Evaluation, Run
 
 Metric = Literal["loss", "bits_per_byte"]
 

@@ -1,0 +1,149 @@
+"""docs/reference/run-folder.md says what runs write: every key of every file, no more and no less, with its type."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tiny_runs import tiny_config
+from widestream.errors import UserError
+from widestream.generate.sampling import SamplingConfig
+from widestream.model.decoder import Decoder
+from widestream.recipe import to_dict
+from widestream.runs.folder import flatten
+from widestream.runs.sample import sample_run
+from widestream.train.loop import train
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md"
+TYPES = {"integer": int, "number": (int, float), "text": str, "boolean": bool, "null": type(None), "any": object}
+
+
+def table(heading):
+    """Rows of the first table under a heading: key to its other cells."""
+    section = PAGE.read_text().partition(f"# {heading}\n")[2]
+    rows = [line for line in re.split(r"\n#+ ", section)[0].splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells, heading
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def matching(key, keys):
+    """The documented key that stands for this one."""
+    return [name for name in keys if re.fullmatch(re.sub(r"<\w+>", ".+", re.escape(name)), key)]
+
+
+def has_type(value, words):
+    if words.startswith("list of integers"):
+        return isinstance(value, list) and all(type(item) is int for item in value)
+    kinds = [TYPES[word] for word in words.split(" or ")]
+    return any(isinstance(value, kind) and (kind is not int or type(value) is int) for kind in kinds)
+
+
+def check(heading, *contents):
+    """These JSON objects together have all keys of the table, and no others."""
+    documented = table(heading)
+    used = set()
+    for content in contents:
+        for key, value in flatten(content).items():
+            (name,) = matching(key, documented) or [None]
+            assert name is not None, f"{key} is not in {PAGE.name}"
+            assert has_type(value, documented[name][0]), (key, value)
+            used.add(name)
+    assert used == documented.keys()
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """At the fourth batch of a run the loss is nan."""
+    loss, calls = Decoder.loss, iter(range(1, 100))
+
+    def poison(self, *arguments, **options):
+        terms = loss(self, *arguments, **options)
+        if self.training and next(calls) == 4:
+            return replace(terms, total=terms.total * torch.nan, cross_entropy=terms.cross_entropy * torch.nan)
+        return terms
+
+    monkeypatch.setattr(Decoder, "loss", poison)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A small run with everything that a run can have."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(tiny_config(data, train={"eval_windows": 2, "tensorboard": True}), folder)
+    sample_run(folder, "the", SamplingConfig(max_new_tokens=3), keep=True)
+    return folder
+
+
+def rows(folder, kind):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def test_every_file_is_listed(run):
+    names = {path.name for path in run.iterdir()}
+    listed = {name.rstrip("/").partition("/")[0] for name in table("The run folder")}
+    assert names == listed - {"tokenizer.json", "nonfinite_step_<step>.safetensors"}
+    (checkpoint, _) = sorted((run / "checkpoints").iterdir())
+    assert {path.name for path in checkpoint.iterdir()} == table("`checkpoints/step_<step>/`").keys()
+
+
+def test_config(run, data):
+    recipe = tiny_config(data, train={"eval_windows": 2, "tensorboard": True})
+    assert yaml.safe_load((run / "config.yaml").read_text()) == to_dict(recipe)
+
+
+def test_run_json(run):
+    check("`run.json`", json.loads((run / "run.json").read_text()))
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_metrics(run, kind):
+    check(f"Rows of kind `{kind}`", *rows(run, kind))
+    assert {frozenset(flatten(row)) for row in rows(run, kind)} == {frozenset(table(f"Rows of kind `{kind}`"))}
+
+
+def test_done_and_samples(run):
+    check("`done.json`", json.loads((run / "done.json").read_text()))
+    check("`samples.jsonl`", json.loads((run / "samples.jsonl").read_text()))
+
+
+def test_checkpoints(run):
+    folder = max((run / "checkpoints").iterdir())
+    check("`state.json`", json.loads((folder / "state.json").read_text()))
+    check("`complete.json`", json.loads((folder / "complete.json").read_text()))
+    weights, moments = (load_file(folder / f"{name}.safetensors").keys() for name in ("model", "optimizer"))
+    kinds = [name.partition("/")[0] for name in re.findall(r"`\w+/NAME`", PAGE.read_text()) if name != "`runs/NAME`"]
+    assert moments == {f"{kind.strip('`')}/{name}" for kind in kinds for name in weights}
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_an_event(data, tmp_path):
+    train(tiny_config(data, train={"nonfinite": "skip"}), tmp_path / "run")
+    check("Rows of kind `event`", *rows(tmp_path / "run", "event"))
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_batch_that_was_not_finite(data, tmp_path):
+    with pytest.raises(UserError, match="stopped at step 4"):
+        train(tiny_config(data), tmp_path / "run")
+    documented = table("`nonfinite_step_<step>.safetensors`")
+    with safe_open(tmp_path / "run" / "nonfinite_step_4.safetensors", "pt") as batch:
+        assert set(batch.keys()) == documented.keys()
+        for name, (kind, *_) in documented.items():
+            assert str(batch.get_tensor(name).dtype) == f"torch.{kind.split()[0]}"
+            assert batch.get_tensor(name).ndim == len(re.findall(r"[\w-]+", kind)) - 1
+
+
+def test_without_evaluations_the_last_one_is_null(data, tmp_path):
+    train(tiny_config(data, data={"heldout_split": "none"}), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["heldout"] is None
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    check("`run.json`", info)
+    assert info["data"]["heldout_tokens"] is None
