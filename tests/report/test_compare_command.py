@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from fake_runs import write_demo, write_search
 from typer.testing import CliRunner
 
+from fake_runs import write_demo, write_search
 from widestream.cli import compare as verb
 from widestream.errors import UserError
 

@@ -12,7 +12,7 @@ from widestream.files import write_text
 from widestream.paper.printed import GPT2_MEDIUM, RMT_MEDIUM, TABLE_8, TABLE_9
 from widestream.paper.resources import BF16, FLOAT32, RMT, Transformer, checkpoint_balance
 from widestream.report.figures.svg import Chart, Series, render, standalone
-from widestream.report.text import count
+from widestream.report.formats import count
 
 STREAM_SIZES = tuple(range(512, 8193, 512))
 """Of Figure 1; D_k is a 64th."""

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.comparison import Comparison, train_figures
 from widestream.report.stats.groups import Group
 from widestream.report.stats.matched import RESOURCES, Resource
 from widestream.report.stats.pairs import Pair
-from widestream.report.tables import NONE, Table, spread
+from widestream.report.table import NONE, Table
 from widestream.report.verdict import METRIC_NAMES, Verdict, reading_depth
 
 MANY = 6
@@ -54,7 +54,7 @@ def _standing(pairs: Sequence[Pair], resource: Resource, reference: str, metric:
     rest = len(found) - below - above
     unclear = f", and for {rest} no difference is seen" if rest else ""
     first = sorted(found, key=lambda label: found[label].mean)[:3]
-    leaders = text.listing([f"{label} ({text.signed(found[label].mean)})" for label in first])
+    leaders = formats.listing([f"{label} ({formats.signed(found[label].mean)})" for label in first])
     return (
         f"{EQUAL[resource]} {below} of {len(found)} models have a lower {metric} than {reference}, {above} a higher one"
         f"{unclear}. In front: {leaders}."
@@ -89,13 +89,13 @@ def _row(group: Group, pair: Pair | None, reference: Group) -> tuple[str, ...]:
     return (
         group.label,
         str(run.config.get("description") or NONE),
-        spread([member.final.loss for member in group.runs]),
+        formats.spread([member.final.loss for member in group.runs]),
         *gaps,
-        "not reached" if reached is None else text.percent(reached),
-        text.count(run.parameters["total"]),
-        text.count(group.non_embedding),
+        "not reached" if reached is None else formats.percent(reached),
+        formats.count(run.parameters["total"]),
+        formats.count(group.non_embedding),
         f"{run.info['summary']['stream_size']:,}",
-        text.flops(run.flops_per_token["train"]),
+        formats.flops(run.flops_per_token["train"]),
         _relative(group, reference, "tokens_per_s", inverse=True),
         _relative(group, reference, "memory_bytes"),
         f"{run.config.get('optimizer', {}).get('lr', NONE)}",
@@ -106,8 +106,8 @@ def _gap(pair: Pair | None, resource: Resource) -> str:
     if pair is None or resource not in pair.at_equal:
         return NONE
     interval = pair.at_equal[resource]
-    ends = "" if interval.low is None else f" ({text.interval(interval.low, interval.high)})"
-    return f"{text.signed(interval.mean)}{ends}"
+    ends = "" if interval.low is None else f" ({formats.interval(interval.low, interval.high)})"
+    return f"{formats.signed(interval.mean)}{ends}"
 
 
 def _relative(group: Group, reference: Group, figure: str, inverse: bool = False) -> str:
@@ -115,7 +115,7 @@ def _relative(group: Group, reference: Group, figure: str, inverse: bool = False
     ours, theirs = _figure(group, figure), _figure(reference, figure)
     if ours is None or theirs is None:
         return NONE
-    return text.percent(theirs / ours if inverse else ours / theirs)
+    return formats.percent(theirs / ours if inverse else ours / theirs)
 
 
 def _figure(group: Group, name: str) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.recipe.load import recipe_folder, recipe_names
-from widestream.report.search import load_search
+from widestream.report.search_record import load_search
 from widestream.runs.folder import METRICS, read_done
 from widestream.runs.pool import Job, run_jobs
 from widestream.study.demo import prepare_data

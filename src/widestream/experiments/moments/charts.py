@@ -7,7 +7,7 @@ from typing import Any
 
 from widestream.experiments.moments.section import Record, by_name, by_span, by_step, deepest, run_figures
 from widestream.report.figures.svg import Chart, Series
-from widestream.report.text import three
+from widestream.report.formats import three
 
 HIGHLIGHTED = ("vector", "matrix")
 """Streams with a colour and a name in a chart of all: the plain transformer's and RMT's."""

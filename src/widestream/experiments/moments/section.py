@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from widestream.report.formats import listing, loss, three
 from widestream.report.stats.intervals import difference, mean_interval
-from widestream.report.tables import NONE, Table
-from widestream.report.text import listing, loss, three
+from widestream.report.table import NONE, Table
 
 Record = Mapping[str, Any]
 

@@ -1,16 +1,15 @@
 """The record of a coordinate check (`widestream mup check`) as sentences, a table, charts and a page."""
 
 import math
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from widestream.files import write_text
-from widestream.report.document import both_sizes, document, html_table
 from widestream.report.figures.svg import Chart, Series, render, standalone
-from widestream.report.tables import NONE, Table
-from widestream.report.text import listing
+from widestream.report.formats import listing
+from widestream.report.page import render_page
+from widestream.report.table import NONE, Table
 
 WIDTH, HEIGHT = 520, 330
 """Of a panel of the picture."""
@@ -115,22 +114,17 @@ def step_table(record: Record) -> Table:
 
 def page(record: Record) -> str:
     """The check as one HTML document."""
-    title = f"Coordinate check of {record['recipe']}"
-    facts = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(record))
-    figures = "\n".join(
-        f"<figure><figcaption>{what}, {escape(name)}</figcaption>{both_sizes(chart)}</figure>"
-        for kind, what in (("change", "Change from initialisation"), ("size", "Size"))
-        for name, chart in charts(record, kind).items()
-    )
-    return document(
-        title,
-        [
-            f'<header>\n<h1>{escape(title)}</h1>\n<ul class="facts">{facts}</ul>\n</header>',
-            f'<div class="charts">\n{figures}\n</div>',
-            html_table(slopes_table(record)),
-            html_table(step_table(record)),
-            f'<section>\n<h2>Do it again</h2>\n<pre tabindex="0">{escape(record["command"])}</pre>\n</section>',
-        ],
+    return render_page(
+        "mup_page.html",
+        record=record,
+        sentences=sentences(record),
+        charts={
+            f"{what}, {name}": chart
+            for kind, what in (("change", "Change from initialisation"), ("size", "Size"))
+            for name, chart in charts(record, kind).items()
+        },
+        slopes=slopes_table(record),
+        steps=step_table(record),
     )
 
 

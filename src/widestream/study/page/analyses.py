@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from widestream.report.figures.forest import forest_of
+from widestream.report.figures.forest_plot import forest_of
 from widestream.report.stats.intervals import Interval
 from widestream.study.page.ladder import ladder_section
 from widestream.study.page.race import lead_section, race_section

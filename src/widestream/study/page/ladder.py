@@ -3,11 +3,11 @@
 import math
 from statistics import fmean
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.figures.svg import Chart, Series
 from widestream.report.stats.fits import bootstrap_fits, fit_power_law, percentile_interval
 from widestream.report.stats.intervals import mean_interval
-from widestream.report.tables import NONE, Table
+from widestream.report.table import NONE, Table
 from widestream.study.page.results import ArmResult, StudyResult
 from widestream.study.page.sections import (
     UNPRINTED,
@@ -76,7 +76,7 @@ def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
     for number, (family, arms) in enumerate(rungs.items()):
         points = {_at(arm, axis): list(arm.losses.values()) for arm in arms}
         fit = fit_power_law({x: fmean(losses) for x, losses in points.items()}) if len(points) > 1 else None
-        titles = tuple(f"{arm.name}: {text.loss(mean_loss(arm))}" for arm in arms)
+        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}" for arm in arms)
         measured = tuple((x, fmean(losses)) for x, losses in points.items())
         for seed in sorted({seed for arm in arms for seed in arm.losses}):
             seen = tuple((_at(arm, axis), arm.losses[seed]) for arm in arms if seed in arm.losses)
@@ -120,15 +120,15 @@ def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tupl
     found = mean_interval(logs)
     ratio = math.exp(found.mean)
     if found.low is None or found.high is None:
-        told = f"{family} takes {text.percent(ratio)} of the reference's {name} to equal loss, one seed."
-        return told, (name, family, UNPRINTED, text.percent(ratio), NONE)
-    ends = f"{text.percent(math.exp(found.low))} to {text.percent(math.exp(found.high))}"
-    share = f"{text.percent(ratio)} of the reference's {name} (95 % interval {ends})"
+        told = f"{family} takes {formats.percent(ratio)} of the reference's {name} to equal loss, one seed."
+        return told, (name, family, UNPRINTED, formats.percent(ratio), NONE)
+    ends = f"{formats.percent(math.exp(found.low))} to {formats.percent(math.exp(found.high))}"
+    share = f"{formats.percent(ratio)} of the reference's {name} (95 % interval {ends})"
     if found.holds_zero:
         told = f"No difference seen to equal loss: {family} takes {share}."
     else:
-        told = f"{family} reaches {text.loss(goal)} with {share}."
-    return told, (name, family, UNPRINTED, text.percent(ratio), ends)
+        told = f"{family} reaches {formats.loss(goal)} with {share}."
+    return told, (name, family, UNPRINTED, formats.percent(ratio), ends)
 
 
 def _where(arms: list[ArmResult], axis: str, seed: tuple[int, int], loss: float) -> float:
@@ -172,10 +172,10 @@ def _rung_table(result: StudyResult, pairs: list[dict[str, str]]) -> Table:
         rows.append(
             (
                 f"{mine.name} against {theirs.name}",
-                text.loss(mean_loss(theirs)),
-                text.loss(mean_loss(mine)),
+                formats.loss(mean_loss(theirs)),
+                formats.loss(mean_loss(mine)),
                 shown(gap),
-                *(text.percent(_at(mine, axis) / _at(theirs, axis)) for axis in AXES),
+                *(formats.percent(_at(mine, axis) / _at(theirs, axis)) for axis in AXES),
             )
         )
     return Table(

@@ -3,13 +3,13 @@
 from statistics import fmean
 from typing import Any
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.comparison import compare
-from widestream.report.figures.charts import gap_chart, loss_chart
+from widestream.report.figures.comparison_charts import gap_chart, loss_chart
 from widestream.report.stats.intervals import mean_interval
 from widestream.report.stats.matched import RESOURCES, Resource, gap_at, reach
 from widestream.report.stats.pairs import Pair
-from widestream.report.tables import NONE, Table
+from widestream.report.table import NONE, Table
 from widestream.study.page.results import ArmResult, StudyResult, contrast
 from widestream.study.page.sections import (
     Section,
@@ -33,13 +33,25 @@ def race_section(result: StudyResult) -> Section:
     fewer = 1 - one.of.count("parameters") / one.against.count("parameters")
     exact = "exact"
     rows.append(
-        ("parameters saved", text.percent(printed["parameters"]), text.percent(fewer), exact, result.record["scale"])
+        (
+            "parameters saved",
+            formats.percent(printed["parameters"]),
+            formats.percent(fewer),
+            exact,
+            result.record["scale"],
+        )
     )
     gap = one.at_equal["tokens"]
     paper_gap = printed["loss"][1] - printed["loss"][0]
-    ends = text.interval(gap.low, gap.high)
+    ends = formats.interval(gap.low, gap.high)
     rows.append(
-        ("held-out loss at equal tokens", text.signed(paper_gap), text.signed(gap.mean), ends, result.record["scale"])
+        (
+            "held-out loss at equal tokens",
+            formats.signed(paper_gap),
+            formats.signed(gap.mean),
+            ends,
+            result.record["scale"],
+        )
     )
     section.tables.append(
         Table(
@@ -118,7 +130,7 @@ def _change(mine: ArmResult, theirs: ArmResult, later: ArmResult, against: ArmRe
     change = mean_interval(changes)
     first = fmean(mine.losses[seed] - theirs.losses[seed] for seed in seeds)
     last = fmean(later.losses[seed] - against.losses[seed] for seed in seeds)
-    told = f"from {text.signed(first)} to {text.signed(last)} nats, by {shown(change)}"
+    told = f"from {formats.signed(first)} to {formats.signed(last)} nats, by {shown(change)}"
     if change.low is None:
         return f"From the short runs to the long ones the difference moves {told}; one seed, which may be chance."
     if change.holds_zero:
@@ -141,7 +153,7 @@ def _along(pair: Pair) -> Table:
         ]
         gaps = [gap for gap in found if gap is not None]
         if gaps:
-            rows.append((text.count(part * end), f"{part:g}", shown(mean_interval(gaps)), str(len(gaps))))
+            rows.append((formats.count(part * end), f"{part:g}", shown(mean_interval(gaps)), str(len(gaps))))
     return Table(
         title="Along the long run",
         caption="Difference of the smoothed curves at equal tokens. Public single runs report −0.105 fading to −0.002.",

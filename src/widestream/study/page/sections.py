@@ -5,17 +5,13 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from widestream.report import text
-from widestream.report.figures.bars import BarChart
-from widestream.report.figures.forest import Forest
-from widestream.report.figures.svg import Chart
+from widestream.report import formats
+from widestream.report.figures.drawing import Figure
+from widestream.report.figures.forest_plot import Forest
 from widestream.report.stats.comparable import cautions, mismatches
 from widestream.report.stats.intervals import Interval
-from widestream.report.tables import NONE, Table
+from widestream.report.table import NONE, Table
 from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
-
-Figure = Chart | BarChart | Forest
-"""What a page can draw."""
 
 UNPRINTED = "not printed"
 """Stands where the paper has no number."""
@@ -49,6 +45,16 @@ class Section:
     """Runs that diverged, failed or are missing, and other things to know."""
     commands: list[str] = field(default_factory=list)
     """How to do it again."""
+
+    @property
+    def whole_figures(self) -> list[tuple[str, Figure]]:
+        """Charts that have the page to themselves."""
+        return [(caption, chart) for caption, chart in self.charts if isinstance(chart, Forest)]
+
+    @property
+    def column_figures(self) -> list[tuple[str, Figure]]:
+        """Charts that stand beside each other."""
+        return [(caption, chart) for caption, chart in self.charts if not isinstance(chart, Forest)]
 
 
 def begin(result: StudyResult) -> Section:
@@ -84,9 +90,9 @@ def describe_scale(result: StudyResult) -> str:
     data = f"{corpus['source']}, a vocabulary of {corpus['vocab_size']:,}" if corpus else "as its recipes say"
     epochs = [run.final.tokens / run.data["train_tokens"] for run in runs]
     return (
-        f"Scale {result.record['scale']}: {_span(sizes, text.count)} non-embedding parameters, "
-        f"{_span(tokens, text.count)} tokens, {_span(seeds, str)} seeds. Data: {data}; "
-        f"{_span(epochs, text.three)} epochs."
+        f"Scale {result.record['scale']}: {_span(sizes, formats.count)} non-embedding parameters, "
+        f"{_span(tokens, formats.count)} tokens, {_span(seeds, str)} seeds. Data: {data}; "
+        f"{_span(epochs, formats.three)} epochs."
     )
 
 
@@ -101,11 +107,11 @@ def said(contrast: Contrast) -> str:
     if gap is None:
         return f"{one} and {other} share no stretch of training."
     if gap.low is None or gap.high is None:
-        return f"{one} against {other}: {text.signed(gap.mean)} nats, one seed each, which may be chance."
-    ends = f"95\N{NO-BREAK SPACE}% interval {text.interval(gap.low, gap.high)}, {gap.n} seeds"
+        return f"{one} against {other}: {formats.signed(gap.mean)} nats, one seed each, which may be chance."
+    ends = f"95\N{NO-BREAK SPACE}% interval {formats.interval(gap.low, gap.high)}, {gap.n} seeds"
     if gap.holds_zero:
-        return f"No difference seen between {one} and {other}: {text.signed(gap.mean)} nats ({ends})."
-    return f"{one} is {text.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
+        return f"No difference seen between {one} and {other}: {formats.signed(gap.mean)} nats ({ends})."
+    return f"{one} is {formats.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
 
 
 def said_at_parameters(contrast: Contrast) -> str | None:
@@ -123,8 +129,8 @@ def shown(interval: Interval | None) -> str:
     """A difference and its interval."""
     if interval is None:
         return NONE
-    ends = "" if interval.low is None else f" [{text.interval(interval.low, interval.high)}]"
-    return f"{text.signed(interval.mean)}{ends}"
+    ends = "" if interval.low is None else f" [{formats.interval(interval.low, interval.high)}]"
+    return f"{formats.signed(interval.mean)}{ends}"
 
 
 def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None) -> list[tuple[dict, Contrast]]:
@@ -156,9 +162,9 @@ def contrast_table(
         rows.append(
             (
                 row.get("label") or f"{one.of.name} against {one.against.name}",
-                UNPRINTED if paper is None else text.signed(paper),
-                NONE if gap is None else text.signed(gap.mean),
-                NONE if gap is None else text.interval(gap.low, gap.high),
+                UNPRINTED if paper is None else formats.signed(paper),
+                NONE if gap is None else formats.signed(gap.mean),
+                NONE if gap is None else formats.interval(gap.low, gap.high),
                 *(shown(one.at_equal.get(resource)) for resource in ("flops", "wall_s", "parameters")),
                 NONE if gap is None else str(gap.n),
                 result.record["scale"],
@@ -185,7 +191,7 @@ def arms_table(result: StudyResult) -> Table:
     for arm in result.arms.values():
         about = arm.entry["about"] or NONE
         paper = UNPRINTED if arm.entry["paper"] is None else f"{arm.entry['paper']:.2f}"
-        trouble = text.listing(arm.trouble) if arm.trouble else "all done"
+        trouble = formats.listing(arm.trouble) if arm.trouble else "all done"
         rate = "recipe's" if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
         if arm.group is None:
             rows.append((arm.name, about, *[NONE] * 4, rate, paper, NONE, NONE, "0", trouble))
@@ -195,14 +201,14 @@ def arms_table(result: StudyResult) -> Table:
             (
                 arm.name,
                 about,
-                text.count(arm.count("non_embedding")),
-                text.count(arm.count("parameters")),
-                text.count(arm.count("stream_size")),
-                text.count(arm.count("tokens")),
+                formats.count(arm.count("non_embedding")),
+                formats.count(arm.count("parameters")),
+                formats.count(arm.count("stream_size")),
+                formats.count(arm.count("tokens")),
                 rate,
                 paper,
-                text.loss(final.mean),
-                NONE if final.low is None else f"{text.loss(final.low)} to {text.loss(final.high or 0)}",
+                formats.loss(final.mean),
+                NONE if final.low is None else f"{formats.loss(final.low)} to {formats.loss(final.high or 0)}",
                 str(final.n),
                 trouble,
             )
@@ -227,11 +233,11 @@ def rates_table(result: StudyResult) -> Table:
         trials = arm.entry["trials"]
         if trials:
             losses = [
-                f"{trial['lr']:g}: {trial['status'] if trial['loss'] is None else text.loss(trial['loss'])}"
+                f"{trial['lr']:g}: {trial['status'] if trial['loss'] is None else formats.loss(trial['loss'])}"
                 for trial in trials
             ]
             edge = arm.entry["rate"] in (trials[0]["lr"], trials[-1]["lr"])
-            length = text.percent(trials[0]["steps"] / arm.entry["runs"][0]["steps"])
+            length = formats.percent(trials[0]["steps"] / arm.entry["runs"][0]["steps"])
             rows.append((arm.name, "; ".join(losses), f"{arm.entry['rate']:g}", "yes" if edge else "no", length))
         elif arm.entry["rate_of"]:
             rate = NONE if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"

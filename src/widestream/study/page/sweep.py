@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.figures.svg import Chart, Series
 from widestream.report.stats.fits import slope
-from widestream.report.tables import Table
+from widestream.report.table import Table
 from widestream.study.page.results import ArmResult, StudyResult
 from widestream.study.page.sections import (
     UNPRINTED,
@@ -61,8 +61,8 @@ def _sweep_chart(groups: dict[str, list[ArmResult]], x: str) -> Chart:
             (at, final.mean if final.low is None else final.low, final.mean if final.high is None else final.high)
             for (at, _), final in zip(points, finals, strict=True)
         )
-        titles = tuple(f"{arm.name}: {text.loss(mean_loss(arm))}" for arm in arms)
-        value = text.loss(points[-1][1])
+        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}" for arm in arms)
+        value = formats.loss(points[-1][1])
         series.append(Series(points=points, colour=number, label=name, value=value, band=band, titles=titles))
     seen = [end for line in series for _, low, high in line.band for end in (low, high)]
     margin = 0.08 * (max(seen) - min(seen) or 1.0)
@@ -90,7 +90,7 @@ def _slope_row(name: str, arms: list[ArmResult], entry: dict[str, Any], scale: s
     what = words.get(entry["x"], entry["x"])
     bend = found.bend
     if per.low is None:
-        told = f"{name}: {text.signed(per.mean)} nats for every doubling of the {what}, one seed."
+        told = f"{name}: {formats.signed(per.mean)} nats for every doubling of the {what}, one seed."
     elif per.holds_zero:
         told = f"{name}: no trend with the {what} seen ({shown(per)} nats for every doubling)."
     else:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from widestream.files import write_text
 from widestream.report.comparison import Comparison
-from widestream.report.figures.charts import gap_chart, loss_chart
-from widestream.report.figures.ranking import ranking
+from widestream.report.figures.comparison_charts import gap_chart, loss_chart
+from widestream.report.figures.ranking_chart import render_ranking
 from widestream.report.figures.svg import render, standalone
 from widestream.report.league import is_league, league_verdict
 from widestream.report.stats.matched import RESOURCES
@@ -18,7 +18,7 @@ def write_picture(comparison: Comparison, stem: str | Path) -> tuple[Path, Path]
     """Write STEM-light.svg and STEM-dark.svg, with transparent ground, and return their paths."""
     if is_league(comparison):
         width = LEAGUE_WIDTH
-        panel, height = ranking(comparison, RESOURCES, width)
+        panel, height = render_ranking(comparison, RESOURCES, width)
         panels, title = [panel], league_verdict(comparison).headline
     else:
         charts = [loss_chart(comparison, "tokens")]

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.text import listing
+from widestream.report.formats import listing
 
 _FIELDS = ("model", "lr", "seed", "steps", "heldout_loss", "diverged")
 
