@@ -5,7 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from test_html_report import Page
+from test_compare_page import Page
 
 from fake_runs import loss_at, write_run
 from widestream.report import compare, print_table, write_picture, write_report

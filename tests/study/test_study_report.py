@@ -17,7 +17,7 @@ from widestream.study.page import studies_page
 from widestream.study.page.analyses import study_section
 from widestream.study.page.ladder import saved
 from widestream.study.page.results import ArmResult, contrast, load_result, load_results
-from widestream.study.page.sections import said
+from widestream.study.page.sections import at_equal_tokens
 from widestream.study.page.studies_page import write_studies
 from widestream.study.run import StudyOptions, run_study
 
@@ -105,15 +105,15 @@ def test_sentences_come_from_the_intervals(make):
     result = make(seeds=3)
     wide = contrast(result, "rmt key_dim=16", "transformer")
     assert wide is not None
-    assert said(wide).startswith("rmt key_dim=16 is 0.2")
-    assert "better than transformer (95" in said(wide)
+    assert at_equal_tokens(wide).startswith("rmt key_dim=16 is 0.2")
+    assert "better than transformer (95" in at_equal_tokens(wide)
     same = contrast(result, "transformer", "transformer")
     assert same is not None
-    assert said(same).startswith("No difference seen between")
+    assert at_equal_tokens(same).startswith("No difference seen between")
     single = make("single", seeds=1)
     alone = contrast(single, "rmt key_dim=16", "transformer")
     assert alone is not None
-    assert "may be chance" in said(alone)
+    assert "may be chance" in at_equal_tokens(alone)
 
 
 def test_the_ladder_tells_what_is_needed_to_equal_loss(make):

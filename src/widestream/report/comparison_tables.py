@@ -218,7 +218,7 @@ def machines(comparison: Comparison) -> Table:
 def _environment(run: Run) -> dict[str, str]:
     info, machine = run.info, run.info.get("machine", {})
     peak, memory = info.get("peak_flops_per_s"), machine.get("memory_gb")
-    found = {
+    values = {
         "CPU": machine.get("cpu"),
         "cores, threads used": f"{machine.get('cores', '?')}, {machine.get('threads', '?')}",
         "GPU": machine.get("gpu") or "none",
@@ -231,7 +231,7 @@ def _environment(run: Run) -> dict[str, str]:
         "data fingerprint": run.data["fingerprint"],
         "tokenizer sha256": run.data.get("tokenizer_sha256"),
     }
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def _spent(reach: Reach) -> tuple[str, str, str]:

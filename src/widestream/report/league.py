@@ -34,8 +34,8 @@ def ranked(comparison: Comparison) -> list[Pair]:
 def league_verdict(comparison: Comparison) -> Verdict:
     """How many models are ahead of the reference and how many behind, and who leads, by resource."""
     reference, name = comparison.groups[0], METRIC_NAMES[comparison.metric]
-    told = [_standing(comparison.pairs, resource, reference.label, name) for resource in RESOURCES]
-    headline, *details = filter(None, told)
+    standings = [_standing(comparison.pairs, resource, reference.label, name) for resource in RESOURCES]
+    headline, *details = filter(None, standings)
     if all(pair.difference.low is None for pair in comparison.pairs):
         details.append("One seed each, so no interval: a difference of some hundredths may be chance.")
     else:
@@ -46,17 +46,17 @@ def league_verdict(comparison: Comparison) -> Verdict:
 
 
 def _standing(pairs: Sequence[Pair], resource: Resource, reference: str, metric: str) -> str:
-    found = {pair.other.label: pair.at_equal[resource] for pair in pairs if resource in pair.at_equal}
-    if not found:
+    gaps = {pair.other.label: pair.at_equal[resource] for pair in pairs if resource in pair.at_equal}
+    if not gaps:
         return ""
-    sure = [interval.mean for interval in found.values() if not interval.holds_zero]
+    sure = [interval.mean for interval in gaps.values() if not interval.holds_zero]
     below, above = sum(mean < 0 for mean in sure), sum(mean > 0 for mean in sure)
-    rest = len(found) - below - above
+    rest = len(gaps) - below - above
     unclear = f", and for {rest} no difference is seen" if rest else ""
-    first = sorted(found, key=lambda label: found[label].mean)[:3]
-    leaders = formats.listing([f"{label} ({formats.signed(found[label].mean)})" for label in first])
+    first = sorted(gaps, key=lambda label: gaps[label].mean)[:3]
+    leaders = formats.listing([f"{label} ({formats.signed(gaps[label].mean)})" for label in first])
     return (
-        f"{EQUAL[resource]} {below} of {len(found)} models have a lower {metric} than {reference}, {above} a higher one"
+        f"{EQUAL[resource]} {below} of {len(gaps)} models have a lower {metric} than {reference}, {above} a higher one"
         f"{unclear}. In front: {leaders}."
     )
 

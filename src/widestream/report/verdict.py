@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from widestream.report import formats
-from widestream.report.stats.comparable import Mismatch
+from widestream.report.comparable import Mismatch
 from widestream.report.stats.groups import Group, Metric
 from widestream.report.stats.intervals import Interval
 from widestream.report.stats.matched import Resource
@@ -63,9 +63,9 @@ def _verdict(pair: Pair, metric: Metric) -> Verdict:
 def _difference(pair: Pair, metric: Metric) -> str:
     """At equal tokens: who is ahead, or that nobody is."""
     ours, theirs, name = pair.other.label, pair.reference.label, METRIC_NAMES[metric]
-    told = f"At equal tokens {ours}'s {name} is {_lower(pair.difference)} than {theirs}'s ({_evidence(pair)})."
+    sentence = f"At equal tokens {ours}'s {name} is {_lower(pair.difference)} than {theirs}'s ({_evidence(pair)})."
     seen = not pair.difference.holds_zero and pair.difference.mean != 0
-    return told if seen else f"No difference seen. {told}"
+    return sentence if seen else f"No difference seen. {sentence}"
 
 
 def _evidence(pair: Pair) -> str:
@@ -103,8 +103,8 @@ def _equal_cost(pair: Pair) -> str:
             interval = pair.at_equal[resource]
             ends = "" if interval.low is None else f" ({_ends(interval)})"
             parts.append(f"at equal {name} it is {_lower(interval)}{ends}{_early(pair, resource)}")
-    told = "; ".join(parts)
-    return f"{told[:1].upper()}{told[1:]}." if told else ""
+    sentence = "; ".join(parts)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
 
 
 def _early(pair: Pair, resource: Resource) -> str:

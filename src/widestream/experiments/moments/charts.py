@@ -40,11 +40,11 @@ def depth_multiples(record: Record, quantity: str, scaled: bool) -> dict[str, Ch
         quantity: `seen` or `written_gradient`.
         scaled: whether output maps start scaled by depth.
     """
-    found: dict[str, list[Series]] = {}
+    by_stream: dict[str, list[Series]] = {}
     for entry in record.get("depth", ()):
         line = _relative(entry, quantity)
         if entry["depth_scale"] == scaled and line:
-            lines = found.setdefault(entry["stream"], [])
+            lines = by_stream.setdefault(entry["stream"], [])
             points = tuple((x / len(entry["writers"]), y) for x, y in line)
             label = f"{entry['layers']} layers"
             lines.append(Series(points=points, colour=len(lines), label=label))
@@ -57,7 +57,7 @@ def depth_multiples(record: Record, quantity: str, scaled: bool) -> dict[str, Ch
             y_range=_range(lines),
             zero=True,
         )
-        for stream, lines in found.items()
+        for stream, lines in by_stream.items()
     }
 
 
@@ -144,7 +144,7 @@ def _steps_chart(what: str, series: Sequence[Series]) -> Chart | None:
 
 def _relative(entry: Mapping[str, Any], quantity: str) -> tuple[tuple[float, float], ...]:
     """(site, log10 of the moment over its value where it comes from: the first block's write, or the last one's)."""
-    means = [found[0] for found in entry["sites"][quantity]]
+    means = [site[0] for site in entry["sites"][quantity]]
     start = means[1] if quantity == "seen" else means[-2]
     if not start:
         return ()

@@ -19,12 +19,12 @@ HIGHEST = 6.0
 """Most doublings that a chart shows in either direction."""
 
 Record = dict[str, Any]
-"""What `study.mup_check.run_check` returns."""
+"""What `run_check` (experiments/mup/measure.py) returns."""
 
 
 def sentences(record: Record) -> list[str]:
     """The verdict on both parametrizations, first the one that matters."""
-    said = []
+    lines = []
     for way, name in NAMES.items():
         slopes = record["results"][way]["slopes"]
         off = [
@@ -34,15 +34,15 @@ def sentences(record: Record) -> list[str]:
             if row[kind]["verdict"] not in ("flat", None)
         ]
         verdict = f"flat across widths ({_farthest(slopes)})" if record["flat"][way] else f"not flat: {listing(off)}"
-        said.append(f"{record['recipe']} {name}: {verdict}.")
+        lines.append(f"{record['recipe']} {name}: {verdict}.")
     widths, bounds = record["widths"], record["bounds"]
-    said.append(
+    lines.append(
         f"Widths {listing([str(width) for width in widths])} ({', '.join(record['grow'])} grow), "
         f"{record['settings']['steps']} steps of Adam at {record['lr']:g}, {record['settings']['seeds']} seeds. "
         "Flat: slope of log size against log width within [{:g}, {:g}], ".format(*bounds["size"])
         + "of its change from initialisation within [{:g}, {:g}].".format(*bounds["change"])
     )
-    return said
+    return lines
 
 
 def _farthest(slopes: dict[str, Any]) -> str:

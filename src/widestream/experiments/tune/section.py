@@ -23,7 +23,7 @@ EDGE = 1.25
 _DOT, _DIVERGED, _BEST = 0, 5, 1
 
 Record = dict[str, Any]
-"""Contents of tune.json (`study.tune_record.make_record`)."""
+"""Contents of tune.json (`experiments/tune/record.py`)."""
 
 
 def sentences(record: Record) -> list[str]:
@@ -33,34 +33,34 @@ def sentences(record: Record) -> list[str]:
     diverged = sum(trial["state"] == "diverged" for trial in trials)
     steps = record["setup"]["recipe"]["train"]["steps"]
     how = {"random": "log-uniform draws", "tpe": "draws by TPE"}[record["setup"]["sampler"]]
-    said = [
+    lines = [
         f"{len(trials)} trials of {steps:,} steps on {record['recipe']}, {how} from the {record['interval']} "
         f"intervals: {len(done)} finished, {diverged} diverged, {len(trials) - len(done) - diverged} not finished."
     ]
     if record["best"] is None:
-        return [*said, "No trial has finished."]
+        return [*lines, "No trial has finished."]
     best = trials[record["best"]]
     others = sorted(trial["loss"] for trial in done)
     second = f"; the next best: {others[1]:.4f}" if len(others) > 1 else ""
-    said.append(f"Best: trial {best['number']}, held-out loss {best['loss']:.4f} nats per token{second}.")
+    lines.append(f"Best: trial {best['number']}, held-out loss {best['loss']:.4f} nats per token{second}.")
     for name, value in best["settings"].items():
         low, high = space[name]
         if value < low * EDGE or value > high / EDGE:
-            said.append(f"Its {LABELS[name]}, {formats.three(value)}, lies at an end of [{low:g}, {high:g}].")
+            lines.append(f"Its {LABELS[name]}, {formats.three(value)}, lies at an end of [{low:g}, {high:g}].")
     if len(done) < FEW:
-        said.append(
+        lines.append(
             f"{len(done)} trials in {len(space)} dimensions at this size say which settings work here; "
             "they are no claim about large models, nor that these settings are the best."
         )
-    return said
+    return lines
 
 
 def settings_table(record: Record) -> Table | None:
     """The best settings beside their intervals and their importance; None without a finished trial."""
     if record["best"] is None:
         return None
-    found = record["importance"]
-    shares = {} if found is None else found["shares"]
+    importance = record["importance"]
+    shares = {} if importance is None else importance["shares"]
     rows = tuple(
         (
             LABELS[name],
@@ -102,13 +102,14 @@ def trials_table(record: Record) -> Table:
 
 def importance_chart(record: Record) -> BarChart | None:
     """Importance of the settings as bars; None where too few trials have finished."""
-    found = record["importance"]
-    if found is None:
+    importance = record["importance"]
+    if importance is None:
         return None
     return BarChart(
         title=f"Importance of settings, {record['recipe']}",
-        x_label=f"share in reaching the best {formats.percent(found['best_share'])} of trials ({found['method']})",
-        values={LABELS[name]: share for name, share in found["shares"].items()},
+        x_label=f"share in reaching the best {formats.percent(importance['best_share'])} of trials "
+        f"({importance['method']})",
+        values={LABELS[name]: share for name, share in importance["shares"].items()},
     )
 
 

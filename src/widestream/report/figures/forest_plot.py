@@ -70,14 +70,14 @@ def _row(name: str, gap: Interval, x: Scale, top: float, row: float, narrow: boo
         else f'<text x="-10" y="{middle + 4}" text-anchor="end">{svg_text(name)}</text>'
         f'<text class="note" x="{x.length + 8}" y="{middle + 4}">{formats.signed(gap.mean)}</text>'
     )
-    told = f"{name}: {formats.signed(gap.mean)} ({formats.interval(gap.low, gap.high)})"
+    hover = f"{name}: {formats.signed(gap.mean)} ({formats.interval(gap.low, gap.high)})"
     span = (
         f'<line class="span" x1="{x(gap.low)}" x2="{x(gap.high)}" y1="{middle}" y2="{middle}"/>'
         if gap.low is not None and gap.high is not None
         else ""
     )
     dot = f'<circle class="dot" cx="{x(gap.mean)}" cy="{middle}" r="4.5"/>'
-    return f'{label}<g style="--c:{colour}"><title>{svg_text(told)}</title>{span}{dot}</g>'
+    return f'{label}<g style="--c:{colour}"><title>{svg_text(hover)}</title>{span}{dot}</g>'
 
 
 def forest_of(gaps: Sequence[tuple[str, Interval]]) -> Forest:

@@ -80,19 +80,19 @@ def _row(pair: Pair, resource: Resource, x: Scale, y: float) -> str:
         return ""
     interval = pair.at_equal[resource]
     colour = "var(--s5)" if interval.holds_zero else "var(--s0)" if interval.mean < 0 else "var(--s1)"
-    told = f"{pair.other.label}, {EQUAL[resource].lower()}: {formats.signed(interval.mean)}"
+    hover = f"{pair.other.label}, {EQUAL[resource].lower()}: {formats.signed(interval.mean)}"
     if interval.low is not None:
-        told += f" ({formats.interval(interval.low, interval.high)})"
+        hover += f" ({formats.interval(interval.low, interval.high)})"
     if interval.mean > x.high:
         arrow = f'<text x="{x.length}" y="{y + 4}" text-anchor="end">{formats.signed(interval.mean)} →</text>'
-        return f"<g><title>{svg_text(told)}</title>{arrow}</g>"
+        return f"<g><title>{svg_text(hover)}</title>{arrow}</g>"
     line = ""
     if interval.low is not None and interval.high is not None:
         ends = [x(min(max(end, x.low), x.high)) for end in (interval.low, interval.high)]
         line = f'<line class="span" x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}"/>'
     stem = f'<line class="stem" x1="{x(0)}" x2="{x(interval.mean)}" y1="{y}" y2="{y}"/>'
     dot = f'<circle class="dot" cx="{x(interval.mean)}" cy="{y}" r="4.5"/>'
-    return f'<g style="--c:{colour}"><title>{svg_text(told)}</title>{stem}{line}{dot}</g>'
+    return f'<g style="--c:{colour}"><title>{svg_text(hover)}</title>{stem}{line}{dot}</g>'
 
 
 def _y(row: int) -> float:

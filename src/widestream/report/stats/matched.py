@@ -151,12 +151,12 @@ def gaps(reference: Curve, other: Curve, resource: Resource) -> list[tuple[float
     Only where both curves reach; empty where they do not overlap.
     """
     places = sorted({*reference.axis(resource), *other.axis(resource)})
-    found = []
+    points = []
     for place in places:
         ours, theirs = value_at(other, resource, place), value_at(reference, resource, place)
         if ours is not None and theirs is not None:
-            found.append((place, ours - theirs))
-    return found
+            points.append((place, ours - theirs))
+    return points
 
 
 def gap_at(reference: Curve, other: Curve, resource: Resource, amount: float) -> float | None:

@@ -6,12 +6,15 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import formats
+from widestream.report.comparable import cautions, mismatches
 from widestream.report.figures.drawing import Figure
 from widestream.report.figures.forest_plot import Forest
-from widestream.report.stats.comparable import cautions, mismatches
 from widestream.report.stats.intervals import Interval
 from widestream.report.table import NONE, Table
 from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
+
+Compared = Sequence[tuple[dict[str, Any], Contrast]]
+"""Contrasts, each with its row in the study: `label` and `paper`, the paper's number, if it has them."""
 
 UNPRINTED = "not printed"
 """Stands where the paper has no number."""
@@ -101,7 +104,7 @@ def _span(values: Sequence[Any], shown: Any) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def said(contrast: Contrast) -> str:
+def at_equal_tokens(contrast: Contrast) -> str:
     """At equal tokens: who is ahead and by how much, or that no difference is seen."""
     one, other, gap = contrast.of.name, contrast.against.name, contrast.at_equal.get("tokens")
     if gap is None:
@@ -114,7 +117,7 @@ def said(contrast: Contrast) -> str:
     return f"{one} is {formats.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
 
 
-def said_at_parameters(contrast: Contrast) -> str | None:
+def _at_equal_parameters(contrast: Contrast) -> str | None:
     """The same at equal parameters, where that is not the comparison at equal tokens itself."""
     gap = contrast.at_equal.get("parameters")
     if gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
@@ -125,6 +128,16 @@ def said_at_parameters(contrast: Contrast) -> str | None:
     return f"At equal parameters {one} is {'worse' if gap.mean > 0 else 'better'} than {other}: {shown(gap)} nats."
 
 
+def answers_of(compared: Compared) -> list[str]:
+    """What contrasts come to at equal tokens and, where that is another comparison, at equal parameters."""
+    return [
+        sentence
+        for _, contrast in compared
+        for sentence in (at_equal_tokens(contrast), _at_equal_parameters(contrast))
+        if sentence
+    ]
+
+
 def shown(interval: Interval | None) -> str:
     """A difference and its interval."""
     if interval is None:
@@ -133,7 +146,7 @@ def shown(interval: Interval | None) -> str:
     return f"{formats.signed(interval.mean)}{ends}"
 
 
-def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None) -> list[tuple[dict, Contrast]]:
+def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None) -> Compared:
     """The contrasts that a study names, or every arm against the reference; those without finished runs left out."""
     if rows is None:
         reference = result.reference
@@ -142,8 +155,8 @@ def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None)
             for name, arm in result.arms.items()
             if name != reference.name
         ]
-    found = [(row, contrast(result, row["of"], row["against"])) for row in rows]
-    return [(row, one) for row, one in found if one is not None]
+    compared = [(row, contrast(result, row["of"], row["against"])) for row in rows]
+    return [(row, one) for row, one in compared if one is not None]
 
 
 def _paper_gap(arm: ArmResult, reference: ArmResult) -> float | None:
@@ -152,11 +165,13 @@ def _paper_gap(arm: ArmResult, reference: ArmResult) -> float | None:
 
 
 def contrast_table(
-    result: StudyResult, found: Sequence[tuple[dict[str, Any], Contrast]], title: str = "Differences in held-out loss"
+    result: StudyResult,
+    compared: Compared,
+    title: str = "Differences in held-out loss",
 ) -> Table:
     """The paper's number beside ours: at equal tokens with its interval, then at equal FLOPs, time, parameters."""
     rows = []
-    for row, one in found:
+    for row, one in compared:
         gap = one.at_equal.get("tokens")
         paper = row.get("paper")
         rows.append(

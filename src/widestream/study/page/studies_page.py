@@ -44,23 +44,18 @@ def find_sections(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Se
     records = [
         path for folder in folders for ending in ("json", "json.xz") for path in sorted(folder.glob(f"*.{ending}"))
     ]
-    found = [section for path in records if (section := _other_record(path)) is not None]
-    found += [study_section(result) for folder in folders for result in load_results(folder)]
-    if not found:
+    sections = [section for path in records if (section := _other_record(path)) is not None]
+    sections += [study_section(result) for folder in folders for result in load_results(folder)]
+    if not sections:
         raise UserError(f"{folders[0]} holds no results; give the folder or the archive that `widestream study` wrote.")
-    found.append(resources_section())
+    sections.append(resources_section())
     if names:
-        known = sorted({_name(section) for section in found})
+        known = sorted({section.name for section in sections})
         missing = [name for name in names if name not in known]
         if missing:
             raise unknown_name(f"results {missing[0]!r}", missing[0], known)
-        found = [section for section in found if _name(section) in names]
-    return sorted(found, key=_place)
-
-
-def _name(section: Section) -> str:
-    """What a section is asked for by: the study's name, or the measurement's."""
-    return section.name
+        sections = [section for section in sections if section.name in names]
+    return sorted(sections, key=_place)
 
 
 def _place(section: Section) -> tuple[int, str]:
