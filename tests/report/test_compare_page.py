@@ -78,7 +78,7 @@ def test_charts_are_named_for_those_who_hear_them(report):
 
 
 def test_samples_of_one_prompt_stand_side_by_side(report):
-    rows = re.findall(r'<div class="samples">(.*?)</div></div>', report, flags=re.S)
+    rows = re.findall(r'<div class="samples">(.*?)</div>\n</div>', report, flags=re.S)
     assert len(rows) == 2
     assert all(">transformer</h3>" in row and ">rmt</h3>" in row for row in rows)
     assert "<b>When he came back</b> she saw" in report

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,8 @@ from widestream.report.search_record import Search, load_search
 from widestream.report.stats.groups import Group
 from widestream.report.stats.matched import RESOURCES
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A text that a model wrote."""
-
-    label: str
-    """The model."""
-    colour: int
-    """Its number."""
-    prompt: str
-    """What it was to go on from."""
-    text: str
-    """How it went on."""
-    settings: str
-    """Of sampling, in words."""
-    path: Path
-    """The run."""
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+"""Settings that a sample is shown with."""
 
 
 def write_report(
@@ -120,24 +104,17 @@ def _charts(comparison: Comparison) -> dict[str, Chart]:
     }
 
 
-def _samples(groups: Sequence[Group]) -> list[list[Sample]]:
+def _samples(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:
     """Texts of the first run of every model that has some, those of the same prompt together."""
-    by_prompt: dict[str, list[Sample]] = {}
-    for number, group in enumerate(groups):
-        for run in [run for run in group.runs if run.samples][:1]:
-            for row in run.samples:
-                sample = _sample(row, group.label, number, run.path)
-                by_prompt.setdefault(sample.prompt, []).append(sample)
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for colour, group in enumerate(groups):
+        run = next((run for run in group.runs if run.samples), group.runs[0])
+        for row in run.samples:
+            settings = [f"{name.replace('_', '-')} {row[name]}" for name in _SAMPLING if row.get(name) is not None]
+            sample = {"label": group.label, "colour": colour, "path": run.path, "settings": ", ".join(settings)}
+            prompt, text = str(row.get("prompt", "")), str(row.get("text", ""))
+            by_prompt.setdefault(prompt, []).append(sample | {"prompt": prompt, "text": text})
     return list(by_prompt.values())
-
-
-def _sample(row: dict[str, Any], label: str, colour: int, path: Path) -> Sample:
-    settings = [
-        f"{name.replace('_', '-')} {row[name]}"
-        for name in ("temperature", "top_k", "top_p", "seed")
-        if row.get(name) is not None
-    ]
-    return Sample(label, colour, str(row.get("prompt", "")), str(row.get("text", "")), ", ".join(settings), path)
 
 
 def _search(search: Search, groups: Sequence[Group]) -> dict[str, Any]:

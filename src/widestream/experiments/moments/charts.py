@@ -32,35 +32,6 @@ def moments_charts(record: Record) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def depth_multiples(record: Record, quantity: str, scaled: bool) -> dict[str, Chart]:
-    """A small chart for every stream: one line for each depth, over the part of the depth that is passed.
-
-    Args:
-        record: the study's.
-        quantity: `seen` or `written_gradient`.
-        scaled: whether output maps start scaled by depth.
-    """
-    by_stream: dict[str, list[Series]] = {}
-    for entry in record.get("depth", ()):
-        line = _relative(entry, quantity)
-        if entry["depth_scale"] == scaled and line:
-            lines = by_stream.setdefault(entry["stream"], [])
-            points = tuple((x / len(entry["writers"]), y) for x, y in line)
-            label = f"{entry['layers']} layers"
-            lines.append(Series(points=points, colour=len(lines), label=label))
-    return {
-        stream: Chart(
-            title=f"{stream}: {WORDS[quantity]} over depth",
-            x_label="part of the depth",
-            y_label=f"{stream} (log10)",
-            series=tuple(lines),
-            y_range=_range(lines),
-            zero=True,
-        )
-        for stream, lines in by_stream.items()
-    }
-
-
 def depth_chart(depth: Sequence[Record], quantity: str, scaled: bool) -> Chart | None:
     """log10 of a second moment over the sites of the deepest models, relative to where it comes from; all streams."""
     chosen = sorted(deepest(depth, scaled), key=lambda entry: entry["stream"] in HIGHLIGHTED)

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.files import write_text
-from widestream.report.figures.svg import Chart, Series, render, standalone
+from widestream.report.figures.svg import Chart, Series, render, write_both
 from widestream.report.formats import listing
 from widestream.report.page import render_page
 from widestream.report.table import NONE, Table
@@ -134,10 +134,7 @@ def write_check(record: Record, out: Path) -> list[Path]:
         write_text(out, page(record))
         return [out]
     panels = [render(chart, WIDTH, HEIGHT) for chart in charts(record).values()]
-    paths = [Path(f"{out}-{theme}.svg") for theme in ("light", "dark")]
-    for path, theme in zip(paths, ("light", "dark"), strict=True):
-        write_text(path, standalone(panels, WIDTH, HEIGHT, theme, " ".join(sentences(record)[:2])))
-    return paths
+    return list(write_both(out, panels, WIDTH, HEIGHT, " ".join(sentences(record)[:2])))
 
 
 def _slope(row: dict[str, Any]) -> str:

@@ -7,7 +7,9 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 
+from widestream.files import write_text
 from widestream.report.figures.scales import Scale, linear_ticks, log_ticks
 from widestream.report.formats import ticks, visible
 
@@ -158,6 +160,21 @@ def css_variables(theme: str) -> str:
 def chart_css() -> str:
     """The style sheet of the charts."""
     return files("widestream.report").joinpath("templates/chart.css").read_text(encoding="utf-8")
+
+
+def write_both(stem: str | Path, panels: Sequence[str], width: int, height: int, title: str) -> tuple[Path, Path]:
+    """Write STEM-light.svg and STEM-dark.svg: rendered charts, each `width` by `height`, beside each other.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        UserError: nowhere to write.
+    """
+    light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))
+    for path, theme in ((light, "light"), (dark, "dark")):
+        write_text(path, standalone(panels, width, height, theme, title))
+    return light, dark
 
 
 def standalone(panels: Sequence[str], width: int, height: int, theme: str, title: str) -> str:

@@ -21,31 +21,15 @@ def race_section(result: StudyResult) -> Section:
     one = contrast(result, other, result.reference.name) if other else None
     if one is None or one.pair is None:
         return section
-    printed = result.record["analysis"]["printed"]
+    printed, scale = result.record["analysis"]["printed"], result.record["scale"]
     section.answers.append(at_equal_tokens(one))
-    rows = [_saved_row(one.pair, resource, printed, result.record["scale"]) for resource in RESOURCES]
     fewer = 1 - one.of.count("parameters") / one.against.count("parameters")
-    exact = "exact"
-    rows.append(
-        (
-            "parameters saved",
-            formats.percent(printed["parameters"]),
-            formats.percent(fewer),
-            exact,
-            result.record["scale"],
-        )
-    )
-    gap = one.at_equal["tokens"]
-    paper_gap = printed["loss"][1] - printed["loss"][0]
+    gap, paper_gap = one.at_equal["tokens"], printed["loss"][1] - printed["loss"][0]
     ends = formats.interval(gap.low, gap.high)
-    rows.append(
-        (
-            "held-out loss at equal tokens",
-            formats.signed(paper_gap),
-            formats.signed(gap.mean),
-            ends,
-            result.record["scale"],
-        )
+    rows = (
+        *(_saved_row(one.pair, resource, printed, scale) for resource in RESOURCES),
+        ("parameters saved", formats.percent(printed["parameters"]), formats.percent(fewer), "exact", scale),
+        ("held-out loss at equal tokens", formats.signed(paper_gap), formats.signed(gap.mean), ends, scale),
     )
     section.tables.append(
         Table(
@@ -54,7 +38,7 @@ def race_section(result: StudyResult) -> Section:
             "the reference's run of the same seed, as a share of what that run spent; mean over seeds and 95 % "
             "interval. The paper's FLOPs leave out the logits (erratum E8).",
             columns=("quantity", "paper", "ours", "95 % interval", "scale"),
-            rows=tuple(rows),
+            rows=rows,
         )
     )
     section.tables.append(contrast_table(result, [({"paper": paper_gap}, one)]))
