@@ -13,7 +13,6 @@ from models import tiny
 from widestream.cli.study_moments import add_moments
 from widestream.errors import UserError
 from widestream.experiments.moments import ratios as moments_ratios
-from widestream.experiments.moments.charts import depth_multiples
 from widestream.experiments.moments.depth import DepthSizes, measure_depth
 from widestream.experiments.moments.estimate import against_closed_form, geometric
 from widestream.experiments.moments.ratios import WAYS, measure_ratios
@@ -152,7 +151,6 @@ def test_the_command_measures_initial_models(tmp_path):
     assert record["settings"]["depths"] == [2, 3]
     assert {entry["shape"]["key_dim"] for entry in record["ratios"]} == {32, 8}
     assert [(e["stream"], e["layers"]) for e in record["depth"][:2]] == [("vector", 2), ("rezero", 2)]
-    assert set(depth_multiples(record, "seen", False)) == {"vector", "rezero"}
 
 
 @pytest.mark.parametrize(

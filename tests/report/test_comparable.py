@@ -1,6 +1,6 @@
 import pytest
-from fake_runs import write_run
 
+from fake_runs import write_run
 from widestream.report import compare
 
 

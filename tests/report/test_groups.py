@@ -1,6 +1,6 @@
 import pytest
-from fake_runs import write_run
 
+from fake_runs import write_run
 from widestream.errors import UserError
 from widestream.report import compare
 from widestream.report.stats.groups import group_runs

@@ -5,11 +5,11 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from fake_runs import loss_at, write_run
-from test_html_report import Page
+from test_compare_page import Page
 
+from fake_runs import loss_at, write_run
 from widestream.report import compare, print_table, write_picture, write_report
-from widestream.report.figures.ranking import ranking
+from widestream.report.figures.ranking_chart import render_ranking
 from widestream.report.league import is_league, league_table, league_verdict, ranked
 
 LEADS = {"wide": -0.2, "wider": -0.3, "even": 0.0, "behind": 0.15, "far": 2.0, "late": -0.05, "last": 0.3}
@@ -86,7 +86,7 @@ def test_the_page_nests_and_holds_every_model(league, tmp_path):
 
 
 def test_what_lies_far_behind_is_told_at_the_edge(league):
-    svg, _ = ranking(compare([league]), ("tokens",), 500)
+    svg, _ = render_ranking(compare([league]), ("tokens",), 500)
     assert re.search(r"\+2\.00\d? →", svg)
     root = ElementTree.fromstring(svg)
     circles = [float(node.get("cx")) for node in root.iter() if node.tag.endswith("circle")]

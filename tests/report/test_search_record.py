@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from fake_runs import write_search
 
+from fake_runs import write_search
 from widestream.errors import UserError
-from widestream.report.figures.charts import search_chart
-from widestream.report.search import load_search
+from widestream.report.figures.comparison_charts import search_chart
+from widestream.report.search_record import load_search
 
 
 def record(path, *rows):

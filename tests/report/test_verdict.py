@@ -2,8 +2,8 @@ import json
 import re
 
 import pytest
-from fake_runs import loss_at, write_run
 
+from fake_runs import loss_at, write_run
 from widestream.report import compare
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from widestream.study.archive import opened
-from widestream.study.page import page
+from widestream.study.page import studies_page
 from widestream.study.spec import study_names
 
 LAB = Path(__file__).parent.parent.parent / "lab"
@@ -15,10 +15,10 @@ LAB = Path(__file__).parent.parent.parent / "lab"
 @pytest.mark.slow
 def test_the_page_of_the_kept_results_has_every_study_and_every_run():
     with opened(LAB) as folders:
-        sections = page.find_sections(folders)
+        sections = studies_page.find_sections(folders)
         names = {section.name for section in sections}
         assert {"resources", "moments", "mup", "tune", *study_names()} <= names
-        html = page.page(sections)
+        html = studies_page.studies_page(sections)
         records = [json.loads(path.read_text()) for folder in folders for path in folder.glob("*.study.json")]
         assert len(records) == len(study_names())
         for record in records:

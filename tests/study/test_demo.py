@@ -13,7 +13,7 @@ import pytest
 
 from widestream.errors import UserError
 from widestream.report import compare
-from widestream.report.search import load_search
+from widestream.report.search_record import load_search
 from widestream.runs import pool
 from widestream.runs.pool import Job, run_jobs
 from widestream.study import demo

@@ -6,19 +6,19 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from study_runs import finish, write_run, write_study
 
+from study_runs import finish, write_run, write_study
 from widestream.errors import UserError
 from widestream.report.stats.fits import bootstrap_fits, curvature, fit_power_law, line, percentile_interval, slope
 from widestream.runs.pool import Job
 from widestream.study import run
 from widestream.study.archive import opened, pack_results
-from widestream.study.page import page
+from widestream.study.page import studies_page
 from widestream.study.page.analyses import study_section
 from widestream.study.page.ladder import saved
-from widestream.study.page.page import write_studies
 from widestream.study.page.results import ArmResult, contrast, load_result, load_results
-from widestream.study.page.sections import said
+from widestream.study.page.sections import at_equal_tokens
+from widestream.study.page.studies_page import write_studies
 from widestream.study.run import StudyOptions, run_study
 
 
@@ -105,15 +105,15 @@ def test_sentences_come_from_the_intervals(make):
     result = make(seeds=3)
     wide = contrast(result, "rmt key_dim=16", "transformer")
     assert wide is not None
-    assert said(wide).startswith("rmt key_dim=16 is 0.2")
-    assert "better than transformer (95" in said(wide)
+    assert at_equal_tokens(wide).startswith("rmt key_dim=16 is 0.2")
+    assert "better than transformer (95" in at_equal_tokens(wide)
     same = contrast(result, "transformer", "transformer")
     assert same is not None
-    assert said(same).startswith("No difference seen between")
+    assert at_equal_tokens(same).startswith("No difference seen between")
     single = make("single", seeds=1)
     alone = contrast(single, "rmt key_dim=16", "transformer")
     assert alone is not None
-    assert "may be chance" in said(alone)
+    assert "may be chance" in at_equal_tokens(alone)
 
 
 def test_the_ladder_tells_what_is_needed_to_equal_loss(make):
@@ -208,7 +208,7 @@ def test_unfinished_studies_are_shown_as_what_they_are(make, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         load_results(result.folder)
     with pytest.raises(UserError, match="holds no results"):
-        page.find_sections([tmp_path / "runs"])
+        studies_page.find_sections([tmp_path / "runs"])
 
 
 def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(make, tmp_path):
@@ -221,14 +221,14 @@ def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(ma
     assert runs == len(list((result.folder / "runs").iterdir()))
     with opened(archive) as folders:
         assert not list(folders[0].rglob("*.safetensors"))
-        sections = page.find_sections(folders)
+        sections = studies_page.find_sections(folders)
         again = study_section(load_results(folders[0])[0])
     assert again.answers == study_section(result).answers == sections[1].answers
     (tmp_path / "kept").mkdir()
     shutil.copy(archive, tmp_path / "kept")
     (tmp_path / "kept" / "other.json").write_text('{"something": "else"}')
     with opened(tmp_path / "kept") as folders:
-        assert [one.key for one in page.find_sections(folders)] == ["resources", "mine-cpu"]
+        assert [one.key for one in studies_page.find_sections(folders)] == ["resources", "mine-cpu"]
     with pytest.raises(UserError, match=r"must end in \.tar\.xz"):
         pack_results(result.folder, tmp_path / "mine.zip")
     with pytest.raises(UserError, match="no study"):
@@ -249,4 +249,4 @@ def test_runs_made_by_hand_in_a_jobs_folder_count(tmp_path):
 def test_a_record_that_lacks_a_part_is_told(tmp_path):
     (tmp_path / "moments.json").write_text('{"bench": "study moments"}')
     with pytest.raises(UserError, match="The record moments lacks 'command'"):
-        page.find_sections([tmp_path])
+        studies_page.find_sections([tmp_path])

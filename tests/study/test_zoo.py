@@ -6,7 +6,7 @@ import pytest
 
 from widestream.errors import UserError
 from widestream.recipe import load_recipe
-from widestream.report.search import load_search
+from widestream.report.search_record import load_search
 from widestream.runs.pool import Job, run_jobs
 from widestream.streams import OWN_KINDS
 from widestream.study import zoo

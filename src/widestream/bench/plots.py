@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from widestream.report.figures.bars import BarChart, render_bars
+from widestream.report.figures.bar_chart import BarChart, render_bars
 from widestream.report.figures.svg import Chart, Series, render
-from widestream.report.text import three
+from widestream.report.formats import three
 
 WIDTH, HEIGHT = 520, 330
 """Of a panel; higher where there are many bars."""

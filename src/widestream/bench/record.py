@@ -11,9 +11,9 @@ import torch
 
 from widestream.bench.plots import WIDTH, Panel, draw
 from widestream.errors import UserError
-from widestream.files import write_json, write_text
+from widestream.files import write_json
 from widestream.machine import describe_machine
-from widestream.report.figures.svg import standalone
+from widestream.report.figures.svg import write_both
 from widestream.version import __version__
 
 
@@ -53,10 +53,7 @@ class Outputs:
             written.append(self.json)
         if self.stem is not None and panels:
             title, (drawn, height) = f"widestream bench {record['bench']}", draw(panels)
-            for theme in ("light", "dark"):
-                path = Path(f"{self.stem}-{theme}.svg")
-                write_text(path, standalone(drawn, WIDTH, height, theme, title))
-                written.append(path)
+            written += write_both(self.stem, drawn, WIDTH, height, title)
         return written
 
 

@@ -44,7 +44,7 @@ def report(
 ) -> None:
     """Write one HTML page of what is finished: the paper's number, ours, its interval, the scale, and every run."""
     from widestream.study.archive import opened
-    from widestream.study.page.page import write_studies
+    from widestream.study.page.studies_page import write_studies
 
     with opened(runs) as folders:
         sections = write_studies(folders, out, studies or ())

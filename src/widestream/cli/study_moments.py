@@ -43,7 +43,7 @@ def moments(
     from widestream.experiments.moments.measure import MomentsSettings, study_initial, study_runs, write_outputs
     from widestream.experiments.moments.section import moments_findings, moments_tables
     from widestream.experiments.moments.training import RunSettings
-    from widestream.report.table import print_tables
+    from widestream.report.terminal import print_tables
 
     outputs = Outputs(json, out)
     outputs.check()

@@ -13,7 +13,7 @@ from widestream.paper.printed import (
     TABLE_9_PRINTED,
 )
 from widestream.paper.resources import RMT, Transformer
-from widestream.report.text import count
+from widestream.report.formats import count
 
 CHINCHILLA = 20
 """Training tokens per non-embedding parameter (section 4.2)."""

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from widestream.files import write_text
 from widestream.paper.printed import GPT2_MEDIUM, RMT_MEDIUM, TABLE_8, TABLE_9
 from widestream.paper.resources import BF16, FLOAT32, RMT, Transformer, checkpoint_balance
-from widestream.report.figures.svg import Chart, Series, render, standalone
-from widestream.report.text import count
+from widestream.report.figures.svg import Chart, Series, render, write_both
+from widestream.report.formats import count
 
 STREAM_SIZES = tuple(range(512, 8193, 512))
 """Of Figure 1; D_k is a 64th."""
@@ -61,10 +60,7 @@ def write_chart(stem: str | Path) -> tuple[Path, Path]:
     """
     panels = [render(chart_of(name, curves), WIDTH, HEIGHT) for name, curves in figure_1().items()]
     title = "Parameters and FLOPs against the size of the residual stream, transformer and RMT at GPT2-medium's sizes"
-    light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))
-    for path, theme in ((light, "light"), (dark, "dark")):
-        write_text(path, standalone(panels, WIDTH, HEIGHT, theme, title))
-    return light, dark
+    return write_both(stem, panels, WIDTH, HEIGHT, title)
 
 
 def resources_record() -> dict[str, Any]:

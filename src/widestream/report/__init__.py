@@ -1,8 +1,13 @@
-"""Matched comparisons of runs: tables, figures, one HTML file. Reads run folders only."""
+"""Matched comparisons of runs in words, numbers and pictures; reads run folders only and never imports torch.
 
+For others: `compare` and what shows a comparison, listed below; `page.render_page`, `terminal.print_tables`,
+`table.Table`, `formats` and `search_record.load_search` for those who make pages and tables of their own. The rooms:
+`stats` (numbers), `figures` (pictures), `templates` (words and markup of every HTML page).
+"""
+
+from widestream.report.compare_page import write_report
 from widestream.report.comparison import Comparison, compare
-from widestream.report.figures.picture import write_picture
-from widestream.report.html import write_report
-from widestream.report.table import print_table
+from widestream.report.figures.readme_picture import write_picture
+from widestream.report.terminal import print_table
 
 __all__ = ["Comparison", "compare", "print_table", "write_picture", "write_report"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from widestream.report.stats.comparable import Mismatch, cautions, mismatches, tokenizers_differ
+from widestream.report.comparable import Mismatch, cautions, mismatches, tokenizers_differ
 from widestream.report.stats.groups import ConfigDifference, Group, Metric, config_differences, group_runs, measure
 from widestream.report.stats.matched import RESOURCES
 from widestream.report.stats.pairs import Pair, Target, match
@@ -70,17 +70,17 @@ def compare(run_dirs: Iterable[str | Path]) -> Comparison:
     models = group_runs(runs)
     metric: Metric = "bits_per_byte" if tokenizers_differ(models) else "loss"
     groups = tuple(measure(label, members, metric) for label, members in models)
-    found = tuple(mismatches(models))
+    differing = tuple(mismatches(models))
     pairs = tuple(pair for other in groups[1:] if (pair := match(groups[0], other)))
     return Comparison(
         groups=groups,
         metric=metric,
-        mismatches=found,
-        cautions=() if found else tuple(cautions(models)),
+        mismatches=differing,
+        cautions=() if differing else tuple(cautions(models)),
         notes=tuple(f"{run.path}: {note}." for run in runs for note in run.notes),
         config_differences=tuple(config_differences(groups)),
         pairs=pairs,
-        verdict=tuple(verdicts(groups, pairs, found, metric)),
+        verdict=tuple(verdicts(groups, pairs, differing, metric)),
     )
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.comparison import Comparison, train_figures
 from widestream.report.stats.groups import Group
 from widestream.report.stats.matched import RESOURCES, Resource
 from widestream.report.stats.pairs import Pair
-from widestream.report.tables import NONE, Table, spread
+from widestream.report.table import NONE, Table
 from widestream.report.verdict import METRIC_NAMES, Verdict, reading_depth
 
 MANY = 6
@@ -34,8 +34,8 @@ def ranked(comparison: Comparison) -> list[Pair]:
 def league_verdict(comparison: Comparison) -> Verdict:
     """How many models are ahead of the reference and how many behind, and who leads, by resource."""
     reference, name = comparison.groups[0], METRIC_NAMES[comparison.metric]
-    told = [_standing(comparison.pairs, resource, reference.label, name) for resource in RESOURCES]
-    headline, *details = filter(None, told)
+    standings = [_standing(comparison.pairs, resource, reference.label, name) for resource in RESOURCES]
+    headline, *details = filter(None, standings)
     if all(pair.difference.low is None for pair in comparison.pairs):
         details.append("One seed each, so no interval: a difference of some hundredths may be chance.")
     else:
@@ -46,17 +46,17 @@ def league_verdict(comparison: Comparison) -> Verdict:
 
 
 def _standing(pairs: Sequence[Pair], resource: Resource, reference: str, metric: str) -> str:
-    found = {pair.other.label: pair.at_equal[resource] for pair in pairs if resource in pair.at_equal}
-    if not found:
+    gaps = {pair.other.label: pair.at_equal[resource] for pair in pairs if resource in pair.at_equal}
+    if not gaps:
         return ""
-    sure = [interval.mean for interval in found.values() if not interval.holds_zero]
+    sure = [interval.mean for interval in gaps.values() if not interval.holds_zero]
     below, above = sum(mean < 0 for mean in sure), sum(mean > 0 for mean in sure)
-    rest = len(found) - below - above
+    rest = len(gaps) - below - above
     unclear = f", and for {rest} no difference is seen" if rest else ""
-    first = sorted(found, key=lambda label: found[label].mean)[:3]
-    leaders = text.listing([f"{label} ({text.signed(found[label].mean)})" for label in first])
+    first = sorted(gaps, key=lambda label: gaps[label].mean)[:3]
+    leaders = formats.listing([f"{label} ({formats.signed(gaps[label].mean)})" for label in first])
     return (
-        f"{EQUAL[resource]} {below} of {len(found)} models have a lower {metric} than {reference}, {above} a higher one"
+        f"{EQUAL[resource]} {below} of {len(gaps)} models have a lower {metric} than {reference}, {above} a higher one"
         f"{unclear}. In front: {leaders}."
     )
 
@@ -89,13 +89,13 @@ def _row(group: Group, pair: Pair | None, reference: Group) -> tuple[str, ...]:
     return (
         group.label,
         str(run.config.get("description") or NONE),
-        spread([member.final.loss for member in group.runs]),
+        formats.spread([member.final.loss for member in group.runs]),
         *gaps,
-        "not reached" if reached is None else text.percent(reached),
-        text.count(run.parameters["total"]),
-        text.count(group.non_embedding),
+        "not reached" if reached is None else formats.percent(reached),
+        formats.count(run.parameters["total"]),
+        formats.count(group.non_embedding),
         f"{run.info['summary']['stream_size']:,}",
-        text.flops(run.flops_per_token["train"]),
+        formats.flops(run.flops_per_token["train"]),
         _relative(group, reference, "tokens_per_s", inverse=True),
         _relative(group, reference, "memory_bytes"),
         f"{run.config.get('optimizer', {}).get('lr', NONE)}",
@@ -106,8 +106,8 @@ def _gap(pair: Pair | None, resource: Resource) -> str:
     if pair is None or resource not in pair.at_equal:
         return NONE
     interval = pair.at_equal[resource]
-    ends = "" if interval.low is None else f" ({text.interval(interval.low, interval.high)})"
-    return f"{text.signed(interval.mean)}{ends}"
+    ends = "" if interval.low is None else f" ({formats.interval(interval.low, interval.high)})"
+    return f"{formats.signed(interval.mean)}{ends}"
 
 
 def _relative(group: Group, reference: Group, figure: str, inverse: bool = False) -> str:
@@ -115,7 +115,7 @@ def _relative(group: Group, reference: Group, figure: str, inverse: bool = False
     ours, theirs = _figure(group, figure), _figure(reference, figure)
     if ours is None or theirs is None:
         return NONE
-    return text.percent(theirs / ours if inverse else ours / theirs)
+    return formats.percent(theirs / ours if inverse else ours / theirs)
 
 
 def _figure(group: Group, name: str) -> float | None:

@@ -1,69 +1,28 @@
-"""The comparison in the terminal."""
+"""A table of text: what the terminal and the pages show alike."""
 
-from collections.abc import Sequence
-from typing import TextIO
+from dataclasses import dataclass, replace
 
-from widestream.report import tables
-from widestream.report.comparison import Comparison
-from widestream.report.league import is_league, league_table, league_verdict
-from widestream.report.tables import Table
-
-_NARROWEST = 110
-"""Columns of a file or pipe, which has no width of its own."""
+NONE = "–"
+"""Stands where there is no figure."""
 
 
-def print_tables(tables: Sequence[Table], file: TextIO | None = None) -> None:
-    """Print tables of any kind."""
-    console = _console(file)
-    for table in tables:
-        console.print(_rich(table))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table of text."""
 
+    title: str
+    """Heading."""
+    caption: str
+    """What the figures are, in a sentence or two; may be empty."""
+    columns: tuple[str, ...]
+    """Names of the columns; the first names the rows."""
+    rows: tuple[tuple[str, ...], ...]
+    """Cells."""
+    words: int = 1
+    """How many columns, from the first, hold words and are set to the left; the others hold figures."""
 
-def print_table(comparison: Comparison, file: TextIO | None = None) -> None:
-    """Print warnings, results, resources to equal loss and the verdict; in colour on a terminal only."""
-    from rich.text import Text
-
-    console = _console(file)
-    for mismatch in comparison.mismatches:
-        console.print(Text(f"Not comparable: {mismatch.sentence}", style="bold red"))
-    league = is_league(comparison)
-    for table in (_league(comparison),) if league else _side_by_side(comparison):
-        if table is not None:
-            console.print(_rich(table))
-    for verdict in (league_verdict(comparison),) if league else comparison.verdict:
-        console.print(Text(verdict.headline, style="bold"))
-        for fact in verdict.details:
-            console.print(Text(f"  {fact}"))
-    for line in (*comparison.cautions, *comparison.notes):
-        console.print(Text(f"Note: {line}", style="yellow"))
-
-
-def _side_by_side(comparison: Comparison) -> tuple[Table | None, ...]:
-    shown = tables.results(comparison).without("perplexity", "bits per byte", "non-embedding")
-    return shown, tables.differences(comparison), tables.resources(comparison)
-
-
-def _league(comparison: Comparison) -> Table:
-    return league_table(comparison).without(
-        "what it is", "tokens to its best", "parameters", "FLOPs per token", "peak rate"
-    )
-
-
-def _console(file: TextIO | None):
-    from rich.console import Console
-
-    console = Console(file=file, highlight=False)
-    return console if console.is_terminal else Console(file=file, highlight=False, width=_NARROWEST)
-
-
-def _rich(table: Table):
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="left" if number < table.words else "right")
-    for row in table.rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    return shown
+    def without(self, *columns: str) -> "Table":
+        """The table less some columns."""
+        kept = [i for i, column in enumerate(self.columns) if column not in columns]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from widestream.report import text
-from widestream.report.stats.comparable import Mismatch
+from widestream.report import formats
+from widestream.report.comparable import Mismatch
 from widestream.report.stats.groups import Group, Metric
 from widestream.report.stats.intervals import Interval
 from widestream.report.stats.matched import Resource
@@ -40,7 +40,7 @@ def verdicts(
         headline = f"{groups[0].label} is the only model here: there is nothing to compare."
         return [Verdict(headline=headline, details=depth)]
     if mismatches:
-        fields = text.listing([mismatch.field for mismatch in mismatches])
+        fields = formats.listing([mismatch.field for mismatch in mismatches])
         headline = f"Not comparable, so no verdict about loss is given: the models differ in {fields}."
         return [Verdict(headline=headline, details=depth)]
     by_other = {pair.other.label: pair for pair in pairs}
@@ -63,9 +63,9 @@ def _verdict(pair: Pair, metric: Metric) -> Verdict:
 def _difference(pair: Pair, metric: Metric) -> str:
     """At equal tokens: who is ahead, or that nobody is."""
     ours, theirs, name = pair.other.label, pair.reference.label, METRIC_NAMES[metric]
-    told = f"At equal tokens {ours}'s {name} is {_lower(pair.difference)} than {theirs}'s ({_evidence(pair)})."
+    sentence = f"At equal tokens {ours}'s {name} is {_lower(pair.difference)} than {theirs}'s ({_evidence(pair)})."
     seen = not pair.difference.holds_zero and pair.difference.mean != 0
-    return told if seen else f"No difference seen. {told}"
+    return sentence if seen else f"No difference seen. {sentence}"
 
 
 def _evidence(pair: Pair) -> str:
@@ -77,13 +77,13 @@ def _evidence(pair: Pair) -> str:
     shown = f"95\N{NO-BREAK SPACE}% interval {_ends(difference)}, {difference.n} {kind}"
     values = list(pair.by_seed.values())
     if difference.holds_zero and values and min(values) * max(values) > 0:
-        shown += f"; yet every seed points the same way, by {text.size(min(values, key=abs))} or more"
+        shown += f"; yet every seed points the same way, by {formats.size(min(values, key=abs))} or more"
     return shown
 
 
 def _lower(interval: Interval) -> str:
     """A difference in words: 0.056 lower."""
-    return f"{text.size(interval.mean)} {'higher' if interval.mean > 0 else 'lower'}"
+    return f"{formats.size(interval.mean)} {'higher' if interval.mean > 0 else 'lower'}"
 
 
 def _ends(interval: Interval) -> str:
@@ -91,7 +91,7 @@ def _ends(interval: Interval) -> str:
     assert interval.low is not None
     assert interval.high is not None
     low, high = (interval.low, interval.high) if interval.mean > 0 else (-interval.high, -interval.low)
-    return f"{text.loss(low)} to {text.loss(high)}"
+    return f"{formats.loss(low)} to {formats.loss(high)}"
 
 
 def _equal_cost(pair: Pair) -> str:
@@ -103,8 +103,8 @@ def _equal_cost(pair: Pair) -> str:
             interval = pair.at_equal[resource]
             ends = "" if interval.low is None else f" ({_ends(interval)})"
             parts.append(f"at equal {name} it is {_lower(interval)}{ends}{_early(pair, resource)}")
-    told = "; ".join(parts)
-    return f"{told[:1].upper()}{told[1:]}." if told else ""
+    sentence = "; ".join(parts)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
 
 
 def _early(pair: Pair, resource: Resource) -> str:
@@ -112,36 +112,36 @@ def _early(pair: Pair, resource: Resource) -> str:
     ends = {group.label: group.curve.axis(resource)[-1] for group in (pair.reference, pair.other)}
     label = max(ends, key=lambda label: ends[label])
     share = min(ends.values()) / ends[label]
-    return f", with {label} read at {text.percent(share)} of its run" if share < 0.995 else ""
+    return f", with {label} read at {formats.percent(share)} of its run" if share < 0.995 else ""
 
 
 def _target(target: Target) -> str:
     """What the other model spends to reach this one's best loss."""
-    goal = f"{target.label}'s best ({text.loss(target.loss)})"
+    goal = f"{target.label}'s best ({formats.loss(target.loss)})"
     if target.others is None:
         return f"{target.other} does not reach {goal} in these runs."
     names: dict[Resource, str] = {"tokens": "tokens", "flops": "FLOPs", "wall_s": "time"}
-    spent = [f"{text.percent(target.ratio(resource) or 0)} of its {name}" for resource, name in names.items()]
+    spent = [f"{formats.percent(target.ratio(resource) or 0)} of its {name}" for resource, name in names.items()]
     bound = "at most " if target.others.at_most else ""
-    return f"{target.other} reaches {goal} with {bound}{text.listing(spent)}."
+    return f"{target.other} reaches {goal} with {bound}{formats.listing(spent)}."
 
 
 def _trend(pair: Pair) -> str:
     """How the gap moves over the last half of training."""
     trend = pair.trend
     assert trend is not None, "asked for pairs with a trend only"
-    half, end, at = trend.half, trend.end, text.count(trend.half_tokens)
-    then = "the end" if trend.end_tokens == pair.tokens else f"{text.count(trend.end_tokens)} tokens"
+    half, end, at = trend.half, trend.end, formats.count(trend.half_tokens)
+    then = "the end" if trend.end_tokens == pair.tokens else f"{formats.count(trend.end_tokens)} tokens"
     leader = (pair.other if end < 0 else pair.reference).label
     if trend.direction == "crossing":
         return (
-            f"Over the last half of training the lead changes hands: {leader} was {text.size(half)} behind at {at} "
-            f"tokens and is {text.size(end)} ahead at {then}."
+            f"Over the last half of training the lead changes hands: {leader} was {formats.size(half)} behind at {at} "
+            f"tokens and is {formats.size(end)} ahead at {then}."
         )
     words = {"growing": "is growing", "shrinking": "is shrinking", "flat": "shows no clear movement"}
     return (
-        f"Over the last half of training {leader}'s lead {words[trend.direction]}: {text.size(half)} at {at} tokens, "
-        f"{text.size(end)} at {then}."
+        f"Over the last half of training {leader}'s lead {words[trend.direction]}: {formats.size(half)} at {at} "
+        f"tokens, {formats.size(end)} at {then}."
     )
 
 
@@ -150,12 +150,12 @@ def reading_depth(groups: Iterable[Group], tokens: float | None = None) -> str:
     groups = list(groups)
     seen = tokens if tokens is not None else min(group.curve.tokens[-1] for group in groups)
     corpus = groups[0].runs[0].data["train_tokens"]
-    first, *others = [(text.three(seen / group.non_embedding), group.label) for group in groups]
+    first, *others = [(formats.three(seen / group.non_embedding), group.label) for group in groups]
     ratios = [
         f"{first[0]} tokens per non-embedding parameter for {first[1]}",
         *(f"{n} for {name}" for n, name in others),
     ]
     return (
-        f"This looks {text.count(seen)} tokens into training: {text.three(seen / corpus)} epochs of the corpus; "
-        f"{text.listing(ratios)}, where a Chinchilla run has {CHINCHILLA}."
+        f"This looks {formats.count(seen)} tokens into training: {formats.three(seen / corpus)} epochs of the corpus; "
+        f"{formats.listing(ratios)}, where a Chinchilla run has {CHINCHILLA}."
     )

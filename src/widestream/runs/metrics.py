@@ -12,6 +12,7 @@ from filelock import lock_descriptor
 from widestream.errors import UserError
 from widestream.runs.folder import METRICS, board_folder
 
+
 class MetricsWriter:
     """Appends rows to the metrics.jsonl of a run that stands at some step.
 

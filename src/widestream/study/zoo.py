@@ -9,8 +9,8 @@ from pathlib import Path
 from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.recipe.load import recipe_folder, recipe_names
-from widestream.report.search import load_search
-from widestream.runs.folder import evaluated, read_done
+from widestream.report.search_record import load_search
+from widestream.runs.folder import METRICS, read_done
 from widestream.runs.pool import Job, run_jobs
 from widestream.study.demo import prepare_data
 
@@ -96,7 +96,7 @@ def run_zoo(options: ZooOptions) -> Path:
     run_jobs(jobs, options.workers or os.cpu_count() or 1, may_diverge=True)
     report = options.folder / "report.html"
     record = options.search_record
-    shown = [job.folder for job in jobs if evaluated(job.folder)]
+    shown = [job.folder for job in jobs if _evaluated(job.folder)]
     comparison = write_report(shown, report, search=record if record.is_file() else None, title=TITLE)
     print_table(comparison)
     for job in jobs:
@@ -183,3 +183,9 @@ def _rows(record: Path) -> list[dict[str, object]]:
         return []
     load_search(record)
     return json.loads(record.read_bytes())["rows"]
+
+
+def _evaluated(folder: Path) -> bool:
+    """Whether a run got as far as its first evaluation."""
+    log = folder / METRICS
+    return log.is_file() and b'"kind": "eval"' in log.read_bytes()

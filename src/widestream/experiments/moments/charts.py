@@ -7,7 +7,7 @@ from typing import Any
 
 from widestream.experiments.moments.section import Record, by_name, by_span, by_step, deepest, run_figures
 from widestream.report.figures.svg import Chart, Series
-from widestream.report.text import three
+from widestream.report.formats import three
 
 HIGHLIGHTED = ("vector", "matrix")
 """Streams with a colour and a name in a chart of all: the plain transformer's and RMT's."""
@@ -30,35 +30,6 @@ def moments_charts(record: Record) -> list[Chart]:
     charts += [training_chart(training, figure) for figure in FIGURES] if training else []
     charts += [update_chart(training)] if training else []
     return [chart for chart in charts if chart is not None]
-
-
-def depth_multiples(record: Record, quantity: str, scaled: bool) -> dict[str, Chart]:
-    """A small chart for every stream: one line for each depth, over the part of the depth that is passed.
-
-    Args:
-        record: the study's.
-        quantity: `seen` or `written_gradient`.
-        scaled: whether output maps start scaled by depth.
-    """
-    by_stream: dict[str, list[Series]] = {}
-    for entry in record.get("depth", ()):
-        line = _relative(entry, quantity)
-        if entry["depth_scale"] == scaled and line:
-            lines = by_stream.setdefault(entry["stream"], [])
-            points = tuple((x / len(entry["writers"]), y) for x, y in line)
-            label = f"{entry['layers']} layers"
-            lines.append(Series(points=points, colour=len(lines), label=label))
-    return {
-        stream: Chart(
-            title=f"{stream}: {WORDS[quantity]} over depth",
-            x_label="part of the depth",
-            y_label=f"{stream} (log10)",
-            series=tuple(lines),
-            y_range=_range(lines),
-            zero=True,
-        )
-        for stream, lines in by_stream.items()
-    }
 
 
 def depth_chart(depth: Sequence[Record], quantity: str, scaled: bool) -> Chart | None:
@@ -144,7 +115,7 @@ def _steps_chart(what: str, series: Sequence[Series]) -> Chart | None:
 
 def _relative(entry: Mapping[str, Any], quantity: str) -> tuple[tuple[float, float], ...]:
     """(site, log10 of the moment over its value where it comes from: the first block's write, or the last one's)."""
-    means = [interval[0] for interval in entry["sites"][quantity]]
+    means = [site[0] for site in entry["sites"][quantity]]
     start = means[1] if quantity == "seen" else means[-2]
     if not start:
         return ()

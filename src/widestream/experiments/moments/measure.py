@@ -20,9 +20,9 @@ from widestream.experiments.moments.charts import moments_charts
 from widestream.experiments.moments.depth import DepthSizes, chosen_kinds, measure_depth
 from widestream.experiments.moments.ratios import measure_ratios
 from widestream.experiments.moments.training import RunSettings, measure_run
-from widestream.files import write_json, write_text
+from widestream.files import write_json
 from widestream.paper.moments import GPT2_MEDIUM, Row, Scheme, Shape
-from widestream.report.figures.svg import render, standalone
+from widestream.report.figures.svg import render, write_both
 
 SHAPES = {"gpt2-medium": GPT2_MEDIUM, "small": Shape(rank=8, key_dim=32, value_dim=16, mlp_dim=512)}
 EQUAL_KEYS = (Row("feed-forward", "storage", "RMT"), Row("feed-forward", "retrieval", "RMT"))
@@ -115,9 +115,6 @@ def write_outputs(record: dict[str, Any], outputs: Outputs) -> list[Path]:
         written.append(outputs.json)
     charts = moments_charts(record)
     if outputs.stem is not None and charts:
-        for theme in ("light", "dark"):
-            path = Path(f"{outputs.stem}-{theme}.svg")
-            drawn = [render(chart, WIDTH, HEIGHT) for chart in charts]
-            write_text(path, standalone(drawn, WIDTH, HEIGHT, theme, "Moment propagation"))
-            written.append(path)
+        drawn = [render(chart, WIDTH, HEIGHT) for chart in charts]
+        written += write_both(outputs.stem, drawn, WIDTH, HEIGHT, "Moment propagation")
     return written

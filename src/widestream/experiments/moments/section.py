@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from widestream.report.formats import listing, loss, three
 from widestream.report.stats.intervals import difference, mean_interval
-from widestream.report.tables import NONE, Table
-from widestream.report.text import listing, loss, three
+from widestream.report.table import NONE, Table
 
 Record = Mapping[str, Any]
 
@@ -52,15 +52,15 @@ def _ratio_table(ratios: Sequence[Record], scheme: str) -> Table:
 
 
 def _ratio_row(entry: Record, way: str) -> tuple[str, ...]:
-    found, printed = entry[way], entry["printed"]
+    measured, printed = entry[way], entry["printed"]
     return (
         f"{_operation(entry)} ({_sizes(entry)})",
         way,
         NONE if printed is None else f"{printed[way]:g}",
-        f"{found['closed']:.3f}",
-        f"{found['mean']:.3f} ± {(found['high'] - found['low']) / 2:.3f}",
-        "yes" if found["inside"] else f"no, {abs(found['z']):.1f} s.e. off",
-        NONE if printed is None else "yes" if _holds(found, printed[way]) else "no",
+        f"{measured['closed']:.3f}",
+        f"{measured['mean']:.3f} ± {(measured['high'] - measured['low']) / 2:.3f}",
+        "yes" if measured["inside"] else f"no, {abs(measured['z']):.1f} s.e. off",
+        NONE if printed is None else "yes" if _holds(measured, printed[way]) else "no",
     )
 
 
@@ -76,8 +76,8 @@ def _sizes(entry: Record) -> str:
     return f"D {shape['rank'] * shape['value_dim']}"
 
 
-def _holds(found: Record, printed: float) -> bool:
-    return found["low"] <= printed + PRINTED_HALF and found["high"] >= printed - PRINTED_HALF
+def _holds(measured: Record, printed: float) -> bool:
+    return measured["low"] <= printed + PRINTED_HALF and measured["high"] >= printed - PRINTED_HALF
 
 
 def _ratio_findings(ratios: Sequence[Record]) -> Iterator[str]:
@@ -102,11 +102,11 @@ def _ratio_findings(ratios: Sequence[Record]) -> Iterator[str]:
 def _depth_table(depth: Sequence[Record], scaled: bool) -> Table:
     chosen = [entry for entry in depth if entry["depth_scale"] == scaled]
     layers = list(dict.fromkeys(entry["layers"] for entry in chosen))
-    found = {(entry["stream"], entry["layers"]): entry["growth"] for entry in chosen}
+    growths = {(entry["stream"], entry["layers"]): entry["growth"] for entry in chosen}
     names = {"seen": "seen", "written_gradient": "gradient"}
     streams = list(dict.fromkeys(entry["stream"] for entry in chosen))
     rows = tuple(
-        (stream, *(_estimate(found.get((stream, number), {}).get(name)) for name in names for number in layers))
+        (stream, *(_estimate(growths.get((stream, number), {}).get(name)) for name in names for number in layers))
         for stream in streams
     )
     start = "1/sqrt(2 L) smaller" if scaled else "unscaled"
@@ -149,19 +149,19 @@ def _kept(growth: float | None) -> bool:
     return growth is not None and growth > 0 and abs(math.log(growth)) < math.log(KEPT)
 
 
-def _estimate(found: Sequence[float | None] | None) -> str:
-    if found is None or found[0] is None:
+def _estimate(estimate: Sequence[float | None] | None) -> str:
+    if estimate is None or estimate[0] is None:
         return NONE
-    mean, low, high = found[0], *found[1:]
+    mean, low, high = estimate[0], *estimate[1:]
     return three(mean) if low is None or high is None else f"{three(mean)} ({three(low)} to {three(high)})"
 
 
 def by_name(training: Sequence[Record]) -> dict[str, list[Record]]:
     """Measured runs by the name of their recipe: its seeds."""
-    found: dict[str, list[Record]] = {}
+    runs: dict[str, list[Record]] = {}
     for run in training:
-        found.setdefault(run["name"], []).append(run)
-    return found
+        runs.setdefault(run["name"], []).append(run)
+    return runs
 
 
 def run_figures(run: Record, step: Record) -> dict[str, float | None]:
@@ -252,11 +252,11 @@ def _training_findings(training: Sequence[Record]) -> Iterator[str]:
     groups = by_name(training)
     for name, runs in groups.items():
         for key, what in (("seen growth", "the stream"), ("gradient growth", "the gradient of writes")):
-            told = [
+            phrases = [
                 f"{over_seeds([run_figures(run, step)[key] for run, step in measured])} times at step {number}"
                 for number, measured in _ends(runs)
             ]
-            yield f"{name}: over depth {what} grows {listing(told)}."
+            yield f"{name}: over depth {what} grows {listing(phrases)}."
     if len(groups) == 2:
         yield from _survival(groups)
 
@@ -267,38 +267,38 @@ def _survival(groups: Mapping[str, list[Record]]) -> Iterator[str]:
     one, other = groups
     numbers = [number for number in steps[one] if number in steps[other]]
     for key in ("seen growth", "gradient growth", "block forward", "block backward"):
-        told = []
+        phrases = []
         for number in (numbers[0], numbers[-1]):
             a, b = (_distances(steps[name][number], key) for name in (one, other))
             if a is None or b is None:
                 continue
             gap = difference(a, b)
             if gap.low is None:
-                told.append(f"one seed tells nothing at step {number}")
+                phrases.append(f"one seed tells nothing at step {number}")
             elif gap.holds_zero:
-                told.append(f"no difference is seen at step {number}")
+                phrases.append(f"no difference is seen at step {number}")
             else:
-                told.append(f"{one if gap.mean > 0 else other} at step {number}")
-        if told:
-            yield f"Nearer to 1 in {key}: {listing(told)}."
+                phrases.append(f"{one if gap.mean > 0 else other} at step {number}")
+        if phrases:
+            yield f"Nearer to 1 in {key}: {listing(phrases)}."
 
 
 def by_step(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:
     """Every step at which some of the runs were measured: (run, step) of each that was."""
-    found: dict[int, list[tuple[Record, Record]]] = {}
+    steps: dict[int, list[tuple[Record, Record]]] = {}
     for run in runs:
         for step in run["steps"]:
-            found.setdefault(step["step"], []).append((run, step))
-    return dict(sorted(found.items()))
+            steps.setdefault(step["step"], []).append((run, step))
+    return dict(sorted(steps.items()))
 
 
 def by_span(runs: Sequence[Record]) -> dict[tuple[int, int], list[Record]]:
     """Every two steps between which parameters of some of the runs were compared: the change of each that was."""
-    found: dict[tuple[int, int], list[Record]] = {}
+    spans: dict[tuple[int, int], list[Record]] = {}
     for run in runs:
         for update in run["updates"]:
-            found.setdefault((update["from"], update["to"]), []).append(update)
-    return dict(sorted(found.items()))
+            spans.setdefault((update["from"], update["to"]), []).append(update)
+    return dict(sorted(spans.items()))
 
 
 def _shared_steps(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:
@@ -314,8 +314,8 @@ def _ends(runs: Sequence[Record]) -> list[tuple[int, list[tuple[Record, Record]]
 def _distances(measured: Sequence[tuple[Record, Record]], key: str) -> dict[int, float] | None:
     """By seed: how far a ratio is from 1, as the size of its logarithm; None where a seed has no such ratio."""
     ratios = {run["seed"]: run_figures(run, step)[key] for run, step in measured}
-    found = {seed: abs(math.log(ratio)) for seed, ratio in ratios.items() if ratio}
-    return found if len(found) == len(ratios) else None
+    distances = {seed: abs(math.log(ratio)) for seed, ratio in ratios.items() if ratio}
+    return distances if len(distances) == len(ratios) else None
 
 
 def over_seeds(values: Sequence[float | None]) -> str:
@@ -323,11 +323,11 @@ def over_seeds(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return NONE
-    found = mean_interval(known)
-    shown = loss(found.mean) if 0.01 <= abs(found.mean) < 10 else three(found.mean)
-    if found.low is None or found.high is None:
+    interval = mean_interval(known)
+    shown = loss(interval.mean) if 0.01 <= abs(interval.mean) < 10 else three(interval.mean)
+    if interval.low is None or interval.high is None:
         return shown
-    return f"{shown} ± {three((found.high - found.low) / 2)}"
+    return f"{shown} ± {three((interval.high - interval.low) / 2)}"
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

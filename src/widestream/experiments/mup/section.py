@@ -1,16 +1,15 @@
 """The record of a coordinate check (`widestream mup check`) as sentences, a table, charts and a page."""
 
 import math
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from widestream.files import write_text
-from widestream.report.document import both_sizes, document, html_table
-from widestream.report.figures.svg import Chart, Series, render, standalone
-from widestream.report.tables import NONE, Table
-from widestream.report.text import listing
+from widestream.report.figures.svg import Chart, Series, render, write_both
+from widestream.report.formats import listing
+from widestream.report.page import render_page
+from widestream.report.table import NONE, Table
 
 WIDTH, HEIGHT = 520, 330
 """Of a panel of the picture."""
@@ -20,12 +19,12 @@ HIGHEST = 6.0
 """Most doublings that a chart shows in either direction."""
 
 Record = dict[str, Any]
-"""What `study.mup_check.run_check` returns."""
+"""What `run_check` (experiments/mup/measure.py) returns."""
 
 
 def sentences(record: Record) -> list[str]:
     """The verdict on both parametrizations, first the one that matters."""
-    said = []
+    lines = []
     for way, name in NAMES.items():
         slopes = record["results"][way]["slopes"]
         off = [
@@ -35,15 +34,15 @@ def sentences(record: Record) -> list[str]:
             if row[kind]["verdict"] not in ("flat", None)
         ]
         verdict = f"flat across widths ({_farthest(slopes)})" if record["flat"][way] else f"not flat: {listing(off)}"
-        said.append(f"{record['recipe']} {name}: {verdict}.")
+        lines.append(f"{record['recipe']} {name}: {verdict}.")
     widths, bounds = record["widths"], record["bounds"]
-    said.append(
+    lines.append(
         f"Widths {listing([str(width) for width in widths])} ({', '.join(record['grow'])} grow), "
         f"{record['settings']['steps']} steps of Adam at {record['lr']:g}, {record['settings']['seeds']} seeds. "
         "Flat: slope of log size against log width within [{:g}, {:g}], ".format(*bounds["size"])
         + "of its change from initialisation within [{:g}, {:g}].".format(*bounds["change"])
     )
-    return said
+    return lines
 
 
 def _farthest(slopes: dict[str, Any]) -> str:
@@ -115,22 +114,17 @@ def step_table(record: Record) -> Table:
 
 def page(record: Record) -> str:
     """The check as one HTML document."""
-    title = f"Coordinate check of {record['recipe']}"
-    facts = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(record))
-    figures = "\n".join(
-        f"<figure><figcaption>{what}, {escape(name)}</figcaption>{both_sizes(chart)}</figure>"
-        for kind, what in (("change", "Change from initialisation"), ("size", "Size"))
-        for name, chart in charts(record, kind).items()
-    )
-    return document(
-        title,
-        [
-            f'<header>\n<h1>{escape(title)}</h1>\n<ul class="facts">{facts}</ul>\n</header>',
-            f'<div class="charts">\n{figures}\n</div>',
-            html_table(slopes_table(record)),
-            html_table(step_table(record)),
-            f'<section>\n<h2>Do it again</h2>\n<pre tabindex="0">{escape(record["command"])}</pre>\n</section>',
-        ],
+    return render_page(
+        "mup_page.html",
+        record=record,
+        sentences=sentences(record),
+        charts={
+            f"{what}, {name}": chart
+            for kind, what in (("change", "Change from initialisation"), ("size", "Size"))
+            for name, chart in charts(record, kind).items()
+        },
+        slopes=slopes_table(record),
+        steps=step_table(record),
     )
 
 
@@ -140,10 +134,7 @@ def write_check(record: Record, out: Path) -> list[Path]:
         write_text(out, page(record))
         return [out]
     panels = [render(chart, WIDTH, HEIGHT) for chart in charts(record).values()]
-    paths = [Path(f"{out}-{theme}.svg") for theme in ("light", "dark")]
-    for path, theme in zip(paths, ("light", "dark"), strict=True):
-        write_text(path, standalone(panels, WIDTH, HEIGHT, theme, " ".join(sentences(record)[:2])))
-    return paths
+    return list(write_both(out, panels, WIDTH, HEIGHT, " ".join(sentences(record)[:2])))
 
 
 def _slope(row: dict[str, Any]) -> str:

@@ -1,13 +1,12 @@
 """The record of a muP search (`widestream tune`) as sentences, tables, charts and a page."""
 
-from html import escape
 from typing import Any
 
-from widestream.report import text
-from widestream.report.document import WIDE, both_sizes, document, html_table
-from widestream.report.figures.bars import BarChart, render_bars
+from widestream.report import formats
+from widestream.report.figures.bar_chart import BarChart
 from widestream.report.figures.svg import Chart, Series
-from widestream.report.tables import NONE, Table
+from widestream.report.page import render_page
+from widestream.report.table import NONE, Table
 
 LABELS = {
     "lr": "learning rate",
@@ -24,7 +23,7 @@ EDGE = 1.25
 _DOT, _DIVERGED, _BEST = 0, 5, 1
 
 Record = dict[str, Any]
-"""Contents of tune.json (`study.tune_record.make_record`)."""
+"""Contents of tune.json (`experiments/tune/record.py`)."""
 
 
 def sentences(record: Record) -> list[str]:
@@ -34,40 +33,40 @@ def sentences(record: Record) -> list[str]:
     diverged = sum(trial["state"] == "diverged" for trial in trials)
     steps = record["setup"]["recipe"]["train"]["steps"]
     how = {"random": "log-uniform draws", "tpe": "draws by TPE"}[record["setup"]["sampler"]]
-    said = [
+    lines = [
         f"{len(trials)} trials of {steps:,} steps on {record['recipe']}, {how} from the {record['interval']} "
         f"intervals: {len(done)} finished, {diverged} diverged, {len(trials) - len(done) - diverged} not finished."
     ]
     if record["best"] is None:
-        return [*said, "No trial has finished."]
+        return [*lines, "No trial has finished."]
     best = trials[record["best"]]
     others = sorted(trial["loss"] for trial in done)
     second = f"; the next best: {others[1]:.4f}" if len(others) > 1 else ""
-    said.append(f"Best: trial {best['number']}, held-out loss {best['loss']:.4f} nats per token{second}.")
+    lines.append(f"Best: trial {best['number']}, held-out loss {best['loss']:.4f} nats per token{second}.")
     for name, value in best["settings"].items():
         low, high = space[name]
         if value < low * EDGE or value > high / EDGE:
-            said.append(f"Its {LABELS[name]}, {text.three(value)}, lies at an end of [{low:g}, {high:g}].")
+            lines.append(f"Its {LABELS[name]}, {formats.three(value)}, lies at an end of [{low:g}, {high:g}].")
     if len(done) < FEW:
-        said.append(
+        lines.append(
             f"{len(done)} trials in {len(space)} dimensions at this size say which settings work here; "
             "they are no claim about large models, nor that these settings are the best."
         )
-    return said
+    return lines
 
 
 def settings_table(record: Record) -> Table | None:
     """The best settings beside their intervals and their importance; None without a finished trial."""
     if record["best"] is None:
         return None
-    found = record["importance"]
-    shares = {} if found is None else found["shares"]
+    importance = record["importance"]
+    shares = {} if importance is None else importance["shares"]
     rows = tuple(
         (
             LABELS[name],
-            text.three(value),
+            formats.three(value),
             "[{:g}, {:g}]".format(*record["setup"]["space"][name]),
-            text.percent(shares[name]) if name in shares else NONE,
+            formats.percent(shares[name]) if name in shares else NONE,
         )
         for name, value in record["trials"][record["best"]]["settings"].items()
     )
@@ -92,8 +91,8 @@ def trials_table(record: Record) -> Table:
                 str(row["number"]),
                 row["reason"] or {"done": "finished", "running": "not finished"}[row["state"]],
                 NONE if row["loss"] is None else f"{row['loss']:.4f}",
-                *(text.three(row["settings"][name]) if name in row["settings"] else NONE for name in LABELS),
-                NONE if row["training_s"] is None else text.duration(row["training_s"]),
+                *(formats.three(row["settings"][name]) if name in row["settings"] else NONE for name in LABELS),
+                NONE if row["training_s"] is None else formats.duration(row["training_s"]),
             )
             for row in rows
         ),
@@ -103,13 +102,14 @@ def trials_table(record: Record) -> Table:
 
 def importance_chart(record: Record) -> BarChart | None:
     """Importance of the settings as bars; None where too few trials have finished."""
-    found = record["importance"]
-    if found is None:
+    importance = record["importance"]
+    if importance is None:
         return None
     return BarChart(
         title=f"Importance of settings, {record['recipe']}",
-        x_label=f"share in reaching the best {text.percent(found['best_share'])} of trials ({found['method']})",
-        values={LABELS[name]: share for name, share in found["shares"].items()},
+        x_label=f"share in reaching the best {formats.percent(importance['best_share'])} of trials "
+        f"({importance['method']})",
+        values={LABELS[name]: share for name, share in importance["shares"].items()},
     )
 
 
@@ -145,27 +145,18 @@ def _dot(row: dict[str, Any], name: str, top: float, best: int | None) -> Series
         points=((value, top if row["loss"] is None else row["loss"]),),
         colour=colour,
         label="best" if row["number"] == best else None,
-        titles=(f"trial {row['number']}: {loss} at {text.three(value)}",),
+        titles=(f"trial {row['number']}: {loss} at {formats.three(value)}",),
     )
 
 
 def page(record: Record) -> str:
     """The search as one HTML document."""
-    title = f"muP search on {record['recipe']}"
-    facts = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(record))
-    parts = [f'<header>\n<h1>{escape(title)}</h1>\n<ul class="facts">{facts}</ul>\n</header>']
-    parts.append(html_table(settings_table(record)))
-    if (bars := importance_chart(record)) is not None:
-        parts.append(f'<figure class="alone">{render_bars(bars, WIDE[0], bars.height)}</figure>')
-    figures = "\n".join(
-        f"<figure><figcaption>{escape(label)}</figcaption>{both_sizes(chart)}</figure>"
-        for label, chart in slice_charts(record).items()
+    return render_page(
+        "tune_page.html",
+        record=record,
+        sentences=sentences(record),
+        settings=settings_table(record),
+        importance=importance_chart(record),
+        slices=slice_charts(record),
+        trials=trials_table(record),
     )
-    if figures:
-        parts.append(
-            f'<div class="charts">\n{figures}\n</div>\n'
-            '<p class="soft">A dot is a trial; grey dots at the top diverged.</p>'
-        )
-    parts.append(html_table(trials_table(record)))
-    parts.append(f'<section>\n<h2>Do it again</h2>\n<pre tabindex="0">{escape(record["command"])}</pre>\n</section>')
-    return document(title, parts)

@@ -7,9 +7,11 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 
+from widestream.files import write_text
 from widestream.report.figures.scales import Scale, linear_ticks, log_ticks
-from widestream.report.text import ticks
+from widestream.report.formats import ticks, visible
 
 THEMES = {
     "light": {
@@ -123,10 +125,10 @@ def render(chart: Chart, width: int, height: int) -> str:
     x, y = _scales(chart, inner_width, inner_height)
     parts = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(chart.title)}">',
-        f'<text x="0" y="14">{escape(chart.y_label)}</text>',
+        f'height="{height}" role="img" aria-label="{svg_text(chart.title)}">',
+        f'<text x="0" y="14">{svg_text(chart.y_label)}</text>',
         f'<text x="{left + inner_width}" y="{height - 6}" text-anchor="end">',
-        f"{escape(chart.x_label)}</text>",
+        f"{svg_text(chart.x_label)}</text>",
         legend,
         f'<g transform="translate({left} {top})">',
         _axes(chart, x, y, inner_width, inner_height),
@@ -144,6 +146,11 @@ def render(chart: Chart, width: int, height: int) -> str:
     return "".join(parts)
 
 
+def svg_text(words: str) -> str:
+    """Words of any origin as they may stand in an element or an attribute."""
+    return escape(visible(words))
+
+
 def css_variables(theme: str) -> str:
     """The CSS variables of a theme."""
     return "".join(f"--{name}:{value};" for name, value in THEMES[theme].items())
@@ -152,7 +159,22 @@ def css_variables(theme: str) -> str:
 @cache
 def chart_css() -> str:
     """The style sheet of the charts."""
-    return files("widestream.report.figures").joinpath("chart.css").read_text(encoding="utf-8")
+    return files("widestream.report").joinpath("templates/chart.css").read_text(encoding="utf-8")
+
+
+def write_both(stem: str | Path, panels: Sequence[str], width: int, height: int, title: str) -> tuple[Path, Path]:
+    """Write STEM-light.svg and STEM-dark.svg: rendered charts, each `width` by `height`, beside each other.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        UserError: nowhere to write.
+    """
+    light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))
+    for path, theme in ((light, "light"), (dark, "dark")):
+        write_text(path, standalone(panels, width, height, theme, title))
+    return light, dark
 
 
 def standalone(panels: Sequence[str], width: int, height: int, theme: str, title: str) -> str:
@@ -164,7 +186,7 @@ def standalone(panels: Sequence[str], width: int, height: int, theme: str, title
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 -8 {whole + 24} {height + 16}" role="img" '
-        f'aria-label="{escape(title)}"><style>svg{{{css_variables(theme)}}}{chart_css()}</style>{placed}</svg>\n'
+        f'aria-label="{svg_text(title)}"><style>svg{{{css_variables(theme)}}}{chart_css()}</style>{placed}</svg>\n'
     )
 
 
@@ -216,9 +238,10 @@ def _marks(marks: Sequence[Mark], x: Scale, y: Scale) -> str:
     parts = []
     for mark in marks:
         at_x, at_y = x(mark.x), y(mark.y)
+        level = at_y + (-8 if mark.above else 16)
         parts.append(
             f'<circle class="hollow" style="--c:{_colour(mark.colour)}" cx="{at_x}" cy="{at_y}" r="4"/>'
-            f'<text class="note" x="{at_x + 7}" y="{at_y + (-8 if mark.above else 16):.1f}">{escape(mark.text)}</text>'
+            f'<text class="note" x="{at_x + 7}" y="{level:.1f}">{svg_text(mark.text)}</text>'
         )
     return "".join(parts)
 
@@ -236,7 +259,7 @@ def _names(named: Sequence[Series], y: Scale, width: float, height: float) -> st
     places = _apart([y(series.points[-1][1]) for series in named], 17, height)
     return "".join(
         f'<text class="label" style="--c:{_colour(series.colour)}" x="{width + 10}" y="{place + 4:.1f}">'
-        f"{escape(_end_text(series))}</text>"
+        f"{svg_text(_end_text(series))}</text>"
         for series, place in zip(named, places, strict=True)
     )
 
@@ -249,7 +272,7 @@ def _legend(named: Sequence[Series], width: float) -> tuple[str, int]:
         if at and at + _text_width(text) > width:
             at, row = 0.0, row + 1
         place = f'x="{at}" y="{34 + 17 * row}"'
-        parts.append(f'<text class="label" style="--c:{_colour(series.colour)}" {place}>{escape(text)}</text>')
+        parts.append(f'<text class="label" style="--c:{_colour(series.colour)}" {place}>{svg_text(text)}</text>')
         at += _text_width(text) + 14
     return "".join(parts), row + 1
 
@@ -261,7 +284,7 @@ def _guide(guide: Guide, x: Scale, y: Scale) -> str:
         f'<path class="guide" d="M{start} {floor}V{level}H{end}V{floor}"/>'
         f'<circle class="hollow" style="--c:{_colour(guide.colour)}" cx="{start}" cy="{level}" r="4"/>'
         f'<text class="note" x="{start - 7 if left else start + 7}" y="{floor - 8}" '
-        f'text-anchor="{"end" if left else "start"}">{escape(guide.text)}</text>'
+        f'text-anchor="{"end" if left else "start"}">{svg_text(guide.text)}</text>'
     )
 
 
@@ -269,7 +292,7 @@ def _hovers(series: Series, x: Scale, y: Scale, height: float) -> str:
     """Invisible discs that show a point's figures under the pointer."""
     every = max(1, math.ceil(len(series.titles) / _HOVERS))
     discs = [
-        f'<circle class="hit" cx="{x(at)}" cy="{y(value)}" r="6"><title>{escape(title)}</title></circle>'
+        f'<circle class="hit" cx="{x(at)}" cy="{y(value)}" r="6"><title>{svg_text(title)}</title></circle>'
         for (at, value), title in list(zip(series.points, series.titles, strict=False))[::-every]
         if 0 <= y(value) <= height
     ]

@@ -141,12 +141,12 @@ def config_differences(groups: Sequence[Group]) -> list[ConfigDifference]:
 
 
 def _differences(flat: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    found = []
+    differing = []
     for key in sorted({key for config in flat.values() for key in config} - BOOKKEEPING):
         values = {label: config[key] for label, config in flat.items() if key in config}
         if len(values) < len(flat) or len({repr(value) for value in values.values()}) > 1:
-            found.append((key, values))
-    return found
+            differing.append((key, values))
+    return differing
 
 
 def _key(run: Run) -> str:
@@ -180,10 +180,10 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         same = [j for j, other in enumerate(labels) if other == label]
         if len(same) > 1:
             flat = {str(j): flatten(groups[j][0].config) for j in same}
-            told = [
+            details = [
                 f"{key.rsplit('.', 1)[-1]} {values[str(i)]}" for key, values in _differences(flat) if str(i) in values
             ]
-            result[i] = f"{label} ({', '.join(told)})" if 0 < len(told) <= 2 else f"{label} #{same.index(i) + 1}"
+            result[i] = f"{label} ({', '.join(details)})" if 0 < len(details) <= 2 else f"{label} #{same.index(i) + 1}"
     return result
 
 

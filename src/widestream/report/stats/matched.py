@@ -7,6 +7,7 @@ get there. Nothing here extrapolates: outside what was measured the answer is No
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 from statistics import fmean
 from typing import Literal
 
@@ -78,17 +79,18 @@ def _local_parabola(x: Sequence[float], y: Sequence[float], i: int) -> float:
     places = [x[j] - x[i] for j in near]
 
     def inner(one: Sequence[float], other: Sequence[float]) -> float:
-        return sum(w * a * b for w, a, b in zip(weights, one, other, strict=True))
+        return sum(map(mul, map(mul, weights, one), other))
 
     value, basis = 0.0, []
     for power in range(3):  # Gram-Schmidt on 1, x, x^2; `at` follows the polynomial's value at x[i], which is place 0
         polynomial, at = [place**power for place in places], float(power == 0)
-        for other, other_at in basis:
-            share = inner(polynomial, other) / inner(other, other)
+        for other, other_at, square in basis:
+            share = inner(polynomial, other) / square
             polynomial = [a - share * b for a, b in zip(polynomial, other, strict=True)]
             at -= share * other_at
-        basis.append((polynomial, at))
-        value += at * inner([y[j] for j in near], polynomial) / inner(polynomial, polynomial)
+        square = inner(polynomial, polynomial)
+        basis.append((polynomial, at, square))
+        value += at * inner([y[j] for j in near], polynomial) / square
     return value
 
 
@@ -151,12 +153,12 @@ def gaps(reference: Curve, other: Curve, resource: Resource) -> list[tuple[float
     Only where both curves reach; empty where they do not overlap.
     """
     places = sorted({*reference.axis(resource), *other.axis(resource)})
-    found = []
+    points = []
     for place in places:
         ours, theirs = value_at(other, resource, place), value_at(reference, resource, place)
         if ours is not None and theirs is not None:
-            found.append((place, ours - theirs))
-    return found
+            points.append((place, ours - theirs))
+    return points
 
 
 def gap_at(reference: Curve, other: Curve, resource: Resource, amount: float) -> float | None:

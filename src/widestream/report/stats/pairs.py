@@ -90,19 +90,19 @@ def match(reference: Group, other: Group) -> Pair | None:
 
 def _values_at(group: Group, resource: Resource, amount: float) -> dict[tuple[int, int], float]:
     """Loss by seeds after an amount of a resource, from the smoothed curves."""
-    found = {run.seeds: value_at(curve, resource, amount) for run, curve in zip(group.runs, group.curves, strict=True)}
-    return {seeds: value for seeds, value in found.items() if value is not None}
+    losses = {run.seeds: value_at(curve, resource, amount) for run, curve in zip(group.runs, group.curves, strict=True)}
+    return {seeds: value for seeds, value in losses.items() if value is not None}
 
 
 def _at_equal_cost(reference: Group, other: Group) -> dict[Resource, Interval]:
     """Difference by seed at equal FLOPs and equal wall time, each at the largest amount that every run has spent."""
-    found: dict[Resource, Interval] = {}
+    intervals: dict[Resource, Interval] = {}
     for resource in ("flops", "wall_s"):
         amount = min(curve.axis(resource)[-1] for group in (reference, other) for curve in group.curves)
         values = [_values_at(group, resource, amount) for group in (reference, other)]
         if all(values):
-            found[resource] = difference(*values)
-    return found
+            intervals[resource] = difference(*values)
+    return intervals
 
 
 def _paired_curves(reference: Group, other: Group) -> list[tuple[Curve, Curve]]:
@@ -112,13 +112,13 @@ def _paired_curves(reference: Group, other: Group) -> list[tuple[Curve, Curve]]:
 
 def _target(owner: Group, other: Group) -> Target:
     loss = owner.curve.best
-    own = reach(owner.curve, loss)
-    assert own is not None, "a curve reaches its own lowest point"
+    spent = reach(owner.curve, loss)
+    assert spent is not None, "a curve reaches its own lowest point"
     return Target(
         label=owner.label,
         other=other.label,
         loss=loss,
-        own=own,
+        own=spent,
         others=reach(other.curve, loss),
         others_by_run=tuple(reach(curve, loss) for curve in other.curves),
     )

@@ -3,19 +3,13 @@
 import math
 from statistics import fmean
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.figures.svg import Chart, Series
 from widestream.report.stats.fits import bootstrap_fits, fit_power_law, percentile_interval
 from widestream.report.stats.intervals import mean_interval
-from widestream.report.tables import NONE, Table
+from widestream.report.table import NONE, Table
 from widestream.study.page.results import ArmResult, StudyResult
-from widestream.study.page.sections import (
-    UNPRINTED,
-    Section,
-    begin,
-    mean_loss,
-    shown,
-)
+from widestream.study.page.sections import UNPRINTED, Section, begin, mean_loss, shown
 
 AXES = {
     "parameters": "non-embedding parameters",
@@ -38,8 +32,8 @@ def ladder_section(result: StudyResult) -> Section:
     for axis in AXES:
         section.charts.append((f"Loss over {AXES[axis]}", _ladder_chart(rungs, axis)))
         for other in others:
-            told, row = saved(rungs[reference], rungs[other], axis)
-            section.answers.append(told)
+            sentence, row = saved(rungs[reference], rungs[other], axis)
+            section.answers.append(sentence)
             rows.append(row)
     section.tables.append(_fit_table(rungs, result.record["scale"]))
     section.tables.append(
@@ -76,7 +70,7 @@ def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
     for number, (family, arms) in enumerate(rungs.items()):
         points = {_at(arm, axis): list(arm.losses.values()) for arm in arms}
         fit = fit_power_law({x: fmean(losses) for x, losses in points.items()}) if len(points) > 1 else None
-        titles = tuple(f"{arm.name}: {text.loss(mean_loss(arm))}" for arm in arms)
+        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}" for arm in arms)
         measured = tuple((x, fmean(losses)) for x, losses in points.items())
         for seed in sorted({seed for arm in arms for seed in arm.losses}):
             seen = tuple((_at(arm, axis), arm.losses[seed]) for arm in arms if seed in arm.losses)
@@ -111,24 +105,24 @@ def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tupl
     goal = max(min(side.values()) for side in means)
     name, family = AXES[axis], other[0].entry["group"]
     if goal > min(max(side.values()) for side in means):
-        told = f"The losses of {family} and of the reference do not overlap: nothing can be read off."
-        return told, (name, family, UNPRINTED, NONE, NONE)
+        sentence = f"The losses of {family} and of the reference do not overlap: nothing can be read off."
+        return sentence, (name, family, UNPRINTED, NONE, NONE)
     shared = set(reference[0].losses).intersection(*(arm.losses for arm in (*reference, *other)))
     logs = [math.log(_where(other, axis, seed, goal) / _where(reference, axis, seed, goal)) for seed in sorted(shared)]
     if not logs:
         return f"{family} and the reference have no seed in common.", (name, family, UNPRINTED, NONE, NONE)
-    found = mean_interval(logs)
-    ratio = math.exp(found.mean)
-    if found.low is None or found.high is None:
-        told = f"{family} takes {text.percent(ratio)} of the reference's {name} to equal loss, one seed."
-        return told, (name, family, UNPRINTED, text.percent(ratio), NONE)
-    ends = f"{text.percent(math.exp(found.low))} to {text.percent(math.exp(found.high))}"
-    share = f"{text.percent(ratio)} of the reference's {name} (95 % interval {ends})"
-    if found.holds_zero:
-        told = f"No difference seen to equal loss: {family} takes {share}."
+    interval = mean_interval(logs)
+    ratio = math.exp(interval.mean)
+    if interval.low is None or interval.high is None:
+        sentence = f"{family} takes {formats.percent(ratio)} of the reference's {name} to equal loss, one seed."
+        return sentence, (name, family, UNPRINTED, formats.percent(ratio), NONE)
+    ends = f"{formats.percent(math.exp(interval.low))} to {formats.percent(math.exp(interval.high))}"
+    share = f"{formats.percent(ratio)} of the reference's {name} (95 % interval {ends})"
+    if interval.holds_zero:
+        sentence = f"No difference seen to equal loss: {family} takes {share}."
     else:
-        told = f"{family} reaches {text.loss(goal)} with {share}."
-    return told, (name, family, UNPRINTED, text.percent(ratio), ends)
+        sentence = f"{family} reaches {formats.loss(goal)} with {share}."
+    return sentence, (name, family, UNPRINTED, formats.percent(ratio), ends)
 
 
 def _where(arms: list[ArmResult], axis: str, seed: tuple[int, int], loss: float) -> float:
@@ -144,10 +138,10 @@ def _fit_table(rungs: dict[str, list[ArmResult]], scale: str) -> Table:
             if len(points) < 2:
                 continue
             fit = fit_power_law({x: fmean(losses) for x, losses in points.items()})
-            found = percentile_interval(fit.exponent, [one.exponent for one in bootstrap_fits(points)], len(arms))
+            interval = percentile_interval(fit.exponent, [one.exponent for one in bootstrap_fits(points)], len(arms))
             rows.append(
                 (
-                    family, name, UNPRINTED, f"{fit.exponent:.4f}", f"{found.low:.4f} to {found.high:.4f}",
+                    family, name, UNPRINTED, f"{fit.exponent:.4f}", f"{interval.low:.4f} to {interval.high:.4f}",
                     str(len(points)), scale,
                 )
             )  # fmt: skip
@@ -172,10 +166,10 @@ def _rung_table(result: StudyResult, pairs: list[dict[str, str]]) -> Table:
         rows.append(
             (
                 f"{mine.name} against {theirs.name}",
-                text.loss(mean_loss(theirs)),
-                text.loss(mean_loss(mine)),
+                formats.loss(mean_loss(theirs)),
+                formats.loss(mean_loss(mine)),
                 shown(gap),
-                *(text.percent(_at(mine, axis) / _at(theirs, axis)) for axis in AXES),
+                *(formats.percent(_at(mine, axis) / _at(theirs, axis)) for axis in AXES),
             )
         )
     return Table(

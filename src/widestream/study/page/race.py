@@ -3,21 +3,15 @@
 from statistics import fmean
 from typing import Any
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.comparison import compare
-from widestream.report.figures.charts import gap_chart, loss_chart
+from widestream.report.figures.comparison_charts import gap_chart, loss_chart
 from widestream.report.stats.intervals import mean_interval
 from widestream.report.stats.matched import RESOURCES, Resource, gap_at, reach
 from widestream.report.stats.pairs import Pair
-from widestream.report.tables import NONE, Table
+from widestream.report.table import NONE, Table
 from widestream.study.page.results import ArmResult, StudyResult, contrast
-from widestream.study.page.sections import (
-    Section,
-    begin,
-    contrast_table,
-    said,
-    shown,
-)
+from widestream.study.page.sections import Section, at_equal_tokens, begin, contrast_table, shown
 
 
 def race_section(result: StudyResult) -> Section:
@@ -27,19 +21,15 @@ def race_section(result: StudyResult) -> Section:
     one = contrast(result, other, result.reference.name) if other else None
     if one is None or one.pair is None:
         return section
-    printed = result.record["analysis"]["printed"]
-    section.answers.append(said(one))
-    rows = [_saved_row(one.pair, resource, printed, result.record["scale"]) for resource in RESOURCES]
+    printed, scale = result.record["analysis"]["printed"], result.record["scale"]
+    section.answers.append(at_equal_tokens(one))
     fewer = 1 - one.of.count("parameters") / one.against.count("parameters")
-    exact = "exact"
-    rows.append(
-        ("parameters saved", text.percent(printed["parameters"]), text.percent(fewer), exact, result.record["scale"])
-    )
-    gap = one.at_equal["tokens"]
-    paper_gap = printed["loss"][1] - printed["loss"][0]
-    ends = text.interval(gap.low, gap.high)
-    rows.append(
-        ("held-out loss at equal tokens", text.signed(paper_gap), text.signed(gap.mean), ends, result.record["scale"])
+    gap, paper_gap = one.at_equal["tokens"], printed["loss"][1] - printed["loss"][0]
+    ends = formats.interval(gap.low, gap.high)
+    rows = (
+        *(_saved_row(one.pair, resource, printed, scale) for resource in RESOURCES),
+        ("parameters saved", formats.percent(printed["parameters"]), formats.percent(fewer), "exact", scale),
+        ("held-out loss at equal tokens", formats.signed(paper_gap), formats.signed(gap.mean), ends, scale),
     )
     section.tables.append(
         Table(
@@ -48,13 +38,13 @@ def race_section(result: StudyResult) -> Section:
             "the reference's run of the same seed, as a share of what that run spent; mean over seeds and 95 % "
             "interval. The paper's FLOPs leave out the logits (erratum E8).",
             columns=("quantity", "paper", "ours", "95 % interval", "scale"),
-            rows=tuple(rows),
+            rows=rows,
         )
     )
     section.tables.append(contrast_table(result, [({"paper": paper_gap}, one)]))
-    found = compare([run.path for arm in (one.against, one.of) if arm.group for run in arm.group.runs])
-    section.charts += [(f"Over {words}", loss_chart(found, resource)) for resource, words in _OVER.items()]
-    if (chart := gap_chart(found)) is not None:
+    comparison = compare([run.path for arm in (one.against, one.of) if arm.group for run in arm.group.runs])
+    section.charts += [(f"Over {words}", loss_chart(comparison, resource)) for resource, words in _OVER.items()]
+    if (chart := gap_chart(comparison)) is not None:
         section.charts.append(("The gap over tokens", chart))
     return section
 
@@ -74,12 +64,12 @@ def _saved_row(pair: Pair, resource: Resource, printed: dict[str, Any], scale: s
             saved.append(1 - getattr(got, resource) / getattr(own, resource))
     if not saved:
         return (_SAVES[resource], _percent(printed[resource]), "not reached", NONE, scale)
-    found = mean_interval(saved)
+    share = mean_interval(saved)
     if len(saved) < len(shared):  # a mean over those that get there would flatter them
-        told = f"{_percent(found.mean)} in {len(saved)} of {len(shared)} seeds; the others do not get there"
-        return (_SAVES[resource], _percent(printed[resource]), told, NONE, scale)
-    ends = NONE if found.low is None or found.high is None else f"{_percent(found.low)} to {_percent(found.high)}"
-    return (_SAVES[resource], _percent(printed[resource]), _percent(found.mean), ends, scale)
+        words = f"{_percent(share.mean)} in {len(saved)} of {len(shared)} seeds; the others do not get there"
+        return (_SAVES[resource], _percent(printed[resource]), words, NONE, scale)
+    ends = NONE if share.low is None or share.high is None else f"{_percent(share.low)} to {_percent(share.high)}"
+    return (_SAVES[resource], _percent(printed[resource]), _percent(share.mean), ends, scale)
 
 
 def _percent(share: float) -> str:
@@ -95,15 +85,19 @@ def lead_section(result: StudyResult) -> Section:
     short, long = pairs
     assert short is not None
     assert long is not None
-    section.answers = [_change(short.of, short.against, long.of, long.against), said(short), said(long)]
+    section.answers = [
+        _change(short.of, short.against, long.of, long.against),
+        at_equal_tokens(short),
+        at_equal_tokens(long),
+    ]
     rows = [{"label": f"{one.of.name} against {one.against.name}"} for one in (short, long)]
     section.tables.append(contrast_table(result, list(zip(rows, (short, long), strict=True))))
     assert long.pair is not None
     section.tables.append(_along(long.pair))
-    found = compare([run.path for arm in (long.against, long.of) if arm.group for run in arm.group.runs])
-    if (chart := gap_chart(found)) is not None:
+    comparison = compare([run.path for arm in (long.against, long.of) if arm.group for run in arm.group.runs])
+    if (chart := gap_chart(comparison)) is not None:
         section.charts.append(("The gap along the long runs", chart))
-    section.charts.append(("Loss along the long runs", loss_chart(found, "tokens")))
+    section.charts.append(("Loss along the long runs", loss_chart(comparison, "tokens")))
     return section
 
 
@@ -118,14 +112,14 @@ def _change(mine: ArmResult, theirs: ArmResult, later: ArmResult, against: ArmRe
     change = mean_interval(changes)
     first = fmean(mine.losses[seed] - theirs.losses[seed] for seed in seeds)
     last = fmean(later.losses[seed] - against.losses[seed] for seed in seeds)
-    told = f"from {text.signed(first)} to {text.signed(last)} nats, by {shown(change)}"
+    movement = f"from {formats.signed(first)} to {formats.signed(last)} nats, by {shown(change)}"
     if change.low is None:
-        return f"From the short runs to the long ones the difference moves {told}; one seed, which may be chance."
+        return f"From the short runs to the long ones the difference moves {movement}; one seed, which may be chance."
     if change.holds_zero:
-        return f"No change of the difference seen from the short runs to the long ones: {told}."
+        return f"No change of the difference seen from the short runs to the long ones: {movement}."
     if first < 0 and last < 0:
-        return f"From the short runs to the long ones the lead {'shrinks' if change.mean > 0 else 'grows'}: {told}."
-    return f"From the short runs to the long ones the difference moves {told}."
+        return f"From the short runs to the long ones the lead {'shrinks' if change.mean > 0 else 'grows'}: {movement}."
+    return f"From the short runs to the long ones the difference moves {movement}."
 
 
 def _along(pair: Pair) -> Table:
@@ -134,14 +128,14 @@ def _along(pair: Pair) -> Table:
     ours, theirs = pair.other.by_seed(), pair.reference.by_seed()
     rows = []
     for part in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0):
-        found = [
+        differences = [
             gap_at(pair.reference.curves[theirs[seed]], pair.other.curves[ours[seed]], "tokens", part * end)
             for seed in theirs
             if seed in ours
         ]
-        gaps = [gap for gap in found if gap is not None]
+        gaps = [gap for gap in differences if gap is not None]
         if gaps:
-            rows.append((text.count(part * end), f"{part:g}", shown(mean_interval(gaps)), str(len(gaps))))
+            rows.append((formats.count(part * end), f"{part:g}", shown(mean_interval(gaps)), str(len(gaps))))
     return Table(
         title="Along the long run",
         caption="Difference of the smoothed curves at equal tokens. Public single runs report −0.105 fading to −0.002.",

@@ -2,8 +2,8 @@
 
 from widestream.paper.errata import list_errata
 from widestream.paper.figure_1 import chart_of, figure_1, resources_record
-from widestream.report import text
-from widestream.report.tables import NONE, Table
+from widestream.report import formats
+from widestream.report.table import NONE, Table
 from widestream.study.page.sections import Section
 
 
@@ -53,17 +53,17 @@ def _models(models: dict[str, dict]) -> Table:
         rows.append(
             (
                 name,
-                text.count(cost["stream_size"]),
+                formats.count(cost["stream_size"]),
                 f"{parameters['printed']:,}",
                 NONE if itemised[0] is None else f"{itemised[0]:,}",
                 f"{parameters['actual_without_norm']:,}",
-                text.count(flops["printed"]),
-                NONE if itemised[1] is None else text.count(itemised[1]),
-                text.count(flops["actual"]),
-                text.memory(memory["parameters_and_optimizer"]),
-                text.count(memory["stream_states_per_token"]),
-                NONE if memory["stream_writes_per_token"] is None else text.count(memory["stream_writes_per_token"]),
-                text.memory(cost["decoding_bytes"]["whole_context"]["bf16"]),
+                formats.count(flops["printed"]),
+                NONE if itemised[1] is None else formats.count(itemised[1]),
+                formats.count(flops["actual"]),
+                formats.memory(memory["parameters_and_optimizer"]),
+                formats.count(memory["stream_states_per_token"]),
+                NONE if memory["stream_writes_per_token"] is None else formats.count(memory["stream_writes_per_token"]),
+                formats.memory(cost["decoding_bytes"]["whole_context"]["bf16"]),
             )
         )
     return Table(

@@ -140,7 +140,7 @@ def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
 
 def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: list[str]) -> ArmResult:
     """Read an arm's finished runs, those too that finished since the record was written."""
-    found = []
+    runs = []
     for row in entry["runs"]:
         if row["status"] != "done" and finished(folder / row["folder"], row["steps"]):
             row["status"] = "done"
@@ -159,9 +159,9 @@ def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: li
             row["status"] = "unreadable"
             notes.append(f"{name}, seed {row['seed']}: {run}")
         else:
-            found.append(run)
-    found.sort(key=lambda run: run.seeds)
-    return ArmResult(name=name, entry=entry, group=measure(name, found, "loss") if found else None)
+            runs.append(run)
+    runs.sort(key=lambda run: run.seeds)
+    return ArmResult(name=name, entry=entry, group=measure(name, runs, "loss") if runs else None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,11 +186,11 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
     assert one.group is not None
     assert other.group is not None
     pair = match(other.group, one.group)
-    found: dict[str, Interval] = {**pair.at_equal} if pair else {}
+    at_equal: dict[str, Interval] = {**pair.at_equal} if pair else {}
     at_parameters = _at_equal_parameters(result, one, other)
     if at_parameters is not None:
-        found["parameters"] = at_parameters
-    return Contrast(of=one, against=other, at_equal=found, pair=pair)
+        at_equal["parameters"] = at_parameters
+    return Contrast(of=one, against=other, at_equal=at_equal, pair=pair)
 
 
 def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:

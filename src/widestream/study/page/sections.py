@@ -5,17 +5,16 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from widestream.report import text
-from widestream.report.figures.bars import BarChart
-from widestream.report.figures.forest import Forest
-from widestream.report.figures.svg import Chart
-from widestream.report.stats.comparable import cautions, mismatches
+from widestream.report import formats
+from widestream.report.comparable import cautions, mismatches
+from widestream.report.figures.drawing import Figure
+from widestream.report.figures.forest_plot import Forest
 from widestream.report.stats.intervals import Interval
-from widestream.report.tables import NONE, Table
+from widestream.report.table import NONE, Table
 from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
 
-Figure = Chart | BarChart | Forest
-"""What a page can draw."""
+Compared = Sequence[tuple[dict[str, Any], Contrast]]
+"""Contrasts, each with its row in the study: `label` and `paper`, the paper's number, if it has them."""
 
 UNPRINTED = "not printed"
 """Stands where the paper has no number."""
@@ -49,6 +48,16 @@ class Section:
     """Runs that diverged, failed or are missing, and other things to know."""
     commands: list[str] = field(default_factory=list)
     """How to do it again."""
+
+    @property
+    def whole_figures(self) -> list[tuple[str, Figure]]:
+        """Charts that have the page to themselves."""
+        return [(caption, chart) for caption, chart in self.charts if isinstance(chart, Forest)]
+
+    @property
+    def column_figures(self) -> list[tuple[str, Figure]]:
+        """Charts that stand beside each other."""
+        return [(caption, chart) for caption, chart in self.charts if not isinstance(chart, Forest)]
 
 
 def begin(result: StudyResult) -> Section:
@@ -84,9 +93,9 @@ def describe_scale(result: StudyResult) -> str:
     data = f"{corpus['source']}, a vocabulary of {corpus['vocab_size']:,}" if corpus else "as its recipes say"
     epochs = [run.final.tokens / run.data["train_tokens"] for run in runs]
     return (
-        f"Scale {result.record['scale']}: {_span(sizes, text.count)} non-embedding parameters, "
-        f"{_span(tokens, text.count)} tokens, {_span(seeds, str)} seeds. Data: {data}; "
-        f"{_span(epochs, text.three)} epochs."
+        f"Scale {result.record['scale']}: {_span(sizes, formats.count)} non-embedding parameters, "
+        f"{_span(tokens, formats.count)} tokens, {_span(seeds, str)} seeds. Data: {data}; "
+        f"{_span(epochs, formats.three)} epochs."
     )
 
 
@@ -95,20 +104,20 @@ def _span(values: Sequence[Any], shown: Any) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def said(contrast: Contrast) -> str:
+def at_equal_tokens(contrast: Contrast) -> str:
     """At equal tokens: who is ahead and by how much, or that no difference is seen."""
     one, other, gap = contrast.of.name, contrast.against.name, contrast.at_equal.get("tokens")
     if gap is None:
         return f"{one} and {other} share no stretch of training."
     if gap.low is None or gap.high is None:
-        return f"{one} against {other}: {text.signed(gap.mean)} nats, one seed each, which may be chance."
-    ends = f"95\N{NO-BREAK SPACE}% interval {text.interval(gap.low, gap.high)}, {gap.n} seeds"
+        return f"{one} against {other}: {formats.signed(gap.mean)} nats, one seed each, which may be chance."
+    ends = f"95\N{NO-BREAK SPACE}% interval {formats.interval(gap.low, gap.high)}, {gap.n} seeds"
     if gap.holds_zero:
-        return f"No difference seen between {one} and {other}: {text.signed(gap.mean)} nats ({ends})."
-    return f"{one} is {text.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
+        return f"No difference seen between {one} and {other}: {formats.signed(gap.mean)} nats ({ends})."
+    return f"{one} is {formats.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
 
 
-def said_at_parameters(contrast: Contrast) -> str | None:
+def _at_equal_parameters(contrast: Contrast) -> str | None:
     """The same at equal parameters, where that is not the comparison at equal tokens itself."""
     gap = contrast.at_equal.get("parameters")
     if gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
@@ -119,15 +128,25 @@ def said_at_parameters(contrast: Contrast) -> str | None:
     return f"At equal parameters {one} is {'worse' if gap.mean > 0 else 'better'} than {other}: {shown(gap)} nats."
 
 
+def answers_of(compared: Compared) -> list[str]:
+    """What contrasts come to at equal tokens and, where that is another comparison, at equal parameters."""
+    return [
+        sentence
+        for _, contrast in compared
+        for sentence in (at_equal_tokens(contrast), _at_equal_parameters(contrast))
+        if sentence
+    ]
+
+
 def shown(interval: Interval | None) -> str:
     """A difference and its interval."""
     if interval is None:
         return NONE
-    ends = "" if interval.low is None else f" [{text.interval(interval.low, interval.high)}]"
-    return f"{text.signed(interval.mean)}{ends}"
+    ends = "" if interval.low is None else f" [{formats.interval(interval.low, interval.high)}]"
+    return f"{formats.signed(interval.mean)}{ends}"
 
 
-def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None) -> list[tuple[dict, Contrast]]:
+def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None) -> Compared:
     """The contrasts that a study names, or every arm against the reference; those without finished runs left out."""
     if rows is None:
         reference = result.reference
@@ -136,8 +155,8 @@ def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None)
             for name, arm in result.arms.items()
             if name != reference.name
         ]
-    found = [(row, contrast(result, row["of"], row["against"])) for row in rows]
-    return [(row, one) for row, one in found if one is not None]
+    compared = [(row, contrast(result, row["of"], row["against"])) for row in rows]
+    return [(row, one) for row, one in compared if one is not None]
 
 
 def _paper_gap(arm: ArmResult, reference: ArmResult) -> float | None:
@@ -146,19 +165,21 @@ def _paper_gap(arm: ArmResult, reference: ArmResult) -> float | None:
 
 
 def contrast_table(
-    result: StudyResult, found: Sequence[tuple[dict[str, Any], Contrast]], title: str = "Differences in held-out loss"
+    result: StudyResult,
+    compared: Compared,
+    title: str = "Differences in held-out loss",
 ) -> Table:
     """The paper's number beside ours: at equal tokens with its interval, then at equal FLOPs, time, parameters."""
     rows = []
-    for row, one in found:
+    for row, one in compared:
         gap = one.at_equal.get("tokens")
         paper = row.get("paper")
         rows.append(
             (
                 row.get("label") or f"{one.of.name} against {one.against.name}",
-                UNPRINTED if paper is None else text.signed(paper),
-                NONE if gap is None else text.signed(gap.mean),
-                NONE if gap is None else text.interval(gap.low, gap.high),
+                UNPRINTED if paper is None else formats.signed(paper),
+                NONE if gap is None else formats.signed(gap.mean),
+                NONE if gap is None else formats.interval(gap.low, gap.high),
                 *(shown(one.at_equal.get(resource)) for resource in ("flops", "wall_s", "parameters")),
                 NONE if gap is None else str(gap.n),
                 result.record["scale"],
@@ -185,7 +206,7 @@ def arms_table(result: StudyResult) -> Table:
     for arm in result.arms.values():
         about = arm.entry["about"] or NONE
         paper = UNPRINTED if arm.entry["paper"] is None else f"{arm.entry['paper']:.2f}"
-        trouble = text.listing(arm.trouble) if arm.trouble else "all done"
+        trouble = formats.listing(arm.trouble) if arm.trouble else "all done"
         rate = "recipe's" if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
         if arm.group is None:
             rows.append((arm.name, about, *[NONE] * 4, rate, paper, NONE, NONE, "0", trouble))
@@ -195,14 +216,14 @@ def arms_table(result: StudyResult) -> Table:
             (
                 arm.name,
                 about,
-                text.count(arm.count("non_embedding")),
-                text.count(arm.count("parameters")),
-                text.count(arm.count("stream_size")),
-                text.count(arm.count("tokens")),
+                formats.count(arm.count("non_embedding")),
+                formats.count(arm.count("parameters")),
+                formats.count(arm.count("stream_size")),
+                formats.count(arm.count("tokens")),
                 rate,
                 paper,
-                text.loss(final.mean),
-                NONE if final.low is None else f"{text.loss(final.low)} to {text.loss(final.high or 0)}",
+                formats.loss(final.mean),
+                NONE if final.low is None else f"{formats.loss(final.low)} to {formats.loss(final.high or 0)}",
                 str(final.n),
                 trouble,
             )
@@ -227,11 +248,11 @@ def rates_table(result: StudyResult) -> Table:
         trials = arm.entry["trials"]
         if trials:
             losses = [
-                f"{trial['lr']:g}: {trial['status'] if trial['loss'] is None else text.loss(trial['loss'])}"
+                f"{trial['lr']:g}: {trial['status'] if trial['loss'] is None else formats.loss(trial['loss'])}"
                 for trial in trials
             ]
             edge = arm.entry["rate"] in (trials[0]["lr"], trials[-1]["lr"])
-            length = text.percent(trials[0]["steps"] / arm.entry["runs"][0]["steps"])
+            length = formats.percent(trials[0]["steps"] / arm.entry["runs"][0]["steps"])
             rows.append((arm.name, "; ".join(losses), f"{arm.entry['rate']:g}", "yes" if edge else "no", length))
         elif arm.entry["rate_of"]:
             rate = NONE if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"

@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.figures.svg import Chart, Series
 from widestream.report.stats.fits import slope
-from widestream.report.tables import Table
+from widestream.report.table import Table
 from widestream.study.page.results import ArmResult, StudyResult
 from widestream.study.page.sections import (
     UNPRINTED,
     Section,
+    answers_of,
     begin,
     contrast_table,
     contrasts,
     mean_loss,
-    said,
-    said_at_parameters,
     shown,
 )
 
@@ -32,16 +31,16 @@ def sweep_section(result: StudyResult) -> Section:
             continue
         section.charts.append((entry["title"], _sweep_chart(groups, entry["x"])))
         for name, arms in groups.items():
-            told, row = _slope_row(name, arms, entry, result.record["scale"])
-            if told:
-                section.answers.append(told)
+            sentence, row = _slope_row(name, arms, entry, result.record["scale"])
+            if sentence:
+                section.answers.append(sentence)
                 rows.append(row)
     if rows:
         section.tables.append(_slope_table(rows))
-    found = contrasts(result, analysis.get("contrasts"))
-    section.answers += [told for _, one in found for told in (said(one), said_at_parameters(one)) if told]
-    if found:
-        section.tables.append(contrast_table(result, found))
+    compared = contrasts(result, analysis.get("contrasts"))
+    section.answers += answers_of(compared)
+    if compared:
+        section.tables.append(contrast_table(result, compared))
     return section
 
 
@@ -61,8 +60,8 @@ def _sweep_chart(groups: dict[str, list[ArmResult]], x: str) -> Chart:
             (at, final.mean if final.low is None else final.low, final.mean if final.high is None else final.high)
             for (at, _), final in zip(points, finals, strict=True)
         )
-        titles = tuple(f"{arm.name}: {text.loss(mean_loss(arm))}" for arm in arms)
-        value = text.loss(points[-1][1])
+        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}" for arm in arms)
+        value = formats.loss(points[-1][1])
         series.append(Series(points=points, colour=number, label=name, value=value, band=band, titles=titles))
     seen = [end for line in series for _, low, high in line.band for end in (low, high)]
     margin = 0.08 * (max(seen) - min(seen) or 1.0)
@@ -82,28 +81,28 @@ def _sweep_chart(groups: dict[str, list[ArmResult]], x: str) -> Chart:
 
 
 def _slope_row(name: str, arms: list[ArmResult], entry: dict[str, Any], scale: str) -> tuple[str, tuple[str, ...]]:
-    found = slope([(arm.count(entry["x"]), arm.losses) for arm in arms])
-    if found is None:
+    trend = slope([(arm.count(entry["x"]), arm.losses) for arm in arms])
+    if trend is None:
         return "", ()
-    per = found.per_doubling
+    per = trend.per_doubling
     words = {"stream_size": "stream", "head_dim": "head width", "parameters": "number of parameters"}
     what = words.get(entry["x"], entry["x"])
-    bend = found.bend
+    bend = trend.bend
     if per.low is None:
-        told = f"{name}: {text.signed(per.mean)} nats for every doubling of the {what}, one seed."
+        sentence = f"{name}: {formats.signed(per.mean)} nats for every doubling of the {what}, one seed."
     elif per.holds_zero:
-        told = f"{name}: no trend with the {what} seen ({shown(per)} nats for every doubling)."
+        sentence = f"{name}: no trend with the {what} seen ({shown(per)} nats for every doubling)."
     else:
-        told = f"{name}: {shown(per)} nats for every doubling of the {what}."
+        sentence = f"{name}: {shown(per)} nats for every doubling of the {what}."
         if bend is not None and bend.low is not None:
-            told += (
+            sentence += (
                 " No bend against the logarithm is seen."
                 if bend.holds_zero
                 else f" It {'flattens' if bend.mean * per.mean < 0 else 'steepens'} against the logarithm."
             )
     printed = entry.get("paper") or UNPRINTED
-    step = "falls at every step" if found.falling else "does not fall at every step"
-    return told, (f"{entry['title']}: {name}", printed, step, shown(per), shown(bend), str(len(arms)), scale)
+    step = "falls at every step" if trend.falling else "does not fall at every step"
+    return sentence, (f"{entry['title']}: {name}", printed, step, shown(per), shown(bend), str(len(arms)), scale)
 
 
 def _slope_table(rows: Sequence[tuple[str, ...]]) -> Table:

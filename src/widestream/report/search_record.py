@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.text import listing
+from widestream.report.formats import listing
 
 _FIELDS = ("model", "lr", "seed", "steps", "heldout_loss", "diverged")
 
@@ -59,20 +59,20 @@ class Search:
         """What else a reader should know, given the peak rate at which each model was then trained."""
         best = {name: trial.lr for name, trials in self.models.items() for trial in trials if trial.chosen}
         known = {name: used[name] for name in best if name in used}
-        found = [
+        remarks = [
             f"{name} was then trained at {lr if lr is None else f'{lr:g}'}, not at its best rate, {best[name]:g}."
             for name, lr in known.items()
             if lr != best[name]
         ]
-        if known and not found:
-            found.append("The runs compared here use the best rate of each.")
-        found += [
+        if known and not remarks:
+            remarks.append("The runs compared here use the best rate of each.")
+        remarks += [
             f"The best rate of {name} is the {side} tried: a better one may lie beyond."
             for name, trials in self.models.items()
             for side, trial in (("lowest", trials[0]), ("highest", trials[-1]))
             if len(trials) > 1 and trial.chosen
         ]
-        return found
+        return remarks
 
 
 def load_search(path: str | Path) -> Search:

@@ -1,10 +1,10 @@
 """Bar charts as small self-contained SVG, in the colours and letters of the line charts."""
 
 from dataclasses import dataclass
-from html import escape
 
 from widestream.report.figures.scales import Scale, linear_ticks
-from widestream.report.text import three, ticks
+from widestream.report.figures.svg import svg_text
+from widestream.report.formats import three, ticks
 
 ROW = 21
 """Height of a bar with the space around it."""
@@ -40,9 +40,9 @@ def render_bars(chart: BarChart, width: int, height: int) -> str:
     floor = ROW * len(chart.values)
     parts = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(chart.title)}">',
-        f'<text x="0" y="14">{escape(chart.title)}</text>',
-        f'<text x="{left + inner}" y="{_TOP + floor + 38}" text-anchor="end">{escape(chart.x_label)}</text>',
+        f'height="{height}" role="img" aria-label="{svg_text(chart.title)}">',
+        f'<text x="0" y="14">{svg_text(chart.title)}</text>',
+        f'<text x="{left + inner}" y="{_TOP + floor + 38}" text-anchor="end">{svg_text(chart.x_label)}</text>',
         f'<g transform="translate({left} {_TOP})">',
     ]
     marks = linear_ticks(0.0, x.high, 5)
@@ -53,7 +53,7 @@ def render_bars(chart: BarChart, width: int, height: int) -> str:
         colour = int(chart.line_at is not None and value > chart.line_at)
         at = ROW * row
         parts.append(
-            f'<text x="-8" y="{at + 15}" text-anchor="end">{escape(name)}</text>'
+            f'<text x="-8" y="{at + 15}" text-anchor="end">{svg_text(name)}</text>'
             f'<rect style="fill:var(--s{colour})" x="0" y="{at + 4}" width="{x(value)}" height="{ROW - 7}"/>'
             f'<text class="note" x="{x(value) + 6}" y="{at + 15}">{three(value)}</text>'
         )

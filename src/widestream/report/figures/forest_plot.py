@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.figures.scales import Scale, linear_ticks
+from widestream.report.figures.svg import svg_text
 from widestream.report.stats.intervals import Interval
 
 ROW = 26
@@ -41,8 +41,8 @@ def render_forest(forest: Forest, width: int) -> str:
     x = Scale(min(ends) - margin, max(ends) + margin, width - left - right)
     parts = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(forest.title)}">',
-        f'<text x="{width - right}" y="{height - 6}" text-anchor="end">{escape(forest.x_label)}</text>',
+        f'height="{height}" role="img" aria-label="{svg_text(forest.title)}">',
+        f'<text x="{width - right}" y="{height - 6}" text-anchor="end">{svg_text(forest.x_label)}</text>',
         f'<g transform="translate({left} {_TOP})">',
         *_axis(x, row * len(forest.rows)),
         *(_row(name, gap, x, row * i, row, narrow) for i, (name, gap) in enumerate(forest.rows)),
@@ -53,7 +53,7 @@ def render_forest(forest: Forest, width: int) -> str:
 def _axis(x: Scale, floor: float) -> list[str]:
     marks = linear_ticks(x.low, x.high, max(3, round(x.length / 70)))
     parts = []
-    for mark, name in zip(marks, text.ticks(marks), strict=True):
+    for mark, name in zip(marks, formats.ticks(marks), strict=True):
         kind = "zero" if abs(mark) < 1e-9 else "grid"
         parts.append(f'<line class="{kind}" x1="{x(mark)}" x2="{x(mark)}" y1="0" y2="{floor}"/>')
         parts.append(f'<text x="{x(mark)}" y="{floor + 17}" text-anchor="middle">{name}</text>')
@@ -65,19 +65,19 @@ def _row(name: str, gap: Interval, x: Scale, top: float, row: float, narrow: boo
     colour = "var(--s5)" if gap.holds_zero or not known else "var(--s0)" if gap.mean < 0 else "var(--s1)"
     middle = top + (row - 11 if narrow else row / 2)
     label = (
-        f'<text x="0" y="{top + 13}">{escape(name)}</text>'
+        f'<text x="0" y="{top + 13}">{svg_text(name)}</text>'
         if narrow
-        else f'<text x="-10" y="{middle + 4}" text-anchor="end">{escape(name)}</text>'
-        f'<text class="note" x="{x.length + 8}" y="{middle + 4}">{text.signed(gap.mean)}</text>'
+        else f'<text x="-10" y="{middle + 4}" text-anchor="end">{svg_text(name)}</text>'
+        f'<text class="note" x="{x.length + 8}" y="{middle + 4}">{formats.signed(gap.mean)}</text>'
     )
-    told = f"{name}: {text.signed(gap.mean)} ({text.interval(gap.low, gap.high)})"
+    hover = f"{name}: {formats.signed(gap.mean)} ({formats.interval(gap.low, gap.high)})"
     span = (
         f'<line class="span" x1="{x(gap.low)}" x2="{x(gap.high)}" y1="{middle}" y2="{middle}"/>'
         if gap.low is not None and gap.high is not None
         else ""
     )
     dot = f'<circle class="dot" cx="{x(gap.mean)}" cy="{middle}" r="4.5"/>'
-    return f'{label}<g style="--c:{colour}"><title>{escape(told)}</title>{span}{dot}</g>'
+    return f'{label}<g style="--c:{colour}"><title>{svg_text(hover)}</title>{span}{dot}</g>'
 
 
 def forest_of(gaps: Sequence[tuple[str, Interval]]) -> Forest:

@@ -1,9 +1,14 @@
-"""Numbers as people read them."""
+"""Numbers and lists as people read them."""
 
 import math
+import re
+from collections.abc import Sequence
+from statistics import fmean
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+_UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_SIGNS = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "\N{SYMBOL FOR DELETE}"}
 
 
 def count(value: float) -> str:
@@ -58,6 +63,12 @@ def loss(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean of losses, and the lowest and highest where there are several."""
+    mean = loss(fmean(values))
+    return mean if len(values) == 1 else f"{mean} ({loss(min(values))}–{loss(max(values))})"
+
+
 def signed(value: float) -> str:
     """Three decimals with a sign, four for differences under 0.01."""
     text = f"{value:+.{4 if abs(value) < 0.01 else 3}f}".replace("-", "−")
@@ -100,3 +111,8 @@ def plain(value: object) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def visible(words: str) -> str:
+    """Words with signs in place of characters that pages and terminals swallow or obey; samples may hold any."""
+    return _UNSEEN.sub(lambda match: _SIGNS.get(match[0], "\N{REPLACEMENT CHARACTER}"), words)

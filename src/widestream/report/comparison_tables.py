@@ -1,43 +1,18 @@
-"""The tables of a comparison as text, shown by the terminal and by the HTML report alike."""
+"""The tables of a comparison, shown by the terminal and by the page alike."""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.comparison import Comparison, train_figures
-from widestream.report.search import Search, Trial
+from widestream.report.search_record import Search, Trial
 from widestream.report.stats.groups import stream_kind
 from widestream.report.stats.matched import RESOURCES, Reach
 from widestream.report.stats.pairs import Target
+from widestream.report.table import NONE, Table
 from widestream.runs.read import Run
-
-NONE = "–"
-"""Stands where there is no figure."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """A table of text."""
-
-    title: str
-    """Heading."""
-    caption: str
-    """What the figures are, in a sentence or two; may be empty."""
-    columns: tuple[str, ...]
-    """Names of the columns; the first names the rows."""
-    rows: tuple[tuple[str, ...], ...]
-    """Cells."""
-    words: int = 1
-    """How many columns, from the first, hold words and are set to the left; the others hold figures."""
-
-    def without(self, *columns: str) -> "Table":
-        """The table less some columns."""
-        kept = [i for i, column in enumerate(self.columns) if column not in columns]
-        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
-        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
 
 
 def results(comparison: Comparison) -> Table:
@@ -51,14 +26,14 @@ def results(comparison: Comparison) -> Table:
             (
                 group.label,
                 str(len(group.runs)),
-                spread(losses),
+                formats.spread(losses),
                 f"{math.exp(fmean(losses)):.2f}",
-                text.loss(fmean(bits)) if len(bits) == len(finals) else NONE,
-                text.count(finals[0].tokens) if len({row.tokens for row in finals}) == 1 else "differ",
-                text.flops(fmean([row.flops for row in finals])),
-                text.duration(fmean([row.wall_s for row in finals])),
-                text.count(group.runs[0].parameters["total"]),
-                text.count(group.non_embedding),
+                formats.loss(fmean(bits)) if len(bits) == len(finals) else NONE,
+                formats.count(finals[0].tokens) if len({row.tokens for row in finals}) == 1 else "differ",
+                formats.flops(fmean([row.flops for row in finals])),
+                formats.duration(fmean([row.wall_s for row in finals])),
+                formats.count(group.runs[0].parameters["total"]),
+                formats.count(group.non_embedding),
             )
         )
     return Table(
@@ -85,8 +60,8 @@ def differences(comparison: Comparison) -> Table | None:
                 (
                     f"{pair.other.label} − {pair.reference.label}",
                     words[resource],
-                    text.signed(interval.mean),
-                    text.interval(interval.low, interval.high),
+                    formats.signed(interval.mean),
+                    formats.interval(interval.low, interval.high),
                     f"{interval.n} {'paired' if interval.method == 'paired' else 'unpaired'}",
                 )
             )
@@ -106,7 +81,7 @@ def resources(comparison: Comparison) -> Table | None:
         return None
     rows = []
     for target in (target for pair in comparison.pairs for target in pair.targets):
-        goal = f"{target.label}'s best, {text.loss(target.loss)}"
+        goal = f"{target.label}'s best, {formats.loss(target.loss)}"
         rows.append((goal, target.label, *_spent(target.own), NONE))
         rows.append((goal, target.other, *_reached(target), _by_seed(target)))
     return Table(
@@ -131,14 +106,14 @@ def run_table(comparison: Comparison) -> Table:
                     group.label,
                     "/".join(str(seed) for seed in run.seeds),
                     f"{last.step:,}" + ("" if run.done is not None else " (unfinished)"),
-                    text.count(last.tokens),
-                    text.loss(last.loss),
-                    NONE if last.bits_per_byte is None else text.loss(last.bits_per_byte),
-                    text.flops(last.flops),
-                    text.duration(last.wall_s),
-                    NONE if speed["tokens_per_s"] is None else text.count(speed["tokens_per_s"]),
-                    NONE if speed["mfu"] is None else text.percent(speed["mfu"]),
-                    NONE if speed["memory_bytes"] is None else text.memory(speed["memory_bytes"]),
+                    formats.count(last.tokens),
+                    formats.loss(last.loss),
+                    NONE if last.bits_per_byte is None else formats.loss(last.bits_per_byte),
+                    formats.flops(last.flops),
+                    formats.duration(last.wall_s),
+                    NONE if speed["tokens_per_s"] is None else formats.count(speed["tokens_per_s"]),
+                    NONE if speed["mfu"] is None else formats.percent(speed["mfu"]),
+                    NONE if speed["memory_bytes"] is None else formats.memory(speed["memory_bytes"]),
                 )
             )
     return Table(
@@ -199,7 +174,7 @@ def configuration(comparison: Comparison) -> Table | None:
         return None
     labels = [group.label for group in comparison.groups]
     rows = tuple(
-        (row.key, *(text.plain(row.values[label]) if label in row.values else NONE for label in labels))
+        (row.key, *(formats.plain(row.values[label]) if label in row.values else NONE for label in labels))
         for row in comparison.config_differences
     )
     return Table(
@@ -243,37 +218,41 @@ def machines(comparison: Comparison) -> Table:
 def _environment(run: Run) -> dict[str, str]:
     info, machine = run.info, run.info.get("machine", {})
     peak, memory = info.get("peak_flops_per_s"), machine.get("memory_gb")
-    found = {
+    values = {
         "CPU": machine.get("cpu"),
         "cores, threads used": f"{machine.get('cores', '?')}, {machine.get('threads', '?')}",
         "GPU": machine.get("gpu") or "none",
-        "memory": None if memory is None else f"{text.three(memory)} GB",
+        "memory": None if memory is None else f"{formats.three(memory)} GB",
         "precision": info.get("precision"),
-        "measured matmul peak": None if peak is None else f"{text.flops(peak)} FLOP/s",
+        "measured matmul peak": None if peak is None else f"{formats.flops(peak)} FLOP/s",
         "widestream": info.get("widestream"),
         "PyTorch": info.get("torch"),
         "Python": info.get("python"),
         "data fingerprint": run.data["fingerprint"],
         "tokenizer sha256": run.data.get("tokenizer_sha256"),
     }
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def _spent(reach: Reach) -> tuple[str, str, str]:
     bound = "≤ " if reach.at_most else ""
-    return bound + text.count(reach.tokens), bound + text.flops(reach.flops), bound + text.duration(reach.wall_s)
+    return (
+        bound + formats.count(reach.tokens),
+        bound + formats.flops(reach.flops),
+        bound + formats.duration(reach.wall_s),
+    )
 
 
 def _reached(target: Target) -> tuple[str, str, str]:
     if target.others is None:
         return "not reached", "not reached", "not reached"
-    shares = [text.percent(target.ratio(resource) or 0) for resource in RESOURCES]
+    shares = [formats.percent(target.ratio(resource) or 0) for resource in RESOURCES]
     tokens, flops, time = (f"{spent} ({share})" for spent, share in zip(_spent(target.others), shares, strict=True))
     return tokens, flops, time
 
 
 def _by_seed(target: Target) -> str:
-    return ", ".join("not reached" if reach is None else text.count(reach.tokens) for reach in target.others_by_run)
+    return ", ".join("not reached" if reach is None else formats.count(reach.tokens) for reach in target.others_by_run)
 
 
 def _trial(trial: Trial | None) -> str:
@@ -282,13 +261,7 @@ def _trial(trial: Trial | None) -> str:
     if trial.mean is None:
         failed = trial.runs - len(trial.losses)
         return "diverged" if trial.runs == 1 else f"diverged ({failed} of {trial.runs})"
-    return f"{text.loss(trial.mean)}{' ✓' if trial.chosen else ''}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean of losses, and the lowest and highest where there are several."""
-    mean = text.loss(fmean(values))
-    return mean if len(values) == 1 else f"{mean} ({text.loss(min(values))}–{text.loss(max(values))})"
+    return f"{formats.loss(trial.mean)}{' ✓' if trial.chosen else ''}"
 
 
 def _whole(value: float | None) -> str:

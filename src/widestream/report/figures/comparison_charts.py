@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.comparison import Comparison
 from widestream.report.figures.svg import Chart, Guide, Mark, Series
-from widestream.report.search import Search
+from widestream.report.search_record import Search
 from widestream.report.stats.groups import Group
 from widestream.report.stats.matched import Curve, Resource
 from widestream.report.stats.pairs import Pair, Target
@@ -42,7 +42,7 @@ def loss_chart(comparison: Comparison, resource: Resource) -> Chart:
     spread = high - low or 0.1
     metric = METRIC_NAMES[comparison.metric]
     return Chart(
-        title=f"{metric} against {_WORDS[resource]}, {text.listing([group.label for group in comparison.groups])}",
+        title=f"{metric} against {_WORDS[resource]}, {formats.listing([group.label for group in comparison.groups])}",
         x_label=f"{_WORDS[resource]} ({name})",
         y_label=f"{metric} (nats per token)" if comparison.metric == "loss" else metric,
         series=tuple(series),
@@ -67,8 +67,8 @@ def gap_chart(comparison: Comparison) -> Chart | None:
         if len(pair.gaps_by_seed) > 1:
             series += [Series(points=_scaled(line, unit), colour=number, thick=False) for line in pair.gaps_by_seed]
         mean = pair.gaps["tokens"]
-        titles = tuple(f"{pair.other.label}, {text.count(at)} tokens: {text.signed(gap)}" for at, gap in mean)
-        label, value = pair.other.label, text.signed(mean[-1][1])
+        titles = tuple(f"{pair.other.label}, {formats.count(at)} tokens: {formats.signed(gap)}" for at, gap in mean)
+        label, value = pair.other.label, formats.signed(mean[-1][1])
         series.append(Series(points=_scaled(mean, unit), colour=number, label=label, value=value, titles=titles))
     seen = [gap for line in series for at, gap in line.points if at * unit >= EARLY_GAP * end] + [0.0]
     margin = 0.1 * (max(seen) - min(seen) or 1.0)
@@ -95,7 +95,7 @@ def search_chart(search: Search, colours: dict[str, int]) -> Chart | None:
         return None
     series, marks = [], []
     for name, points in drawn.items():
-        titles = tuple(f"{name}, peak rate {lr:g}: {text.loss(loss)}" for lr, loss in points)
+        titles = tuple(f"{name}, peak rate {lr:g}: {formats.loss(loss)}" for lr, loss in points)
         series.append(Series(points=points, colour=colours[name], label=name, titles=titles))
         x, y = min(points, key=lambda point: point[1])
         marks.append(Mark(x=x, y=y, text=f"best {x:g}", colour=colours[name]))
@@ -117,7 +117,7 @@ def _half(comparison: Comparison, pair: Pair, unit: float) -> Mark | None:
     if pair.trend is None:
         return None
     x, y, number = pair.trend.half_tokens / unit, pair.trend.half, comparison.groups.index(pair.other)
-    return Mark(x=x, y=y, text=f"{text.signed(y)} halfway", colour=number, above=pair.trend.end < y)
+    return Mark(x=x, y=y, text=f"{formats.signed(y)} halfway", colour=number, above=pair.trend.end < y)
 
 
 def _lines(group: Group, number: int, resource: Resource, unit: float) -> list[Series]:
@@ -126,14 +126,14 @@ def _lines(group: Group, number: int, resource: Resource, unit: float) -> list[S
     if len(group.curves) > 1:
         lines += [Series(points=_points(curve, resource, unit), colour=number, thick=False) for curve in group.curves]
     titles = tuple(
-        f"{group.label}, {_amount(resource, at)}: {text.loss(loss)}"
+        f"{group.label}, {_amount(resource, at)}: {formats.loss(loss)}"
         for at, loss in zip(group.curve.axis(resource), group.curve.loss, strict=True)
     )
     mean = Series(
         points=_points(group.curve, resource, unit),
         colour=number,
         label=group.label,
-        value=text.loss(group.curve.loss[-1]),
+        value=formats.loss(group.curve.loss[-1]),
         band=_band(group, resource, unit),
         titles=titles,
     )
@@ -164,7 +164,7 @@ def _guide(comparison: Comparison, resource: Resource, unit: float) -> Guide | N
         y=target.loss,
         start=places[0],
         end=places[1],
-        text=f"{target.other}: {text.percent(ratio)} of the {_SAVED[resource]}",
+        text=f"{target.other}: {formats.percent(ratio)} of the {_SAVED[resource]}",
         colour=_first_across(comparison, target, ratio),
     )
 
@@ -184,8 +184,8 @@ def _scaled(points: Sequence[tuple[float, float]], unit: float) -> tuple[tuple[f
 
 def _amount(resource: Resource, amount: float) -> str:
     if resource == "tokens":
-        return f"{text.count(amount)} tokens"
-    return f"{text.flops(amount)} FLOPs" if resource == "flops" else text.duration(amount)
+        return f"{formats.count(amount)} tokens"
+    return f"{formats.flops(amount)} FLOPs" if resource == "flops" else formats.duration(amount)
 
 
 def scaled_axis(resource: Resource, end: float) -> tuple[float, str]:
@@ -204,4 +204,4 @@ def _unit(resource: Resource, end: float) -> tuple[float, str]:
         units = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
         return next(((size, name) for size, name in units if end >= 2 * size), (1.0, "tokens"))
     size = 10.0 ** math.floor(math.log10(end / 2))
-    return size, f"×{text.power(size)}"
+    return size, f"×{formats.power(size)}"

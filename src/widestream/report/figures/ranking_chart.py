@@ -1,10 +1,11 @@
 """The ranking of a league: a row a model, and where its loss lies beside the reference's, one panel a resource."""
 
-from html import escape
+from dataclasses import dataclass
 
-from widestream.report import text
+from widestream.report import formats
 from widestream.report.comparison import Comparison
 from widestream.report.figures.scales import Scale, linear_ticks
+from widestream.report.figures.svg import svg_text
 from widestream.report.league import EQUAL, ranked
 from widestream.report.stats.matched import Resource
 from widestream.report.stats.pairs import Pair
@@ -14,7 +15,15 @@ ROW, TOP, BOTTOM, NAMES, GUTTER = 17, 40, 26, 186, 26
 """Units: height of a row, room above and below the rows, width of the names, room between panels."""
 
 
-def ranking(comparison: Comparison, resources: tuple[Resource, ...], width: int) -> tuple[str, int]:
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The ranking of a league, to be drawn."""
+
+    comparison: Comparison
+    """The models."""
+
+
+def render_ranking(comparison: Comparison, resources: tuple[Resource, ...], width: int) -> tuple[str, int]:
     """The ranking as an <svg> element `width` units wide, and its height.
 
     Dots are means over seeds, lines their 95 % intervals. All panels have one scale; what
@@ -26,7 +35,7 @@ def ranking(comparison: Comparison, resources: tuple[Resource, ...], width: int)
     low, high = _range(pairs, resources)
     names = "".join(
         f'<text class="note" x="{NAMES - 12}" y="{_y(i) + 4}" text-anchor="end">'
-        f"{escape(_short(pair.other.label))}</text>"
+        f"{svg_text(_short(pair.other.label))}</text>"
         for i, pair in enumerate(pairs)
     )
     panels = "".join(
@@ -38,8 +47,8 @@ def ranking(comparison: Comparison, resources: tuple[Resource, ...], width: int)
     title = f"{metric} of {len(pairs)} models minus that of {reference}"
     return (
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(title)}">'
-        f'<text x="0" y="14">{escape(_short(title, 70))}</text>{names}{panels}</svg>'
+        f'height="{height}" role="img" aria-label="{svg_text(title)}">'
+        f'<text x="0" y="14">{svg_text(_short(title, 70))}</text>{names}{panels}</svg>'
     ), height
 
 
@@ -58,7 +67,7 @@ def _panel(pairs: list[Pair], resource: Resource, x: Scale, height: int) -> str:
     floor = height - BOTTOM
     parts = [f'<text class="note" x="0" y="{TOP - 10}">{EQUAL[resource].partition(" (")[0]}</text>']
     ticks = linear_ticks(x.low, x.high, max(3, round(x.length / 45)))
-    for tick, name in zip(ticks, text.ticks(ticks), strict=True):
+    for tick, name in zip(ticks, formats.ticks(ticks), strict=True):
         kind = "zero" if abs(tick) < 1e-9 else "grid"
         parts.append(f'<line class="{kind}" x1="{x(tick)}" x2="{x(tick)}" y1="{TOP}" y2="{floor}"/>')
         parts.append(f'<text x="{x(tick)}" y="{floor + 17}" text-anchor="middle">{name}</text>')
@@ -71,19 +80,19 @@ def _row(pair: Pair, resource: Resource, x: Scale, y: float) -> str:
         return ""
     interval = pair.at_equal[resource]
     colour = "var(--s5)" if interval.holds_zero else "var(--s0)" if interval.mean < 0 else "var(--s1)"
-    told = f"{pair.other.label}, {EQUAL[resource].lower()}: {text.signed(interval.mean)}"
+    hover = f"{pair.other.label}, {EQUAL[resource].lower()}: {formats.signed(interval.mean)}"
     if interval.low is not None:
-        told += f" ({text.interval(interval.low, interval.high)})"
+        hover += f" ({formats.interval(interval.low, interval.high)})"
     if interval.mean > x.high:
-        arrow = f'<text x="{x.length}" y="{y + 4}" text-anchor="end">{text.signed(interval.mean)} →</text>'
-        return f"<g><title>{escape(told)}</title>{arrow}</g>"
+        arrow = f'<text x="{x.length}" y="{y + 4}" text-anchor="end">{formats.signed(interval.mean)} →</text>'
+        return f"<g><title>{svg_text(hover)}</title>{arrow}</g>"
     line = ""
     if interval.low is not None and interval.high is not None:
         ends = [x(min(max(end, x.low), x.high)) for end in (interval.low, interval.high)]
         line = f'<line class="span" x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}"/>'
     stem = f'<line class="stem" x1="{x(0)}" x2="{x(interval.mean)}" y1="{y}" y2="{y}"/>'
     dot = f'<circle class="dot" cx="{x(interval.mean)}" cy="{y}" r="4.5"/>'
-    return f'<g style="--c:{colour}"><title>{escape(told)}</title>{stem}{line}{dot}</g>'
+    return f'<g style="--c:{colour}"><title>{svg_text(hover)}</title>{stem}{line}{dot}</g>'
 
 
 def _y(row: int) -> float:

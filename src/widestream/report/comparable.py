@@ -1,6 +1,6 @@
 """May these models be compared? What must agree, what is worth a warning."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,21 +28,26 @@ def mismatches(models: Sequence[tuple[str, Sequence[Run]]]) -> list[Mismatch]:
 
     Where the tokenizers differ, the token shards cannot agree; the held-out texts can, and are told apart by length.
     """
-    first = {label: runs[0] for label, runs in models}
-    found = [_differs("tokenizer", {label: _short(run.data.get("tokenizer_sha256")) for label, run in first.items()})]
-    if found == [None]:
-        found.append(_differs("data", {label: _short(run.data["fingerprint"]) for label, run in first.items()}))
-        heldout = {label: _short(run.data.get("heldout_fingerprint")) for label, run in first.items()}
-        found.append(_differs("held-out data", heldout))
-        found.append(_differs("held-out tokens", {label: f"{_evaluated(run):,}" for label, run in first.items()}))
+
+    def differs(field: str, value: Callable[[Run], object]) -> Mismatch | None:
+        values = {label: str(value(runs[0])) for label, runs in models}
+        return Mismatch(field=field, values=values) if _several(values.values()) else None
+
+    tokenizer = differs("tokenizer", lambda run: _short(run.data.get("tokenizer_sha256")))
+    if tokenizer:
+        checks = [tokenizer, differs("held-out bytes", lambda run: f"{run.data['heldout_bytes']:,}")]
     else:
-        found.append(
-            _differs("held-out bytes", {label: f"{run.data['heldout_bytes']:,}" for label, run in first.items()})
-        )
-    found.append(_differs("batch size", {label: str(run.data["batch_size"]) for label, run in first.items()}))
-    found.append(_differs("sequence length", {label: str(run.data["sequence_length"]) for label, run in first.items()}))
-    found.append(_order(models))
-    return [mismatch for mismatch in found if mismatch]
+        checks = [
+            differs("data", lambda run: _short(run.data["fingerprint"])),
+            differs("held-out data", lambda run: _short(run.data.get("heldout_fingerprint"))),
+            differs("held-out tokens", lambda run: f"{_evaluated(run):,}"),
+        ]
+    checks += [
+        differs("batch size", lambda run: run.data["batch_size"]),
+        differs("sequence length", lambda run: run.data["sequence_length"]),
+        _order(models),
+    ]
+    return [mismatch for mismatch in checks if mismatch]
 
 
 def tokenizers_differ(models: Sequence[tuple[str, Sequence[Run]]]) -> bool:
@@ -53,29 +58,29 @@ def tokenizers_differ(models: Sequence[tuple[str, Sequence[Run]]]) -> bool:
 def cautions(models: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:
     """What does not forbid a verdict but colours it, one sentence each."""
     first = {label: runs[0] for label, runs in models}
-    found = []
+    sentences = []
     if _several(_machine(run) for _, runs in models for run in runs):
-        found.append("The runs were made on different machines or thread counts: wall times do not compare.")
+        sentences.append("The runs were made on different machines or thread counts: wall times do not compare.")
     if _several(str(run.info.get("precision")) for run in first.values()):
-        found.append("The models were trained in different precisions.")
+        sentences.append("The models were trained in different precisions.")
     if _several(str(_planned_tokens(run)) for run in first.values()):
-        found.append(
+        sentences.append(
             "The models were set to train for different numbers of tokens: at equal tokens their learning rates stand "
             "at different points of the schedule."
         )
     if any(run.config.get("schedule", {}).get("kind") != "constant" for run in first.values()):
-        found.append(
+        sentences.append(
             "A model read before its end (equal FLOPs, equal time, resources to reach a loss) has not had the decay of "
             "its learning rate, which counts against it there."
         )
     lonely = [label for label, runs in models if len(runs) == 1]
     if lonely:
         whose = "of every model" if len(lonely) == len(models) else f"({', '.join(lonely)})"
-        found.append(f"One seed only {whose}: a small difference may be chance.")
+        sentences.append(f"One seed only {whose}: a small difference may be chance.")
     orders = [_orders(runs) for _, runs in models]
     if not _order(models) and any(order != orders[0] for order in orders):
-        found.append("Some seeds were run for one model only; differences use the seeds that the models share.")
-    return found
+        sentences.append("Some seeds were run for one model only; differences use the seeds that the models share.")
+    return sentences
 
 
 def _order(models: Sequence[tuple[str, Sequence[Run]]]) -> Mismatch | None:
@@ -90,10 +95,6 @@ def _order(models: Sequence[tuple[str, Sequence[Run]]]) -> Mismatch | None:
 
 def _orders(runs: Sequence[Run]) -> set[int]:
     return {run.seeds[1] for run in runs}
-
-
-def _differs(field: str, values: dict[str, str]) -> Mismatch | None:
-    return Mismatch(field=field, values=values) if _several(values.values()) else None
 
 
 def _several(values: Any) -> bool:

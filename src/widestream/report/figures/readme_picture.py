@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from widestream.files import write_text
 from widestream.report.comparison import Comparison
-from widestream.report.figures.charts import gap_chart, loss_chart
-from widestream.report.figures.ranking import ranking
-from widestream.report.figures.svg import render, standalone
+from widestream.report.figures.comparison_charts import gap_chart, loss_chart
+from widestream.report.figures.ranking_chart import render_ranking
+from widestream.report.figures.svg import render, write_both
 from widestream.report.league import is_league, league_verdict
 from widestream.report.stats.matched import RESOURCES
 
@@ -18,7 +17,7 @@ def write_picture(comparison: Comparison, stem: str | Path) -> tuple[Path, Path]
     """Write STEM-light.svg and STEM-dark.svg, with transparent ground, and return their paths."""
     if is_league(comparison):
         width = LEAGUE_WIDTH
-        panel, height = ranking(comparison, RESOURCES, width)
+        panel, height = render_ranking(comparison, RESOURCES, width)
         panels, title = [panel], league_verdict(comparison).headline
     else:
         charts = [loss_chart(comparison, "tokens")]
@@ -27,7 +26,4 @@ def write_picture(comparison: Comparison, stem: str | Path) -> tuple[Path, Path]
         width, height = WIDTH, HEIGHT
         panels = [render(chart, width, height) for chart in charts]
         title = " ".join(verdict.headline for verdict in comparison.verdict)
-    light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))
-    for path, theme in ((light, "light"), (dark, "dark")):
-        write_text(path, standalone(panels, width, height, theme, title))
-    return light, dark
+    return write_both(stem, panels, width, height, title)
