@@ -35,7 +35,7 @@ def pack_results(folder: Path, archive: Path) -> int:
         raise UserError(f"{folder} holds no study (no *.study.json); run one first.")
     if not archive.parent.is_dir():
         raise UserError(f"The folder {archive.parent} does not exist; make it first.")
-    runs = sorted(path for path in (folder / "runs").glob("*") if path.is_dir())
+    runs = sorted(path.parent for within in ("runs/*", "*") for path in folder.glob(f"{within}/{CONFIG}"))
     files = [*records, *(run / name for run in runs for name in KEPT if (run / name).is_file())]
     partial = archive.with_name(f"{archive.name}.tmp")
     with tarfile.open(partial, "w:xz", preset=9) as tar:
