@@ -17,7 +17,7 @@ def run(
         Path | None,
         typer.Option(
             help="Runs and records, in a folder for each scale. Default: runs/study. Those of demo and zoo lie right "
-            "there; default: runs/demo, runs/zoo."
+            "there; default: runs/demo, runs/zoo (with --search runs/demo-search, runs/zoo-search)."
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared data. Default: what the study names.")] = None,

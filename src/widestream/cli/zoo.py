@@ -42,10 +42,9 @@ def zoo(
     from widestream.study.run import StudyOptions
     from widestream.study.zoo import run_zoo, search_zoo
 
-    options = StudyOptions(folder=out, data=data, seeds=seeds, steps=steps, workers=workers)
+    options = StudyOptions(folder=out, data=data, seeds=seeds, steps=steps, workers=workers, search_only=search)
     if search:
-        options = replace(options, folder=out or Path("runs/zoo-search"), record=record)
-        print(f"Record: {search_zoo(options, recipes or ())}")
+        print(f"Record: {search_zoo(replace(options, record=record), recipes or ())}")
     else:
         run_zoo(options, recipes or (), record)
 

@@ -100,7 +100,7 @@ def refuse_another(job: Job) -> None:
         return
     wanted, there = load_recipe(job.recipe, job.changes), load_config(job.folder)
     tokens = load_info(job.folder)["data"]["fingerprint"]
-    pairs = list(differences(_trained(there, tokens), _trained(wanted, fingerprint(wanted))))
+    pairs = list(differences(_trained(there, tokens), _trained(wanted, fingerprint(wanted) or tokens)))
     if pairs:
         listed = ", ".join(f"{key} ({old} there, {new} now)" for key, old, new in pairs)
         raise UserError(

@@ -29,7 +29,7 @@ class StudyOptions:
     """cpu, gpu or paper."""
     folder: Path | None = None
     """Runs and records are written in here, in a folder for each scale; default: runs/study. A study whose runs have
-    plain names lies right there; default: runs/NAME."""
+    plain names lies right there; default: runs/NAME, and runs/NAME-search for its search alone."""
     data: Path | None = None
     """Prepared data, in place of what the study prepares or its recipes name."""
     seeds: int | None = None
@@ -123,7 +123,7 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
 def place_folder(study: Study, options: StudyOptions) -> Path:
     """Where a study's runs and record lie."""
     if study.plain_names:
-        return options.folder or Path("runs") / study.name
+        return options.folder or Path("runs") / f"{study.name}{'-search' if options.search_only else ''}"
     return (options.folder or Path("runs/study")) / study.scale
 
 

@@ -36,12 +36,16 @@ def run_zoo(options: StudyOptions, recipes: Sequence[str] = (), search: Path | N
 def search_zoo(options: StudyOptions, recipes: Sequence[str] = ()) -> Path:
     """Train every model at every rate of the search and say which is best. Models recorded earlier stay recorded.
 
+    Args:
+        options: with `search_only`.
+        recipes: names or paths; default: all of the zoo.
+
     Returns:
         The record's path.
     """
     from widestream.report.search import load_search
 
-    record = _carry_out(replace(options, search_only=True), recipes).record
+    record = _carry_out(options, recipes).record
     for model, trials in load_search(record).models.items():
         best = next((f"{trial.lr:g}" for trial in trials if trial.chosen), "none: all diverged")
         print(f"{model}: best peak rate {best}")
