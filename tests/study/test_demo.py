@@ -74,9 +74,10 @@ def planned(seeds: int = 2) -> list[Job]:
 @pytest.mark.slow
 def test_interrupted_demo_ends_with_a_report(small, tmp_path, monkeypatch, capsys):
     options = StudyOptions(folder=tmp_path / "demo", seeds=1, steps=3, workers=2)
-    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as interrupted:
         interrupted.setattr(pool.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        run_demo(options)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(options)
     small.unlink()  # no longer needed: the data is prepared
     report = run_demo(options)
     out = capsys.readouterr().out

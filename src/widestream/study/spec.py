@@ -156,48 +156,47 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
     if scale not in SCALES:
         raise unknown_name(f"scale {scale!r}", scale, SCALES)
     values = _read(path)
-    missing = [key for key in ("title", "arms") if not values.get(key)]
-    if missing:
-        raise UserError(f"{path} lacks {missing[0]}; a study has a title and arms.")
     _check_keys(values, _KEYS, str(path))
-    for key in ("arms", "set", "analysis", "corpus"):
-        if values.get(key) is not None and not isinstance(values[key], dict):
-            raise UserError(f"`{key}` of {path} must be a mapping, not {values[key]!r}.")
     scales = values.get("scales") or list(SCALES)
     if scale not in scales:
         raise UserError(f"The study {path.stem} has no scale {scale}; it has {', '.join(scales)}.")
-    own = _at_scale(values, scale)
-    entries = _expanded(own["arms"], scale, path)
-    arms = tuple(arm for key, arm in entries.items() for arm in _arms(key, arm, own.get("set") or {}, scale, path))
+    values = _at_scale(values, scale)
+    for key in ("title", "arms"):
+        if not values.get(key):
+            raise UserError(f"{path} lacks {key}; a study has a title and arms.")
+    for key in ("arms", "set", "analysis", "corpus", "search"):
+        _mapping(values.get(key), f"`{key}` of {path}")
+    entries = _expanded(values["arms"], scale, path)
+    arms = tuple(arm for key, arm in entries.items() for arm in _arms(key, arm, values.get("set") or {}, scale, path))
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise UserError(f"{path} has two arms called {next(name for name in names if names.count(name) > 1)}.")
-    reference = own.get("reference") or names[0]
-    analysis = own.get("analysis") or {}
-    told = _check_analysis(analysis, path)
+    reference = values.get("reference") or names[0]
+    analysis = values.get("analysis") or {}
+    named = _check_analysis(analysis, path)
     lenders = [arm.rate_of for arm in arms if arm.rate_of not in (None, "recipe")]
-    for wanted in (reference, *told, *lenders):
+    for wanted in (reference, *named, *lenders):
         if wanted not in names:
             raise unknown_name(f"arm {wanted!r} in {path}", str(wanted), names)
     for arm in arms:
         if arm.name in lenders and arm.rate_of is not None:
             raise UserError(f"Arm {arm.name} of {path} has no search of its own, so no arm can have its rate of it.")
-    count = _count(own, "seeds", 3, path) if seeds is None else seeds
+    count = _count(values, "seeds", 3, path) if seeds is None else seeds
     if count < 1:
         raise UserError(f"A study needs at least one seed, not {count}.")
     return Study(
         name=path.stem,
         scale=scale,
-        title=str(own["title"]),
-        question=" ".join(str(own.get("question", "")).split()),
-        mirrors=str(own.get("mirrors", "")),
+        title=str(values["title"]),
+        question=" ".join(str(values.get("question", "")).split()),
+        mirrors=str(values.get("mirrors", "")),
         reference=str(reference),
         seeds=count,
-        search=_search(own.get("search"), path),
-        evaluations=None if own.get("evaluations") == "recipe" else _count(own, "evaluations", 20, path),
-        plain_names=_plain_names(own, names, path),
+        search=_search(values.get("search"), path),
+        evaluations=None if values.get("evaluations") == "recipe" else _count(values, "evaluations", 20, path),
+        plain_names=_plain_names(values, names, path),
         analysis=analysis,
-        corpus=_corpus(own.get("corpus"), path),
+        corpus=_corpus(values.get("corpus"), path),
         arms=arms,
     )
 
@@ -217,10 +216,10 @@ def _plain_names(values: dict[str, Any], names: list[str], path: Path) -> bool:
     return kind == "plain"
 
 
-def _corpus(values: Any, path: Path) -> dict[str, Any] | None:
+def _corpus(values: dict[str, Any] | None, path: Path) -> dict[str, Any] | None:
     if values is None:
         return None
-    if not isinstance(values, dict) or values.keys() - {"folder"} != {"source", "vocab_size"}:
+    if values.keys() - {"folder"} != {"source", "vocab_size"}:
         raise UserError(f"`corpus` of {path} needs `source` and `vocab_size`, may have `folder`, and nothing else.")
     return values
 
@@ -242,8 +241,8 @@ def _check_analysis(values: dict[str, Any], path: Path) -> list[str]:
     pairs = values.get("pairs") or []
     if kind == "lead" and [len(pair) for pair in pairs] != [2, 2]:
         raise UserError(f"`analysis.pairs` of {path} must be two pairs of arms, the short runs' and the long ones'.")
-    told = [row[side] for row in values.get("contrasts") or [] for side in ("of", "against")]
-    return [*told, *(arm for pair in pairs for arm in pair), *(values.get("parameters") or [])]
+    named = [row[side] for row in values.get("contrasts") or [] for side in ("of", "against")]
+    return [*named, *(arm for pair in pairs for arm in pair), *(values.get("parameters") or [])]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -286,53 +285,38 @@ def _arms(key: str, values: Any, common: dict[str, Any], scale: str, path: Path)
     """The arms of one entry: one, or one for each point of its grid; none where this scale does not have it."""
     if values is None:
         return []
-    if not isinstance(values, dict):
-        raise UserError(f"Arm {key} of {path} must be a mapping, not {values!r}.")
-    _check_keys(values, _ARM_KEYS, f"arm {key} of {path}")
+    _check_keys(_mapping(values, f"Arm {key} of {path}"), _ARM_KEYS, f"arm {key} of {path}")
     if not isinstance(values.get("recipe"), str):
         raise UserError(f"Arm {key} of {path} lacks `recipe`, a name or a path.")
-    for name in ("set", "grid"):
-        if values.get(name) is not None and not isinstance(values[name], dict):
-            raise UserError(f"`{name}` of arm {key} of {path} must be a mapping, not {values[name]!r}.")
+    settings, grid = (_mapping(values.get(name), f"`{name}` of arm {key} of {path}") for name in ("set", "grid"))
     length = values.get("tokens_per_parameter")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or length <= 0):
         raise UserError(f"`tokens_per_parameter` of arm {key} of {path} must be a positive number, not {length!r}.")
-    recipe = values["recipe"].replace("{scale}", scale)
-    settings = common | (values.get("set") or {})
-    rest = {name: values.get(name) for name in ("tokens_per_parameter", "share", "rate_of", "paper", "group")}
-    rest["group"] = rest["group"] or key
-    about = values.get("about") or ""
-    grid: dict[str, Any] = {name: points for name, points in (values.get("grid") or {}).items() if points is not None}
-    if not grid:
-        return [Arm(name=key, recipe=recipe, settings=settings, about=about, **rest)]
+    rest = {name: values.get(name) for name in ("tokens_per_parameter", "share", "rate_of", "paper")}
+    grid = {name: points for name, points in grid.items() if points is not None}
     for name, points in grid.items():
         if not isinstance(points, list) or not points:
             raise UserError(f"grid.{name} of arm {key} in {path} must be a list of values, not {points!r}.")
     return [
         Arm(
-            name=f"{key} " + " ".join(f"{_short(name)}={point}" for name, point in zip(grid, points, strict=True)),
-            recipe=recipe,
-            settings=settings | dict(zip(grid, points, strict=True)),
-            about=about,
+            name=" ".join(
+                [key, *(f"{name.rpartition('.')[2]}={point}" for name, point in zip(grid, points, strict=True))]
+            ),
+            recipe=values["recipe"].replace("{scale}", scale),
+            settings=common | settings | dict(zip(grid, points, strict=True)),
+            group=values.get("group") or key,
+            about=values.get("about") or "",
             **rest,
         )
         for points in itertools.product(*grid.values())
     ]
 
 
-def _short(dotted: str) -> str:
-    return dotted.rpartition(".")[2]
-
-
-def _search(values: Any, path: Path) -> RateSearch | None:
+def _search(values: dict[str, Any] | None, path: Path) -> RateSearch | None:
     if values is None:
         return None
-    if not isinstance(values, dict):
-        raise UserError(f"`search` of {path} must be a mapping with `rates`, not {values!r}.")
     _check_keys(values, _SEARCH_KEYS, f"search of {path}")
-    settings = values.get("set") or {}
-    if not isinstance(settings, dict):
-        raise UserError(f"`set` of the search of {path} must be a mapping, not {settings!r}.")
+    settings = _mapping(values.get("set"), f"`set` of the search of {path}")
     try:
         rates = tuple(sorted(float(rate) for rate in values["rates"]))
         most, share = int(values.get("most", 5)), float(values.get("share", 1.0))
@@ -351,6 +335,13 @@ def _search_record(name: Any, path: Path) -> Path:
         if record.is_file():
             return record
     raise UserError(f"`search.record` of {path} is {name}, and there is no such file; leave it out to search anew.")
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    """The value, where it is a mapping; an empty one for None."""
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{what} must be a mapping, not {value!r}.")
+    return value or {}
 
 
 def _check_keys(values: dict[str, Any], known: tuple[str, ...], where: str) -> None:
