@@ -59,7 +59,7 @@ def small(monkeypatch, tmp_path, corpus):
     """The demo on a small corpus instead of the bundled one; returns the corpus, which may be removed."""
     source = shutil.copy(corpus, tmp_path)
     text = (study_folder() / "demo.yaml").read_text()
-    (tmp_path / "demo.yaml").write_text(text.replace("bundled:prose", str(source)))
+    (tmp_path / "demo.yaml").write_text(text.replace("bundled:prose", str(source)).replace("4096", "300"))
     monkeypatch.setattr(spec, "study_folder", lambda: tmp_path)
     return Path(source)
 
