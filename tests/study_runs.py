@@ -8,9 +8,14 @@ from pathlib import Path
 import yaml
 
 from widestream.recipe import load_recipe, to_dict
+from widestream.study.plan import fingerprint
 
 TOKENS = 2048
 """Of a step, in all runs here."""
+MACHINE = {
+    "widestream": "0.1.0", "torch": "2.13.0", "python": "3.12.3", "precision": "float32", "peak_flops_per_s": None,
+    "machine": {"cpu": "A Good CPU", "cores": 2, "threads": 2, "memory_gb": 7.8, "gpu": None},
+}  # fmt: skip
 
 
 def write_study(path: Path, **changes) -> Path:
@@ -59,14 +64,17 @@ def write_run(job, loss=loss_of) -> None:
     (job.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     parameters = {"total": size + 9000, "total_without_norm": size + 8000, "non_embedding": size + 1000, "norm": 1000,
                   "non_embedding_without_norm": size, "by_part": {"mlp": size}}  # fmt: skip
-    data = {"fingerprint": "f", "heldout_fingerprint": "h", "tokenizer_sha256": "t", "tokenizer": {},
+    data = {"fingerprint": fingerprint(config) or "f", "heldout_fingerprint": "h",
+            "tokenizer_sha256": "t", "tokenizer": {},
             "train_tokens": 10**6, "train_bytes": 1, "heldout_tokens": 100, "heldout_bytes": 1,
             "sequence_length": 128, "batch_size": 16, "seed": config.data.seed}  # fmt: skip
-    stream = 64 if model.stream.kind == "vector" else model.stream.key_dim * model.head_dim
-    summary = {"parameters": parameters, "flops_per_token": {"train": 6 * size}, "stream_size": stream}
-    (job.folder / "run.json").write_text(json.dumps({"data": data, "summary": summary}))
+    stream = getattr(model.stream, "key_dim", model.num_heads) * model.head_dim
+    flops = {"train": 6 * size, "forward": 2 * size, "forward_without_logits": size, "decode": 2 * size}
+    summary = {"parameters": parameters, "flops_per_token": flops, "stream_size": stream}
+    (job.folder / "run.json").write_text(json.dumps(MACHINE | {"data": data, "summary": summary}))
     rows = []
-    for step in range(config.train.eval_every, job.steps + 1, config.train.eval_every):
+    every = config.train.eval_every
+    for step in sorted({*range(every, job.steps + 1, every), job.steps}):
         spent = {"tokens": step * TOKENS, "flops": 6.0 * size * step * TOKENS, "clock": {"wall_s": step * size * 1e-6}}
         value = loss(config, seed, step / job.steps)
         rows.append({"kind": "eval", "step": step, "loss": value, "bits_per_byte": None, "target_tokens": 100, **spent})

@@ -28,6 +28,21 @@ def test_the_best_rate_is_the_lowest_mean_loss_of_rates_at_which_nothing_diverge
     ]
 
 
+def test_the_record_of_a_study_is_one_of_its_search_too(tmp_path):
+    trials = [
+        {"lr": 0.1, "loss": 3.0, "steps": 10, "status": "done"},
+        {"lr": 0.2, "loss": None, "steps": 10, "status": "failed"},
+        {"lr": 0.4, "loss": None, "steps": 10, "status": "diverged"},
+    ]
+    (tmp_path / "s.json").write_text(json.dumps({"arms": [{"name": "a", "trials": trials}, {"name": "b"}]}))
+    found = load_search(tmp_path / "s.json")
+    assert [(trial.lr, trial.mean, trial.chosen) for trial in found.models["a"]] == [
+        (0.1, 3.0, True),
+        (0.4, None, False),
+    ]
+    assert set(found.models) == {"a"}
+
+
 def test_equal_grids_are_said_to_be_equal(tmp_path):
     sentence = load_search(write_search(tmp_path / "s.json")).sentence
     assert (

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from study_runs import write_run
 from widestream.errors import UserError
+from widestream.recipe import load_recipe
 from widestream.report import compare
 from widestream.report.search_record import load_search
 from widestream.runs import pool
 from widestream.runs.pool import Job, run_jobs
-from widestream.study import demo
-from widestream.study.demo import DemoOptions, make_jobs, prepare_data, run_demo, search_record
+from widestream.study import demo, run, spec
+from widestream.study.demo import prepare_data, run_demo
+from widestream.study.plan import Place, arm_job
+from widestream.study.run import StudyOptions, run_study
+from widestream.study.spec import load_study, study_folder
 
 WORDS = [
     "the",
@@ -49,19 +55,30 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small(monkeypatch, corpus):
-    """The demo on a small corpus instead of the bundled one."""
-    monkeypatch.setattr(demo, "SOURCE", str(corpus))
+def small(monkeypatch, tmp_path, corpus):
+    """The demo on a small corpus instead of the bundled one; returns the corpus, which may be removed."""
+    source = shutil.copy(corpus, tmp_path)
+    text = (study_folder() / "demo.yaml").read_text()
+    (tmp_path / "demo.yaml").write_text(text.replace("bundled:prose", str(source)).replace("4096", "300"))
+    monkeypatch.setattr(spec, "study_folder", lambda: tmp_path)
+    return Path(source)
+
+
+def planned(seeds: int = 2) -> list[Job]:
+    """The demo's runs, arm by arm."""
+    study = load_study("demo")
+    place = Place(Path("runs/demo"), Path("runs/demo/data"))
+    return [arm_job(study, arm, place, seed, None) for arm in study.arms for seed in range(seeds)]
 
 
 @pytest.mark.slow
 def test_interrupted_demo_ends_with_a_report(small, tmp_path, monkeypatch, capsys):
-    options = DemoOptions(folder=tmp_path / "demo", seeds=1, steps=3, workers=2)
-    monkeypatch.setattr(pool.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        run_demo(options)
-    monkeypatch.undo()
-    monkeypatch.setattr(demo, "SOURCE", "no longer needed: the data is prepared")
+    options = StudyOptions(folder=tmp_path / "demo", seeds=1, steps=3, workers=2)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(pool.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(options)
+    small.unlink()  # no longer needed: the data is prepared
     report = run_demo(options)
     out = capsys.readouterr().out
     assert report.is_file()
@@ -73,21 +90,63 @@ def test_interrupted_demo_ends_with_a_report(small, tmp_path, monkeypatch, capsy
     before = (options.folder / "rmt-seed0" / "metrics.jsonl").read_bytes()
     run_demo(options)  # nothing is left to do, and nothing is done again
     assert (options.folder / "rmt-seed0" / "metrics.jsonl").read_bytes() == before
+    record = json.loads((options.folder / "demo.study.json").read_text())
+    assert {run["folder"] for arm in record["arms"] for run in arm["runs"]} == names
+    assert {run["status"] for arm in record["arms"] for run in arm["runs"]} == {"done"}
+    assert record["command"] == f"widestream demo --out {options.folder} --seeds 1 --steps 3"
+    with pytest.raises(UserError, match=r"rmt-seed0 holds another run; it differs in train.steps \(3 there, 4 now\)"):
+        run_demo(StudyOptions(folder=options.folder, seeds=1, steps=4))
 
 
 def test_both_models_see_the_same_batches():
-    jobs = make_jobs(DemoOptions(seeds=2))
-    assert [job.folder.name for job in jobs] == ["rmt-seed0", "transformer-seed0", "rmt-seed1", "transformer-seed1"]
-    assert jobs[0].changes == jobs[1].changes != jobs[2].changes
-    assert len({job.steps for job in jobs}) == 1
+    first, second, *others = planned()
+    assert first.changes != second.changes
+    assert first.changes == others[0].changes
+    assert second.changes == others[1].changes
+    assert len({job.steps for job in (first, second, *others)}) == 1
+
+
+def test_the_runs_are_those_of_earlier_versions():
+    jobs = planned(seeds=1)
+    assert [str(job.folder) for job in jobs] == ["runs/demo/rmt-seed0", "runs/demo/transformer-seed0"]
+    for job in jobs:
+        before = ("train.seed=0", "data.seed=0", "data.path=runs/demo/data")
+        assert load_recipe(job.recipe, job.changes) == load_recipe(job.recipe, before)
+
+
+def test_the_runs_are_in_an_order_that_keeps_two_workers_equally_busy(small, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(run, "run_jobs", lambda jobs, *_, **__: started.extend(jobs))
+    run_study("demo", StudyOptions(folder=tmp_path / "demo"))
+    names = [job.folder.name for job in started]
+    assert names == ["rmt-seed0", "transformer-seed0", "rmt-seed1", "transformer-seed1"]
 
 
 def test_the_demo_uses_the_rates_that_its_search_found():
-    search = load_search(search_record())
+    study = load_study("demo")
+    assert study.search is not None
+    assert study.search.record is not None
+    search = load_search(study.search.record)
     rates = {name: [trial.lr for trial in trials if trial.chosen] for name, trials in search.models.items()}
-    for name, recipe in demo.MODELS.items():
-        assert rates[name] == [demo.load_recipe(recipe).optimizer.lr]
-    assert search.models["rmt"][0].steps == search.models["transformer"][0].steps
+    for arm in study.arms:
+        assert rates[arm.name] == [load_recipe(arm.recipe).optimizer.lr]
+        trials = search.models[arm.name]
+        assert tuple(trial.lr for trial in trials) == study.search.rates
+        assert {trial.steps for trial in trials} == {(study.search.steps,)}
+
+
+def test_a_run_of_the_demo_that_fails_or_diverges_says_why(small, tmp_path, monkeypatch):
+    def troubled(jobs, *_, **__):
+        for job in jobs:
+            if "rmt" in job.folder.name:
+                job.folder.mkdir(parents=True)
+                job.log.write_text("widestream: The loss is not finite.\n")
+            else:
+                write_run(job)
+
+    monkeypatch.setattr(run, "run_jobs", troubled)
+    with pytest.raises(UserError, match=r"rmt-seed0 failed: The loss is not finite\."):
+        run_demo(StudyOptions(folder=tmp_path / "demo"))
 
 
 def test_a_failing_run_says_why(tmp_path):
@@ -134,15 +193,17 @@ def test_progress_counts_whole_lines_only(tmp_path):
     assert job.steps_done == 2
 
 
-def test_data_is_prepared_once(small, tmp_path, monkeypatch):
-    data = prepare_data(tmp_path)
+def test_data_is_prepared_once(small, tmp_path):
+    options = StudyOptions(folder=tmp_path / "demo")
+    data = prepare_data(options)
+    assert data == tmp_path / "demo" / "data"
     manifest = (data / "manifest.json").read_bytes()
-    monkeypatch.setattr(demo, "SOURCE", "gone.jsonl")
-    prepare_data(tmp_path)
+    small.unlink()
+    assert prepare_data(options) == data
     assert (data / "manifest.json").read_bytes() == manifest
 
 
 @pytest.mark.parametrize("name", ["seeds", "steps", "workers"])
 def test_options_out_of_range(name):
     with pytest.raises(UserError, match=f"--{name}"):
-        DemoOptions(**{name: 0})
+        StudyOptions(**{name: 0})

@@ -1,6 +1,7 @@
 """Studies: how they are read, planned and searched, and what their records say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,9 +11,13 @@ from tiny_runs import write_data
 from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.study import run
+from widestream.study.archive import pack_results
 from widestream.study.plan import Place, arm_job, recipe_hash
 from widestream.study.run import StudyOptions, best_rate, next_rate, run_study
-from widestream.study.spec import SCALES, Search, find_study, load_study, study_names
+from widestream.study.spec import SCALES, RateSearch, find_study, load_study, study_names
+
+LOOKS = {"demo", "zoo"}
+"""Studies that look at the beginning of training with a seed or two."""
 
 
 @pytest.fixture
@@ -34,12 +39,13 @@ def test_every_shipped_study_can_be_planned_at_every_scale_it_has(tmp_path):
                     load_study(name, scale)
                 continue
             study = load_study(name, scale)
-            assert study.seeds >= 3
+            assert study.seeds >= (1 if name in LOOKS else 3)
             assert study.search is not None
             for arm in study.arms:
                 if arm.tokens_per_parameter is None:
                     assert arm_job(study, arm, Place(tmp_path, None), 0, None).steps > 10, (name, scale, arm.name)
             planned.add((name, scale))
+    assert set(study_names()) >= LOOKS
     assert {(name, "cpu") for name in study_names()} <= planned
     assert len([one for one in planned if one[1] == "paper"]) >= 5
 
@@ -87,6 +93,12 @@ def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):
         ({"seeds": 0}, "at least one"),
         ({"analysis": {"contrasts": [{"of": "rmt", "against": "transformer"}]}}, "Unknown arm 'rmt'"),
         ({"scales": ["paper"]}, "has no scale cpu"),
+        ({"runs": "plane"}, "must be hashed or plain"),
+        ({"runs": "plain", "arms": {"a/b": {"recipe": "study/cpu/rmt"}}, "reference": "a/b"}, "no folder can be named"),
+        ({"arms": {"all": {"recipe": "no/such/*"}}}, "there are none"),
+        ({"search": {"rates": [0.1, 0.2], "record": "no/such.json"}}, "there is no such file"),
+        ({"search": {"rates": [0.1, 0.2], "steps": 0}}, "at least one"),
+        ({"search": {"rates": [0.1, 0.2], "set": [1]}}, "must be a mapping"),
     ],
 )
 def test_what_is_wrong_with_a_study_is_said_in_a_sentence(tmp_path, changes, words):
@@ -107,7 +119,7 @@ def test_unknown_studies_scales_and_settings_name_the_nearest(tmp_path):
 
 
 def test_the_grid_grows_while_the_best_rate_lies_at_its_edge():
-    search = Search(rates=(0.004, 0.01), most=4)
+    search = RateSearch(rates=(0.004, 0.01), most=4)
     assert next_rate({0.004: 3.0, 0.01: 2.9}, search) == 0.025
     assert next_rate({0.004: 2.8, 0.01: 2.9}, search) == 0.0016
     assert next_rate({0.004: 3.0, 0.01: 2.9, 0.025: 3.1}, search) is None
@@ -146,6 +158,49 @@ def test_a_shorter_search_has_seeds_of_its_own(tmp_path, options):
     arm = record["arms"][0]
     assert {trial["steps"] for trial in arm["trials"]} == {8}
     assert not {trial["folder"] for trial in arm["trials"]} & {one["folder"] for one in arm["runs"]}
+
+
+def test_a_search_of_a_length_of_its_own(tmp_path, options):
+    search = {"rates": [0.004, 0.01], "most": 2, "steps": 24, "set": {"train.eval_windows": 7}}
+    record = json.loads(run_study(str(write_study(tmp_path / "mine.yaml", search=search)), options).read_text())
+    for arm in record["arms"]:
+        assert {trial["steps"] for trial in arm["trials"]} == {24}
+        assert all("train.seed=100" in trial["command"] for trial in arm["trials"])
+        assert all("train.eval_windows=7" in trial["command"] for trial in arm["trials"])
+        assert not any("train.eval_windows" in one["command"] for one in arm["runs"])
+
+
+def test_searching_only(tmp_path, options):
+    path = write_study(tmp_path / "mine.yaml")
+    record = json.loads(run_study(str(path), replace(options, search_only=True)).read_text())
+    assert record["command"].startswith(f"widestream study run {path} --search")
+    assert [len(arm["runs"]) for arm in record["arms"]] == [0, 0, 0]
+    assert record["arms"][0]["rate"] == 0.01
+    with pytest.raises(UserError, match="has no `search`"):
+        run_study(str(write_study(tmp_path / "fixed.yaml", search=None)), replace(options, search_only=True))
+
+
+def test_plain_names(tmp_path, options):
+    path = write_study(tmp_path / "mine.yaml", runs="plain", evaluations="recipe", search=None)
+    record = json.loads(run_study(str(path), options).read_text())
+    assert [one["folder"] for arm in record["arms"] for one in arm["runs"]] == [
+        f"{arm}-seed{seed}" for arm in ("transformer", "rmt key_dim=4", "rmt key_dim=16") for seed in (0, 1)
+    ]
+    assert (options.folder / "mine.study.json").is_file()
+    assert (options.folder / "rmt key_dim=4-seed1" / "done.json").is_file()
+    assert "eval_every" not in record["arms"][0]["runs"][0]["command"]
+    assert pack_results(options.folder, tmp_path / "kept.tar.xz") == 6
+    with pytest.raises(UserError, match=r"holds another run; it differs in train.steps \(16 there, 5 now\)"):
+        run_study(str(path), replace(options, steps=5))
+
+
+def test_an_arm_of_every_recipe_in_a_folder(tmp_path):
+    arms = {"rmt": {"recipe": "study/cpu/rmt", "about": "listed"}, "others": {"recipe": "study/{scale}/*"}}
+    study = load_study(str(write_study(tmp_path / "mine.yaml", arms=arms)))
+    assert [(arm.name, arm.recipe) for arm in study.arms] == [
+        ("rmt", "study/cpu/rmt"), ("transformer", "study/cpu/transformer"),
+    ]  # fmt: skip
+    assert study.arms[0].about == "listed"
 
 
 def test_arms_may_take_the_rate_of_another_or_the_recipes(tmp_path, options):

@@ -8,18 +8,26 @@ import typer
 from widestream.cli.study_moments import add_moments
 
 Scale = Annotated[str, typer.Option(help="cpu, gpu or paper: sizes and budgets.")]
-Folder = Annotated[Path, typer.Option("--out", help="Runs and records, in a folder for each scale.")]
 
 
 def run(
     studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Names, or paths of YAML files.")],
     scale: Scale = "cpu",
-    out: Folder = Path("runs/study"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Runs and records, in a folder for each scale. Default: runs/study. Those of demo and zoo lie right "
+            "there; default: runs/demo, runs/zoo (with --search runs/demo-search, runs/zoo-search)."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared data. Default: what the study names.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of every arm. Default: the study's, usually 3.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Runs at a time. Default: one a GPU; with none, one a CPU.")
     ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Search learning rates and stop; those of demo and zoo anew.")
+    ] = False,
 ) -> None:
     """Carry out studies: search every arm's learning rate, then train every arm at every seed.
 
@@ -28,7 +36,7 @@ def run(
     """
     from widestream.study.run import StudyOptions, run_studies
 
-    options = StudyOptions(scale=scale, folder=out, data=data, seeds=seeds, workers=workers)
+    options = StudyOptions(scale=scale, folder=out, data=data, seeds=seeds, workers=workers, search_only=search)
     for record in run_studies(studies, options):
         print(f"Record: {record}")
 

@@ -1,5 +1,6 @@
 """`widestream zoo`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,33 +14,39 @@ def zoo(
     out: Annotated[
         Path | None, typer.Option(help="Runs and report. Default: runs/zoo, or runs/zoo-search with --search.")
     ] = None,
-    data: Annotated[Path, typer.Option(help="Prepared data; made from the bundled prose if missing.")] = Path(
-        "runs/demo/data"
-    ),
-    seeds: Annotated[int, typer.Option(help="Runs of each model.")] = 1,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Prepared data. Default: runs/demo/data, made from the bundled prose if missing."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each model. Default: 1.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of each run. Default: the recipes', or the search's.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Runs at a time. Default: one a CPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time. Default: one a GPU; with none, one a CPU.")
+    ] = None,
     search: Annotated[bool, typer.Option("--search", help="Search each model's learning rate instead.")] = False,
     record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The search's record. Default: recipes/zoo/search.json.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The search's record: the one to show (default: recipes/zoo/search.json), or with --search the one to "
+            "write (default: zoo.study.json in --out).",
+        ),
     ] = None,
 ) -> None:
     """Train every residual stream at one small size on the same batches and write a report; half an hour on two CPUs.
 
-    Interrupted, the same command goes on where it stopped.
+    It is the study `zoo`. Interrupted, the same command goes on where it stopped.
     """
-    from widestream.study.zoo import ZooOptions, run_zoo, search_rates
+    from widestream.study.run import StudyOptions
+    from widestream.study.zoo import run_zoo, search_zoo
 
-    folder = out or Path("runs/zoo-search" if search else "runs/zoo")
-    options = ZooOptions(
-        recipes=tuple(recipes or ()), folder=folder, data=data, record=record, seeds=seeds, steps=steps, workers=workers
-    )
+    options = StudyOptions(folder=out, data=data, seeds=seeds, steps=steps, workers=workers, search_only=search)
     if search:
-        print(f"Record: {search_rates(options)}")
+        print(f"Record: {search_zoo(replace(options, record=record), recipes or ())}")
     else:
-        run_zoo(options)
+        run_zoo(options, recipes or (), record)
 
 
 def register(app: typer.Typer) -> None:

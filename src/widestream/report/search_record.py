@@ -76,7 +76,9 @@ class Search:
 
 
 def load_search(path: str | Path) -> Search:
-    """Read rows {model, lr, seed, steps, heldout_loss, diverged} from a JSON file: a list, or {"rows": list}.
+    """Read rows {model, lr, seed, steps, heldout_loss, diverged} from a JSON file, or the record of a study.
+
+    The rows are a list or {"rows": list}; a study's are the trials of its arms.
 
     Raises:
         UserError: The file is missing, is no JSON, or a row lacks a field.
@@ -90,7 +92,7 @@ def load_search(path: str | Path) -> Search:
         ) from error
     except ValueError as error:
         raise UserError(f"The search record {path} cannot be read as JSON.") from error
-    rows = content.get("rows") if isinstance(content, dict) else content
+    rows = content.get("rows", _study_rows(content)) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows:
         raise UserError(f"The search record {path} holds no rows.")
     for number, row in enumerate(rows, start=1):
@@ -99,6 +101,18 @@ def load_search(path: str | Path) -> Search:
             raise UserError(f"Row {number} of the search record {path} has no {listing(missing)}.")
     names = dict.fromkeys(str(row["model"]) for row in rows)
     return Search(source=path, models={name: _trials([row for row in rows if row["model"] == name]) for name in names})
+
+
+def _study_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Search runs in the record of a study; those without a result are left out."""
+    rows = []
+    for arm in record.get("arms", ()):
+        for trial in arm.get("trials", ()):
+            if trial["status"] in ("done", "diverged"):
+                diverged = trial["status"] == "diverged"
+                row = {"model": arm["name"], "lr": trial["lr"], "seed": None, "steps": trial["steps"]}
+                rows.append(row | {"heldout_loss": trial["loss"], "diverged": diverged})
+    return rows
 
 
 def _trials(rows: Sequence[dict[str, Any]]) -> tuple[Trial, ...]:

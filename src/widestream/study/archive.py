@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from widestream.errors import UserError
-from widestream.runs.folder import reported_files
+from widestream.runs.folder import is_run, reported_files
 
 ENDING = ".tar.xz"
 
@@ -33,7 +33,7 @@ def pack_results(folder: Path, archive: Path) -> int:
         raise UserError(f"{folder} holds no study (no *.study.json); run one first.")
     if not archive.parent.is_dir():
         raise UserError(f"The folder {archive.parent} does not exist; make it first.")
-    runs = sorted(path for path in (folder / "runs").glob("*") if path.is_dir())
+    runs = sorted(path for within in ("runs/*", "*") for path in folder.glob(within) if is_run(path))
     files = [*records, *(path for run in runs for path in reported_files(run))]
     partial = archive.with_name(f"{archive.name}.tmp")
     with tarfile.open(partial, "w:xz", preset=9) as tar:

@@ -10,19 +10,20 @@
       transformer: {recipe: "study/{scale}/transformer"}
       rmt: {recipe: "study/{scale}/rmt", grid: {model.stream.key_dim: {cpu: [4, 8], paper: [6, 12]}}}
 
-Wherever a value stands there may be one for each scale. `grid` makes an arm of every combination.
+Wherever a value stands there may be one for each scale. `grid` makes an arm of every combination; a recipe `FOLDER/*`
+one of every shipped recipe there.
 """
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from widestream.errors import UserError, unknown_name
-from widestream.recipe.load import PACKAGE
+from widestream.recipe.load import PACKAGE, recipe_folder, recipe_names
 
 SCALES = ("cpu", "gpu", "paper")
 """Sizes and budgets that a study may have: two CPU cores in about two hours, one GPU, the paper's own."""
@@ -31,12 +32,13 @@ _ANALYSES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Kinds of analysis (study/page/analyses.py) and what each must be told."""
 _KEYS = ("title", "question", "mirrors", "reference", "seeds", "search", "evaluations", "analysis", "corpus", "arms",
-         "set", "scales")  # fmt: skip
+         "set", "scales", "runs")  # fmt: skip
 _ARM_KEYS = ("recipe", "set", "grid", "tokens_per_parameter", "share", "rate_of", "paper", "group", "about")
+_SEARCH_KEYS = ("rates", "most", "share", "steps", "set", "record")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Search:
+class RateSearch:
     """The search for a peak learning rate, the same for every arm: lowest held-out loss, one run a rate."""
 
     rates: tuple[float, ...]
@@ -45,6 +47,12 @@ class Search:
     """Rates tried at most."""
     share: float = 1.0
     """Length of its runs, as a share of the full one. At 1 the best rate's run is also the run of the first seed."""
+    steps: int | None = None
+    """Length of its runs in optimizer steps, in place of the share."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else its runs have of their own: dotted keys of the recipe and their values."""
+    record: Path | None = None
+    """Record of the same search, made before: arms train at their recipes' rates, and it is made anew only if asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,16 +97,26 @@ class Study:
     """Arm that the others are compared with."""
     seeds: int
     """Runs of every arm."""
-    search: Search | None
+    search: RateSearch | None
     """None: every arm trains at its recipe's rate."""
-    evaluations: int
-    """Held-out evaluations, and checkpoints, of a run."""
+    evaluations: int | None
+    """Held-out evaluations, and checkpoints, of a run; None: what the recipes say."""
+    plain_names: bool
+    """Whether runs lie beside the record, as ARM-seedN; else they lie with those of other studies, named by a hash."""
     analysis: dict[str, Any]
     """What the report makes of it, beside the comparison of arms: `report/studies/`."""
     corpus: dict[str, Any] | None
-    """`source` and `vocab_size` of the data to prepare where it is missing; None: it has to be there."""
+    """`source` and `vocab_size` of the data to prepare where it is missing, perhaps in a `folder` of its own; None: it
+    has to be there."""
     arms: tuple[Arm, ...]
     """The models."""
+
+    def of_length(self, steps: int) -> "Study":
+        """The same study with so many optimizer steps in every run; in those of its search, if it counts them."""
+        length = {"train.tokens": None, "train.steps": steps}
+        arms = (replace(arm, settings=arm.settings | length, tokens_per_parameter=None) for arm in self.arms)
+        search = self.search and (self.search if self.search.steps is None else replace(self.search, steps=steps))
+        return replace(self, arms=tuple(arms), search=search)
 
 
 def study_folder() -> Path:
@@ -138,46 +156,47 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
     if scale not in SCALES:
         raise unknown_name(f"scale {scale!r}", scale, SCALES)
     values = _read(path)
-    missing = [key for key in ("title", "arms") if not values.get(key)]
-    if missing:
-        raise UserError(f"{path} lacks {missing[0]}; a study has a title and arms.")
     _check_keys(values, _KEYS, str(path))
-    for key in ("arms", "set", "analysis", "corpus"):
-        if values.get(key) is not None and not isinstance(values[key], dict):
-            raise UserError(f"`{key}` of {path} must be a mapping, not {values[key]!r}.")
     scales = values.get("scales") or list(SCALES)
     if scale not in scales:
         raise UserError(f"The study {path.stem} has no scale {scale}; it has {', '.join(scales)}.")
-    own = _at_scale(values, scale)
-    arms = tuple(arm for key, arm in own["arms"].items() for arm in _arms(key, arm, own.get("set") or {}, scale, path))
+    values = _at_scale(values, scale)
+    for key in ("title", "arms"):
+        if not values.get(key):
+            raise UserError(f"{path} lacks {key}; a study has a title and arms.")
+    for key in ("arms", "set", "analysis", "corpus", "search"):
+        _mapping(values.get(key), f"`{key}` of {path}")
+    entries = _expanded(values["arms"], scale, path)
+    arms = tuple(arm for key, arm in entries.items() for arm in _arms(key, arm, values.get("set") or {}, scale, path))
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise UserError(f"{path} has two arms called {next(name for name in names if names.count(name) > 1)}.")
-    reference = own.get("reference") or names[0]
-    analysis = own.get("analysis") or {}
-    told = _check_analysis(analysis, path)
+    reference = values.get("reference") or names[0]
+    analysis = values.get("analysis") or {}
+    named = _check_analysis(analysis, path)
     lenders = [arm.rate_of for arm in arms if arm.rate_of not in (None, "recipe")]
-    for wanted in (reference, *told, *lenders):
+    for wanted in (reference, *named, *lenders):
         if wanted not in names:
             raise unknown_name(f"arm {wanted!r} in {path}", str(wanted), names)
     for arm in arms:
         if arm.name in lenders and arm.rate_of is not None:
             raise UserError(f"Arm {arm.name} of {path} has no search of its own, so no arm can have its rate of it.")
-    count = _count(own, "seeds", 3, path) if seeds is None else seeds
+    count = _count(values, "seeds", 3, path) if seeds is None else seeds
     if count < 1:
         raise UserError(f"A study needs at least one seed, not {count}.")
     return Study(
         name=path.stem,
         scale=scale,
-        title=str(own["title"]),
-        question=" ".join(str(own.get("question", "")).split()),
-        mirrors=str(own.get("mirrors", "")),
+        title=str(values["title"]),
+        question=" ".join(str(values.get("question", "")).split()),
+        mirrors=str(values.get("mirrors", "")),
         reference=str(reference),
         seeds=count,
-        search=_search(own.get("search"), path),
-        evaluations=_count(own, "evaluations", 20, path),
+        search=_search(values.get("search"), path),
+        evaluations=None if values.get("evaluations") == "recipe" else _count(values, "evaluations", 20, path),
+        plain_names=_plain_names(values, names, path),
         analysis=analysis,
-        corpus=_corpus(own.get("corpus"), path),
+        corpus=_corpus(values.get("corpus"), path),
         arms=arms,
     )
 
@@ -189,11 +208,19 @@ def _count(values: dict[str, Any], key: str, default: int, path: Path) -> int:
     return value
 
 
-def _corpus(values: Any, path: Path) -> dict[str, Any] | None:
+def _plain_names(values: dict[str, Any], names: list[str], path: Path) -> bool:
+    if (kind := values.get("runs", "hashed")) not in ("hashed", "plain"):
+        raise UserError(f"`runs` of {path} must be hashed or plain, not {kind!r}.")
+    if kind == "plain" and (no_folder := next((name for name in names if "/" in name), None)):
+        raise UserError(f"`runs` of {path} are plain, and no folder can be named after its arm {no_folder}.")
+    return kind == "plain"
+
+
+def _corpus(values: dict[str, Any] | None, path: Path) -> dict[str, Any] | None:
     if values is None:
         return None
-    if not isinstance(values, dict) or values.keys() != {"source", "vocab_size"}:
-        raise UserError(f"`corpus` of {path} needs `source` and `vocab_size`, and nothing else.")
+    if values.keys() - {"folder"} != {"source", "vocab_size"}:
+        raise UserError(f"`corpus` of {path} needs `source` and `vocab_size`, may have `folder`, and nothing else.")
     return values
 
 
@@ -214,8 +241,8 @@ def _check_analysis(values: dict[str, Any], path: Path) -> list[str]:
     pairs = values.get("pairs") or []
     if kind == "lead" and [len(pair) for pair in pairs] != [2, 2]:
         raise UserError(f"`analysis.pairs` of {path} must be two pairs of arms, the short runs' and the long ones'.")
-    told = [row[side] for row in values.get("contrasts") or [] for side in ("of", "against")]
-    return [*told, *(arm for pair in pairs for arm in pair), *(values.get("parameters") or [])]
+    named = [row[side] for row in values.get("contrasts") or [] for side in ("of", "against")]
+    return [*named, *(arm for pair in pairs for arm in pair), *(values.get("parameters") or [])]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -237,62 +264,84 @@ def _at_scale(value: Any, scale: str) -> Any:
     return [_at_scale(entry, scale) for entry in value] if isinstance(value, list) else value
 
 
+def _expanded(entries: dict[str, Any], scale: str, path: Path) -> dict[str, Any]:
+    """Entries of arms, where a recipe `FOLDER/*` stands for all shipped recipes right there that have no entry yet."""
+    whole: dict[str, Any] = {}
+    for key, entry in entries.items():
+        recipe = entry.get("recipe") if isinstance(entry, dict) else None
+        if not isinstance(recipe, str) or not recipe.endswith("/*"):
+            whole[key] = entry
+            continue
+        folder = recipe.removesuffix("/*").replace("{scale}", scale)
+        recipes = [name for name in recipe_names() if name.rpartition("/")[0] == folder]
+        if not recipes:
+            raise UserError(f"Arm {key} of {path} stands for the shipped recipes in {folder}, and there are none.")
+        for name in recipes:
+            whole.setdefault(name.rpartition("/")[2], entry | {"recipe": name})
+    return whole
+
+
 def _arms(key: str, values: Any, common: dict[str, Any], scale: str, path: Path) -> list[Arm]:
     """The arms of one entry: one, or one for each point of its grid; none where this scale does not have it."""
     if values is None:
         return []
-    if not isinstance(values, dict):
-        raise UserError(f"Arm {key} of {path} must be a mapping, not {values!r}.")
-    _check_keys(values, _ARM_KEYS, f"arm {key} of {path}")
+    _check_keys(_mapping(values, f"Arm {key} of {path}"), _ARM_KEYS, f"arm {key} of {path}")
     if not isinstance(values.get("recipe"), str):
         raise UserError(f"Arm {key} of {path} lacks `recipe`, a name or a path.")
-    for name in ("set", "grid"):
-        if values.get(name) is not None and not isinstance(values[name], dict):
-            raise UserError(f"`{name}` of arm {key} of {path} must be a mapping, not {values[name]!r}.")
+    settings, grid = (_mapping(values.get(name), f"`{name}` of arm {key} of {path}") for name in ("set", "grid"))
     length = values.get("tokens_per_parameter")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or length <= 0):
         raise UserError(f"`tokens_per_parameter` of arm {key} of {path} must be a positive number, not {length!r}.")
-    recipe = values["recipe"].replace("{scale}", scale)
-    settings = common | (values.get("set") or {})
-    rest = {name: values.get(name) for name in ("tokens_per_parameter", "share", "rate_of", "paper", "group")}
-    rest["group"] = rest["group"] or key
-    about = values.get("about") or ""
-    grid: dict[str, Any] = {name: points for name, points in (values.get("grid") or {}).items() if points is not None}
-    if not grid:
-        return [Arm(name=key, recipe=recipe, settings=settings, about=about, **rest)]
+    rest = {name: values.get(name) for name in ("tokens_per_parameter", "share", "rate_of", "paper")}
+    grid = {name: points for name, points in grid.items() if points is not None}
     for name, points in grid.items():
         if not isinstance(points, list) or not points:
             raise UserError(f"grid.{name} of arm {key} in {path} must be a list of values, not {points!r}.")
     return [
         Arm(
-            name=f"{key} " + " ".join(f"{_short(name)}={point}" for name, point in zip(grid, points, strict=True)),
-            recipe=recipe,
-            settings=settings | dict(zip(grid, points, strict=True)),
-            about=about,
+            name=" ".join(
+                [key, *(f"{name.rpartition('.')[2]}={point}" for name, point in zip(grid, points, strict=True))]
+            ),
+            recipe=values["recipe"].replace("{scale}", scale),
+            settings=common | settings | dict(zip(grid, points, strict=True)),
+            group=values.get("group") or key,
+            about=values.get("about") or "",
             **rest,
         )
         for points in itertools.product(*grid.values())
     ]
 
 
-def _short(dotted: str) -> str:
-    return dotted.rpartition(".")[2]
-
-
-def _search(values: Any, path: Path) -> Search | None:
+def _search(values: dict[str, Any] | None, path: Path) -> RateSearch | None:
     if values is None:
         return None
-    if not isinstance(values, dict):
-        raise UserError(f"`search` of {path} must be a mapping with `rates`, not {values!r}.")
-    _check_keys(values, ("rates", "most", "share"), f"search of {path}")
+    _check_keys(values, _SEARCH_KEYS, f"search of {path}")
+    settings = _mapping(values.get("set"), f"`set` of the search of {path}")
     try:
         rates = tuple(sorted(float(rate) for rate in values["rates"]))
-        search = Search(rates=rates, most=int(values.get("most", 5)), share=float(values.get("share", 1.0)))
+        most, share = int(values.get("most", 5)), float(values.get("share", 1.0))
     except (KeyError, TypeError, ValueError):
         raise UserError(f"`search` of {path} needs `rates`, a list; `most` and `share` are numbers.") from None
-    if len(rates) < 2 or rates[0] <= 0 or not 0 < search.share <= 1:
+    if len(rates) < 2 or rates[0] <= 0 or not 0 < share <= 1:
         raise UserError(f"`search` of {path} needs two or more positive rates and a share above 0, at most 1.")
-    return search
+    steps = _count(values, "steps", 1, path) if "steps" in values else None
+    record = _search_record(values["record"], path) if "record" in values else None
+    return RateSearch(rates=rates, most=most, share=share, steps=steps, settings=settings, record=record)
+
+
+def _search_record(name: Any, path: Path) -> Path:
+    """The record of a search: a path, or a file that comes with the recipes."""
+    for record in (Path(str(name)), recipe_folder() / str(name)):
+        if record.is_file():
+            return record
+    raise UserError(f"`search.record` of {path} is {name}, and there is no such file; leave it out to search anew.")
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    """The value, where it is a mapping; an empty one for None."""
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{what} must be a mapping, not {value!r}.")
+    return value or {}
 
 
 def _check_keys(values: dict[str, Any], known: tuple[str, ...], where: str) -> None:

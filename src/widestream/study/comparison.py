@@ -1,0 +1,35 @@
+"""The runs of a study side by side, as `widestream compare` shows them: how the demo and the zoo end."""
+
+from pathlib import Path
+
+from widestream.report import Comparison, print_table, write_report
+from widestream.runs.folder import evaluated
+from widestream.study.run import Outcome
+
+
+def compare_runs(outcome: Outcome, search: Path | None = None) -> tuple[Comparison, Path]:
+    """Write report.html beside a study's runs, and print the comparison and what diverged.
+
+    Args:
+        outcome: the study.
+        search: record of the search to show; default: the one that the study's rates come from.
+
+    Returns:
+        The comparison, and the page.
+
+    Raises:
+        UserError: a run failed, or nothing was evaluated.
+    """
+    failure = next((job.failure for job in outcome.jobs if job.failed), None)
+    if failure is not None:
+        raise failure
+    if search is None and outcome.study.search is not None:
+        search = outcome.study.search.record
+    page = outcome.folder / "report.html"
+    folders = [job.folder for job in outcome.jobs if evaluated(job.folder)]
+    comparison = write_report(folders, page, search=search, title=outcome.study.title)
+    print_table(comparison)
+    for job in outcome.jobs:
+        if job.diverged:
+            print(f"{job.folder} diverged at step {job.steps_done}.")
+    return comparison, page
