@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from widestream.data.batches import Batch, TrainBatches, eval_batches
     from widestream.data.store import TokenStore
-    from widestream.data.tokenizer import Tokenizer, load_tokenizer, resolve_tokenizer
+    from widestream.data.tokenizer import load_tokenizer, resolve_tokenizer
+    from widestream.data.tokenizer_base import Tokenizer
 
 __all__ = [
     "Batch",
@@ -26,7 +27,7 @@ _HOMES = {
     "TrainBatches": "batches",
     "eval_batches": "batches",
     "TokenStore": "store",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "tokenizer_base",
     "load_tokenizer": "tokenizer",
     "resolve_tokenizer": "tokenizer",
 }
