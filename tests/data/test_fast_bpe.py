@@ -137,7 +137,7 @@ def llama3_like() -> dict:
     vocab = raw["model"]["vocab"]
     del vocab["<|endoftext|>"]  # special tokens stand with the added ones alone
     for whole in ("Ġfaçades".replace("ç", "Ã§"), "12", "tqb", "==="):
-        vocab.setdefault(whole, len(vocab))
+        vocab.setdefault(whole, max(vocab.values()) + 1)
     merges = []
     for token in sorted(vocab, key=lambda token: vocab[token]):
         cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
@@ -210,6 +210,12 @@ def test_every_character_between_others(pattern):
         characters = [chr(i) for i in range(begin, begin + 0x1000) if not 0xD800 <= i < 0xE000]
         text = "".join(f"a{character}1 {character}{character}\n'{character}s" for character in characters)
         assert tokenizer.encode_batch([text])[0].tolist() == reference(tokenizer, text), hex(begin)
+
+
+def test_a_token_that_is_not_made_by_merges_is_taken_whole():
+    tokenizer = opened(llama3_like())
+    (whole, parts) = tokenizer.encode_batch(["tqb", "tqbx"])
+    assert (whole.size, parts.size) == (1, 4)
 
 
 def test_characters_that_are_classed_differently_are_left_to_tokenizers(monkeypatch):

@@ -32,6 +32,7 @@ _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), 
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_SYMBOLS = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 """The character that stands for each byte in a byte-level vocabulary, in the order of GPT-2's ids."""
+_SPELLED = re.compile(f"[{re.escape(''.join(BYTE_SYMBOLS))}]+")
 
 _SEPARATOR = "\0widestream\1"
 """Between texts that are encoded in one call. No proper beginning of it is an end of it, so neighbours cannot make
@@ -184,10 +185,9 @@ def _ranks(model: dict[str, Any], library: "tokenizers.Tokenizer") -> dict[bytes
         raise Unsuited("its merges are not in the order of their ids")
     whole = bool(model.get("ignore_merges"))
     tokens = {*BYTE_SYMBOLS, *map("".join, merges), *(vocab if whole else ())}
-    # A token with any other character in it is never met: words are spelled in these.
-    tokens = [token for token in tokens if token and BYTE_SYMBOLS.keys() >= set(token)]
+    tokens = [token for token in tokens if _SPELLED.fullmatch(token)]  # words of text are spelled so, no others are met
     _check_tokens(tokens, vocab, merges, whole, library)
-    ranks = {bytes(BYTE_SYMBOLS[symbol] for symbol in token): vocab[token] for token in tokens}
+    ranks = {bytes(map(BYTE_SYMBOLS.__getitem__, token)): vocab[token] for token in tokens}
     if len(set(ranks.values())) < len(ranks):
         raise Unsuited("it has two tokens of one id")
     return ranks
