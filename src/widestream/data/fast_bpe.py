@@ -38,6 +38,7 @@ _SEPARATOR = "\0widestream\1"
 """Between texts that are encoded in one call. No proper beginning of it is an end of it, so neighbours cannot make
 another one together; control characters do not combine with what follows."""
 _MOST_ADDED = 64
+"""Tokens to look for in every text, at most: above that it takes as long as encoding."""
 _SAMPLE = (
     "It's the WE'LL of 1234567 naïve façades:  \t\n\r\n  x\u00a0y\u3000東京タワー Ελληνικά हिन्दी e\u0301\u0327 ſ'ſ½Ⅷ٣",
     "def f(x):\n    return x**2  # ok\n\n\n<|endoftext|></s>[SEP]\x85\u180e\ufeff\0😀👩\u200d🔬\u2028"
@@ -119,11 +120,12 @@ class FastBpe:
         if not texts:
             return []
         ids = self._quickly(_SEPARATOR.join(texts), {_SEPARATOR})
-        ends = None if ids is None else np.flatnonzero(ids == self._encoding.max_token_value)
-        if ids is None or ends is None or ends.size != len(texts) - 1:  # for one, a text holds the separator
-            return [self._alone(text) for text in texts]
-        first, *others = np.split(ids, ends)
-        return [first, *(row[1:] for row in others)]
+        if ids is not None:
+            ends = np.flatnonzero(ids == self._encoding.max_token_value)
+            if ends.size == len(texts) - 1:
+                first, *others = np.split(ids, ends)
+                return [first, *(row[1:] for row in others)]
+        return [self._alone(text) for text in texts]  # something is unusual: one may hold the separator itself
 
     def _alone(self, text: str) -> np.ndarray:
         ids = self._quickly(text, set())

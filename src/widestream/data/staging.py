@@ -89,7 +89,7 @@ class Staging:
         Raises:
             UserError: another process holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
         path = self.folder.with_name(self.folder.name + ".lock")
         lock = FileLock(path)
         try:
@@ -97,6 +97,7 @@ class Staging:
         except Timeout:
             raise UserError(f"Another process is preparing {self._out}: wait for it, or end it.") from None
         try:
+            self.folder.mkdir(exist_ok=True)
             yield
         finally:
             # While it is held: a process that has opened it by now is refused, and a later one makes a new file.
