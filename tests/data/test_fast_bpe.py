@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from widestream.data import fast_bpe, split_patterns
 from widestream.data.bpe import train_tokenizer
+from widestream.data.characters import CharacterSet
 from widestream.data.fast_bpe import FastBpe, Unsuited
 from widestream.data.file_tokenizer import FileTokenizer
 from widestream.data.gpt2 import gpt2_tokenizer
@@ -199,7 +200,7 @@ def test_both_libraries_class_every_character_alike():
     set of versions that it takes as compared."""
     assert split_patterns.unequal_characters() is None
     everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
-    assert split_patterns.compare_classes(everything) is None
+    assert split_patterns.compare_classes(everything) == set()
 
 
 @pytest.mark.slow
@@ -219,7 +220,7 @@ def test_a_token_that_is_not_made_by_merges_is_taken_whole():
 
 
 def test_characters_that_are_classed_differently_are_left_to_tokenizers(monkeypatch):
-    monkeypatch.setattr(fast_bpe, "unequal_characters", lambda: re.compile("[東\U000323b0]"))
+    monkeypatch.setattr(fast_bpe, "unequal_characters", lambda: CharacterSet([0x6771, 0x323B0]))
     tokenizer = opened(gpt2_like())
     assert tokenizer.engine == "tiktoken"
     slow, real = [], FastBpe._slowly
@@ -230,11 +231,26 @@ def test_characters_that_are_classed_differently_are_left_to_tokenizers(monkeypa
 
 
 def test_a_difference_between_the_libraries_is_found(monkeypatch):
-    monkeypatch.setattr(split_patterns, "_matched_by_tiktoken", lambda pattern, text: {"a", "]"})
-    monkeypatch.setattr(split_patterns, "_matched_by_tokenizers", lambda pattern, text: {"a", "\\", "^"})
-    found = split_patterns.compare_classes("")
-    assert found is not None
-    assert [c for c in "a]\\^-" if found.search(c)] == ["]", "\\", "^"]
+    monkeypatch.setattr(split_patterns, "_COMPARED", set())
+    monkeypatch.setattr(split_patterns, "_matched_by_tiktoken", lambda pattern, text: {"é", "東"})
+    monkeypatch.setattr(split_patterns, "_matched_by_tokenizers", lambda pattern, text: {"é", "\U000323b0"})
+    found = split_patterns.unequal_characters.__wrapped__()
+    assert [text for text in ("a", "é", "x東", "\U000323b0", "京") if found.touches(text)] == ["x東", "\U000323b0"]
+
+
+@pytest.mark.parametrize("text", ["a", "é", "e\u0301", "東\u0327\u0301", "\u0378", "\ue000", "\U0010ffff"])
+def test_only_what_python_knows_to_be_normal_is_taken_as_it_is(text):
+    tokenizer = opened(qwen_like())
+    fast = tokenizer._open_fast()
+    assert isinstance(fast, FastBpe)
+    expected = tokenizer._tokenizer.normalizer.normalize_str(text)
+    assert fast._composed(text) == expected
+    fast._library = None  # what needs the library now fails
+    if text in ("e\u0301", "\u0378"):
+        with pytest.raises(AttributeError):
+            fast._composed(text)
+    else:
+        assert fast._composed(text) == expected
 
 
 MEGABYTE = 1_000_000

@@ -17,11 +17,13 @@ import functools
 import itertools
 import re
 import threading
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from widestream.data.characters import CharacterSet, unassigned_characters
 from widestream.data.split_patterns import GPT2, KNOWN, unequal_characters
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class FastBpe:
         make_encoding: Callable[[], "tiktoken.Encoding"],
         library: "tokenizers.Tokenizer",
         added: Sequence[str],
-        unequal: re.Pattern[str] | None,
+        unequal: CharacterSet | None,
     ):
         """Put together what `open` found.
 
@@ -68,9 +70,10 @@ class FastBpe:
             make_encoding: makes the encoding, the separator its only special token.
             library: the same tokenizer, for what the encoding must not touch.
             added: strings that the library would take for added tokens.
-            unequal: matches the characters that the two split differently.
+            unequal: characters at which the two split differently.
         """
         self._make_encoding, self._library, self._added, self._unequal = make_encoding, library, added, unequal
+        self._composes = library.normalizer is not None
         self._threads = threading.local()
 
     @property
@@ -119,7 +122,7 @@ class FastBpe:
         """Ids of each text, int64 [length]. One call of the library for all of them, so that threads seldom wait."""
         if not texts:
             return []
-        ids = self._quickly(_SEPARATOR.join(texts), {_SEPARATOR})
+        ids = self._quickly(texts, {_SEPARATOR})
         if ids is not None:
             ends = np.flatnonzero(ids == self._encoding.max_token_value)
             if ends.size == len(texts) - 1:
@@ -128,23 +131,34 @@ class FastBpe:
         return [self._alone(text) for text in texts]  # something is unusual: one may hold the separator itself
 
     def _alone(self, text: str) -> np.ndarray:
-        ids = self._quickly(text, set())
+        ids = self._quickly([text], set())
         return self._slowly(text) if ids is None else ids
 
-    def _quickly(self, text: str, special: set[str]) -> np.ndarray | None:
-        """Ids by `tiktoken`, or None where they might be wrong."""
-        if self._unequal is not None and self._unequal.search(text):
+    def _quickly(self, texts: Sequence[str], special: set[str]) -> np.ndarray | None:
+        """Ids by `tiktoken` of all texts, the separator between them; None where some might be wrong."""
+        joined = _SEPARATOR.join(texts)
+        if self._unequal is not None and self._unequal.touches(joined):
             return None
-        plain = text
-        if self._library.normalizer is not None and not text.isascii():
-            plain = self._library.normalizer.normalize_str(text)
-        if any(token in text or token in plain for token in self._added):
+        # Composing can hide an added token or make one, so it is sought before and after. Which counts is not asked.
+        forms = [joined]
+        if self._composes and not joined.isascii():
+            forms.append(_SEPARATOR.join(map(self._composed, texts)))
+        if any(token in form for token in self._added for form in forms):
             return None
         try:
-            ids = self._encoding.encode_to_numpy(plain, allowed_special=special, disallowed_special=())
+            ids = self._encoding.encode_to_numpy(forms[-1], allowed_special=special, disallowed_special=())
         except ValueError:  # its stack is too small for a million white-space characters in a row
             return None
         return ids.astype(np.int64)
+
+    def _composed(self, text: str) -> str:
+        """The text in Unicode's normal form C. The library's own way takes as long as encoding, so only if it must.
+
+        What Python finds normal is normal by every version of Unicode, as long as Python's has all of its characters.
+        """
+        if text.isascii() or (unicodedata.is_normalized("NFC", text) and not unassigned_characters().touches(text)):
+            return text
+        return self._library.normalizer.normalize_str(text)
 
     def _slowly(self, text: str) -> np.ndarray:
         (encoding,) = self._library.encode_batch_fast([text], add_special_tokens=False)  # does not track offsets

@@ -6,8 +6,9 @@ is, if they follow different versions of Unicode.
 """
 
 import functools
-import re
 from importlib.metadata import version
+
+from widestream.data.characters import CharacterSet, known_characters
 
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
 _GPT4_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -28,20 +29,20 @@ A test repeats it for the versions at hand."""
 
 
 @functools.cache
-def unequal_characters() -> re.Pattern[str] | None:
-    """Matches a character that the two libraries installed here do not class alike; None if there is none."""
+def unequal_characters() -> CharacterSet | None:
+    """The characters that the two libraries installed here do not class alike; None if there are none."""
     if (version("tiktoken"), version("tokenizers")) in _COMPARED:
         return None
-    # Every character of the planes that are, or are to be, filled.
-    return compare_classes("".join(map(chr, [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE1000)])))
+    unequal = compare_classes("".join(map(chr, known_characters())))
+    return CharacterSet(map(ord, unequal)) if unequal else None
 
 
-def compare_classes(characters: str) -> re.Pattern[str] | None:
-    """The same, among `characters`, by trying them all."""
+def compare_classes(characters: str) -> set[str]:
+    """Those of `characters` that the two libraries do not class alike, found by trying them all."""
     unequal: set[str] = set()
     for pattern in _CLASSES:
         unequal |= _matched_by_tiktoken(pattern, characters) ^ _matched_by_tokenizers(pattern, characters)
-    return re.compile(f"[{re.escape(''.join(sorted(unequal)))}]") if unequal else None
+    return unequal
 
 
 def _matched_by_tiktoken(pattern: str, text: str) -> set[str]:
