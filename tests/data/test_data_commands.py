@@ -33,6 +33,7 @@ def test_train_prepare_inspect(source, tmp_path):
     prepared = invoke("prepare", source, "--out", out, "--tokenizer", tmp_path / "bpe.json", "--heldout", "0.1")
     assert prepared.exit_code == 0, prepared.output
     assert "heldout" in prepared.stdout
+    assert "encoded by tiktoken" in prepared.stdout
     shown = invoke("inspect", out, "--documents", "2", "--verify")
     assert shown.exit_code == 0, shown.output
     assert "every hash, document start and token id is right" in shown.stdout

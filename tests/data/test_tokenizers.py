@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_corpora import prepare_bytes, texts, write_jsonl
 
+from widestream import data
 from widestream.data import gpt2
 from widestream.data.bpe import train_tokenizer
 from widestream.data.prepare import PrepareOptions, prepare
@@ -227,6 +228,12 @@ def test_the_pieces_of_a_text_that_prepare_holds_out_stay_unseen(tmp_path):
     vocabulary = json.loads(trained.content)["model"]["vocab"]
     assert manifest.splits["heldout"].documents == 1
     assert [word for word in words if f"Ġ{word}" not in vocabulary] == [held]
+
+
+def test_everything_public_is_found():
+    assert all(getattr(data, name).__name__ == name for name in data.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        data.nonsense  # noqa: B018
 
 
 def test_training_twice_gives_the_same_file(bpe, tmp_path):

@@ -30,7 +30,7 @@ class DataSettings:
     tokenizers: tuple[str, ...] = ("byte",)
     """byte, gpt2 or paths of tokenizer.json files."""
     workers: tuple[int, ...] = (1,)
-    """Processes that tokenize."""
+    """Threads that tokenize."""
     sequence_length: int = 512
     """[T] Tokens of a window that the loader makes."""
     batch_size: int = 8

@@ -46,7 +46,7 @@ def prepare(
         ),
     ] = None,
     heldout: Heldout = 0.005,
-    workers: Annotated[int | None, typer.Option(help="Processes that tokenize. Default: one a CPU.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that tokenize. Default: one a CPU.")] = None,
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard, at most.")] = 100_000_000,
     text_field: TextField = "text",
     cut: Cut = DEFAULT_CUT,
@@ -72,8 +72,10 @@ def prepare(
     from widestream.data.tokenizer import resolve_tokenizer
 
     options = PrepareOptions(heldout=heldout, shard_tokens=shard_tokens, text_field=text_field, cut=cut)
-    run(paths, out, resolve_tokenizer(tokenizer, boundary), options, workers=workers, overwrite=overwrite)
+    resolved = resolve_tokenizer(tokenizer, boundary)
+    run(paths, out, resolved, options, workers=workers, overwrite=overwrite)
     inspect(out)
+    typer.echo(f"encoded by {resolved.engine}")
 
 
 def inspect(

@@ -8,26 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from widestream.data.batches import Batch, TrainBatches, eval_batches
+    from widestream.data.file_tokenizer import FileTokenizer
     from widestream.data.store import TokenStore
-    from widestream.data.tokenizer import Tokenizer, load_tokenizer, resolve_tokenizer
+    from widestream.data.tokenizer import load_tokenizer, open_tokenizer, resolve_tokenizer
+    from widestream.data.tokenizer_base import ByteTokenizer, Tokenizer
 
 __all__ = [
     "Batch",
+    "ByteTokenizer",
+    "FileTokenizer",
     "TokenStore",
     "Tokenizer",
     "TrainBatches",
     "eval_batches",
     "load_tokenizer",
+    "open_tokenizer",
     "resolve_tokenizer",
 ]
 
 _HOMES = {
     "Batch": "batches",
+    "ByteTokenizer": "tokenizer_base",
+    "FileTokenizer": "file_tokenizer",
+    "TokenStore": "store",
+    "Tokenizer": "tokenizer_base",
     "TrainBatches": "batches",
     "eval_batches": "batches",
-    "TokenStore": "store",
-    "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
+    "open_tokenizer": "tokenizer",
     "resolve_tokenizer": "tokenizer",
 }
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from widestream.data.cutting import DEFAULT_CUT
+from widestream.data.file_tokenizer import FileTokenizer
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
-from widestream.data.tokenizer import BOUNDARY, FileTokenizer
+from widestream.data.tokenizer_base import BOUNDARY
 from widestream.errors import UserError
 from widestream.files import disk_errors, write_atomic
 

@@ -1,16 +1,18 @@
-"""Documents to tokens, in worker processes, in the order of the documents."""
+"""Documents to tokens, in threads, in the order of the documents.
+
+The libraries that encode let other threads run meanwhile, so processes would gain nothing.
+"""
 
 import functools
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from widestream.data.sources import Document
-from widestream.data.tokenizer import Tokenizer
-from widestream.data.workers import WorkerPool
+from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
 
 _BATCH_BYTES = 1 << 20
@@ -64,31 +66,25 @@ def encode_documents(
     """Encode a stream of documents; the result does not depend on the number of workers.
 
     Args:
-        documents: the stream; only a few batches of about 1 MiB of text are held at a time.
+        documents: the stream; only a few batches of about 1 MiB of text are held at a time. It is read in this thread.
         tokenizer: makes the ids.
         dtype: of the tokens, uint16 or uint32.
-        workers: processes; 1 encodes in this one.
+        workers: batches that are encoded at a time.
 
     Raises:
-        UserError: a token lies outside the vocabulary, a worker was killed, or the tokenizer's class cannot be found
-            from another process.
+        UserError: a token lies outside the vocabulary.
     """
     encode = functools.partial(_encode, tokenizer, dtype)
-    if workers == 1:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
+    waiting: deque[tuple[list[Document], Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+    try:
         for batch in _batches(documents):
-            yield Encoded(batch, *encode([document.text for document in batch]))
-        return
-    if type(tokenizer).__module__ == "__main__":
-        raise UserError(
-            f"Worker processes cannot find the class {type(tokenizer).__name__}, which is defined in the script that "
-            "runs: move it to a module, or give workers=1."
-        )
-    with WorkerPool(encode, workers) as pool:
-        waiting: deque[tuple[list[Document], Future[tuple[np.ndarray, np.ndarray]]]] = deque()
-        for batch in _batches(documents):
-            waiting.append((batch, pool.submit([document.text for document in batch])))
-            if len(waiting) > 2 * workers:
+            waiting.append((batch, pool.submit(encode, [document.text for document in batch])))
+            if len(waiting) > workers + 1:  # one more is ready when a thread is done
                 done, future = waiting.popleft()
                 yield Encoded(done, *future.result())
-        for done, future in waiting:
+        while waiting:
+            done, future = waiting.popleft()
             yield Encoded(done, *future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)

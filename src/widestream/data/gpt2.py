@@ -11,7 +11,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from widestream.data.tokenizer import BOUNDARY, FileTokenizer
+from widestream.data.fast_bpe import BYTE_SYMBOLS
+from widestream.data.file_tokenizer import FileTokenizer
+from widestream.data.tokenizer_base import BOUNDARY
 from widestream.errors import UserError
 
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -61,16 +63,9 @@ def find_merges() -> Path:
     return path
 
 
-def _byte_symbols() -> list[str]:
-    """The characters that stand for the 256 bytes, in the order of their ids: printable ones first, then the rest."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = 256 - len(printable)
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(others)]
-
-
 def _tokenizer_json(merges: list[str]) -> bytes:
     """A tokenizer.json, the same bytes for every version of the library."""
-    symbols = _byte_symbols() + ["".join(merge.split(" ")) for merge in merges] + [BOUNDARY]
+    symbols = list(BYTE_SYMBOLS) + ["".join(merge.split(" ")) for merge in merges] + [BOUNDARY]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     end = {"id": len(symbols) - 1, "content": BOUNDARY, "single_word": False, "lstrip": False, "rstrip": False}
     content = {

@@ -18,7 +18,7 @@ from widestream.data.manifest import FORMAT, MANIFEST, Manifest, SplitInfo, Toke
 from widestream.data.shards import ShardWriter
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
 from widestream.data.staging import Staging, check_out, check_plan, plan_of
-from widestream.data.tokenizer import Tokenizer
+from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
 from widestream.files import disk_errors
 
@@ -66,7 +66,7 @@ def prepare(
         out: folder to make. While the work goes on, it is in OUT.preparing.
         tokenizer: makes the ids.
         options: what else shapes the result.
-        workers: processes that tokenize; default: one for each CPU this process may use.
+        workers: threads that tokenize; default: one for each CPU this process may use.
         overwrite: replace data prepared in another way (they stay until the new ones are complete).
         progress: show a progress bar on stderr.
 
@@ -149,7 +149,7 @@ class _Job:
             limit = heldout_limit(self._corpus, self._options.heldout)
             with self._bar(show) as bar:
                 documents = self._corpus.documents(self._progress.position)
-                batches = encode_documents(documents, self._tokenizer, self._dtype, self._useful(workers))
+                batches = encode_documents(documents, self._tokenizer, self._dtype, workers)
                 with contextlib.closing(batches):
                     self._write(batches, limit, bar)
             for writer in self._writers.values():
@@ -158,10 +158,6 @@ class _Job:
             for writer in self._writers.values():
                 writer.close()
         self._staging.finish(self._manifest())
-
-    def _useful(self, workers: int) -> int:
-        """No more processes than there are megabytes: starting one takes about as long as tokenizing one."""
-        return workers if self._corpus.size is None else max(1, min(workers, self._corpus.size >> 20))
 
     def _bar(self, show: bool) -> "tqdm[Any]":
         size = self._corpus.size

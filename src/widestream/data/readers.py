@@ -60,7 +60,11 @@ def read_text(path: Path, options: ReadOptions, start: int) -> Iterator[Record]:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompressed bytes of a .zst file. The library's own reader takes a file cut short for a complete one."""
+    """Decompressed bytes of a .zst file; one that is cut short is an EOFError.
+
+    Why not a library: zstandard's own reader, and so fsspec's, takes half a file for a whole one. Text would be
+    missing, and nobody would know.
+    """
 
     def __init__(self, raw: BinaryIO):
         self._raw, self._rest = raw, b""

@@ -1,14 +1,12 @@
 """The folder in which data are prepared, beside the one in which they will appear.
 
-`OUT.preparing` holds the shards and progress.json, a record of how far they are. When everything is there, it gets
-its manifest and is renamed to OUT. So OUT is complete or absent at any moment, and a killed process loses only what
-it did since the last record.
+`OUT.preparing` holds the shards and progress.json, a record of how far they are; who works on it holds the lock
+`OUT.preparing.lock`. When everything is there, it gets its manifest and is renamed to OUT. So OUT is complete or absent
+at any moment, and a killed process loses only what it did since the last record.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,10 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from widestream.data.manifest import MANIFEST, Manifest, read_manifest
 from widestream.data.shards import SplitState
 from widestream.data.sources import SPLITS, Position
-from widestream.data.tokenizer import TOKENIZER_FILE
+from widestream.data.tokenizer_base import TOKENIZER_FILE
 from widestream.errors import UserError
 from widestream.files import sync_folder, write_atomic
 
@@ -89,16 +89,20 @@ class Staging:
         Raises:
             UserError: another process holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        path = self.folder.with_name(self.folder.name + ".lock")
+        lock = FileLock(path)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"Another process is preparing {self._out}: wait for it, or end it.") from None
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"Another process is preparing {self._out}: wait for it, or end it.") from None
+        try:
+            self.folder.mkdir(exist_ok=True)
             yield
         finally:
-            os.close(descriptor)
+            # While it is held: a process that has opened it by now is refused, and a later one makes a new file.
+            path.unlink(missing_ok=True)
+            lock.release()
 
     def clear(self) -> None:
         """Remove what was prepared so far; the folder itself stays."""
