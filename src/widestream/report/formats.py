@@ -115,4 +115,6 @@ def plain(value: object) -> str:
 
 def visible(words: str) -> str:
     """Words with signs in place of characters that pages and terminals swallow or obey; samples may hold any."""
+    if words.isprintable():  # nearly all are, and this is the fast way to know
+        return words
     return _UNSEEN.sub(lambda match: _SIGNS.get(match[0], "\N{REPLACEMENT CHARACTER}"), words)
