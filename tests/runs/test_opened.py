@@ -144,6 +144,14 @@ def test_samples_are_those_of_the_command(trained, capsys, monkeypatch):
     assert not (trained / "samples.jsonl").exists(), "reading writes nothing"
 
 
+def test_an_arm_with_several_seeds_opens_as_its_first(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "arm-seed0")
+    assert widestream.open(tmp_path / "arm").path == tmp_path / "arm-seed0"
+    (tmp_path / "arm").mkdir()
+    with pytest.raises(UserError, match="is no run folder"):
+        widestream.open(tmp_path / "arm")
+
+
 def test_no_run_folder(tmp_path):
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError, match=r"is no run folder: it has no config\.yaml; give a folder that training"):

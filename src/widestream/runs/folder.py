@@ -47,6 +47,11 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def first_seed(arm: Path) -> Path:
+    """Where the first run of an arm lies whose study names its runs by arm and seed."""
+    return arm.with_name(f"{arm.name}-seed0")
+
+
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
     """Where the checkpoint after so many optimizer steps lies."""
     return run_dir / CHECKPOINTS / f"step_{step:08d}"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from widestream.errors import UserError
 from widestream.recipe import RunConfig
 from widestream.runs.folder import (
+    first_seed,
+    is_run,
     list_checkpoints,
     load_config,
     read_config,
@@ -166,9 +168,15 @@ class RunFolder:
 
 
 def open_run(path: str | os.PathLike[str]) -> RunFolder:
-    """Open a run folder: `run = widestream.open("runs/demo/rmt")`.
+    """Open a run folder: `run = widestream.open("runs/demo/rmt-seed0")`.
+
+    Args:
+        path: a folder that training wrote; or, of an arm with several seeds, its name alone (`runs/demo/rmt`): that is
+            its first seed.
 
     Raises:
         UserError: it is no run folder, or its config.yaml is damaged.
     """
-    return RunFolder(path)
+    folder = Path(path)
+    first = first_seed(folder)
+    return RunFolder(first if is_run(first) and not folder.exists() else folder)
