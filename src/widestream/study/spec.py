@@ -104,7 +104,7 @@ class Study:
     plain_names: bool
     """Whether runs lie beside the record, as ARM-seedN; else they lie with those of other studies, named by a hash."""
     analysis: dict[str, Any]
-    """What the report makes of it, beside the comparison of arms: `report/studies/`."""
+    """What the report makes of it, beside the comparison of arms: `study/page/`."""
     corpus: dict[str, Any] | None
     """`source` and `vocab_size` of the data to prepare where it is missing, perhaps in a `folder` of its own; None: it
     has to be there."""
