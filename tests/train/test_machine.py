@@ -33,7 +33,7 @@ def test_automatic_precision_on_a_cpu_is_what_was_measured_to_be_faster(monkeypa
 
 
 def test_matmul_peak_is_at_least_the_rate_of_a_small_product():
-    peak = machine.matmul_peak(CPU, "float32", seconds=0.2)
+    peak = max(machine.matmul_peak(CPU, "float32", seconds=0.2) for _ in range(3))  # others may compute here too
     a = torch.randn(64, 64)
     start = time.perf_counter()
     for _ in range(20):
