@@ -32,7 +32,8 @@ from widestream.data.tokenizer import ByteTokenizer
 encode._BATCH_BYTES = 1000
 class Slow(ByteTokenizer):
     def encode_batch(self, texts):
-        print("encoding", flush=True)
+        sys.stdout.write("encoding\\n")  # in one piece, unlike print, whose line end another thread may cut off
+        sys.stdout.flush()
         time.sleep(0.5)
         return super().encode_batch(texts)
 prepare([sys.argv[1]], sys.argv[2], Slow(), workers=2, progress=False)
