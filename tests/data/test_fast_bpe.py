@@ -416,7 +416,7 @@ def test_shards_do_not_depend_on_workers_or_engine(tmp_path, monkeypatch):
     for workers in (1, 2, 3):
         prepare([source], tmp_path / str(workers), tokenizer, options, workers=workers, progress=False)
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise Unsuited("for the test")
 
     monkeypatch.setattr(FastBpe, "open", refuse)
@@ -426,3 +426,10 @@ def test_shards_do_not_depend_on_workers_or_engine(tmp_path, monkeypatch):
     assert len(contents(tmp_path / "1")) > 6
     for name in ("2", "3", "slow"):
         assert contents(tmp_path / name) == contents(tmp_path / "1")
+
+
+def test_what_is_said_to_be_proved_is():
+    """GPT-2's file, looked into as any other: it makes all of its tokens."""
+    tokenizer = gpt2_tokenizer()
+    assert {tokenizer.sha256} == fast_bpe.PROVED
+    FastBpe.open(json.loads(tokenizer.content), tokenizer._tokenizer)

@@ -41,6 +41,8 @@ _SEPARATOR = "\0widestream\1"
 another one together; control characters do not combine with what follows."""
 _MOST_ADDED = 64
 """Tokens to look for in every text, at most: above that it takes as long as encoding."""
+PROVED = {"10896f53c1ea4a79abf65a6f4cdc0137c0c5635ad0d7fc4da6efc37d07855541"}
+"""SHA-256 of files for which condition 2 was looked into once and for all, by a test: GPT-2's, as gpt2.py makes it."""
 _SAMPLE = (
     "It's the WE'LL of 1234567 naïve façades:  \t\n\r\n  x\u00a0y\u3000東京タワー Ελληνικά हिन्दी e\u0301\u0327 ſ'ſ½Ⅷ٣",
     "def f(x):\n    return x**2  # ok\n\n\n<|endoftext|></s>[SEP]\x85\u180e\ufeff\0😀👩\u200d🔬\u2028"
@@ -84,12 +86,13 @@ class FastBpe:
         return self._threads.encoding
 
     @classmethod
-    def open(cls, raw: dict[str, Any], library: "tokenizers.Tokenizer") -> "FastBpe":
+    def open(cls, raw: dict[str, Any], library: "tokenizers.Tokenizer", proved: bool = False) -> "FastBpe":
         """The fast way to encode as `library` does.
 
         Args:
             raw: the JSON the library was made of.
             library: does not recognise special tokens in text.
+            proved: the file is one of `PROVED`.
 
         Raises:
             Unsuited: there is none.
@@ -104,7 +107,7 @@ class FastBpe:
         added = [token["content"] for token in raw["added_tokens"] if not token["special"]]
         if len(added) > _MOST_ADDED or not all(token.isascii() and token for token in added):
             raise Unsuited("it has added tokens that are not special")
-        ranks = _ranks(raw["model"], library)
+        ranks = _ranks(raw["model"], None if proved else library)
         make = functools.partial(
             tiktoken.Encoding,
             "widestream",
@@ -182,8 +185,8 @@ def _split_pattern(pre_tokenizer: Any) -> str | None:
     return None
 
 
-def _ranks(model: dict[str, Any], library: "tokenizers.Tokenizer") -> dict[bytes, int]:
-    """The tokens that text can become, as bytes, and their ids.
+def _ranks(model: dict[str, Any], library: "tokenizers.Tokenizer | None") -> dict[bytes, int]:
+    """The tokens that text can become, as bytes, and their ids; without `library`, condition 2 is not looked into.
 
     Raises:
         Unsuited: merging by these ids is not what the file says.
@@ -202,7 +205,8 @@ def _ranks(model: dict[str, Any], library: "tokenizers.Tokenizer") -> dict[bytes
     whole = bool(model.get("ignore_merges"))
     tokens = {*BYTE_SYMBOLS, *map("".join, merges), *(vocab if whole else ())}
     tokens = [token for token in tokens if _SPELLED.fullmatch(token)]  # words of text are spelled so, no others are met
-    _check_tokens(tokens, vocab, merges, whole, library)
+    if library is not None:
+        _check_tokens(tokens, vocab, merges, whole, library)
     ranks = {bytes(map(BYTE_SYMBOLS.__getitem__, token)): vocab[token] for token in tokens}
     if len(set(ranks.values())) < len(ranks):
         raise Unsuited("it has two tokens of one id")

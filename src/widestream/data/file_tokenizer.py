@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from widestream.data.fast_bpe import FastBpe, Unsuited
+from widestream.data.fast_bpe import PROVED, FastBpe, Unsuited
 from widestream.data.tokenizer_base import BOUNDARY, TOKENIZER_FILE, check_ids
 from widestream.errors import UserError
 from widestream.files import write_atomic
@@ -74,7 +74,7 @@ class FileTokenizer:
             if self._fast is None:
                 raw = _without_surprises(parse_tokenizer(self.content, self._name), self._boundary)
                 try:
-                    self._fast = FastBpe.open(raw, self._tokenizer)
+                    self._fast = FastBpe.open(raw, self._tokenizer, proved=self.sha256 in PROVED)
                 except Unsuited as reason:
                     self._fast = reason
             return self._fast

@@ -29,12 +29,15 @@ def _candidates() -> Iterator[Path]:
     if local := os.environ.get(MERGES_VARIABLE):
         yield Path(local)
         return
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants  # the rest of it takes a while, and few have GPT-2 there
 
     for name in _HUB_NAMES:
-        cached = try_to_load_from_cache(name, "merges.txt")
-        if isinstance(cached, str):
-            yield Path(cached)
+        if (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = try_to_load_from_cache(name, "merges.txt")
+            if isinstance(cached, str):
+                yield Path(cached)
     spec = importlib.util.find_spec(_PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         yield Path(folder) / "data" / "vocab.bpe"
