@@ -1,6 +1,6 @@
 """What the RMT paper (arXiv 2506.22696) prints, and the shapes that it means.
 
-The only figures in `theory/` that are not computed.
+The only figures of this room that are not computed.
 """
 
 from dataclasses import dataclass

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol, Self
 
-EMBEDDINGS = ("embedding", "positions", "unembedding")
 FLOAT32, BF16 = 4, 2
 """Bytes of a number."""
 ADAM_BYTES = 4 * FLOAT32
@@ -274,9 +273,7 @@ class RMT(Costs):
     @property
     def printed_flops(self) -> int:
         """Table 7 and the total of A.2: 6 R D_k D_v (1 + L) + R (4 V D_v + L (4 N D_v + 3 N + 4 D_v F))."""
-        attention, mlp = 4 * self.N * self.D_v + 3 * self.N, 4 * self.D_v * self.F
-        keys = 6 * self.R * self.D_k * self.D_v * (1 + self.L)
-        return keys + self.R * (4 * self.V * self.D_v + self.L * (attention + mlp))
+        return self.paper_flops(2, 3 * (1 + self.L))
 
     @property
     def flop_items(self) -> dict[str, int]:
