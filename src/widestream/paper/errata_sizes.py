@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from widestream.paper.erratum import Figures
+from widestream.paper.erratum import Cells, Figures
 from widestream.paper.printed import (
     GPT2_SMALL,
     RMT_MEDIUM,
@@ -81,7 +81,8 @@ def sweep_sizes() -> tuple[RMT, ...]:
 
 def sweep_total() -> Figures:
     """E13: the size of the sweep's models."""
-    rows, values = [("stream size", "D_k", "parameters", "with norm gains")], {}
+    rows: list[Cells] = [("stream size", "D_k", "parameters", "with norm gains")]
+    values = {}
     for model in sweep_sizes():
         counts = [f"{number:,}" for number in (model.counted_parameters, model.total_parameters)]
         rows.append((str(model.stream_size), str(model.D_k), *counts))

@@ -9,9 +9,8 @@ from widestream.files import write_text
 from widestream.report import comparison_tables as tables
 from widestream.report import formats
 from widestream.report.comparison import Comparison, compare
-from widestream.report.figures.comparison_charts import gap_chart, loss_chart, search_chart
+from widestream.report.figures.comparison_charts import gap_chart, loss_chart, search_chart, small_charts
 from widestream.report.figures.ranking_chart import Ranking
-from widestream.report.figures.small_charts import small_charts
 from widestream.report.figures.svg import Chart
 from widestream.report.league import MANY, is_league, league_table, league_verdict
 from widestream.report.page import render_page

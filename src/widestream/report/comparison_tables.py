@@ -174,8 +174,8 @@ def configuration(comparison: Comparison) -> Table | None:
         return None
     labels = [group.label for group in comparison.groups]
     rows = tuple(
-        (row.key, *(formats.plain(row.values[label]) if label in row.values else NONE for label in labels))
-        for row in comparison.config_differences
+        (key, *(formats.plain(values[label]) if label in values else NONE for label in labels))
+        for key, values in comparison.config_differences.items()
     )
     return Table(
         title="What differs in the configuration",

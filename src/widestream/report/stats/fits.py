@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, linear_regression
 
 from widestream.report.stats.intervals import Interval, mean_interval
 
@@ -59,10 +59,7 @@ def percentile_interval(estimate: float, values: Sequence[float], n: int) -> Int
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Slope and intercept of the least-squares line."""
-    mean_x, mean_y = fmean(x for x, _ in points), fmean(y for _, y in points)
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
-    return slope, mean_y - slope * mean_x
+    return linear_regression(*zip(*points, strict=True))
 
 
 def curvature(points: Sequence[tuple[float, float]]) -> float:
