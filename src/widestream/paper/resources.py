@@ -10,9 +10,10 @@ one example. Bytes are per token where nothing else is said. Nothing here needs 
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, Self
+from typing import Self
 
 FLOAT32, BF16 = 4, 2
 """Bytes of a number."""
@@ -50,10 +51,6 @@ class Costs:
 
     def block_parameters(self) -> dict[str, int]:
         """Parameters by part, without embeddings and norms."""
-        raise AssertionError("subclasses say it")
-
-    def block_flops(self) -> dict[str, int]:
-        """FLOPs by part, without attention over keys and logits."""
         raise AssertionError("subclasses say it")
 
     def widened(self, factor: int) -> Self:
@@ -98,10 +95,15 @@ class Costs:
 
     @property
     def flops(self) -> dict[str, int]:
-        """Actual FLOPs by part, named as in `Summary.flops`: products only, a look-up costs none."""
-        heads, head_width = self.heads
+        """Actual FLOPs by part, named as in `Summary.flops`: products only, a look-up costs none.
+
+        Two per parameter of a matrix, and per key entry and value column; a vector stream itself multiplies nothing.
+        """
+        (heads, head_width), parts = self.heads, self.block_parameters()
         return {
-            **self.block_flops(),
+            "attention projections": 2 * parts.get("attention", 0),
+            "mlp matrices": 2 * parts["mlp"],
+            "stream": 2 * parts.get("keys", 0) * head_width,
             "attention over keys": 4 * self.L * self.N * heads * head_width,
             "logits": 2 * self.V * self.width,
         }
@@ -163,11 +165,6 @@ class Transformer(Costs):
     def block_parameters(self) -> dict[str, int]:
         """W_Q, W_K, W_V, W_O, W_1, W_2."""
         return {"attention": 4 * self.L * self.D * self.H * self.D_h, "mlp": 2 * self.L * self.D * self.F}
-
-    def block_flops(self) -> dict[str, int]:
-        """Two per parameter of a matrix; the stream itself multiplies nothing."""
-        matrices = self.block_parameters()
-        return {"attention projections": 2 * matrices["attention"], "mlp matrices": 2 * matrices["mlp"], "stream": 0}
 
     @property
     def saved_states(self) -> int:
@@ -238,11 +235,6 @@ class RMT(Costs):
         """W_1, W_2, and the keys of all sites, those of embedding and readout too."""
         return {"mlp": 2 * self.L * self.width * self.F, "keys": self.key_sets * self.R * self.D_k}
 
-    def block_flops(self) -> dict[str, int]:
-        """Two per parameter of a matrix, and per key entry and value column."""
-        parts = self.block_parameters()
-        return {"attention projections": 0, "mlp matrices": 2 * parts["mlp"], "stream": 2 * parts["keys"] * self.D_v}
-
     @property
     def saved_states(self) -> int:
         """State and normed state at every read, and the R data vectors of every write."""
@@ -301,12 +293,8 @@ class RMT(Costs):
         return 2 * sets * self.R * self.stream_size + self.L * layer + 2 * vocabulary * self.V * self.width
 
 
-class Count(Protocol):
-    """A cost of an RMT that grows linearly with D_k."""
-
-    def __call__(self, model: RMT, /) -> int:
-        """The cost."""
-        ...
+Count = Callable[[RMT], int]
+"""A cost of an RMT that grows linearly with D_k."""
 
 
 def growth(count: Count, model: RMT, key_dim: int) -> float:

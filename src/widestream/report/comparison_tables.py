@@ -234,21 +234,16 @@ def _environment(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def _spent(reach: Reach) -> tuple[str, str, str]:
+def _spent(reach: Reach) -> list[str]:
     bound = "≤ " if reach.at_most else ""
-    return (
-        bound + formats.count(reach.tokens),
-        bound + formats.flops(reach.flops),
-        bound + formats.duration(reach.wall_s),
-    )
+    return [bound + shown(getattr(reach, resource)) for resource, shown in formats.AMOUNTS.items()]
 
 
-def _reached(target: Target) -> tuple[str, str, str]:
+def _reached(target: Target) -> list[str]:
     if target.others is None:
-        return "not reached", "not reached", "not reached"
-    shares = [formats.percent(target.ratio(resource) or 0) for resource in RESOURCES]
-    tokens, flops, time = (f"{spent} ({share})" for spent, share in zip(_spent(target.others), shares, strict=True))
-    return tokens, flops, time
+        return ["not reached"] * len(RESOURCES)
+    spent = zip(RESOURCES, _spent(target.others), strict=True)
+    return [f"{amount} ({formats.percent(target.ratio(resource) or 0)})" for resource, amount in spent]
 
 
 def _by_seed(target: Target) -> str:

@@ -150,8 +150,10 @@ def _lines(group: Group, number: int, resource: Resource, unit: float) -> list[S
     lines = []
     if len(group.curves) > 1:
         lines += [Series(points=curve.points(resource, unit), colour=number, thick=False) for curve in group.curves]
+    counted = {"tokens": " tokens", "flops": " FLOPs", "wall_s": ""}[resource]
     titles = tuple(
-        f"{group.label}, {_amount(resource, at)}: {formats.loss(loss)}" for at, loss in group.curve.points(resource)
+        f"{group.label}, {formats.AMOUNTS[resource](at)}{counted}: {formats.loss(loss)}"
+        for at, loss in group.curve.points(resource)
     )
     mean = Series(
         points=group.curve.points(resource, unit),
@@ -195,12 +197,6 @@ def _guide(comparison: Comparison, resource: Resource, unit: float) -> Guide | N
 
 def _scaled(points: Sequence[tuple[float, float]], unit: float) -> tuple[tuple[float, float], ...]:
     return tuple((at / unit, value) for at, value in points)
-
-
-def _amount(resource: Resource, amount: float) -> str:
-    if resource == "tokens":
-        return f"{formats.count(amount)} tokens"
-    return f"{formats.flops(amount)} FLOPs" if resource == "flops" else formats.duration(amount)
 
 
 def _unit(resource: Resource, end: float) -> tuple[float, str]:

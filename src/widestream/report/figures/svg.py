@@ -193,6 +193,13 @@ def write_both(stem: str | Path, panels: Sequence[str], width: int, height: int,
     return light, dark
 
 
+def write_charts(
+    stem: str | Path, charts: Sequence[Chart], title: str, width: int = 520, height: int = 330
+) -> tuple[Path, Path]:
+    """Write line charts beside each other as STEM-light.svg and STEM-dark.svg; see `write_both`."""
+    return write_both(stem, [render(chart, width, height) for chart in charts], width, height, title)
+
+
 def standalone(panels: Sequence[str], width: int, height: int, theme: str, title: str) -> str:
     """Rendered charts, each `width` by `height`, beside each other as one SVG file in the colours of one theme."""
     gutter = 32
