@@ -44,7 +44,7 @@ def vocabulary_factor() -> Figures:
     rows, values = [("context", "with V D", "with V")], {}
     for context in (512, 1024):
         small = dataclasses.replace(GPT2_MEDIUM, N=context)
-        large = small.widened(2)
+        large = dataclasses.replace(small, D=2 * small.D)
         meant, letter = large.paper_flops(2) / small.paper_flops(2) - 1, large.printed_flops / small.printed_flops - 1
         rows.append((str(context), percent(meant), percent(letter)))
         values |= {f"{context} VD": meant, f"{context} V": letter}

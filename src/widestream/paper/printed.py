@@ -22,11 +22,6 @@ class Row(Generic[Model]):
     tokens: str
     """Training tokens as printed, in millions (M) or billions (B)."""
 
-    @property
-    def millions(self) -> int:
-        """Parameters as printed."""
-        return int(self.name.removesuffix("M"))
-
 
 TABLE_8 = (
     Row(name="49M", model=Transformer(L=6, D=384, F=1536, H=12, D_h=32), tokens="212M"),

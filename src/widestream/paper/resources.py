@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
 
 FLOAT32, BF16 = 4, 2
 """Bytes of a number."""
@@ -51,20 +50,6 @@ class Costs:
 
     def block_parameters(self) -> dict[str, int]:
         """Parameters by part, without embeddings and norms."""
-        raise AssertionError("subclasses say it")
-
-    def widened(self, factor: int) -> Self:
-        """The same with a stream `factor` times as wide."""
-        raise AssertionError("subclasses say it")
-
-    @property
-    def saved_states(self) -> int:
-        """Bytes that the 2 L + 1 exchanges keep for the backward pass where states are saved, float32."""
-        raise AssertionError("subclasses say it")
-
-    @property
-    def saved_writes(self) -> int | None:
-        """The same where only what was written is kept and states are rebuilt; None where that is not possible."""
         raise AssertionError("subclasses say it")
 
     @property
@@ -158,22 +143,18 @@ class Transformer(Costs):
         """D."""
         return self.D
 
-    def widened(self, factor: int) -> Self:
-        """With D `factor` times as large and all else the same, as in Figure 1."""
-        return dataclasses.replace(self, D=factor * self.D)
-
     def block_parameters(self) -> dict[str, int]:
         """W_Q, W_K, W_V, W_O, W_1, W_2."""
         return {"attention": 4 * self.L * self.D * self.H * self.D_h, "mlp": 2 * self.L * self.D * self.F}
 
     @property
     def saved_states(self) -> int:
-        """The input of every norm."""
+        """Bytes that the 2 L + 1 exchanges keep for the backward pass as states, float32: the input of every norm."""
         return FLOAT32 * self.D * (2 * self.L + 1)
 
     @property
     def saved_writes(self) -> int | None:
-        """A vector's write is as large as its state."""
+        """None: a vector's write is as large as its state."""
         return None
 
     @property
@@ -227,10 +208,6 @@ class RMT(Costs):
         """Sets of R keys: q, k, v, o, into and out of the MLP in each layer; words, positions and readout."""
         return 6 * self.L + 3
 
-    def widened(self, factor: int) -> Self:
-        """With D_k `factor` times as large and all else the same, as in Figure 1."""
-        return dataclasses.replace(self, D_k=factor * self.D_k)
-
     def block_parameters(self) -> dict[str, int]:
         """W_1, W_2, and the keys of all sites, those of embedding and readout too."""
         return {"mlp": 2 * self.L * self.width * self.F, "keys": self.key_sets * self.R * self.D_k}
@@ -242,7 +219,7 @@ class RMT(Costs):
 
     @property
     def saved_writes(self) -> int | None:
-        """R data vectors at every write; D_k does not matter."""
+        """The same where states are rebuilt from what was written, R data vectors a write; D_k does not matter."""
         return FLOAT32 * self.width * (2 * self.L + 1)
 
     @property

@@ -16,7 +16,7 @@ from widestream.report.league import MANY, is_league, league_table, league_verdi
 from widestream.report.page import render_page
 from widestream.report.search_record import Search, load_search
 from widestream.report.stats.groups import Group
-from widestream.report.stats.matched import RESOURCES
+from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 """Settings that a sample is shown with."""
@@ -94,13 +94,9 @@ def _league(comparison: Comparison) -> dict[str, Any]:
 
 def _charts(comparison: Comparison) -> dict[str, Chart]:
     """The charts of a few models, by caption."""
+    over = {f"Over {words}": loss_chart(comparison, resource) for resource, words in RESOURCE_WORDS.items()}
     gap = gap_chart(comparison)
-    return {
-        "Over tokens": loss_chart(comparison, "tokens"),
-        **({} if gap is None else {"The gap over tokens": gap}),
-        "Over training FLOPs": loss_chart(comparison, "flops"),
-        "Over wall time": loss_chart(comparison, "wall_s"),
-    }
+    return over if gap is None else {"Over tokens": over["Over tokens"], "The gap over tokens": gap} | over
 
 
 def _samples(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:

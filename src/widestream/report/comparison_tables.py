@@ -9,7 +9,7 @@ from widestream.report import formats
 from widestream.report.comparison import Comparison, train_figures
 from widestream.report.search_record import Search, Trial
 from widestream.report.stats.groups import stream_kind
-from widestream.report.stats.matched import RESOURCES, Reach
+from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES, Reach
 from widestream.report.stats.pairs import Target
 from widestream.report.table import NONE, Table
 from widestream.runs.read import Run
@@ -52,19 +52,17 @@ def differences(comparison: Comparison) -> Table | None:
     """Differences at equal resources, with intervals; None where nothing can be compared."""
     if not comparison.pairs or not comparison.comparable:
         return None
-    words = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
-    rows = []
-    for pair in comparison.pairs:
-        for resource, interval in pair.at_equal.items():
-            rows.append(
-                (
-                    f"{pair.other.label} − {pair.reference.label}",
-                    words[resource],
-                    formats.signed(interval.mean),
-                    formats.interval(interval.low, interval.high),
-                    f"{interval.n} {'paired' if interval.method == 'paired' else 'unpaired'}",
-                )
-            )
+    rows = (
+        (
+            f"{pair.other.label} − {pair.reference.label}",
+            RESOURCE_WORDS[resource],
+            formats.signed(interval.mean),
+            formats.interval(interval.low, interval.high),
+            f"{interval.n} {'paired' if interval.method == 'paired' else 'unpaired'}",
+        )
+        for pair in comparison.pairs
+        for resource, interval in pair.at_equal.items()
+    )
     return Table(
         title="Difference at equal resources",
         caption="Difference in held-out loss at the last point that all runs reach; below zero the first-named is "

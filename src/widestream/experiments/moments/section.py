@@ -166,13 +166,14 @@ def run_figures(run: Record, step: Record) -> dict[str, float | None]:
     blocks = range(len(run["writers"]) - 1)
     forward = [_ratio(sites["written"][i + 1], sites["read"][i]) for i in blocks]
     backward = [_ratio(sites["read_gradient"][i], sites["written_gradient"][i + 1]) for i in blocks]
+    writes = _geometric_mean(sites["written_gradient"][1:])
     return {
         "loss": step["loss"],
         "seen growth": _ratio(sites["seen"][-2], sites["seen"][1]),
         "gradient growth": _ratio(sites["written_gradient"][1], sites["written_gradient"][-2]),
         "block forward": _geometric_mean(forward),
         "block backward": _geometric_mean(backward),
-        "gradient of writes": _root(_geometric_mean(sites["written_gradient"][1:])),
+        "gradient of writes": None if writes is None else math.sqrt(writes),
         "rank of the stream": ranks["seen"][-2],
         "rank of reads": ranks["read"][-2],
         "rank of a matrix": ranks["matrix"][-2],
@@ -337,7 +338,3 @@ def _geometric_mean(values: Sequence[float | None]) -> float | None:
     if len(known) < len(values):
         return None
     return math.exp(math.fsum(math.log(value) for value in known) / len(known))
-
-
-def _root(value: float | None) -> float | None:
-    return None if value is None else math.sqrt(value)

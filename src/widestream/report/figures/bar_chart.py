@@ -33,7 +33,7 @@ class BarChart:
 
 def render_bars(chart: BarChart, width: int, height: int) -> str:
     """The chart as an <svg> element that takes its colours from the page."""
-    left = 14 + max(_text_width(name) for name in chart.values)
+    left = 14 + max(round(7.4 * len(name)) for name in chart.values)
     inner = width - left - 52
     highest = max(*chart.values.values(), chart.line_at or 0.0, 0.0)
     x = Scale(0.0, highest or 1.0, inner)
@@ -59,8 +59,3 @@ def render_bars(chart: BarChart, width: int, height: int) -> str:
         at = x(chart.line_at)
         parts.append(f'<line class="zero" x1="{at}" x2="{at}" y1="0" y2="{floor}"/>')
     return figure(chart.title, width, height, [*parts, "</g>"])
-
-
-def _text_width(text: str) -> int:
-    """Width in units at 13 px, on the safe side."""
-    return round(7.4 * len(text))

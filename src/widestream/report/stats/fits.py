@@ -31,17 +31,13 @@ class PowerLaw:
         return math.exp((self.intercept - math.log(loss)) / self.exponent)
 
 
-Points = Mapping[float, Sequence[float]]
-"""Losses of every seed by x."""
-
-
 def fit_power_law(points: Mapping[float, float]) -> PowerLaw:
     """Least squares of log loss on log x."""
     slope, level = line([(math.log(x), math.log(loss)) for x, loss in points.items()])
     return PowerLaw(intercept=level, exponent=-slope)
 
 
-def bootstrap_fits(points: Points, draws: int = DRAWS) -> list[PowerLaw]:
+def bootstrap_fits(points: Mapping[float, Sequence[float]], draws: int = DRAWS) -> list[PowerLaw]:
     """Fits to resampled seeds: at every x as many as there are, drawn with replacement; the same draws every time."""
     chance = random.Random(0)
     return [

@@ -14,6 +14,7 @@ from typing import Literal
 
 Resource = Literal["tokens", "flops", "wall_s"]
 RESOURCES: tuple[Resource, ...] = ("tokens", "flops", "wall_s")
+RESOURCE_WORDS: dict[Resource, str] = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
 
 _HALF_WINDOW = 3
 """Evaluations on either side that the local fit looks at."""
