@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from widestream.cli.app import build_app
 from widestream.errors import UserError
 from widestream.paper.errata import errata_page, find_erratum, list_errata
-from widestream.paper.moments import Moments, xavier
+from widestream.paper.moments import Moments, linear
 from widestream.paper.printed import RMT_FLOPS, RMT_FLOPS_TO_LOSS, TABLE_8, TABLE_9
 
 PAGE = Path(__file__).parents[2] / "docs" / "errata.md"
@@ -114,7 +114,7 @@ def test_e9_less_than_one_percent():
 
 
 def test_e10_variance():
-    assert xavier(3, 5) == Moments(0.75, 1.25)
+    assert linear(3, 5, "xavier") == Moments(0.75, 1.25)
     found = values(10)
     matching = {
         "transformer, attention storage": (1, 1),

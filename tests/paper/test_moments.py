@@ -12,8 +12,8 @@ from widestream.paper.moments import (
     Row,
     closed_forms,
     gelu,
+    linear,
     uniform_attention,
-    xavier,
 )
 
 WRONG = {Row("feed-forward", operation, "RMT") for operation in ("storage", "retrieval")}
@@ -26,7 +26,7 @@ def rounded(moments):
 @pytest.mark.parametrize("row", PRINTED, ids=str)
 def test_printed_numbers_follow_from_the_shapes_given_for_them(row):
     printed = PRINTED[row]
-    assert rounded(xavier(printed.fan_in, printed.fan_out)) == rounded(printed.moments)
+    assert rounded(linear(printed.fan_in, printed.fan_out, "xavier")) == rounded(printed.moments)
 
 
 def test_table_2_holds_at_gpt2_medium_but_for_the_keys_of_the_feed_forward_layer():
@@ -48,8 +48,7 @@ def test_lecun_keeps_the_variance_of_every_operation_forward():
     assert math.isclose(rows[Row("attention", "retrieval", "transformer")].backward, 3)
 
 
-def test_a_mean_counts_as_variance_of_what_comes_out():
-    assert Moments(0.5, 1).variance_out(2.0, mean=3.0) == 5.5
+def test_operations_one_after_the_other_multiply():
     assert Moments(0.5, 2).then(Moments(3, 5)) == Moments(1.5, 10)
 
 

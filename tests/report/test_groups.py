@@ -54,7 +54,7 @@ def test_runs_of_a_model_without_an_evaluation_in_common(tmp_path):
 
 
 def test_configuration_differences_are_dotted_and_leave_out_what_is_equal(demo):
-    rows = {row.key: row.values for row in compare([demo]).config_differences}
+    rows = compare([demo]).config_differences
     assert rows == {
         "model.stream.kind": {"transformer": "vector", "rmt": "matrix"},
         "model.stream.key_dim": {"rmt": 32},

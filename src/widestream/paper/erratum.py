@@ -1,10 +1,33 @@
-"""What an erratum is, and how its figures are written."""
+"""What an erratum is: words of `templates/errata.yaml` that quote computed figures, and how those are written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from widestream.paper import printed
+from widestream.report.formats import count
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 Cells = tuple[str, ...]
 """A row of a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is computed for an erratum."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    """By name; empty where nothing is to be computed."""
+    table: tuple[Cells, ...] = ()
+    """First row the headings; first column what it is, all others numbers."""
+    quoted: Mapping[str, Any] = field(default_factory=dict)
+    """What the words quote beside `values`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +48,38 @@ class Erratum:
     """What it changes, and what not."""
     check: str = ""
     """Another command that shows it, beside `widestream paper errata NUMBER`."""
-    table: tuple[Cells, ...] = ()
-    """Computed figures, first row the headings; first column what it is, all others numbers."""
-    values: Mapping[str, float] = field(default_factory=dict)
-    """Computed figures by name; empty where nothing is to be computed."""
+    table: tuple[Cells, ...]
+    """Of `Figures`."""
+    values: Mapping[str, float]
+    """Of `Figures`."""
+
+
+def make_erratum(number: int, figures: Figures) -> Erratum:
+    """Put figures into the words of an erratum."""
+    data = {"values": figures.values, "paper": printed, **figures.quoted}
+    texts = {name: templates().from_string(text).render(data) for name, text in _words()[number - 1].items()}
+    return Erratum(number=number, table=figures.table, values=figures.values, **texts)
+
+
+@cache
+def templates() -> "Environment":
+    """Words and pages in `templates/`, with filters for figures."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("widestream.paper"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"millions": millions, "percent": percent, "science": science, "count": count}
+    environment.filters["whole"] = "{:,}".format
+    return environment
+
+
+@cache
+def _words() -> list[dict[str, str]]:
+    return yaml.safe_load(files("widestream.paper").joinpath("templates/errata.yaml").read_text(encoding="utf-8"))
 
 
 def millions(value: float, digits: int = 1) -> str:

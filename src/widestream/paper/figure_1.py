@@ -10,13 +10,13 @@ from typing import Any
 
 from widestream.paper.printed import GPT2_MEDIUM, RMT_MEDIUM, TABLE_8, TABLE_9
 from widestream.paper.resources import BF16, FLOAT32, RMT, Transformer, checkpoint_balance
-from widestream.report.figures.svg import Chart, Series, render, write_both
+from widestream.report.figures.svg import Chart, Series, write_charts
 from widestream.report.formats import count
 
 STREAM_SIZES = tuple(range(512, 8193, 512))
 """Of Figure 1; D_k is a 64th."""
-WIDTH, HEIGHT = 560, 340
-"""Of a panel."""
+
+_PRECISIONS = {"float32": FLOAT32, "bf16": BF16}
 
 Curves = Mapping[str, list[tuple[int, int]]]
 """(stream size, cost) by name."""
@@ -58,9 +58,9 @@ def write_chart(stem: str | Path) -> tuple[Path, Path]:
     Raises:
         UserError: nowhere to write.
     """
-    panels = [render(chart_of(name, curves), WIDTH, HEIGHT) for name, curves in figure_1().items()]
+    charts = [chart_of(name, curves) for name, curves in figure_1().items()]
     title = "Parameters and FLOPs against the size of the residual stream, transformer and RMT at GPT2-medium's sizes"
-    return write_both(stem, panels, WIDTH, HEIGHT, title)
+    return write_charts(stem, charts, title, width=560, height=340)
 
 
 def resources_record() -> dict[str, Any]:
@@ -70,8 +70,7 @@ def resources_record() -> dict[str, Any]:
         "figure_1": figure_1(),
         "models": {f"{'rmt' if row in TABLE_9 else 'transformer'}-{row.name}": costs(row.model) for row in rows},
         "tokens_at_equal_training_memory": {
-            "float32": checkpoint_balance(GPT2_MEDIUM, RMT_MEDIUM, FLOAT32),
-            "bf16": checkpoint_balance(GPT2_MEDIUM, RMT_MEDIUM, BF16),
+            name: checkpoint_balance(GPT2_MEDIUM, RMT_MEDIUM, size) for name, size in _PRECISIONS.items()
         },
     }
 
@@ -97,16 +96,13 @@ def costs(model: Transformer | RMT) -> dict[str, Any]:
             "parameters_and_optimizer": model.training_bytes,
             "stream_states_per_token": model.saved_states,
             "stream_writes_per_token": model.saved_writes,
-            "one_state_a_layer_per_token": {n: model.checkpoint_bytes(b) for n, b in _PRECISIONS.items()},
+            "one_state_a_layer_per_token": {name: model.checkpoint_bytes(size) for name, size in _PRECISIONS.items()},
         },
         "decoding_bytes": {
             "cache_per_token": {name: model.cache_bytes(size) for name, size in _PRECISIONS.items()},
             "whole_context": {name: model.decoding_bytes(model.N, size) for name, size in _PRECISIONS.items()},
         },
     }
-
-
-_PRECISIONS = {"float32": FLOAT32, "bf16": BF16}
 
 
 def chart_of(name: str, curves: Curves) -> Chart:

@@ -35,10 +35,6 @@ class Moments:
         """This operation, and `after` it another that is independent of it."""
         return Moments(self.forward * after.forward, self.backward * after.backward)
 
-    def variance_out(self, variance: float, mean: float = 0.0) -> float:
-        """Variance of the output for inputs of some variance and mean; the output's mean is zero (Table 1)."""
-        return self.forward * (variance + mean**2)
-
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -101,24 +97,10 @@ def weight_variance(scheme: Scheme, fan_in: int, fan_out: int) -> float:
     return 2 / (fan_in + fan_out) if scheme == "xavier" else 1 / fan_in
 
 
-def linear(fan_in: int, fan_out: int, variance: float) -> Moments:
-    """x_out = W x_in, W [fan_out, fan_in] with entries of `variance`."""
+def linear(fan_in: int, fan_out: int, scheme: Scheme) -> Moments:
+    """x_out = W x_in, W [fan_out, fan_in]; the same for storage (R to D_k, B.1) and retrieval (D_k to R, B.2)."""
+    variance = weight_variance(scheme, fan_in, fan_out)
     return Moments(fan_in * variance, fan_out * variance)
-
-
-def xavier(fan_in: int, fan_out: int) -> Moments:
-    """A map under Xavier initialisation: fan times 2 / (in + out)."""
-    return linear(fan_in, fan_out, weight_variance("xavier", fan_in, fan_out))
-
-
-def storage(num_vectors: int, key_dim: int, variance: float) -> Moments:
-    """R data vectors stored under keys of `variance`; an entry of the state sums R products (B.1)."""
-    return linear(num_vectors, key_dim, variance)
-
-
-def retrieval(key_dim: int, num_vectors: int, variance: float) -> Moments:
-    """R data vectors retrieved; of q, k, v together, 3 R, whose gradients meet in the state (B.2)."""
-    return linear(key_dim, num_vectors, variance)
 
 
 def gelu(variance: float) -> Moments:
@@ -144,13 +126,6 @@ def uniform_attention(length: int) -> Moments:
     return Moments(mean, mean)
 
 
-def mlp(width: int, neurons: int, scheme: Scheme) -> Moments:
-    """W_2 GELU(W_1 x) on normal inputs of variance one."""
-    first = linear(width, neurons, weight_variance(scheme, width, neurons))
-    second = linear(neurons, width, weight_variance(scheme, neurons, width))
-    return first.then(gelu(first.forward)).then(second)
-
-
 def closed_forms(shape: Shape, scheme: Scheme = "xavier", length: int = 16) -> dict[Row, Moments]:
     """Every row at one shape, without depth scaling. q, k, v are one map, as in both models here and in Table 2.
 
@@ -161,18 +136,15 @@ def closed_forms(shape: Shape, scheme: Scheme = "xavier", length: int = 16) -> d
     """
     rank, keys, width, neurons = shape.rank, shape.key_dim, shape.width, shape.mlp_dim
 
-    def variance(fan_in: int, fan_out: int) -> float:
-        return weight_variance(scheme, fan_in, fan_out)
+    def map_of(fan_in: int, fan_out: int) -> Moments:
+        return linear(fan_in, fan_out, scheme)
 
-    store = storage(rank, keys, variance(rank, keys))
-    read = retrieval(keys, rank, variance(keys, rank))
-    first = linear(width, neurons, variance(width, neurons))
-    second = linear(neurons, width, variance(neurons, width))
+    store, read, first, second = map_of(rank, keys), map_of(keys, rank), map_of(width, neurons), map_of(neurons, width)
     return {
         Row("attention", "storage", "RMT"): store,
-        Row("attention", "storage", "transformer"): linear(width, width, variance(width, width)),
-        Row("attention", "retrieval", "RMT"): retrieval(keys, 3 * rank, variance(keys, 3 * rank)),
-        Row("attention", "retrieval", "transformer"): linear(width, 3 * width, variance(width, 3 * width)),
+        Row("attention", "storage", "transformer"): map_of(width, width),
+        Row("attention", "retrieval", "RMT"): map_of(keys, 3 * rank),
+        Row("attention", "retrieval", "transformer"): map_of(width, 3 * width),
         Row("feed-forward", "storage", "RMT"): store,
         Row("feed-forward", "storage", "transformer"): second,
         Row("feed-forward", "retrieval", "RMT"): read,
@@ -181,6 +153,6 @@ def closed_forms(shape: Shape, scheme: Scheme = "xavier", length: int = 16) -> d
         Row("feed-forward", "path out", "transformer"): second,
         Row("feed-forward", "path in", "RMT"): read.then(first),
         Row("feed-forward", "path in", "transformer"): first,
-        Row("feed-forward", "whole", "transformer"): mlp(width, neurons, scheme),
+        Row("feed-forward", "whole", "transformer"): first.then(gelu(first.forward)).then(second),
         Row("attention", "whole, q = 0", "RMT"): uniform_attention(length),
     }

@@ -1,6 +1,6 @@
 """What the RMT paper (arXiv 2506.22696) prints, and the shapes that it means.
 
-The only figures in `paper/` that are not computed.
+The only figures of this room that are not computed.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,6 @@ class Row(Generic[Model]):
     """The shape."""
     tokens: str
     """Training tokens as printed, in millions (M) or billions (B)."""
-
-    @property
-    def millions(self) -> int:
-        """Parameters as printed."""
-        return int(self.name.removesuffix("M"))
 
 
 TABLE_8 = (

@@ -10,11 +10,10 @@ one example. Bytes are per token where nothing else is said. Nothing here needs 
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, Self
 
-EMBEDDINGS = ("embedding", "positions", "unembedding")
 FLOAT32, BF16 = 4, 2
 """Bytes of a number."""
 ADAM_BYTES = 4 * FLOAT32
@@ -53,24 +52,6 @@ class Costs:
         """Parameters by part, without embeddings and norms."""
         raise AssertionError("subclasses say it")
 
-    def block_flops(self) -> dict[str, int]:
-        """FLOPs by part, without attention over keys and logits."""
-        raise AssertionError("subclasses say it")
-
-    def widened(self, factor: int) -> Self:
-        """The same with a stream `factor` times as wide."""
-        raise AssertionError("subclasses say it")
-
-    @property
-    def saved_states(self) -> int:
-        """Bytes that the 2 L + 1 exchanges keep for the backward pass where states are saved, float32."""
-        raise AssertionError("subclasses say it")
-
-    @property
-    def saved_writes(self) -> int | None:
-        """The same where only what was written is kept and states are rebuilt; None where that is not possible."""
-        raise AssertionError("subclasses say it")
-
     @property
     def parameters(self) -> dict[str, int]:
         """Actual parameters by part, named as in `Summary.parts`; norms have gains and no biases."""
@@ -99,10 +80,15 @@ class Costs:
 
     @property
     def flops(self) -> dict[str, int]:
-        """Actual FLOPs by part, named as in `Summary.flops`: products only, a look-up costs none."""
-        heads, head_width = self.heads
+        """Actual FLOPs by part, named as in `Summary.flops`: products only, a look-up costs none.
+
+        Two per parameter of a matrix, and per key entry and value column; a vector stream itself multiplies nothing.
+        """
+        (heads, head_width), parts = self.heads, self.block_parameters()
         return {
-            **self.block_flops(),
+            "attention projections": 2 * parts.get("attention", 0),
+            "mlp matrices": 2 * parts["mlp"],
+            "stream": 2 * parts.get("keys", 0) * head_width,
             "attention over keys": 4 * self.L * self.N * heads * head_width,
             "logits": 2 * self.V * self.width,
         }
@@ -157,27 +143,18 @@ class Transformer(Costs):
         """D."""
         return self.D
 
-    def widened(self, factor: int) -> Self:
-        """With D `factor` times as large and all else the same, as in Figure 1."""
-        return dataclasses.replace(self, D=factor * self.D)
-
     def block_parameters(self) -> dict[str, int]:
         """W_Q, W_K, W_V, W_O, W_1, W_2."""
         return {"attention": 4 * self.L * self.D * self.H * self.D_h, "mlp": 2 * self.L * self.D * self.F}
 
-    def block_flops(self) -> dict[str, int]:
-        """Two per parameter of a matrix; the stream itself multiplies nothing."""
-        matrices = self.block_parameters()
-        return {"attention projections": 2 * matrices["attention"], "mlp matrices": 2 * matrices["mlp"], "stream": 0}
-
     @property
     def saved_states(self) -> int:
-        """The input of every norm."""
+        """Bytes that the 2 L + 1 exchanges keep for the backward pass as states, float32: the input of every norm."""
         return FLOAT32 * self.D * (2 * self.L + 1)
 
     @property
     def saved_writes(self) -> int | None:
-        """A vector's write is as large as its state."""
+        """None: a vector's write is as large as its state."""
         return None
 
     @property
@@ -231,18 +208,9 @@ class RMT(Costs):
         """Sets of R keys: q, k, v, o, into and out of the MLP in each layer; words, positions and readout."""
         return 6 * self.L + 3
 
-    def widened(self, factor: int) -> Self:
-        """With D_k `factor` times as large and all else the same, as in Figure 1."""
-        return dataclasses.replace(self, D_k=factor * self.D_k)
-
     def block_parameters(self) -> dict[str, int]:
         """W_1, W_2, and the keys of all sites, those of embedding and readout too."""
         return {"mlp": 2 * self.L * self.width * self.F, "keys": self.key_sets * self.R * self.D_k}
-
-    def block_flops(self) -> dict[str, int]:
-        """Two per parameter of a matrix, and per key entry and value column."""
-        parts = self.block_parameters()
-        return {"attention projections": 0, "mlp matrices": 2 * parts["mlp"], "stream": 2 * parts["keys"] * self.D_v}
 
     @property
     def saved_states(self) -> int:
@@ -251,7 +219,7 @@ class RMT(Costs):
 
     @property
     def saved_writes(self) -> int | None:
-        """R data vectors at every write; D_k does not matter."""
+        """The same where states are rebuilt from what was written, R data vectors a write; D_k does not matter."""
         return FLOAT32 * self.width * (2 * self.L + 1)
 
     @property
@@ -274,9 +242,7 @@ class RMT(Costs):
     @property
     def printed_flops(self) -> int:
         """Table 7 and the total of A.2: 6 R D_k D_v (1 + L) + R (4 V D_v + L (4 N D_v + 3 N + 4 D_v F))."""
-        attention, mlp = 4 * self.N * self.D_v + 3 * self.N, 4 * self.D_v * self.F
-        keys = 6 * self.R * self.D_k * self.D_v * (1 + self.L)
-        return keys + self.R * (4 * self.V * self.D_v + self.L * (attention + mlp))
+        return self.paper_flops(2, 3 * (1 + self.L))
 
     @property
     def flop_items(self) -> dict[str, int]:
@@ -304,12 +270,8 @@ class RMT(Costs):
         return 2 * sets * self.R * self.stream_size + self.L * layer + 2 * vocabulary * self.V * self.width
 
 
-class Count(Protocol):
-    """A cost of an RMT that grows linearly with D_k."""
-
-    def __call__(self, model: RMT, /) -> int:
-        """The cost."""
-        ...
+Count = Callable[[RMT], int]
+"""A cost of an RMT that grows linearly with D_k."""
 
 
 def growth(count: Count, model: RMT, key_dim: int) -> float:

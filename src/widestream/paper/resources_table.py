@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from widestream.report.table import NONE, Table
+from widestream.report.terminal import print_tables
 
 COLUMNS = {
     "Parameters": {
@@ -34,17 +34,16 @@ COLUMNS = {
 
 def print_resources(record: dict[str, Any]) -> None:
     """Print what `resources_record` gives, of the eight models."""
-    console = Console(highlight=False)
+    tables = []
     for title, columns in COLUMNS.items():
-        console.print(title, style="bold")
-        table = Table("", "stream", *columns, box=None, header_style="bold", pad_edge=False)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for name, costs in record["models"].items():
-            table.add_row(name, f"{costs['stream_size']:,}", *(_cell(costs, path) for path in columns.values()))
-        console.print(table, "")
+        rows = tuple(
+            (name, f"{costs['stream_size']:,}", *(_cell(costs, path) for path in columns.values()))
+            for name, costs in record["models"].items()
+        )
+        tables.append(Table(title=title, caption="", columns=("", "stream", *columns), rows=rows))
+    print_tables(tables)
     balance = record["tokens_at_equal_training_memory"]
-    console.print(
+    print(
         "The 405M transformer and the 305M RMT take the same memory in training, a state a layer kept, at "
         f"{balance['float32']:,.0f} tokens at a time in float32, {balance['bf16']:,.0f} in bf16; with more, RMT takes "
         "more. What a wider stream costs, and where that is less than one percent: widestream paper errata E9."
@@ -54,4 +53,4 @@ def print_resources(record: dict[str, Any]) -> None:
 def _cell(costs: Any, path: tuple[str, ...]) -> str:
     for name in path:
         costs = costs[name]
-    return "–" if costs is None else f"{costs:,}"
+    return NONE if costs is None else f"{costs:,}"

@@ -9,15 +9,14 @@ from widestream.files import write_text
 from widestream.report import comparison_tables as tables
 from widestream.report import formats
 from widestream.report.comparison import Comparison, compare
-from widestream.report.figures.comparison_charts import gap_chart, loss_chart, search_chart
+from widestream.report.figures.comparison_charts import gap_chart, loss_chart, search_chart, small_charts
 from widestream.report.figures.ranking_chart import Ranking
-from widestream.report.figures.small_charts import small_charts
 from widestream.report.figures.svg import Chart
 from widestream.report.league import MANY, is_league, league_table, league_verdict
 from widestream.report.page import render_page
 from widestream.report.search_record import Search, load_search
 from widestream.report.stats.groups import Group
-from widestream.report.stats.matched import RESOURCES
+from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 """Settings that a sample is shown with."""
@@ -95,13 +94,9 @@ def _league(comparison: Comparison) -> dict[str, Any]:
 
 def _charts(comparison: Comparison) -> dict[str, Chart]:
     """The charts of a few models, by caption."""
+    over = {f"Over {words}": loss_chart(comparison, resource) for resource, words in RESOURCE_WORDS.items()}
     gap = gap_chart(comparison)
-    return {
-        "Over tokens": loss_chart(comparison, "tokens"),
-        **({} if gap is None else {"The gap over tokens": gap}),
-        "Over training FLOPs": loss_chart(comparison, "flops"),
-        "Over wall time": loss_chart(comparison, "wall_s"),
-    }
+    return over if gap is None else {"Over tokens": over["Over tokens"], "The gap over tokens": gap} | over
 
 
 def _samples(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:

@@ -7,9 +7,9 @@ from statistics import median
 from typing import Any
 
 from widestream.report.comparable import Mismatch, cautions, mismatches, tokenizers_differ
-from widestream.report.stats.groups import ConfigDifference, Group, Metric, config_differences, group_runs, measure
+from widestream.report.stats.groups import Group, Metric, config_differences, group_runs, measure
 from widestream.report.stats.matched import RESOURCES
-from widestream.report.stats.pairs import Pair, Target, match
+from widestream.report.stats.pairs import Pair, match
 from widestream.report.verdict import Verdict, verdicts
 from widestream.runs.read import Run, find_runs, load_run
 
@@ -28,8 +28,8 @@ class Comparison:
     """What colours the verdict; empty where there is none."""
     notes: tuple[str, ...]
     """What is to be known of single runs."""
-    config_differences: tuple[ConfigDifference, ...]
-    """Keys of the configuration that differ."""
+    config_differences: dict[str, dict[str, Any]]
+    """Keys of the configuration that differ, with their value by label."""
     pairs: tuple[Pair, ...]
     """Every other model against the reference."""
     verdict: tuple[Verdict, ...]
@@ -56,7 +56,7 @@ class Comparison:
             "notes": list(self.notes),
             "models": [_group_dict(group) for group in self.groups],
             "pairs": [_pair_dict(pair) for pair in self.pairs],
-            "config_differences": [asdict(row) for row in self.config_differences],
+            "config_differences": [{"key": key, "values": values} for key, values in self.config_differences.items()],
         }
 
 
@@ -78,7 +78,7 @@ def compare(run_dirs: Iterable[str | Path]) -> Comparison:
         mismatches=differing,
         cautions=() if differing else tuple(cautions(models)),
         notes=tuple(f"{run.path}: {note}." for run in runs for note in run.notes),
-        config_differences=tuple(config_differences(groups)),
+        config_differences=config_differences({group.label: group.runs[0].config for group in groups}),
         pairs=pairs,
         verdict=tuple(verdicts(groups, pairs, differing, metric)),
     )
@@ -127,9 +127,8 @@ def _pair_dict(pair: Pair) -> dict[str, Any]:
         "at_equal": {resource: asdict(interval) for resource, interval in pair.at_equal.items()},
         "gaps": {resource: [list(point) for point in points] for resource, points in pair.gaps.items()},
         "trend": asdict(pair.trend) if pair.trend else None,
-        "targets": [asdict(target) | {"ratio": _ratios(target)} for target in pair.targets],
+        "targets": [
+            asdict(target) | {"ratio": {resource: target.ratio(resource) for resource in RESOURCES}}
+            for target in pair.targets
+        ],
     }
-
-
-def _ratios(target: Target) -> dict[str, float | None]:
-    return {resource: target.ratio(resource) for resource in RESOURCES}

@@ -9,7 +9,7 @@ from widestream.report import formats
 from widestream.report.comparison import Comparison, train_figures
 from widestream.report.search_record import Search, Trial
 from widestream.report.stats.groups import stream_kind
-from widestream.report.stats.matched import RESOURCES, Reach
+from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES, Reach
 from widestream.report.stats.pairs import Target
 from widestream.report.table import NONE, Table
 from widestream.runs.read import Run
@@ -52,19 +52,17 @@ def differences(comparison: Comparison) -> Table | None:
     """Differences at equal resources, with intervals; None where nothing can be compared."""
     if not comparison.pairs or not comparison.comparable:
         return None
-    words = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
-    rows = []
-    for pair in comparison.pairs:
-        for resource, interval in pair.at_equal.items():
-            rows.append(
-                (
-                    f"{pair.other.label} − {pair.reference.label}",
-                    words[resource],
-                    formats.signed(interval.mean),
-                    formats.interval(interval.low, interval.high),
-                    f"{interval.n} {'paired' if interval.method == 'paired' else 'unpaired'}",
-                )
-            )
+    rows = (
+        (
+            f"{pair.other.label} − {pair.reference.label}",
+            RESOURCE_WORDS[resource],
+            formats.signed(interval.mean),
+            formats.interval(interval.low, interval.high),
+            f"{interval.n} {'paired' if interval.method == 'paired' else 'unpaired'}",
+        )
+        for pair in comparison.pairs
+        for resource, interval in pair.at_equal.items()
+    )
     return Table(
         title="Difference at equal resources",
         caption="Difference in held-out loss at the last point that all runs reach; below zero the first-named is "
@@ -174,8 +172,8 @@ def configuration(comparison: Comparison) -> Table | None:
         return None
     labels = [group.label for group in comparison.groups]
     rows = tuple(
-        (row.key, *(formats.plain(row.values[label]) if label in row.values else NONE for label in labels))
-        for row in comparison.config_differences
+        (key, *(formats.plain(values[label]) if label in values else NONE for label in labels))
+        for key, values in comparison.config_differences.items()
     )
     return Table(
         title="What differs in the configuration",
@@ -234,21 +232,16 @@ def _environment(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def _spent(reach: Reach) -> tuple[str, str, str]:
+def _spent(reach: Reach) -> list[str]:
     bound = "≤ " if reach.at_most else ""
-    return (
-        bound + formats.count(reach.tokens),
-        bound + formats.flops(reach.flops),
-        bound + formats.duration(reach.wall_s),
-    )
+    return [bound + shown(getattr(reach, resource)) for resource, shown in formats.AMOUNTS.items()]
 
 
-def _reached(target: Target) -> tuple[str, str, str]:
+def _reached(target: Target) -> list[str]:
     if target.others is None:
-        return "not reached", "not reached", "not reached"
-    shares = [formats.percent(target.ratio(resource) or 0) for resource in RESOURCES]
-    tokens, flops, time = (f"{spent} ({share})" for spent, share in zip(_spent(target.others), shares, strict=True))
-    return tokens, flops, time
+        return ["not reached"] * len(RESOURCES)
+    spent = zip(RESOURCES, _spent(target.others), strict=True)
+    return [f"{amount} ({formats.percent(target.ratio(resource) or 0)})" for resource, amount in spent]
 
 
 def _by_seed(target: Target) -> str:

@@ -58,6 +58,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+AMOUNTS = {"tokens": count, "flops": flops, "wall_s": duration}
+"""How amounts of a resource are written."""
+
+
 def loss(value: float) -> str:
     """Three decimals."""
     return f"{value:.3f}".replace("-", "−")

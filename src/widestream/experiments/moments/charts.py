@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.experiments.moments.section import Record, by_name, by_span, by_step, deepest, run_figures
+from widestream.report.figures.scales import with_room
 from widestream.report.figures.svg import Chart, Series
 from widestream.report.formats import three
 
@@ -59,7 +60,7 @@ def depth_chart(depth: Sequence[Record], quantity: str, scaled: bool) -> Chart |
         x_label=f"site, {layers} layers, output maps {start}",
         y_label=f"second moment (log10), {WORDS[quantity]}",
         series=tuple(series),
-        y_range=_range(series),
+        y_range=with_room([0.0, *(y for line in series for _, y in line.points)], 0.06, 0.06),
         zero=True,
     )
 
@@ -103,13 +104,12 @@ def _steps_chart(what: str, series: Sequence[Series]) -> Chart | None:
     if not drawn:
         return None
     ends = [y for line in drawn for _, low, high in line.band for y in (low, high)]
-    margin = 0.08 * (max(ends) - min(ends) or 1.0)
     return Chart(
         title=f"{what} over training steps",
         x_label="training steps",
         y_label=what,
         series=drawn,
-        y_range=(min(ends) - margin, max(ends) + margin),
+        y_range=with_room(ends, 0.08, 0.08),
     )
 
 
@@ -121,9 +121,3 @@ def _relative(entry: Mapping[str, Any], quantity: str) -> tuple[tuple[float, flo
         return ()
     between = list(enumerate(means))[1:-1]
     return tuple((site, math.log10(mean / start)) for site, mean in between if mean)
-
-
-def _range(series: Sequence[Series]) -> tuple[float, float]:
-    ys = [y for line in series for _, y in line.points]
-    margin = 0.06 * (max(ys) - min(ys) or 1.0)
-    return min(*ys, 0.0) - margin, max(*ys, 0.0) + margin

@@ -10,11 +10,12 @@ from widestream.experiments.moments.estimate import geometric
 from widestream.experiments.moments.sites import QUANTITIES, Moments, describe_sites, site_moments
 from widestream.model.build import build_model, meta_model
 from widestream.model.record import record_exchanges
-from widestream.paper.moments import Scheme
 from widestream.recipe import build
 from widestream.recipe.model import ModelConfig
 from widestream.streams import OWN_KINDS, stream_class
 
+SCHEME = "lecun"
+"""Initialisation, as in C.3 and C.4."""
 SPANS = {"seen": 1, "state": 1, "written_gradient": -1, "state_gradient": -1}
 """What may grow over depth: from the first block on (1), or from the last one back (-1)."""
 
@@ -49,9 +50,7 @@ def chosen_kinds(names: tuple[str, ...]) -> list[str]:
     return list(kinds)
 
 
-def measure_depth(
-    kind: str, num_layers: int, depth_scale: bool, seeds: int, sizes: DepthSizes, scheme: Scheme = "lecun"
-) -> dict[str, Any]:
+def measure_depth(kind: str, num_layers: int, depth_scale: bool, seeds: int, sizes: DepthSizes) -> dict[str, Any]:
     """Second moments at every site of one stream at one depth.
 
     The head's input receives a gradient of independent standard normal numbers, so that gradients are relative to it.
@@ -62,12 +61,11 @@ def measure_depth(
         depth_scale: whether blocks' output maps start smaller by 1/sqrt(2 L).
         seeds: models, of the seeds 0, 1, ..., each with tokens and gradients of its own.
         sizes: of the models.
-        scheme: initialisation.
 
     Returns:
         Per quantity [mean, low, high] for every site, and what grows over depth, over seeds (`geometric`).
     """
-    config = _config(kind, num_layers, depth_scale, sizes, scheme)
+    config = _config(kind, num_layers, depth_scale, sizes)
     runs = [_measure(config, seed, sizes) for seed in range(seeds)]
     model = meta_model(config)
     return {
@@ -76,7 +74,7 @@ def measure_depth(
         "state_shape": list(type(model.stream).spec(config).state_shape),
         "layers": num_layers,
         "depth_scale": depth_scale,
-        "scheme": scheme,
+        "scheme": SCHEME,
         **describe_sites(model),
         "sites": {
             name: [geometric(values) for values in zip(*(run[name] for run in runs), strict=True)]
@@ -105,11 +103,11 @@ def _measure(config: ModelConfig, seed: int, sizes: DepthSizes) -> Moments:
     return site_moments(exchanges, hidden, torch.randn(hidden.shape, generator=generator))
 
 
-def _config(kind: str, num_layers: int, depth_scale: bool, sizes: DepthSizes, scheme: Scheme) -> ModelConfig:
+def _config(kind: str, num_layers: int, depth_scale: bool, sizes: DepthSizes) -> ModelConfig:
     values = {
         "vocab_size": sizes.vocab_size, "context": sizes.tokens, "num_layers": num_layers,
         "num_heads": sizes.num_heads, "head_dim": sizes.head_dim, "mlp_dim": sizes.mlp_dim,
         "stream": {"kind": kind, **stream_class(kind).examples[0]},
-        "init": {"scheme": scheme, "depth_scale": depth_scale},
+        "init": {"scheme": SCHEME, "depth_scale": depth_scale},
     }  # fmt: skip
     return build(ModelConfig, values, "model")

@@ -7,7 +7,7 @@ One record holds what was measured: `ratios`, `depth` and `training`, each as fa
 import itertools
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +22,11 @@ from widestream.experiments.moments.ratios import measure_ratios
 from widestream.experiments.moments.training import RunSettings, measure_run
 from widestream.files import write_json
 from widestream.paper.moments import GPT2_MEDIUM, Row, Scheme, Shape
-from widestream.report.figures.svg import render, write_both
+from widestream.report.figures.svg import write_charts
 
 SHAPES = {"gpt2-medium": GPT2_MEDIUM, "small": Shape(rank=8, key_dim=32, value_dim=16, mlp_dim=512)}
 EQUAL_KEYS = (Row("feed-forward", "storage", "RMT"), Row("feed-forward", "retrieval", "RMT"))
 """Rows of Table 2 that need D_k = R; they are measured at that shape too."""
-WIDTH, HEIGHT = 520, 330
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,14 +73,8 @@ def study_initial(settings: MomentsSettings) -> dict[str, Any]:
         measure_depth(kind, num_layers, depth_scale, settings.seeds, settings.sizes)
         for depth_scale, num_layers, kind in tqdm(cases, desc="depth", disable=None)
     ]
-    asked = command(
-        shape=settings.shape,
-        draws=settings.draws,
-        scheme=settings.scheme,
-        streams=",".join(settings.streams) or "none",
-        depths=",".join(map(str, settings.depths)),
-        seeds=settings.seeds,
-    )
+    options = {option.name: getattr(settings, option.name) for option in fields(settings) if option.name != "sizes"}
+    asked = command(**options | {"streams": settings.streams or "none"})
     return make_record("study moments", settings, torch.device("cpu"), command=asked, ratios=ratios, depth=depth)
 
 
@@ -102,8 +95,9 @@ def study_runs(runs: Sequence[Path], settings: RunSettings) -> dict[str, Any]:
 
 
 def command(*words: str, **options: Any) -> str:
-    """The command line that measures this; options of None are left out."""
-    given = (f"--{name}={value}" for name, value in options.items() if value is not None)
+    """The command line that measures this; options of None are left out, tuples joined."""
+    shown = {name: ",".join(map(str, v)) if isinstance(v, tuple) else v for name, v in options.items()}
+    given = (f"--{name}={value}" for name, value in shown.items() if value is not None)
     return shlex.join(["widestream", "study", "moments", *words, *given])
 
 
@@ -115,6 +109,5 @@ def write_outputs(record: dict[str, Any], outputs: Outputs) -> list[Path]:
         written.append(outputs.json)
     charts = moments_charts(record)
     if outputs.stem is not None and charts:
-        drawn = [render(chart, WIDTH, HEIGHT) for chart in charts]
-        written += write_both(outputs.stem, drawn, WIDTH, HEIGHT, "Moment propagation")
+        written += write_charts(outputs.stem, charts, "Moment propagation")
     return written

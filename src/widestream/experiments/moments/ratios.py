@@ -17,6 +17,7 @@ from widestream.blocks.attention import DenseAttention
 from widestream.blocks.context import make_context
 from widestream.blocks.mlp import MLP
 from widestream.experiments.moments.estimate import against_closed_form
+from widestream.experiments.moments.section import WAYS
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.paper.moments import PRINTED, Row, Scheme, Shape, closed_forms
@@ -26,8 +27,6 @@ from widestream.streams.matrix.rmt import MatrixStream
 
 WINDOWS, TOKENS = 4, 16
 """Vectors that go through each operation: few, since a draw of the weights is what varies."""
-
-WAYS = ("forward", "backward")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from widestream.report.formats import listing, loss, three
 from widestream.report.stats.intervals import difference, mean_interval
 from widestream.report.table import NONE, Table
 
 Record = Mapping[str, Any]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 WAYS = ("forward", "backward")
 PRINTED_HALF = 0.005
@@ -138,10 +140,7 @@ def _depth_findings(depth: Sequence[Record]) -> Iterator[str]:
 
 def deepest(depth: Sequence[Record], scaled: bool) -> list[Record]:
     """The entries of all streams at the greatest depth at which most streams were measured."""
-    by_layers: dict[int, list[Record]] = {}
-    for entry in depth:
-        if entry["depth_scale"] == scaled:
-            by_layers.setdefault(entry["layers"], []).append(entry)
+    by_layers = _grouped((entry["layers"], entry) for entry in depth if entry["depth_scale"] == scaled)
     return by_layers[max(by_layers, key=lambda layers: (len(by_layers[layers]), layers))]
 
 
@@ -158,10 +157,7 @@ def _estimate(estimate: Sequence[float | None] | None) -> str:
 
 def by_name(training: Sequence[Record]) -> dict[str, list[Record]]:
     """Measured runs by the name of their recipe: its seeds."""
-    runs: dict[str, list[Record]] = {}
-    for run in training:
-        runs.setdefault(run["name"], []).append(run)
-    return runs
+    return _grouped((run["name"], run) for run in training)
 
 
 def run_figures(run: Record, step: Record) -> dict[str, float | None]:
@@ -170,13 +166,14 @@ def run_figures(run: Record, step: Record) -> dict[str, float | None]:
     blocks = range(len(run["writers"]) - 1)
     forward = [_ratio(sites["written"][i + 1], sites["read"][i]) for i in blocks]
     backward = [_ratio(sites["read_gradient"][i], sites["written_gradient"][i + 1]) for i in blocks]
+    writes = _geometric_mean(sites["written_gradient"][1:])
     return {
         "loss": step["loss"],
         "seen growth": _ratio(sites["seen"][-2], sites["seen"][1]),
         "gradient growth": _ratio(sites["written_gradient"][1], sites["written_gradient"][-2]),
         "block forward": _geometric_mean(forward),
         "block backward": _geometric_mean(backward),
-        "gradient of writes": _root(_geometric_mean(sites["written_gradient"][1:])),
+        "gradient of writes": None if writes is None else math.sqrt(writes),
         "rank of the stream": ranks["seen"][-2],
         "rank of reads": ranks["read"][-2],
         "rank of a matrix": ranks["matrix"][-2],
@@ -209,10 +206,11 @@ def _map_table(training: Sequence[Record]) -> Table:
         kinds = dict.fromkeys(_map_kind(key) for key in runs[0]["steps"][0]["maps"])
         ends = _ends(runs)
         for kind in kinds:
-            cells = []
-            for i in range(len(WAYS)):
-                for _, measured in ends:
-                    cells.append(over_seeds([_map_mean(step["maps"], kind, i) for _, step in measured]))
+            cells = (
+                over_seeds([_map_mean(step["maps"], kind, way) for _, step in measured])
+                for way in range(len(WAYS))
+                for _, measured in ends
+            )
             rows.append((name, kind, f"{ends[0][0]}, {ends[1][0]}", *cells))
     return Table(
         title="Ratios of Table 1 with the weights' own second moment",
@@ -285,20 +283,21 @@ def _survival(groups: Mapping[str, list[Record]]) -> Iterator[str]:
 
 def by_step(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:
     """Every step at which some of the runs were measured: (run, step) of each that was."""
-    steps: dict[int, list[tuple[Record, Record]]] = {}
-    for run in runs:
-        for step in run["steps"]:
-            steps.setdefault(step["step"], []).append((run, step))
+    steps = _grouped((step["step"], (run, step)) for run in runs for step in run["steps"])
     return dict(sorted(steps.items()))
 
 
 def by_span(runs: Sequence[Record]) -> dict[tuple[int, int], list[Record]]:
     """Every two steps between which parameters of some of the runs were compared: the change of each that was."""
-    spans: dict[tuple[int, int], list[Record]] = {}
-    for run in runs:
-        for update in run["updates"]:
-            spans.setdefault((update["from"], update["to"]), []).append(update)
+    spans = _grouped(((update["from"], update["to"]), update) for run in runs for update in run["updates"])
     return dict(sorted(spans.items()))
+
+
+def _grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    groups: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def _shared_steps(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:
@@ -339,7 +338,3 @@ def _geometric_mean(values: Sequence[float | None]) -> float | None:
     if len(known) < len(values):
         return None
     return math.exp(math.fsum(math.log(value) for value in known) / len(known))
-
-
-def _root(value: float | None) -> float | None:
-    return None if value is None else math.sqrt(value)

@@ -14,9 +14,10 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
+from widestream.bench.record import require_counts
 from widestream.errors import UserError, unknown_name
+from widestream.experiments.mup.section import positive, slope
 from widestream.recipe import RunConfig, build, load_recipe, to_dict
-from widestream.report.stats.fits import line
 from widestream.report.stats.intervals import mean_interval
 from widestream.streams import stream_class
 
@@ -25,8 +26,6 @@ BOUNDS = {"size": (-0.15, 0.15), "change": (-0.4, 0.15)}
 """Slopes that count as flat. Changes may shrink by almost a half: Adam's updates are sums of signs, whose random part
 falls as 1/sqrt(fan-in) and lies above the lasting part at small widths; longer in RMT, whose keys act on all D_v
 columns alike and have a fan-in of only D_k or R."""
-TINY = 1e-12
-"""Stands for a size of zero, which has no logarithm."""
 UNJUDGED = ("logits", "size")
 """Has no verdict: without a zero unembedding it shrinks at initialisation, and rightly so."""
 WAYS = ("mup", "standard")
@@ -60,9 +59,7 @@ class CheckOptions:
     """`random` tokens, or those of the `recipe`'s prepared data."""
 
     def __post_init__(self):
-        for name, least in (("steps", 1), ("seeds", 1), ("windows", 1), ("length", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
+        require_counts(self, steps=1, seeds=1, windows=1, length=1)
         if not 0 < self.rate < math.inf:
             raise UserError(f"--rate is {self.rate:g}; it must be above 0, such as 0.1.")
         for axis in self.grow or ():
@@ -248,11 +245,6 @@ def summarize(widths: Sequence[int], measured: Measured) -> dict[str, Any]:
     return {**result, "slopes": slopes, "places": single}
 
 
-def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
-    """Least-squares slope of log size against log width."""
-    return line([(math.log(width), math.log(max(size, TINY))) for width, size in zip(widths, sizes, strict=True)])[0]
-
-
 def verdict(mean: float, bounds: tuple[float, float]) -> str:
     """`flat`, `grows` or `shrinks`; not a number, as after divergence, grows."""
     low, high = bounds
@@ -262,15 +254,14 @@ def verdict(mean: float, bounds: tuple[float, float]) -> str:
 
 
 def _geometric(values: Sequence[float]) -> float:
-    return math.exp(fmean(math.log(max(value, TINY)) for value in values))
+    return math.exp(fmean(math.log(positive(value)) for value in values))
 
 
 def command(options: CheckOptions) -> str:
     """The command line of the check."""
-    words = ["widestream", "mup", "check", options.recipe, *options.changes]
-    for name in ("widths", "grow"):
-        values = getattr(options, name)
-        words += [] if values is None else [f"--{name}", ",".join(map(str, values))]
-    for name in ("rate", "steps", "seeds", "windows", "length", "data"):
-        words += [f"--{name}", str(getattr(options, name))]
+    settings = asdict(options)
+    words = ["widestream", "mup", "check", settings.pop("recipe"), *settings.pop("changes")]
+    for name, value in settings.items():
+        if value is not None:
+            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)

@@ -1,18 +1,18 @@
 """The record of a coordinate check (`widestream mup check`) as sentences, a table, charts and a page."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from widestream.files import write_text
-from widestream.report.figures.svg import Chart, Series, render, write_both
+from widestream.report.figures.svg import Chart, Series, write_charts
 from widestream.report.formats import listing
 from widestream.report.page import render_page
+from widestream.report.stats.fits import line
 from widestream.report.table import NONE, Table
 
-WIDTH, HEIGHT = 520, 330
-"""Of a panel of the picture."""
 NAMES = {"mup": "with muP", "standard": "without muP"}
 """What the two parametrizations are called."""
 HIGHEST = 6.0
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 def sentences(record: Record) -> list[str]:
     """The verdict on both parametrizations, first the one that matters."""
-    lines = []
+    found = []
     for way, name in NAMES.items():
         slopes = record["results"][way]["slopes"]
         off = [
@@ -34,15 +34,15 @@ def sentences(record: Record) -> list[str]:
             if row[kind]["verdict"] not in ("flat", None)
         ]
         verdict = f"flat across widths ({_farthest(slopes)})" if record["flat"][way] else f"not flat: {listing(off)}"
-        lines.append(f"{record['recipe']} {name}: {verdict}.")
+        found.append(f"{record['recipe']} {name}: {verdict}.")
     widths, bounds = record["widths"], record["bounds"]
-    lines.append(
+    found.append(
         f"Widths {listing([str(width) for width in widths])} ({', '.join(record['grow'])} grow), "
         f"{record['settings']['steps']} steps of Adam at {record['lr']:g}, {record['settings']['seeds']} seeds. "
         "Flat: slope of log size against log width within [{:g}, {:g}], ".format(*bounds["size"])
         + "of its change from initialisation within [{:g}, {:g}].".format(*bounds["change"])
     )
-    return lines
+    return found
 
 
 def _farthest(slopes: dict[str, Any]) -> str:
@@ -78,21 +78,26 @@ def slopes_table(record: Record) -> Table:
 
 
 def charts(record: Record, kind: str = "change") -> dict[str, Chart]:
-    """Doublings of size (or change) over width, relative to the smallest, one chart a parametrization."""
+    """Doublings of size (or change) over width from the smallest, one chart a parametrization, of one range."""
+    lines = {
+        name: tuple(
+            _line(quantity, number, record["widths"], record["results"][way][kind][quantity][-1])
+            for number, quantity in enumerate(record["results"][way]["slopes"])
+        )
+        for way, name in NAMES.items()
+    }
+    ends = [y for series in lines.values() for one in series for _, y in one.points]
     return {
-        NAMES[way]: Chart(
-            title=f"Coordinate check of {record['recipe']} {NAMES[way]}",
+        name: Chart(
+            title=f"Coordinate check of {record['recipe']} {name}",
             x_label="width",
-            y_label=f"doublings of {kind} after the last step, {NAMES[way]}",
-            series=tuple(
-                _line(quantity, number, record["widths"], record["results"][way][kind][quantity][-1])
-                for number, quantity in enumerate(record["results"][way]["slopes"])
-            ),
-            y_range=_range(record, kind),
+            y_label=f"doublings of {kind} after the last step, {name}",
+            series=series,
+            y_range=(max(-HIGHEST, min(-1.0, *ends)) - 0.2, min(HIGHEST, max(1.0, *ends)) + 0.2),
             log_x=True,
             zero=True,
         )
-        for way in NAMES
+        for name, series in lines.items()
     }
 
 
@@ -101,7 +106,7 @@ def step_table(record: Record) -> Table:
     widths, rows = record["widths"], []
     for way, name in NAMES.items():
         for quantity, steps in record["results"][way]["size"].items():
-            slopes = [fmean(_by_seed(widths, step)) for step in steps]
+            slopes = [fmean(slope(widths, sizes) for sizes in zip(*step, strict=True)) for step in steps]
             rows.append((f"{quantity}, {name}", *(f"{value:+.2f}".replace("-", "−") for value in slopes)))
     steps = record["settings"]["steps"]
     return Table(
@@ -133,8 +138,7 @@ def write_check(record: Record, out: Path) -> list[Path]:
     if out.suffix == ".html":
         write_text(out, page(record))
         return [out]
-    panels = [render(chart, WIDTH, HEIGHT) for chart in charts(record).values()]
-    return list(write_both(out, panels, WIDTH, HEIGHT, " ".join(sentences(record)[:2])))
+    return list(write_charts(out, list(charts(record).values()), " ".join(sentences(record)[:2])))
 
 
 def _slope(row: dict[str, Any]) -> str:
@@ -145,38 +149,22 @@ def _slope(row: dict[str, Any]) -> str:
 def _line(quantity: str, colour: int, widths: list[int], rows: list[list[float]]) -> Series:
     """Mean over seeds of log2 of size over size at the smallest width, and the range over seeds."""
     seeds = range(len(rows[0]))
-    doublings = [[math.log2(_positive(row[seed]) / _positive(rows[0][seed])) for seed in seeds] for row in rows]
+    doublings = [[math.log2(positive(row[seed]) / positive(rows[0][seed])) for seed in seeds] for row in rows]
+    places = list(zip(map(float, widths), doublings, strict=True))
     return Series(
-        points=tuple((float(width), fmean(values)) for width, values in zip(widths, doublings, strict=True)),
+        points=tuple((width, fmean(values)) for width, values in places),
         colour=colour,
         label=quantity,
-        band=tuple((float(width), min(values), max(values)) for width, values in zip(widths, doublings, strict=True)),
+        band=tuple((width, min(values), max(values)) for width, values in places),
         titles=tuple(f"{quantity} at width {width}: {fmean(row):.3g}" for width, row in zip(widths, rows, strict=True)),
     )
 
 
-def _range(record: Record, kind: str) -> tuple[float, float]:
-    """One range for both charts, so that they can be compared."""
-    ends = [
-        y
-        for way in NAMES
-        for number, quantity in enumerate(record["results"][way]["slopes"])
-        for _, y in _line(quantity, number, record["widths"], record["results"][way][kind][quantity][-1]).points
-    ]
-    return max(-HIGHEST, min(-1.0, *ends)) - 0.2, min(HIGHEST, max(1.0, *ends)) + 0.2
+def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
+    """Least-squares slope of log size against log width."""
+    return line([(math.log(width), math.log(positive(size))) for width, size in zip(widths, sizes, strict=True)])[0]
 
 
-def _by_seed(widths: list[int], rows: list[list[float]]) -> list[float]:
-    """Least-squares slope of log size against log width, of every seed."""
-    xs = [math.log(width) for width in widths]
-    middle = fmean(xs)
-    whole = sum((x - middle) ** 2 for x in xs)
-    return [
-        sum((x - middle) * math.log(_positive(row[seed])) for x, row in zip(xs, rows, strict=True)) / whole
-        for seed in range(len(rows[0]))
-    ]
-
-
-def _positive(value: float) -> float:
-    """A size that has a logarithm."""
-    return max(value, 1e-12)
+def positive(size: float) -> float:
+    """A size that has a logarithm; one of zero has none."""
+    return max(size, 1e-12)

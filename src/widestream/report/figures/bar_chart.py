@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from widestream.report.figures.scales import Scale, linear_ticks
-from widestream.report.figures.svg import svg_text
+from widestream.report.figures.svg import figure, svg_text
 from widestream.report.formats import three, ticks
 
 ROW = 21
@@ -33,14 +33,12 @@ class BarChart:
 
 def render_bars(chart: BarChart, width: int, height: int) -> str:
     """The chart as an <svg> element that takes its colours from the page."""
-    left = 14 + max(_text_width(name) for name in chart.values)
+    left = 14 + max(round(7.4 * len(name)) for name in chart.values)
     inner = width - left - 52
     highest = max(*chart.values.values(), chart.line_at or 0.0, 0.0)
     x = Scale(0.0, highest or 1.0, inner)
     floor = ROW * len(chart.values)
     parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{svg_text(chart.title)}">',
         f'<text x="0" y="14">{svg_text(chart.title)}</text>',
         f'<text x="{left + inner}" y="{_TOP + floor + 38}" text-anchor="end">{svg_text(chart.x_label)}</text>',
         f'<g transform="translate({left} {_TOP})">',
@@ -60,9 +58,4 @@ def render_bars(chart: BarChart, width: int, height: int) -> str:
     if chart.line_at is not None:
         at = x(chart.line_at)
         parts.append(f'<line class="zero" x1="{at}" x2="{at}" y1="0" y2="{floor}"/>')
-    return "".join([*parts, "</g></svg>"])
-
-
-def _text_width(text: str) -> int:
-    """Width in units at 13 px, on the safe side."""
-    return round(7.4 * len(text))
+    return figure(chart.title, width, height, [*parts, "</g>"])

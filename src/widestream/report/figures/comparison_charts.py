@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 from widestream.report import formats
 from widestream.report.comparison import Comparison
+from widestream.report.figures.scales import with_room
 from widestream.report.figures.svg import Chart, Guide, Mark, Series
+from widestream.report.league import ranked
 from widestream.report.search_record import Search
 from widestream.report.stats.groups import Group
-from widestream.report.stats.matched import Curve, Resource
-from widestream.report.stats.pairs import Pair, Target
+from widestream.report.stats.matched import Resource
+from widestream.report.stats.pairs import Pair
 from widestream.report.verdict import METRIC_NAMES
 
 EARLY = 0.1
@@ -17,6 +19,9 @@ EARLY = 0.1
 
 EARLY_GAP = 0.03
 """The same for differences."""
+
+GREY = 5
+"""Colour of the reference among many."""
 
 _WORDS: dict[Resource, str] = {
     "tokens": "training tokens",
@@ -31,13 +36,8 @@ def loss_chart(comparison: Comparison, resource: Resource) -> Chart:
     end = max(group.curve.axis(resource)[-1] for group in comparison.groups)
     unit, name = _unit(resource, end)
     series = [line for number, group in enumerate(comparison.groups) for line in _lines(group, number, resource, unit)]
-    seen = [
-        loss
-        for group in comparison.groups
-        for curve in group.curves
-        for at, loss in zip(curve.axis(resource), curve.loss, strict=True)
-        if at >= EARLY * end
-    ]
+    curves = [curve for group in comparison.groups for curve in group.curves]
+    seen = [loss for curve in curves for at, loss in curve.points(resource) if at >= EARLY * end]
     low, high = min(seen), max(seen)
     spread = high - low or 0.1
     metric = METRIC_NAMES[comparison.metric]
@@ -71,14 +71,13 @@ def gap_chart(comparison: Comparison) -> Chart | None:
         label, value = pair.other.label, formats.signed(mean[-1][1])
         series.append(Series(points=_scaled(mean, unit), colour=number, label=label, value=value, titles=titles))
     seen = [gap for line in series for at, gap in line.points if at * unit >= EARLY_GAP * end] + [0.0]
-    margin = 0.1 * (max(seen) - min(seen) or 1.0)
     reference = pairs[0].reference.label
     return Chart(
         title=f"Difference in {METRIC_NAMES[comparison.metric]} from {reference} over training tokens",
         x_label=f"{_WORDS['tokens']} ({name})",
         y_label=f"{METRIC_NAMES[comparison.metric]} minus {reference}'s: below zero is better",
         series=tuple(series),
-        y_range=(min(seen) - margin, max(seen) + margin),
+        y_range=with_room(seen, 0.1, 0.1),
         zero=True,
         marks=tuple(mark for pair in pairs if (mark := _half(comparison, pair, unit))),
     )
@@ -100,16 +99,42 @@ def search_chart(search: Search, colours: dict[str, int]) -> Chart | None:
         x, y = min(points, key=lambda point: point[1])
         marks.append(Mark(x=x, y=y, text=f"best {x:g}", colour=colours[name]))
     seen = [loss for points in drawn.values() for _, loss in points]
-    margin = 0.08 * (max(seen) - min(seen) or 1.0)
     return Chart(
         title="Held-out loss of the learning-rate search",
         x_label="peak learning rate",
         y_label="held-out loss at the end of the search run",
         series=tuple(series),
-        y_range=(min(seen) - 2 * margin, max(seen) + margin),
+        y_range=with_room(seen, 0.16, 0.08),
         marks=tuple(marks),
         log_x=True,
     )
+
+
+def small_charts(comparison: Comparison, resource: Resource) -> list[Chart]:
+    """Every model of a league beside the reference, in the ranking's order; all charts have the same axes."""
+    groups = comparison.groups
+    end = max(group.curve.axis(resource)[-1] for group in groups)
+    unit, name = _unit(resource, end)
+    seen = [loss for group in groups for at, loss in group.curve.points(resource) if at >= EARLY * end]
+    low = min(seen)
+    high = min(max(seen), low + 8 * max(groups[0].curve.best - low, 0.1))
+    charts = []
+    for pair in ranked(comparison):
+        gap = formats.signed(pair.at_equal[resource].mean) if resource in pair.at_equal else ""
+        chart = Chart(
+            title=f"{pair.other.label} and {pair.reference.label} over {_WORDS[resource]} ({name})",
+            x_label=f"{_WORDS[resource]} ({name})",
+            y_label=f"{pair.other.label} {gap}",
+            series=(_small_line(pair.reference, resource, unit, GREY), _small_line(pair.other, resource, unit, 0)),
+            y_range=(low - 0.05 * (high - low), high),
+        )
+        charts.append(chart)
+    return charts
+
+
+def _small_line(group: Group, resource: Resource, unit: float, colour: int) -> Series:
+    titles = tuple(f"{group.label}: {formats.loss(loss)}" for loss in group.curve.loss)
+    return Series(points=group.curve.points(resource, unit), colour=colour, titles=titles)
 
 
 def _half(comparison: Comparison, pair: Pair, unit: float) -> Mark | None:
@@ -124,13 +149,14 @@ def _lines(group: Group, number: int, resource: Resource, unit: float) -> list[S
     """The seeds of one model, then its mean with a band from the lowest to the highest seed."""
     lines = []
     if len(group.curves) > 1:
-        lines += [Series(points=_points(curve, resource, unit), colour=number, thick=False) for curve in group.curves]
+        lines += [Series(points=curve.points(resource, unit), colour=number, thick=False) for curve in group.curves]
+    counted = {"tokens": " tokens", "flops": " FLOPs", "wall_s": ""}[resource]
     titles = tuple(
-        f"{group.label}, {_amount(resource, at)}: {formats.loss(loss)}"
-        for at, loss in zip(group.curve.axis(resource), group.curve.loss, strict=True)
+        f"{group.label}, {formats.AMOUNTS[resource](at)}{counted}: {formats.loss(loss)}"
+        for at, loss in group.curve.points(resource)
     )
     mean = Series(
-        points=_points(group.curve, resource, unit),
+        points=group.curve.points(resource, unit),
         colour=number,
         label=group.label,
         value=formats.loss(group.curve.loss[-1]),
@@ -159,39 +185,18 @@ def _guide(comparison: Comparison, resource: Resource, unit: float) -> Guide | N
     ratio = target.ratio(resource)
     if target.others is None or ratio is None or target.others.at_most or 0.97 < ratio < 1.03:
         return None
-    places = sorted((getattr(target.others, resource) / unit, getattr(target.own, resource) / unit))
+    start, end = sorted((getattr(target.others, resource) / unit, getattr(target.own, resource) / unit))
     return Guide(
         y=target.loss,
-        start=places[0],
-        end=places[1],
+        start=start,
+        end=end,
         text=f"{target.other}: {formats.percent(ratio)} of the {_SAVED[resource]}",
-        colour=_first_across(comparison, target, ratio),
+        colour=[group.label for group in comparison.groups].index(target.other if ratio < 1 else target.label),
     )
-
-
-def _first_across(comparison: Comparison, target: Target, ratio: float) -> int:
-    labels = [group.label for group in comparison.groups]
-    return labels.index(target.other if ratio < 1 else target.label)
-
-
-def _points(curve: Curve, resource: Resource, unit: float) -> tuple[tuple[float, float], ...]:
-    return tuple((at / unit, loss) for at, loss in zip(curve.axis(resource), curve.loss, strict=True))
 
 
 def _scaled(points: Sequence[tuple[float, float]], unit: float) -> tuple[tuple[float, float], ...]:
     return tuple((at / unit, value) for at, value in points)
-
-
-def _amount(resource: Resource, amount: float) -> str:
-    if resource == "tokens":
-        return f"{formats.count(amount)} tokens"
-    return f"{formats.flops(amount)} FLOPs" if resource == "flops" else formats.duration(amount)
-
-
-def scaled_axis(resource: Resource, end: float) -> tuple[float, str]:
-    """What an axis over a resource counts in, and its name with that unit."""
-    unit, name = _unit(resource, end)
-    return unit, f"{_WORDS[resource]} ({name})"
 
 
 def _unit(resource: Resource, end: float) -> tuple[float, str]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from widestream.report import formats
-from widestream.report.figures.scales import Scale, linear_ticks
-from widestream.report.figures.svg import svg_text
+from widestream.report.figures.scales import Scale, with_room
+from widestream.report.figures.svg import figure, svg_text, upright_grid
 from widestream.report.stats.intervals import Interval
 
 ROW = 26
@@ -37,27 +37,14 @@ def render_forest(forest: Forest, width: int) -> str:
     right = 8 if narrow else 70
     height = _TOP + row * len(forest.rows) + _BOTTOM
     ends = [0.0, *(end for _, gap in forest.rows for end in (gap.mean, gap.low, gap.high) if end is not None)]
-    margin = 0.06 * (max(ends) - min(ends) or 1.0)
-    x = Scale(min(ends) - margin, max(ends) + margin, width - left - right)
+    x = Scale(*with_room(ends, 0.06, 0.06), width - left - right)
     parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{svg_text(forest.title)}">',
         f'<text x="{width - right}" y="{height - 6}" text-anchor="end">{svg_text(forest.x_label)}</text>',
         f'<g transform="translate({left} {_TOP})">',
-        *_axis(x, row * len(forest.rows)),
+        *upright_grid(x, max(3, round(x.length / 70)), 0, row * len(forest.rows)),
         *(_row(name, gap, x, row * i, row, narrow) for i, (name, gap) in enumerate(forest.rows)),
     ]
-    return "".join([*parts, "</g></svg>"])
-
-
-def _axis(x: Scale, floor: float) -> list[str]:
-    marks = linear_ticks(x.low, x.high, max(3, round(x.length / 70)))
-    parts = []
-    for mark, name in zip(marks, formats.ticks(marks), strict=True):
-        kind = "zero" if abs(mark) < 1e-9 else "grid"
-        parts.append(f'<line class="{kind}" x1="{x(mark)}" x2="{x(mark)}" y1="0" y2="{floor}"/>')
-        parts.append(f'<text x="{x(mark)}" y="{floor + 17}" text-anchor="middle">{name}</text>')
-    return parts
+    return figure(forest.title, width, height, [*parts, "</g>"])
 
 
 def _row(name: str, gap: Interval, x: Scale, top: float, row: float, narrow: bool) -> str:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from widestream.report import formats
 from widestream.report.comparison import Comparison
-from widestream.report.figures.scales import Scale, linear_ticks
-from widestream.report.figures.svg import svg_text
+from widestream.report.figures.scales import Scale
+from widestream.report.figures.svg import figure, svg_text, upright_grid
 from widestream.report.league import EQUAL, ranked
 from widestream.report.stats.matched import Resource
 from widestream.report.stats.pairs import Pair
@@ -45,11 +45,8 @@ def render_ranking(comparison: Comparison, resources: tuple[Resource, ...], widt
     )
     metric, reference = METRIC_NAMES[comparison.metric], comparison.groups[0].label
     title = f"{metric} of {len(pairs)} models minus that of {reference}"
-    return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{svg_text(title)}">'
-        f'<text x="0" y="14">{svg_text(_short(title, 70))}</text>{names}{panels}</svg>'
-    ), height
+    heading = f'<text x="0" y="14">{svg_text(_short(title, 70))}</text>'
+    return figure(title, width, height, [heading, names, panels]), height
 
 
 def _range(pairs: list[Pair], resources: tuple[Resource, ...]) -> tuple[float, float]:
@@ -64,15 +61,10 @@ def _range(pairs: list[Pair], resources: tuple[Resource, ...]) -> tuple[float, f
 
 
 def _panel(pairs: list[Pair], resource: Resource, x: Scale, height: int) -> str:
-    floor = height - BOTTOM
-    parts = [f'<text class="note" x="0" y="{TOP - 10}">{EQUAL[resource].partition(" (")[0]}</text>']
-    ticks = linear_ticks(x.low, x.high, max(3, round(x.length / 45)))
-    for tick, name in zip(ticks, formats.ticks(ticks), strict=True):
-        kind = "zero" if abs(tick) < 1e-9 else "grid"
-        parts.append(f'<line class="{kind}" x1="{x(tick)}" x2="{x(tick)}" y1="{TOP}" y2="{floor}"/>')
-        parts.append(f'<text x="{x(tick)}" y="{floor + 17}" text-anchor="middle">{name}</text>')
-    parts += [_row(pair, resource, x, _y(i)) for i, pair in enumerate(pairs)]
-    return "".join(parts)
+    heading = f'<text class="note" x="0" y="{TOP - 10}">{EQUAL[resource].partition(" (")[0]}</text>'
+    grid = upright_grid(x, max(3, round(x.length / 45)), TOP, height - BOTTOM)
+    rows = (_row(pair, resource, x, _y(i)) for i, pair in enumerate(pairs))
+    return "".join([heading, *grid, *rows])
 
 
 def _row(pair: Pair, resource: Resource, x: Scale, y: float) -> str:

@@ -5,25 +5,17 @@ from pathlib import Path
 from widestream.report.comparison import Comparison
 from widestream.report.figures.comparison_charts import gap_chart, loss_chart
 from widestream.report.figures.ranking_chart import render_ranking
-from widestream.report.figures.svg import render, write_both
+from widestream.report.figures.svg import write_both, write_charts
 from widestream.report.league import is_league, league_verdict
 from widestream.report.stats.matched import RESOURCES
 
-WIDTH, HEIGHT = 520, 330
 LEAGUE_WIDTH = 1000
 
 
 def write_picture(comparison: Comparison, stem: str | Path) -> tuple[Path, Path]:
     """Write STEM-light.svg and STEM-dark.svg, with transparent ground, and return their paths."""
     if is_league(comparison):
-        width = LEAGUE_WIDTH
-        panel, height = render_ranking(comparison, RESOURCES, width)
-        panels, title = [panel], league_verdict(comparison).headline
-    else:
-        charts = [loss_chart(comparison, "tokens")]
-        if (gap := gap_chart(comparison)) is not None:
-            charts.append(gap)
-        width, height = WIDTH, HEIGHT
-        panels = [render(chart, width, height) for chart in charts]
-        title = " ".join(verdict.headline for verdict in comparison.verdict)
-    return write_both(stem, panels, width, height, title)
+        panel, height = render_ranking(comparison, RESOURCES, LEAGUE_WIDTH)
+        return write_both(stem, [panel], LEAGUE_WIDTH, height, league_verdict(comparison).headline)
+    charts = [chart for chart in (loss_chart(comparison, "tokens"), gap_chart(comparison)) if chart is not None]
+    return write_charts(stem, charts, " ".join(verdict.headline for verdict in comparison.verdict))

@@ -1,6 +1,7 @@
 """Axes: where a number lies, and which numbers are worth a tick."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -26,6 +27,14 @@ class Scale:
             low, high, value = math.log(low), math.log(high), math.log(value)
         part = (value - low) / (high - low)
         return round(self.length * (1 - part if self.flipped else part), 1)
+
+
+def with_room(values: Iterable[float], below: float, above: float) -> tuple[float, float]:
+    """From the lowest to the highest of numbers, and parts of that distance (of 1 where they are equal) beyond."""
+    values = list(values)
+    low, high = min(values), max(values)
+    distance = high - low or 1.0
+    return low - below * distance, high + above * distance
 
 
 def linear_ticks(low: float, high: float, most: int) -> list[float]:

@@ -124,8 +124,6 @@ def render(chart: Chart, width: int, height: int) -> str:
     inner_width, inner_height = width - left - right, height - top - bottom
     x, y = _scales(chart, inner_width, inner_height)
     parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{svg_text(chart.title)}">',
         f'<text x="0" y="14">{svg_text(chart.y_label)}</text>',
         f'<text x="{left + inner_width}" y="{height - 6}" text-anchor="end">',
         f"{svg_text(chart.x_label)}</text>",
@@ -141,9 +139,27 @@ def render(chart: Chart, width: int, height: int) -> str:
         _ends(named, x, y),
         "" if compact else _names(named, y, inner_width, inner_height),
         *(_hovers(series, x, y, inner_height) for series in chart.series),
-        "</g></svg>",
+        "</g>",
     ]
-    return "".join(parts)
+    return figure(chart.title, width, height, parts)
+
+
+def figure(title: str, width: int, height: int, parts: Sequence[str]) -> str:
+    """What is drawn, as an <svg> element of a size that takes its colours from the page."""
+    return (
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{svg_text(title)}">{"".join(parts)}</svg>'
+    )
+
+
+def upright_grid(x: Scale, most: int, top: float, floor: float) -> list[str]:
+    """Lines at round numbers of an x axis, the one at zero heavier, and the numbers below."""
+    parts, marks = [], linear_ticks(x.low, x.high, most)
+    for mark, name in zip(marks, ticks(marks), strict=True):
+        kind = "zero" if abs(mark) < 1e-9 else "grid"
+        parts.append(f'<line class="{kind}" x1="{x(mark)}" x2="{x(mark)}" y1="{top}" y2="{floor}"/>')
+        parts.append(f'<text x="{x(mark)}" y="{floor + 17}" text-anchor="middle">{name}</text>')
+    return parts
 
 
 def svg_text(words: str) -> str:
@@ -175,6 +191,13 @@ def write_both(stem: str | Path, panels: Sequence[str], width: int, height: int,
     for path, theme in ((light, "light"), (dark, "dark")):
         write_text(path, standalone(panels, width, height, theme, title))
     return light, dark
+
+
+def write_charts(
+    stem: str | Path, charts: Sequence[Chart], title: str, width: int = 520, height: int = 330
+) -> tuple[Path, Path]:
+    """Write line charts beside each other as STEM-light.svg and STEM-dark.svg; see `write_both`."""
+    return write_both(stem, [render(chart, width, height) for chart in charts], width, height, title)
 
 
 def standalone(panels: Sequence[str], width: int, height: int, theme: str, title: str) -> str:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, linear_regression
 
 from widestream.report.stats.intervals import Interval, mean_interval
 
@@ -31,17 +31,13 @@ class PowerLaw:
         return math.exp((self.intercept - math.log(loss)) / self.exponent)
 
 
-Points = Mapping[float, Sequence[float]]
-"""Losses of every seed by x."""
-
-
 def fit_power_law(points: Mapping[float, float]) -> PowerLaw:
     """Least squares of log loss on log x."""
     slope, level = line([(math.log(x), math.log(loss)) for x, loss in points.items()])
     return PowerLaw(intercept=level, exponent=-slope)
 
 
-def bootstrap_fits(points: Points, draws: int = DRAWS) -> list[PowerLaw]:
+def bootstrap_fits(points: Mapping[float, Sequence[float]], draws: int = DRAWS) -> list[PowerLaw]:
     """Fits to resampled seeds: at every x as many as there are, drawn with replacement; the same draws every time."""
     chance = random.Random(0)
     return [
@@ -59,10 +55,7 @@ def percentile_interval(estimate: float, values: Sequence[float], n: int) -> Int
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Slope and intercept of the least-squares line."""
-    mean_x, mean_y = fmean(x for x, _ in points), fmean(y for _, y in points)
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
-    return slope, mean_y - slope * mean_x
+    return linear_regression(*zip(*points, strict=True))
 
 
 def curvature(points: Sequence[tuple[float, float]]) -> float:

@@ -1,7 +1,7 @@
 """Groups of runs: the same configuration but for the seeds. A group is what the report calls a model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,16 +57,6 @@ class Group:
     def by_seed(self) -> dict[tuple[int, int], int]:
         """Index of each run by its seeds."""
         return {run.seeds: i for i, run in enumerate(self.runs)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfigDifference:
-    """One key of the configuration that is not the same for all models."""
-
-    key: str
-    """Dotted key."""
-    values: dict[str, Any]
-    """Value by label; models whose configuration has no such key are left out."""
 
 
 def group_runs(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
@@ -134,18 +124,17 @@ def is_plain(run: Run) -> bool:
     return stream_kind(run) == "vector" and not beside
 
 
-def config_differences(groups: Sequence[Group]) -> list[ConfigDifference]:
-    """Keys of the configurations that differ between models, sorted; seeds and bookkeeping left out."""
-    flat = {group.label: flatten(group.runs[0].config) for group in groups}
-    return [ConfigDifference(key=key, values=values) for key, values in _differences(flat)]
+def config_differences(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Keys that differ between configurations, sorted, with their value by label; seeds and bookkeeping left out.
 
-
-def _differences(flat: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    differing = []
+    Labels whose configuration has no such key are left out.
+    """
+    flat = {label: flatten(config) for label, config in configs.items()}
+    differing = {}
     for key in sorted({key for config in flat.values() for key in config} - BOOKKEEPING):
         values = {label: config[key] for label, config in flat.items() if key in config}
         if len(values) < len(flat) or len({repr(value) for value in values.values()}) > 1:
-            differing.append((key, values))
+            differing[key] = values
     return differing
 
 
@@ -179,9 +168,9 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     for i, label in enumerate(labels):
         same = [j for j, other in enumerate(labels) if other == label]
         if len(same) > 1:
-            flat = {str(j): flatten(groups[j][0].config) for j in same}
+            differing = config_differences({str(j): groups[j][0].config for j in same})
             details = [
-                f"{key.rsplit('.', 1)[-1]} {values[str(i)]}" for key, values in _differences(flat) if str(i) in values
+                f"{key.rsplit('.', 1)[-1]} {values[str(i)]}" for key, values in differing.items() if str(i) in values
             ]
             result[i] = f"{label} ({', '.join(details)})" if 0 < len(details) <= 2 else f"{label} #{same.index(i) + 1}"
     return result

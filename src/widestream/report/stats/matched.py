@@ -5,14 +5,16 @@ get there. Nothing here extrapolates: outside what was measured the answer is No
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import mul
 from statistics import fmean
 from typing import Literal
 
 Resource = Literal["tokens", "flops", "wall_s"]
 RESOURCES: tuple[Resource, ...] = ("tokens", "flops", "wall_s")
+RESOURCE_WORDS: dict[Resource, str] = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
 
 _HALF_WINDOW = 3
 """Evaluations on either side that the local fit looks at."""
@@ -34,6 +36,10 @@ class Curve:
     def axis(self, resource: Resource) -> tuple[float, ...]:
         """The evaluations' places on one resource."""
         return getattr(self, resource)
+
+    def points(self, resource: Resource, unit: float = 1.0) -> tuple[tuple[float, float], ...]:
+        """(amount of a resource in units, loss) of every evaluation."""
+        return tuple((at / unit, loss) for at, loss in zip(self.axis(resource), self.loss, strict=True))
 
     @property
     def best(self) -> float:
@@ -66,7 +72,7 @@ def smooth(curve: Curve) -> Curve:
     x = [math.log(value) for value in curve.tokens]
     y = [math.log(value) for value in curve.loss]
     fitted = [math.exp(_local_parabola(x, y, i)) for i in range(len(x))]
-    return Curve(tokens=curve.tokens, flops=curve.flops, wall_s=curve.wall_s, loss=tuple(fitted))
+    return replace(curve, loss=tuple(fitted))
 
 
 def _local_parabola(x: Sequence[float], y: Sequence[float], i: int) -> float:
@@ -105,7 +111,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve | None:
         columns = [[getattr(curve, name)[i] for i in kept] for curve, kept in zip(curves, rows, strict=True)]
         return tuple(fmean(values) for values in zip(*columns, strict=True))
 
-    return Curve(tokens=mean("tokens"), flops=mean("flops"), wall_s=mean("wall_s"), loss=mean("loss"))
+    return Curve(**{name: mean(name) for name in (*RESOURCES, "loss")})
 
 
 def value_at(curve: Curve, resource: Resource, amount: float) -> float | None:
@@ -113,11 +119,11 @@ def value_at(curve: Curve, resource: Resource, amount: float) -> float | None:
     axis = curve.axis(resource)
     if not axis[0] <= amount <= axis[-1]:
         return None
-    for i in range(1, len(axis)):
-        if amount <= axis[i]:
-            part = (math.log(amount) - math.log(axis[i - 1])) / (math.log(axis[i]) - math.log(axis[i - 1]))
-            return _between(curve.loss[i - 1], curve.loss[i], part)
-    return curve.loss[-1]
+    i = bisect_left(axis, amount)
+    if i == 0:
+        return curve.loss[0]
+    part = (math.log(amount) - math.log(axis[i - 1])) / (math.log(axis[i]) - math.log(axis[i - 1]))
+    return _between(curve.loss[i - 1], curve.loss[i], part)
 
 
 def reach(curve: Curve, target: float) -> Reach | None:
@@ -129,15 +135,12 @@ def reach(curve: Curve, target: float) -> Reach | None:
     if first is None:
         return None
     if first == 0:
-        return Reach(
-            tokens=curve.tokens[0], flops=curve.flops[0], wall_s=curve.wall_s[0], at_most=curve.loss[0] < target
-        )
+        start = {resource: curve.axis(resource)[0] for resource in RESOURCES}
+        return Reach(**start, at_most=curve.loss[0] < target)
     above, below = math.log(curve.loss[first - 1]), math.log(curve.loss[first])
     part = (above - math.log(target)) / (above - below)
-    tokens, flops, wall_s = (
-        _between(curve.axis(resource)[first - 1], curve.axis(resource)[first], part) for resource in RESOURCES
-    )
-    return Reach(tokens=tokens, flops=flops, wall_s=wall_s)
+    spent = (_between(curve.axis(resource)[first - 1], curve.axis(resource)[first], part) for resource in RESOURCES)
+    return Reach(**dict(zip(RESOURCES, spent, strict=True)))
 
 
 def _between(start: float, end: float, part: float) -> float:
@@ -153,12 +156,8 @@ def gaps(reference: Curve, other: Curve, resource: Resource) -> list[tuple[float
     Only where both curves reach; empty where they do not overlap.
     """
     places = sorted({*reference.axis(resource), *other.axis(resource)})
-    points = []
-    for place in places:
-        ours, theirs = value_at(other, resource, place), value_at(reference, resource, place)
-        if ours is not None and theirs is not None:
-            points.append((place, ours - theirs))
-    return points
+    found = ((place, gap_at(reference, other, resource, place)) for place in places)
+    return [(place, gap) for place, gap in found if gap is not None]
 
 
 def gap_at(reference: Curve, other: Curve, resource: Resource, amount: float) -> float | None:
