@@ -67,7 +67,7 @@ def arm_job(
         # A killed study loses at most one interval between evaluations, for every evaluation is saved.
         length |= {"eval_every": every, "save_every": every, "keep": 1}
     changes += [f"train.{key}={json.dumps(value)}" for key, value in length.items()]
-    if study.plain_names:
+    if study.runs == "plain":
         folder = place.folder / (name or f"{arm.name}-seed{seed}")
     else:
         config = replace(config, train=replace(config.train, **length))

@@ -122,7 +122,7 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
 
 def place_folder(study: Study, options: StudyOptions) -> Path:
     """Where a study's runs and record lie."""
-    if study.plain_names:
+    if study.runs == "plain":
         return options.folder or Path("runs") / f"{study.name}{'-search' if options.search_only else ''}"
     return (options.folder or Path("runs/study")) / study.scale
 
@@ -233,7 +233,7 @@ def run_studies(names: Sequence[str], options: StudyOptions) -> list[Path]:
 
 
 def _refuse_others(study: Study, jobs: Sequence[Job]) -> None:
-    if study.plain_names:
+    if study.runs == "plain":
         for job in jobs:
             refuse_another(job)
 
