@@ -14,7 +14,7 @@ from widestream.recipe.load import RECIPES
 from widestream.report.search_record import load_search
 from widestream.runs.pool import Job, run_jobs
 from widestream.streams import OWN_KINDS
-from widestream.study import run
+from widestream.study import corpus, run
 from widestream.study.page.results import load_result
 from widestream.study.plan import trial_job
 from widestream.study.run import Place, StudyOptions
@@ -161,7 +161,7 @@ def test_data_is_the_demos_and_is_prepared_where_it_is_missing(tmp_path, monkeyp
         folders.append(folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "prepare_corpus", prepare)
+    monkeypatch.setattr(corpus, "_prepare", prepare)
     for data in (None, tmp_path / "data"):
         with pytest.raises(KeyboardInterrupt):
             run_zoo(StudyOptions(data=data, folder=tmp_path), ["zoo/mudd"])

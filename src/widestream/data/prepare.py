@@ -81,7 +81,8 @@ def prepare(
                 _Job(staging, corpus, tokenizer, overwrite).run(workers or _cpus(), progress)
             except UserError:
                 if not staging.recorded:
-                    staging.remove()
+                    staging.clear()
+                    staging.folder.rmdir()
                 raise
     return read_manifest(out)
 

@@ -113,11 +113,6 @@ class Staging:
         for path in self.folder.iterdir():
             path.unlink()
 
-    def remove(self) -> None:
-        """Remove the folder."""
-        self.clear()
-        self.folder.rmdir()
-
     @property
     def complete(self) -> bool:
         """Whether everything is there and only the renaming was interrupted."""

@@ -27,10 +27,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Turn a configuration into nested dictionaries of plain values, ready for YAML; `from_dict` inverts it."""
-    return {
-        field.name: to_dict(value) if dataclasses.is_dataclass(value := getattr(config, field.name)) else value
-        for field in dataclasses.fields(config)
-    }
+    return dataclasses.asdict(config)
 
 
 def build(cls: type[Config], values: Any, path: str, whole: str = "recipe", **own: Any) -> Config:
