@@ -82,7 +82,7 @@ def test_killed_process_ends_with_the_same_bytes(tmp_path, name, seed):
 @pytest.mark.parametrize("name", ["source.jsonl", "source.txt"])
 def test_nothing_is_tokenized_twice(often, tmp_path, name):
     source = write_source(tmp_path / name, texts(300))
-    documents = [document.text for document in open_corpus([source], cut=500).documents()]
+    documents = [document.text for document in open_corpus([source], PrepareOptions(cut=500)).documents()]
     first, second = CountingTokenizer(limit=100), CountingTokenizer()
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "out", first)
@@ -126,7 +126,7 @@ def test_a_start_with_nothing_recorded_does_not_stand_in_the_way(tmp_path):
     run(source, tmp_path / "out", options=PrepareOptions(heldout=0.3))
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"plan": {}}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"plan": {}}', b'{"plan": {}, "progress": {"consumed": []}}'])
 def test_damaged_record(often, tmp_path, content):
     source = write_jsonl(tmp_path / "source.jsonl", texts(300))
     with pytest.raises(KeyboardInterrupt):

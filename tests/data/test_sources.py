@@ -11,6 +11,7 @@ import pytest
 import zstandard
 from small_corpora import texts, write_jsonl
 
+from widestream.data.readers import PrepareOptions
 from widestream.data.sources import BUNDLED, Position, assign_split, heldout_limit, open_corpus
 from widestream.errors import UserError
 
@@ -18,7 +19,7 @@ PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompre
 
 
 def read(*paths, **options) -> list:
-    return list(open_corpus(paths, **options).documents())
+    return list(open_corpus(paths, PrepareOptions(**options)).documents())
 
 
 def texts_of(*paths, **options) -> list[str]:
@@ -54,7 +55,7 @@ def test_only_text_files_are_cut(tmp_path):
 def test_cut_too_small(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UserError, match="--cut is 15: give at least 16 bytes, or 0"):
-        open_corpus([tmp_path / "a.txt"], cut=15)
+        open_corpus([tmp_path / "a.txt"], PrepareOptions(cut=15))
 
 
 def test_folder_is_walked_in_sorted_order(tmp_path):
@@ -210,7 +211,7 @@ def test_reading_goes_on_from_any_document(tmp_path):
         (tmp_path / name).write_text("" if name == "e.txt" else name)
     write_jsonl(tmp_path / "b.jsonl", texts(20))
     write_parquet(tmp_path / "c.parquet", count=40, group=7)
-    corpus = open_corpus([tmp_path], cut=1000)
+    corpus = open_corpus([tmp_path], PrepareOptions(cut=1000))
     documents = list(corpus.documents())
     assert len(documents) > 67
     assert sum(document.text == "" for document in documents) == 1
@@ -219,7 +220,7 @@ def test_reading_goes_on_from_any_document(tmp_path):
 
 
 def splits(path, heldout) -> dict[str, str]:
-    limit = heldout_limit(open_corpus([path]), heldout)
+    limit = heldout_limit(open_corpus([path], PrepareOptions(heldout=heldout)))
     return {document.text: assign_split(document, limit) for document in read(path)}
 
 
@@ -242,9 +243,9 @@ def test_splits_of_the_source_are_left_alone(tmp_path):
 def test_corpus_is_read_only_until_something_is_held_out(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [f"document {i}" for i in range(2000)])
     path.write_text(path.read_text() + "not json\n")
-    assert heldout_limit(open_corpus([path]), 0.1) == int(0.1 * 2**64)
+    assert heldout_limit(open_corpus([path], PrepareOptions(heldout=0.1))) == int(0.1 * 2**64)
     with pytest.raises(UserError, match="line 2001: not JSON"):
-        heldout_limit(open_corpus([path]), 1e-9)
+        heldout_limit(open_corpus([path], PrepareOptions(heldout=1e-9)))
 
 
 def test_split_by_hash_does_not_depend_on_the_order(tmp_path):

@@ -19,11 +19,11 @@ from widestream.report import compare
 from widestream.report.search_record import load_search
 from widestream.runs import pool
 from widestream.runs.pool import Job, run_jobs
-from widestream.study import demo, run, spec
+from widestream.study import demo, run
 from widestream.study.demo import prepare_data, run_demo
 from widestream.study.plan import Place, arm_job
 from widestream.study.run import StudyOptions, run_study
-from widestream.study.spec import load_study, study_folder
+from widestream.study.spec import STUDIES, load_study
 
 WORDS = [
     "the",
@@ -58,9 +58,9 @@ def corpus(tmp_path_factory) -> Path:
 def small(monkeypatch, tmp_path, corpus):
     """The demo on a small corpus instead of the bundled one; returns the corpus, which may be removed."""
     source = shutil.copy(corpus, tmp_path)
-    text = (study_folder() / "demo.yaml").read_text()
+    text = (STUDIES.folder / "demo.yaml").read_text()
     (tmp_path / "demo.yaml").write_text(text.replace("bundled:prose", str(source)).replace("4096", "300"))
-    monkeypatch.setattr(spec, "study_folder", lambda: tmp_path)
+    monkeypatch.setattr(STUDIES, "folder", tmp_path)
     return Path(source)
 
 

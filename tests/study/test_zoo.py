@@ -10,11 +10,11 @@ from study_runs import write_run
 from tiny_runs import write_data
 from widestream.errors import UserError
 from widestream.recipe import load_recipe
-from widestream.recipe.load import recipe_folder
+from widestream.recipe.load import RECIPES
 from widestream.report.search_record import load_search
 from widestream.runs.pool import Job, run_jobs
 from widestream.streams import OWN_KINDS
-from widestream.study import run
+from widestream.study import corpus, run
 from widestream.study.page.results import load_result
 from widestream.study.plan import trial_job
 from widestream.study.run import Place, StudyOptions
@@ -82,12 +82,12 @@ def test_search_runs_are_those_of_earlier_versions(tmp_path):
 def test_the_search_records_all_rates_and_keeps_other_models(options, tmp_path, capsys):
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: zoo/rmt\nname: mine\n")
-    shipped = (recipe_folder() / "zoo" / "search.json").read_bytes()
+    shipped = (RECIPES.folder / "zoo" / "search.json").read_bytes()
     options = replace(options, search_only=True)
     search_zoo(options, [str(mine)])
     record = search_zoo(options, ["zoo/mudd"])
     assert record == options.folder / "zoo.study.json"
-    assert (recipe_folder() / "zoo" / "search.json").read_bytes() == shipped
+    assert (RECIPES.folder / "zoo" / "search.json").read_bytes() == shipped
     search = load_search(record)
     assert set(search.models) == {"mine", "mudd", "transformer"}
     assert [trial.mean for trial in search.models["mudd"]] == [4.94, 4.88, None]
@@ -161,7 +161,7 @@ def test_data_is_the_demos_and_is_prepared_where_it_is_missing(tmp_path, monkeyp
         folders.append(folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "prepare_corpus", prepare)
+    monkeypatch.setattr(corpus, "_prepare", prepare)
     for data in (None, tmp_path / "data"):
         with pytest.raises(KeyboardInterrupt):
             run_zoo(StudyOptions(data=data, folder=tmp_path), ["zoo/mudd"])

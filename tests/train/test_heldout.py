@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from tiny_runs import tiny_config
 from torch.nn.functional import cross_entropy
 
+from tiny_runs import tiny_config
 from widestream.data.store import TokenStore
 from widestream.model.build import build_model
 from widestream.train.heldout import evaluate

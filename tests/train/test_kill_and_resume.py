@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+
 from processes import train_and_die, train_quickly
 from tiny_runs import tiny_config
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import tiny_config
 
+from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.recipe.train import OptimizerConfig

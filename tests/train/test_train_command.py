@@ -4,8 +4,8 @@ import shutil
 import pytest
 import typer
 import yaml
-from tiny_runs import tiny_config, write_data
 
+from tiny_runs import tiny_config, write_data
 from widestream.cli.train import register
 from widestream.errors import UserError
 from widestream.recipe import to_dict

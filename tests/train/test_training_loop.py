@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_runs import tiny_config, write_data
 
+from tiny_runs import tiny_config, write_data
 from widestream.errors import UserError
 from widestream.kernels import attention_cpu
 from widestream.model.costs import summarize

@@ -124,8 +124,10 @@ def train_tokenizer(
         widestream data train-tokenizer bundled:prose --out bpe4096.json --vocab-size 4096
     """
     from widestream.data.bpe import train_tokenizer as run
+    from widestream.data.readers import PrepareOptions
 
-    tokenizer = run(paths, vocab_size, out, heldout=heldout, text_field=text_field, cut=cut, overwrite=overwrite)
+    options = PrepareOptions(heldout=heldout, text_field=text_field, cut=cut)
+    tokenizer = run(paths, vocab_size, out, options, overwrite=overwrite)
     fewer = "" if tokenizer.vocab_size == vocab_size else f" ({vocab_size:,} asked for: the text has no more to merge)"
     typer.echo(f"{out}: {tokenizer.vocab_size:,} ids{fewer}")
 

@@ -4,7 +4,7 @@ Window i covers tokens [i*T, i*T + T]: the first T are inputs, the last T target
 one token and every token of a split but the first is a target exactly once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,21 +37,16 @@ class Batch:
         """The batch in memory from which `to` copies it to `device` while host and device go on; on a CPU itself."""
         if device.type != "cuda":
             return self
-        return Batch(
-            tokens=self.tokens.pin_memory(),
-            targets=self.targets.pin_memory(),
-            segments=self.segments.pin_memory(),
-            weights=None if self.weights is None else self.weights.pin_memory(),
-        )
+        return self._each(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
-        return Batch(
-            tokens=self.tokens.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            segments=self.segments.to(device, non_blocking=True),
-            weights=None if self.weights is None else self.weights.to(device, non_blocking=True),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        tokens, targets, segments = map(move, (self.tokens, self.targets, self.segments))
+        weights = None if self.weights is None else move(self.weights)
+        return Batch(tokens=tokens, targets=targets, segments=segments, weights=weights)
 
 
 class TrainBatches:

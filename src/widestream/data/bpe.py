@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from widestream.data.cutting import DEFAULT_CUT
 from widestream.data.file_tokenizer import FileTokenizer
+from widestream.data.readers import DEFAULTS, PrepareOptions
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
 from widestream.data.tokenizer_base import BOUNDARY
 from widestream.errors import UserError
@@ -19,10 +19,8 @@ def train_tokenizer(
     paths: Sequence[str | Path],
     vocab_size: int,
     out: str | Path,
+    options: PrepareOptions = DEFAULTS,
     *,
-    heldout: float = 0.005,
-    text_field: str = "text",
-    cut: int = DEFAULT_CUT,
     overwrite: bool = False,
     progress: bool = True,
 ) -> FileTokenizer:
@@ -35,10 +33,8 @@ def train_tokenizer(
         paths: what to read, see `open_corpus`.
         vocab_size: number of ids, at least 257. Fewer come out if the text has no more pairs to merge.
         out: the tokenizer.json to write.
-        heldout: held-out fraction; see `cut`.
-        text_field: field or column with the text.
-        cut: bytes of a document, at most, when a .txt or .md file is cut; 0: they are left whole. Give the same paths,
-            `heldout` and `cut` here and to `prepare`, so that held-out documents stay unseen.
+        options: how they are read. Give the same paths and options here and to `prepare`, so that held-out documents
+            stay unseen.
         overwrite: replace an existing file.
         progress: show progress on stderr.
 
@@ -48,8 +44,6 @@ def train_tokenizer(
     out = Path(out)
     if vocab_size < _SMALLEST:
         raise UserError(f"--vocab-size is {vocab_size}: give at least {_SMALLEST} (256 bytes and the boundary).")
-    if not 0 <= heldout < 1:
-        raise UserError(f"--heldout is {heldout}: give a fraction from 0 up to, but not including, 1.")
     if out.is_dir() or (out.exists() and not overwrite):
         raise UserError(f"{out} exists: give another --out, or --overwrite to replace a file.")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -63,7 +57,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    library.train_from_iterator(_training_texts(open_corpus(paths, text_field, cut), heldout, progress), trainer)
+    library.train_from_iterator(_training_texts(open_corpus(paths, options), progress), trainer)
     content = library.to_str(pretty=True).encode()
     with disk_errors(out.parent, "run the same command again"):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +65,8 @@ def train_tokenizer(
     return FileTokenizer(content, str(out))
 
 
-def _training_texts(corpus: Corpus, heldout: float, progress: bool) -> Iterator[str]:
-    found, limit = False, heldout_limit(corpus, heldout)
+def _training_texts(corpus: Corpus, progress: bool) -> Iterator[str]:
+    found, limit = False, heldout_limit(corpus)
     with tqdm(total=corpus.size, desc="reading", unit="B", unit_scale=True, disable=not progress) as bar:
         for document in corpus.documents():
             if document.text and assign_split(document, limit) == "train":

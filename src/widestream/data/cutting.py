@@ -13,12 +13,6 @@ _PLACES = ((b"\n\n", b"\n\r\n"), (b"\n",), (b" ",))
 """What to cut behind, best first: a blank line, a line end, a space."""
 
 
-def check_cut(cut: int) -> None:
-    """Raise a `UserError` if `cut` is not 0 (never cut) or at least `SMALLEST_CUT`."""
-    if cut != 0 and cut < SMALLEST_CUT:
-        raise UserError(f"--cut is {cut}: give at least {SMALLEST_CUT} bytes, or 0 to leave text files whole.")
-
-
 def decode_utf8(data: bytes, path: Path, offset: int, detail: str = "") -> str:
     """Decode, or say at which byte of which file the text stops being UTF-8. A byte order mark at 0 is dropped."""
     try:

@@ -1,5 +1,6 @@
 """`widestream data inspect`: what a prepared folder holds."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,7 @@ def inspect_folder(folder: str | Path, documents: int = 0, verify: bool = False)
         }
     return {
         "path": str(folder),
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "boundary_id": tokenizer.boundary_id,
-        },
+        "tokenizer": asdict(manifest.tokenizer),
         "dtype": manifest.dtype,
         "settings": manifest.settings,
         "sources": list(manifest.sources),

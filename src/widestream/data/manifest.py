@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
+from widestream.recipe.build import build
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses any other."""
@@ -102,15 +103,6 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _parse(raw: dict[str, Any]) -> Manifest:
-    splits = {
-        name: SplitInfo(**{**split, "shards": tuple(ShardInfo(**shard) for shard in split["shards"])})
-        for name, split in raw["splits"].items()
-    }
-    tokenizer = TokenizerInfo(**raw["tokenizer"])
-    return Manifest(**{**raw, "tokenizer": tokenizer, "sources": tuple(raw["sources"]), "splits": splits})
-
-
 def read_manifest(folder: str | Path) -> Manifest:
     """Read the manifest of a prepared folder.
 
@@ -133,8 +125,8 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{path} has format {version}, this version of widestream reads format {FORMAT}: prepare the data again."
         )
     try:
-        return _parse(raw)
-    except (KeyError, TypeError, AttributeError) as error:
+        return build(Manifest, raw, "", "manifest")
+    except UserError as error:
         raise UserError(f"{path} is damaged ({error}): prepare the data again with --overwrite.") from error
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from widestream.data.cutting import DEFAULT_CUT, SMALLEST_CUT
 from widestream.data.encode import Encoded, encode_documents
 from widestream.data.manifest import FORMAT, MANIFEST, Manifest, SplitInfo, TokenizerInfo, read_manifest
+from widestream.data.readers import DEFAULTS, PrepareOptions
 from widestream.data.shards import ShardWriter
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
 from widestream.data.staging import Staging, check_out, check_plan, plan_of
@@ -26,31 +27,11 @@ RECORD_SECONDS = 10.0
 """Time between two records of the progress: about as much work is lost when the process is killed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareOptions:
-    """What shapes the result, beside the text and the tokenizer."""
-
-    heldout: float = 0.005
-    """Fraction of the documents without a split of their own that is held out, in [0, 1); see `heldout_limit`."""
-    shard_tokens: int = 100_000_000
-    """Tokens in a shard, at most (a longer document gets a shard of its own)."""
-    text_field: str = "text"
-    """Field or column that holds the text."""
-    cut: int = DEFAULT_CUT
-    """Bytes of a document, at most, when a .txt or .md file is cut, see `read_pieces`; 0: they are left whole."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.heldout < 1:
-            raise UserError(f"--heldout is {self.heldout}: give a fraction from 0 up to, but not including, 1.")
-        if self.shard_tokens < 1:
-            raise UserError(f"--shard-tokens is {self.shard_tokens}: give 1 or more.")
-
-
 def prepare(
     paths: Sequence[str | Path],
     out: str | Path,
     tokenizer: Tokenizer,
-    options: PrepareOptions = PrepareOptions(),
+    options: PrepareOptions = DEFAULTS,
     *,
     workers: int | None = None,
     overwrite: bool = False,
@@ -79,13 +60,13 @@ def prepare(
     out = Path(out)
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}: give 1 or more.")
-    corpus = open_corpus(paths, options.text_field, options.cut)
+    corpus = open_corpus(paths, options)
     if progress and corpus.ignored:
         message = (
             f"Ignoring {len(corpus.ignored)} file(s) of kinds that widestream does not read, {corpus.ignored[0]} first."
         )
         tqdm.write(message, file=sys.stderr)
-    plan = plan_of(_manifest(tokenizer, options, corpus, 0, {}))
+    plan = plan_of(_manifest(tokenizer, corpus, 0, {}))
     with disk_errors(out, "run the same command again; what was done is kept"):
         check_out(out)
         if (out / MANIFEST).exists() and not overwrite:
@@ -97,10 +78,11 @@ def prepare(
                 staging.publish()
                 return read_manifest(out)
             try:
-                _Job(staging, corpus, tokenizer, options, overwrite).run(workers or _cpus(), progress)
+                _Job(staging, corpus, tokenizer, overwrite).run(workers or _cpus(), progress)
             except UserError:
                 if not staging.recorded:
-                    staging.remove()
+                    staging.clear()
+                    staging.folder.rmdir()
                 raise
     return read_manifest(out)
 
@@ -109,9 +91,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _manifest(
-    tokenizer: Tokenizer, options: PrepareOptions, corpus: Corpus, empty_documents: int, splits: dict[str, Any]
-) -> Manifest:
+def _manifest(tokenizer: Tokenizer, corpus: Corpus, empty_documents: int, splits: dict[str, SplitInfo]) -> Manifest:
     return Manifest(
         format=FORMAT,
         tokenizer=TokenizerInfo(
@@ -121,7 +101,7 @@ def _manifest(
             boundary_id=tokenizer.boundary_id,
         ),
         dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
-        settings=asdict(options),
+        settings=asdict(corpus.options),
         sources=tuple(corpus.describe()),
         empty_documents=empty_documents,
         splits=splits,
@@ -131,14 +111,12 @@ def _manifest(
 class _Job:
     """One preparation, from where it stands to its end."""
 
-    def __init__(
-        self, staging: Staging, corpus: Corpus, tokenizer: Tokenizer, options: PrepareOptions, overwrite: bool
-    ):
-        self._staging, self._corpus, self._tokenizer, self._options = staging, corpus, tokenizer, options
+    def __init__(self, staging: Staging, corpus: Corpus, tokenizer: Tokenizer, overwrite: bool):
+        self._staging, self._corpus, self._tokenizer = staging, corpus, tokenizer
         self._dtype = staging.plan["dtype"]
         self._progress = staging.load(overwrite)
         self._writers = {
-            split: ShardWriter(staging.folder, split, self._dtype, options.shard_tokens, state)
+            split: ShardWriter(staging.folder, split, self._dtype, corpus.options.shard_tokens, state)
             for split, state in self._progress.splits.items()
         }
 
@@ -146,7 +124,7 @@ class _Job:
         """Tokenize what is left, and publish."""
         self._tokenizer.save(self._staging.folder)
         try:
-            limit = heldout_limit(self._corpus, self._options.heldout)
+            limit = heldout_limit(self._corpus)
             with self._bar(show) as bar:
                 documents = self._corpus.documents(self._progress.position)
                 batches = encode_documents(documents, self._tokenizer, self._dtype, workers)
@@ -194,27 +172,27 @@ class _Job:
         totals = {split: writer.totals() for split, writer in self._writers.items()}
         splits = {split: info for split, info in totals.items() if info.documents}
         try:
-            _check_splits(splits, self._options, self._corpus)
+            _check_splits(splits, self._corpus)
         except UserError:
             self._staging.clear()
             raise
         if self._tokenizer.kind == "byte":
             assert all(info.tokens == info.bytes + info.documents for info in splits.values()), splits
-        return _manifest(self._tokenizer, self._options, self._corpus, self._progress.empty_documents, splits)
+        return _manifest(self._tokenizer, self._corpus, self._progress.empty_documents, splits)
 
 
-def _check_splits(splits: dict[str, SplitInfo], options: PrepareOptions, corpus: Corpus) -> None:
+def _check_splits(splits: dict[str, SplitInfo], corpus: Corpus) -> None:
     if not splits:
         raise UserError("The corpus is empty: none of its documents holds any text; give files with text in them.")
     if "train" not in splits:
         raise UserError("No document is left for training: lower --heldout, or mark some with the split 'train'.")
-    if "heldout" not in splits and options.heldout > 0:
+    if "heldout" not in splits and corpus.options.heldout > 0:
         train = splits["train"]
         mends = ["raise --heldout, "] if train.documents > 1 else []
         if any(source.is_text_file for source in corpus.sources):
             smaller = max(SMALLEST_CUT, min(DEFAULT_CUT, train.bytes // 10))
             mends.append(f"cut text files into more documents (for example by --cut {smaller}), ")
         raise UserError(
-            f"No document was held out ({train.documents} in all, --heldout {options.heldout}): "
+            f"No document was held out ({train.documents} in all, --heldout {corpus.options.heldout}): "
             f"{''.join(mends)}mark some with the field split = heldout, or do without evaluation by --heldout 0."
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from widestream.data.cutting import DEFAULT_CUT, check_cut, decode_utf8, read_pieces
+from widestream.data.cutting import DEFAULT_CUT, SMALLEST_CUT, decode_utf8, read_pieces
 from widestream.errors import UserError
 
 SPLIT_FIELD = "split"
@@ -36,23 +36,34 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReadOptions:
-    """How sources are read."""
+class PrepareOptions:
+    """What shapes prepared data, beside the text and the tokenizer."""
 
+    heldout: float = 0.005
+    """Fraction of the documents without a split of their own that is held out, in [0, 1); see `heldout_limit`."""
+    shard_tokens: int = 100_000_000
+    """Tokens in a shard, at most (a longer document gets a shard of its own)."""
     text_field: str = "text"
     """Field or column that holds the text."""
     cut: int = DEFAULT_CUT
-    """Bytes of a document, at most, when a text file is cut; 0: text files are left whole."""
+    """Bytes of a document, at most, when a .txt or .md file is cut, see `read_pieces`; 0: they are left whole."""
 
-    def __post_init__(self) -> None:
-        check_cut(self.cut)
+    def __post_init__(self):
+        if not 0 <= self.heldout < 1:
+            raise UserError(f"--heldout is {self.heldout}: give a fraction from 0 up to, but not including, 1.")
+        if self.shard_tokens < 1:
+            raise UserError(f"--shard-tokens is {self.shard_tokens}: give 1 or more.")
+        if self.cut != 0 and self.cut < SMALLEST_CUT:
+            raise UserError(f"--cut is {self.cut}: give at least {SMALLEST_CUT} bytes, or 0 to leave text files whole.")
 
 
-Reader = Callable[[Path, ReadOptions, int], Iterator[Record]]
+DEFAULTS = PrepareOptions()
+
+Reader = Callable[[Path, PrepareOptions, int], Iterator[Record]]
 """(path, how to read it, where to start: 0 or a record's `after`) -> records."""
 
 
-def read_text(path: Path, options: ReadOptions, start: int) -> Iterator[Record]:
+def read_text(path: Path, options: PrepareOptions, start: int) -> Iterator[Record]:
     """The pieces of a text file, see `read_pieces`."""
     for text, end in read_pieces(path, start, options.cut):
         # What comes after an empty file starts at 1: its one record is not to be read again.
@@ -106,7 +117,7 @@ def _decompressed(path: Path, raw: BinaryIO) -> Iterator[Iterable[bytes]]:
             with lzma.open(raw) as lines:
                 yield lines
         elif path.suffix == ".zst":
-            damaged = (*damaged, _import_zstandard().ZstdError)
+            damaged = (*damaged, _import("zstandard", "data", ".zst files").ZstdError)
             yield io.BufferedReader(_ZstdStream(raw), 1 << 17)
         else:
             yield raw
@@ -114,15 +125,15 @@ def _decompressed(path: Path, raw: BinaryIO) -> Iterator[Iterable[bytes]]:
         raise UserError(f"{path} is damaged or cut short ({error}): get the file again.") from error
 
 
-def _import_zstandard() -> Any:
+def _import(package: str, extra: str, what: str) -> Any:
+    """A package that reading something needs, of an extra of this one."""
     try:
-        import zstandard
+        return importlib.import_module(package)
     except ImportError:
-        raise UserError("Reading .zst files needs zstandard: run `pip install 'widestream[data]'`.") from None
-    return zstandard
+        raise UserError(f"Reading {what} needs {package}: run `pip install 'widestream[{extra}]'`.") from None
 
 
-def read_jsonl(path: Path, options: ReadOptions, start: int) -> Iterator[Record]:
+def read_jsonl(path: Path, options: PrepareOptions, start: int) -> Iterator[Record]:
     """One JSON object a line, plain or compressed (.gz, .xz, .zst). Blank lines are passed over."""
     with path.open("rb") as raw, _decompressed(path, raw) as lines:
         offset = 0
@@ -151,15 +162,11 @@ def _no_field(where: str, text_field: str, names: list[str]) -> str:
     return f"{where}: no field '{text_field}' (there is {there}): name the right one with --text-field."
 
 
-def read_parquet(path: Path, options: ReadOptions, start: int) -> Iterator[Record]:
+def read_parquet(path: Path, options: PrepareOptions, start: int) -> Iterator[Record]:
     """Rows of a parquet file, one row group at a time."""
+    pyarrow = _import("pyarrow", "data", ".parquet files")
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("Reading .parquet files needs pyarrow: run `pip install 'widestream[data]'`.") from None
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = importlib.import_module("pyarrow.parquet").ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path} is not a parquet file or is cut short ({error}): get the file again.") from error
     with file:
@@ -183,7 +190,7 @@ def read_parquet(path: Path, options: ReadOptions, start: int) -> Iterator[Recor
             raise UserError(f"{path} is damaged ({error}): get the file again.") from error
 
 
-def read_hub(name: str, options: ReadOptions, start: int) -> Iterator[Record]:
+def read_hub(name: str, options: PrepareOptions, start: int) -> Iterator[Record]:
     """The `train` split of a Hugging Face data set, streamed.
 
     Args:
@@ -194,10 +201,7 @@ def read_hub(name: str, options: ReadOptions, start: int) -> Iterator[Record]:
     Raises:
         UserError: the package is missing, or the data set cannot be reached or read.
     """
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise UserError(f"Reading {name} needs the datasets package: run `pip install 'widestream[hub]'`.") from None
+    datasets = _import("datasets", "hub", name)
     address, _, revision = name.removeprefix("hf:").partition("@")
     path, _, config = address.partition(":")
     try:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,11 +23,6 @@ class SplitState:
     """Documents in the open shard."""
     bytes: int = 0
     """Source bytes of the whole split so far."""
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "SplitState":
-        """The inverse of `dataclasses.asdict`."""
-        return cls(**{**raw, "shards": [ShardInfo(**shard) for shard in raw["shards"]]})
 
 
 class ShardWriter:

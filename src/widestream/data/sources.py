@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from widestream.data.cutting import DEFAULT_CUT
-from widestream.data.readers import READERS, ReadOptions, Record, read_hub, read_text, reader_for
+from widestream.data.readers import DEFAULTS, READERS, PrepareOptions, Record, read_hub, read_text, reader_for
 from widestream.errors import UserError
 
 SPLITS = ("train", "heldout")
@@ -73,7 +72,7 @@ class Source:
         """Whether --cut concerns it."""
         return not self.name.startswith(_HUB) and reader_for(Path(self.name)) is read_text
 
-    def records(self, options: ReadOptions, start: int) -> Iterator[Record]:
+    def records(self, options: PrepareOptions, start: int) -> Iterator[Record]:
         """The records from `start` on: 0, or what a record gave as `after`."""
         if self.name.startswith(_HUB):
             return read_hub(self.name, options, start)
@@ -90,8 +89,8 @@ class Corpus:
     """Files of a folder are sorted by path."""
     ignored: tuple[str, ...]
     """Files in folders whose suffix no reader knows."""
-    options: ReadOptions
-    """How they are read."""
+    options: PrepareOptions
+    """How they are read and held out."""
 
     @property
     def size(self) -> int | None:
@@ -149,24 +148,20 @@ def _document(record: Record, after: Position, consumed: int) -> Document:
     return Document(record.text, record.split, len(data), digest, after, consumed)
 
 
-def heldout_limit(corpus: Corpus, heldout: float) -> int:
+def heldout_limit(corpus: Corpus) -> int:
     """The hash below which documents are held out, for `assign_split`.
 
-    That is the fraction `heldout` of all hashes. But where it would hold out none of at least five different
+    That is the corpus's fraction `heldout` of all hashes. But where it would hold out none of at least five different
     documents, it is just enough for the one with the smallest hash: the text of one file, cut into a few dozen pieces,
     needs a held-out split too.
 
     The corpus is read until a document turns out to be held out (on average after 1/heldout of them), or to have a
     split of its own; which are held out is then up to whoever marked them.
 
-    Args:
-        corpus: the documents.
-        heldout: fraction to hold out, in [0, 1).
-
     Raises:
         UserError: a record cannot be used.
     """
-    limit = int(heldout * 2**64)
+    limit = int(corpus.options.heldout * 2**64)
     digests: set[int] = set()
     for document in corpus.documents() if limit else ():
         if document.source_bytes == 0:
@@ -189,19 +184,17 @@ def assign_split(document: Document, limit: int) -> str:
     return "heldout" if document.digest < limit else "train"
 
 
-def open_corpus(paths: Sequence[str | Path], text_field: str = "text", cut: int = DEFAULT_CUT) -> Corpus:
+def open_corpus(paths: Sequence[str | Path], options: PrepareOptions = DEFAULTS) -> Corpus:
     """Find what the arguments name. Nothing is read yet.
 
     Args:
         paths: files (.txt, .md, .jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst, .parquet), folders of them,
             `bundled:prose`, `hf:OWNER/NAME[:CONFIG][@REVISION]`.
-        text_field: name of the field or column with the text.
-        cut: bytes of a document, at most, when a .txt or .md file is cut, see `read_pieces`; 0: they are left whole.
+        options: how they are read.
 
     Raises:
-        UserError: nothing there, an unknown suffix, a file named twice, or `cut` is too small.
+        UserError: nothing there, an unknown suffix, or a file named twice.
     """
-    options = ReadOptions(text_field=text_field, cut=cut)
     sources: list[Source] = []
     ignored: list[str] = []
     for given in map(str, paths):

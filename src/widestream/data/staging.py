@@ -22,6 +22,7 @@ from widestream.data.sources import SPLITS, Position
 from widestream.data.tokenizer_base import TOKENIZER_FILE
 from widestream.errors import UserError
 from widestream.files import sync_folder, write_atomic
+from widestream.recipe.build import build
 
 _PROGRESS = "progress.json"
 _PLAN = ("tokenizer", "dtype", "settings", "sources")
@@ -61,11 +62,11 @@ class Progress:
     splits: dict[str, SplitState] = field(default_factory=lambda: {split: SplitState() for split in SPLITS})
     """State of the shards."""
 
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "Progress":
-        """The inverse of `dataclasses.asdict`."""
-        splits = {name: SplitState.from_dict(split) for name, split in raw["splits"].items()}
-        return cls(**{**raw, "position": Position(**raw["position"]), "splits": splits})
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    plan: dict[str, Any]
+    progress: Progress
 
 
 class Staging:
@@ -112,11 +113,6 @@ class Staging:
         for path in self.folder.iterdir():
             path.unlink()
 
-    def remove(self) -> None:
-        """Remove the folder."""
-        self.clear()
-        self.folder.rmdir()
-
     @property
     def complete(self) -> bool:
         """Whether everything is there and only the renaming was interrupted."""
@@ -136,25 +132,29 @@ class Staging:
         Raises:
             UserError: another plan is half done here, or the record is damaged.
         """
-        path = self.folder / _PROGRESS
         try:
             if self.complete:
                 check_plan(self.plan, plan_of(read_manifest(self.folder)), self.folder, "prepared")
             if self.recorded:
-                raw = json.loads(path.read_text(encoding="utf-8"))
-                check_plan(self.plan, raw["plan"], self.folder, "half prepared")
-                return Progress.from_dict(raw["progress"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                record = self._read()
+                check_plan(self.plan, record.plan, self.folder, "half prepared")
+                return record.progress
+        except UserError:
             if not overwrite:
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(f"{path} is damaged ({error}): start again with --overwrite.") from error
+                raise
         self.clear()
         return Progress()
 
+    def _read(self) -> _Record:
+        path = self.folder / _PROGRESS
+        try:
+            return build(_Record, json.loads(path.read_text(encoding="utf-8")), "", "record")
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): start again with --overwrite.") from error
+
     def save(self, progress: Progress) -> None:
         """Record progress. The shards must have been flushed."""
-        record = {"plan": self.plan, "progress": asdict(progress)}
+        record = asdict(_Record(plan=self.plan, progress=progress))
         write_atomic(self.folder / _PROGRESS, json.dumps(record, indent=2).encode())
 
     def finish(self, manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from widestream.data.manifest import Manifest, ShardInfo, SplitInfo, file_sha256, read_manifest
+from widestream.data.manifest import MANIFEST, Manifest, ShardInfo, file_sha256, read_manifest
 from widestream.errors import UserError
 
 
@@ -65,8 +65,17 @@ class TokenStore:
         folder = Path(path)
         manifest = read_manifest(folder)
         info = manifest.split(split, folder)
-        shards = tuple(_map_shard(folder, shard, manifest.dtype) for shard in info.shards)
-        _check_sums(folder, split, info)
+        shards = tuple(
+            _Shard(
+                path=folder / shard.file,
+                tokens=_map_file(folder / shard.file, manifest.dtype, shard.tokens),
+                starts=_map_file(folder / shard.index_file, "uint64", shard.documents),
+            )
+            for shard in info.shards
+        )
+        sums = sum(shard.tokens for shard in info.shards), sum(shard.documents for shard in info.shards)
+        if sums != (info.tokens, info.documents):
+            raise _broken(folder / MANIFEST, f"is damaged (the shards of '{split}' do not add up to its totals)")
         if verify:
             for shard, described in zip(shards, info.shards, strict=True):
                 _verify_shard(shard, described, manifest)
@@ -121,21 +130,6 @@ def _map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     if size != count * kind.itemsize:
         raise _broken(path, f"has {size} bytes, its manifest says {count * kind.itemsize}")
     return np.asarray(np.memmap(path, dtype=kind, mode="r"))
-
-
-def _map_shard(folder: Path, info: ShardInfo, dtype: str) -> _Shard:
-    path = folder / info.file
-    return _Shard(
-        path=path,
-        tokens=_map_file(path, dtype, info.tokens),
-        starts=_map_file(folder / info.index_file, "uint64", info.documents),
-    )
-
-
-def _check_sums(folder: Path, split: str, info: SplitInfo) -> None:
-    sums = sum(shard.tokens for shard in info.shards), sum(shard.documents for shard in info.shards)
-    if sums != (info.tokens, info.documents):
-        raise _broken(folder / "manifest.json", f"is damaged (the shards of '{split}' do not add up to its totals)")
 
 
 def _verify_shard(shard: _Shard, info: ShardInfo, manifest: Manifest) -> None:

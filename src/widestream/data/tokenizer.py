@@ -9,16 +9,6 @@ from widestream.data.manifest import TokenizerInfo, read_manifest
 from widestream.data.tokenizer_base import TOKENIZER_FILE, ByteTokenizer, Tokenizer
 from widestream.errors import UserError
 
-__all__ = [
-    "TOKENIZER_FILE",
-    "ByteTokenizer",
-    "FileTokenizer",
-    "Tokenizer",
-    "load_tokenizer",
-    "open_tokenizer",
-    "resolve_tokenizer",
-]
-
 
 def resolve_tokenizer(name: str, boundary: str | None = None) -> Tokenizer:
     """The tokenizer a user named.

@@ -22,29 +22,18 @@ BOUNDARY = "<|endoftext|>"
 class Tokenizer(Protocol):
     """What the project needs of a tokenizer. `encode_batch` is called from several threads at a time."""
 
-    @property
-    def kind(self) -> str:
-        """byte, gpt2 or file."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids; every id is below it."""
-        ...
-
-    @property
-    def boundary_id(self) -> int:
-        """Id that stands in front of a document; no text is ever encoded to it."""
-        ...
+    kind: str
+    """byte, gpt2 or file."""
+    vocab_size: int
+    """Number of ids; every id is below it."""
+    boundary_id: int
+    """Id that stands in front of a document; no text is ever encoded to it."""
+    sha256: str
+    """Names the tokenizer: equal hashes give equal ids."""
 
     @property
     def engine(self) -> str:
         """What makes the ids, in words: a matter of time only."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Names the tokenizer: equal hashes give equal ids."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

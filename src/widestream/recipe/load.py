@@ -9,19 +9,38 @@ from widestream.errors import UserError, unknown_name
 from widestream.recipe.build import from_dict
 from widestream.recipe.run import RunConfig
 
-PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def recipe_folder() -> Path:
-    """Where the shipped recipes lie: inside an installed package, or at the root of a checkout."""
-    installed = PACKAGE / "recipes"
-    return installed if installed.is_dir() else PACKAGE.parent.parent / "recipes"
+class Shipped:
+    """YAML files that come with the package, found by name from anywhere.
+
+    Attributes:
+        what: they are, in a word.
+        folder: where they lie: inside an installed package, or at the root of a checkout.
+    """
+
+    def __init__(self, what: str, folder: str):
+        installed = _PACKAGE / folder
+        self.what = what
+        self.folder = installed if installed.is_dir() else _PACKAGE.parent.parent / folder
+
+    def names(self) -> list[str]:
+        """Their names, such as `paper/rmt-134m`."""
+        return sorted(str(path.relative_to(self.folder).with_suffix("")) for path in self.folder.rglob("*.yaml"))
+
+    def find(self, name: str) -> Path:
+        """The file of that name: a path that exists, or a shipped one."""
+        path, shipped = Path(name).expanduser(), self.folder / f"{name.removesuffix('.yaml')}.yaml"
+        for file in (path, shipped):
+            if file.is_file():
+                return file
+        missing = f"{self.what} {name!r}: no such file, and no shipped {self.what} of that name"
+        raise unknown_name(missing, name, self.names())
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes, such as `paper/rmt-134m`."""
-    root = recipe_folder()
-    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+RECIPES = Shipped("recipe", "recipes")
+recipe_names, find_recipe = RECIPES.names, RECIPES.find
 
 
 def load_recipe(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -43,15 +62,19 @@ def load_recipe(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ())
     return from_dict(values)
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path that exists, or the name of a shipped recipe."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    shipped = recipe_folder() / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return shipped
-    raise unknown_name(f"recipe {name!r}: no such file, and no shipped recipe of that name", name, recipe_names())
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a file, which may be empty.
+
+    Raises:
+        UserError: it holds something else, or is not valid YAML.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be a mapping of keys to values.")
+    return values
 
 
 def _read(path: Path, chain: tuple[Path, ...], extends: Any = None) -> dict[str, Any]:
@@ -59,12 +82,7 @@ def _read(path: Path, chain: tuple[Path, ...], extends: Any = None) -> dict[str,
     path = path.resolve()
     if path in chain:
         raise UserError(f"{path} extends itself; remove one `extends`.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must be a mapping of keys to values.")
+    values = read_yaml(path)
     own = values.pop("extends", None)
     parents = extends if extends is not None else own
     parents = [parents] if isinstance(parents, str) else parents or []

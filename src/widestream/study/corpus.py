@@ -1,23 +1,48 @@
-"""The data of demo and studies: a tokenizer trained on a corpus, and the corpus prepared with it, once."""
+"""The data of a study: given, or a tokenizer trained on a corpus and the corpus prepared with it, once."""
 
 from pathlib import Path
 
 from filelock import FileLock
 
+from widestream.data.manifest import MANIFEST, read_manifest
+from widestream.errors import UserError
+from widestream.study.spec import Study
 
-def prepare_corpus(folder: Path, source: str, vocab_size: int) -> Path:
-    """Train a tokenizer and prepare a corpus; what is there already is kept. Several processes wait for the first.
+
+def find_data(study: Study, folder: Path, data: Path | None = None) -> Path | None:
+    """The study's data: given, or prepared from the corpus that the study names; None: the recipes know.
+
+    What is prepared already is kept. Several processes wait for the first.
 
     Args:
-        folder: gets tokenizer.json and data/.
-        source: as `widestream data prepare` takes it.
-        vocab_size: ids of the tokenizer.
+        study: for its corpus.
+        folder: gets tokenizer.json and data/, unless the study says where they go.
+        data: what is given.
 
-    Returns:
-        The prepared folder.
+    Raises:
+        UserError: the given folder holds no prepared data, or another corpus was prepared where this one belongs.
     """
+    if data is not None:
+        if not (data / MANIFEST).is_file():
+            raise UserError(f"{data} holds no prepared data; make it with `widestream data prepare`.")
+        return data
+    if study.corpus is None:
+        return None
+    source, vocab_size = study.corpus["source"], study.corpus["vocab_size"]
+    data = _prepare(Path(study.corpus.get("folder") or folder), source, vocab_size)
+    there = read_manifest(data)
+    sources = [entry["source"] for entry in there.sources]
+    if sources != [source] or there.tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"{data} was prepared from {', '.join(sources)} with {there.tokenizer.vocab_size:,} ids, and the study "
+            f"{study.name} wants {source} with {vocab_size:,}; give another folder with "
+            f"{'--data' if 'folder' in study.corpus else '--out'}."
+        )
+    return data
+
+
+def _prepare(folder: Path, source: str, vocab_size: int) -> Path:
     from widestream.data.bpe import train_tokenizer
-    from widestream.data.manifest import MANIFEST
     from widestream.data.prepare import prepare
     from widestream.data.tokenizer import resolve_tokenizer
 

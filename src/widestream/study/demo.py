@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from widestream.study.run import Outcome, StudyOptions, carry_out, command_line, find_data, place_folder
+from widestream.study.corpus import find_data
+from widestream.study.run import Outcome, StudyOptions, carry_out, command_line, place_folder
 from widestream.study.spec import load_study
 
 PROMPT = "It was a truth"

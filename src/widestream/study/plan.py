@@ -7,6 +7,7 @@ folder that holds another recipe's run is refused.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,12 @@ def arm_job(
         # A killed study loses at most one interval between evaluations, for every evaluation is saved.
         length |= {"eval_every": every, "save_every": every, "keep": 1}
     changes += [f"train.{key}={json.dumps(value)}" for key, value in length.items()]
-    if study.plain_names:
+    if study.runs == "plain":
         folder = place.folder / (name or f"{arm.name}-seed{seed}")
     else:
         config = replace(config, train=replace(config.train, **length))
-        folder = place.folder / "runs" / run_name(config, seed, fingerprint(config))
+        digits = recipe_hash(config, fingerprint(config))
+        folder = place.folder / "runs" / f"{config.model.stream.kind}-{digits}-seed{seed}"
     return Job(recipe=arm.recipe, changes=tuple(changes), folder=folder, steps=steps)
 
 
@@ -90,23 +92,24 @@ def trial_job(study: Study, arm: Arm, place: Place, rate: float) -> Job:
     return arm_job(study, arm, place, seed, rate, share, name=f"{arm.name}-{rate:g}")
 
 
-def refuse_another(job: Job) -> None:
-    """Refuse a folder with a plain name in which another recipe's run lies, finished or not.
+def refuse_others(study: Study, jobs: Iterable[Job]) -> None:
+    """Refuse folders with plain names in which another recipe's run lies, finished or not.
 
     Raises:
-        UserError: the run there differs in what is trained, or on what; names the differences.
+        UserError: a run there differs in what is trained, or on what; names the differences.
     """
-    if not is_run(job.folder):
-        return
-    wanted, there = load_recipe(job.recipe, job.changes), load_config(job.folder)
-    tokens = read_info(job.folder)["data"]["fingerprint"]
-    pairs = list(differences(_trained(there, tokens), _trained(wanted, fingerprint(wanted) or tokens)))
-    if pairs:
-        listed = ", ".join(f"{key} ({old} there, {new} now)" for key, old, new in pairs)
-        raise UserError(
-            f"{job.folder} holds another run; it differs in {listed}. Give another folder with --out, or move that one "
-            "away."
-        )
+    for job in jobs:
+        if study.runs == "hashed" or not is_run(job.folder):
+            continue
+        wanted, there = load_recipe(job.recipe, job.changes), load_config(job.folder)
+        tokens = read_info(job.folder)["data"]["fingerprint"]
+        pairs = list(differences(_trained(there, tokens), _trained(wanted, fingerprint(wanted) or tokens)))
+        if pairs:
+            listed = ", ".join(f"{key} ({old} there, {new} now)" for key, old, new in pairs)
+            raise UserError(
+                f"{job.folder} holds another run; it differs in {listed}. Give another folder with --out, or move that "
+                "one away."
+            )
 
 
 def full_steps(arm: Arm, config: RunConfig) -> int:
@@ -132,19 +135,8 @@ def fingerprint(config: RunConfig) -> str | None:
     return read_manifest(folder).fingerprint("train") if (folder / MANIFEST).is_file() else None
 
 
-def run_name(config: RunConfig, seed: int, tokens: str | None = None) -> str:
-    """Folder of a run: the stream's kind, ten digits of a hash of all that is trained, the seed.
-
-    Args:
-        config: the recipe.
-        seed: of weights and batches.
-        tokens: fingerprint of the data.
-    """
-    return f"{config.model.stream.kind}-{recipe_hash(config, tokens)}-seed{seed}"
-
-
 def recipe_hash(config: RunConfig, tokens: str | None) -> str:
-    """Hash of a recipe and its tokens, but for its name, its seeds, its data's place, and what only computes."""
+    """Digits of a hash of a recipe and its tokens, but for its name, seeds, data's place, and what only computes."""
     return hashlib.sha256(json.dumps(_trained(config, tokens), sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from widestream.data.manifest import MANIFEST, read_manifest
 from widestream.errors import UserError
 from widestream.runs.pool import Job, run_jobs, visible_gpus
-from widestream.study.corpus import prepare_corpus
+from widestream.study.corpus import find_data
 from widestream.study.page.results import RECORD
-from widestream.study.plan import Place, arm_job, refuse_another, trial_job
+from widestream.study.plan import Place, arm_job, refuse_others, trial_job
 from widestream.study.record import Runs, Trials, best_rate, losses_by_rate, rate_of, write_study_record
 from widestream.study.spec import RateSearch, Study, load_study
 
@@ -99,7 +98,8 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
     folder = place_folder(study, options)
     place = Place(folder, find_data(study, folder, options.data))
     path = options.record or folder / f"{study.name}{RECORD}"
-    write, workers = partial(write_study_record, path, study, command), options.workers or _default_workers()
+    write = partial(write_study_record, path, study, command)
+    workers = options.workers or len(visible_gpus()) or os.cpu_count() or 1
     trials: Trials = {}
     if study.search is not None and (options.search_only or study.search.record is None):
         for arm in study.arms:
@@ -110,7 +110,7 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
         arm.name: [arm_job(study, arm, place, seed, rate_of(arm, trials)) for seed in seeds] for arm in study.arms
     }
     in_turn = [runs[arm.name][seed] for seed in seeds for arm in study.arms]
-    _refuse_others(study, in_turn)
+    refuse_others(study, in_turn)
     write(trials, runs)
     try:
         if in_turn:
@@ -122,39 +122,9 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
 
 def place_folder(study: Study, options: StudyOptions) -> Path:
     """Where a study's runs and record lie."""
-    if study.plain_names:
+    if study.runs == "plain":
         return options.folder or Path("runs") / f"{study.name}{'-search' if options.search_only else ''}"
     return (options.folder or Path("runs/study")) / study.scale
-
-
-def find_data(study: Study, folder: Path, data: Path | None = None) -> Path | None:
-    """The study's data: given, or prepared from the corpus that the study names; None: the recipes know.
-
-    Args:
-        study: for its corpus.
-        folder: where that is prepared, unless the study says where.
-        data: what is given.
-
-    Raises:
-        UserError: the given folder holds no prepared data, or another corpus was prepared where this one belongs.
-    """
-    if data is not None:
-        if not (data / MANIFEST).is_file():
-            raise UserError(f"{data} holds no prepared data; make it with `widestream data prepare`.")
-        return data
-    if study.corpus is None:
-        return None
-    source, vocab_size = study.corpus["source"], study.corpus["vocab_size"]
-    data = prepare_corpus(Path(study.corpus.get("folder") or folder), source, vocab_size)
-    there = read_manifest(data)
-    sources = [entry["source"] for entry in there.sources]
-    if sources != [source] or there.tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"{data} was prepared from {', '.join(sources)} with {there.tokenizer.vocab_size:,} ids, and the study "
-            f"{study.name} wants {source} with {vocab_size:,}; give another folder with "
-            f"{'--data' if 'folder' in study.corpus else '--out'}."
-        )
-    return data
 
 
 def search_rates(study: Study, place: Place, workers: int, say: Callable[[Trials], None]) -> Trials:
@@ -178,7 +148,7 @@ def search_rates(study: Study, place: Place, workers: int, say: Callable[[Trials
     trials = {arm.name: {rate: trial_job(study, arm, place, rate) for rate in search.rates} for arm in searched}
     while True:
         jobs = [job for by_rate in trials.values() for job in by_rate.values()]
-        _refuse_others(study, jobs)
+        refuse_others(study, jobs)
         say(trials)
         run_jobs(jobs, workers, may_diverge=True)
         grown = False
@@ -230,13 +200,3 @@ def run_studies(names: Sequence[str], options: StudyOptions) -> list[Path]:
     for name in names:
         load_study(name, options.scale, options.seeds)  # a wrong name is told before the first run
     return [run_study(name, options) for name in names]
-
-
-def _refuse_others(study: Study, jobs: Sequence[Job]) -> None:
-    if study.plain_names:
-        for job in jobs:
-            refuse_another(job)
-
-
-def _default_workers() -> int:
-    return len(visible_gpus()) or os.cpu_count() or 1

@@ -10,31 +10,27 @@
       transformer: {recipe: "study/{scale}/transformer"}
       rmt: {recipe: "study/{scale}/rmt", grid: {model.stream.key_dim: {cpu: [4, 8], paper: [6, 12]}}}
 
-Wherever a value stands there may be one for each scale. `grid` makes an arm of every combination; a recipe `FOLDER/*`
-one of every shipped recipe there.
+Wherever a value stands there may be one for each scale; at a scale left out it is as if it were not there. `grid` makes
+an arm of every combination; a recipe `FOLDER/*` one of every shipped recipe there.
 """
 
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, Literal, NotRequired, TypedDict
 
 from widestream.errors import UserError, unknown_name
-from widestream.recipe.load import PACKAGE, recipe_folder, recipe_names
+from widestream.recipe.build import build
+from widestream.recipe.load import RECIPES, Shipped, read_yaml
+
+STUDIES = Shipped("study", "studies")
+study_names, find_study = STUDIES.names, STUDIES.find
 
 SCALES = ("cpu", "gpu", "paper")
 """Sizes and budgets that a study may have: two CPU cores in about two hours, one GPU, the paper's own."""
-_ANALYSES: dict[str, tuple[str, ...]] = {
-    "arms": (), "ladder": ("reference",), "race": ("printed",), "lead": ("pairs",), "sweep": ("lines",),
-}  # fmt: skip
-"""Kinds of analysis (study/page/analyses.py) and what each must be told."""
-_KEYS = ("title", "question", "mirrors", "reference", "seeds", "search", "evaluations", "analysis", "corpus", "arms",
-         "set", "scales", "runs")  # fmt: skip
-_ARM_KEYS = ("recipe", "set", "grid", "tokens_per_parameter", "share", "rate_of", "paper", "group", "about")
-_SEARCH_KEYS = ("rates", "most", "share", "steps", "set", "record")
+_TOLD = {"ladder": "reference", "race": "printed", "lead": "pairs", "sweep": "lines"}
+"""What an analysis of a kind must be told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +45,23 @@ class RateSearch:
     """Length of its runs, as a share of the full one. At 1 the best rate's run is also the run of the first seed."""
     steps: int | None = None
     """Length of its runs in optimizer steps, in place of the share."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict, metadata={"key": "set"})
     """What else its runs have of their own: dotted keys of the recipe and their values."""
     record: Path | None = None
-    """Record of the same search, made before: arms train at their recipes' rates, and it is made anew only if asked."""
+    """Record of the same search, made before, or its name among the recipes: arms train at their recipes' rates, and it
+    is made anew only if asked."""
+
+    def __post_init__(self):
+        if len(self.rates) < 2 or min(self.rates) <= 0 or not 0 < self.share <= 1:
+            raise UserError("`search` needs two or more positive rates and a share above 0, at most 1.")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"search.steps must be at least one, not {self.steps}.")
+        object.__setattr__(self, "rates", tuple(sorted(self.rates)))
+        if self.record is not None and not self.record.is_file():
+            shipped = RECIPES.folder / self.record
+            if not shipped.is_file():
+                raise UserError(f"search.record: there is no file {self.record}; leave it out to search anew.")
+            object.__setattr__(self, "record", shipped)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +72,11 @@ class Arm:
     """Unique within the study."""
     recipe: str
     """Name or path."""
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict, metadata={"key": "set"})
     """Dotted keys of the recipe and their values."""
-    tokens_per_parameter: float | None = None
+    grid: dict[str, list[Any] | None] = field(default_factory=dict)
+    """Dotted keys and values: its entry in the file stands for an arm of each combination."""
+    tokens_per_parameter: int | float | None = None
     """Length of a run in training tokens for each non-embedding parameter, in place of the recipe's."""
     share: float | None = None
     """Length of its search runs in place of the study's, for arms so small that whole runs can be had."""
@@ -78,6 +89,53 @@ class Arm:
     about: str = ""
     """What it is, in a few words."""
 
+    def __post_init__(self):
+        if self.tokens_per_parameter is not None and self.tokens_per_parameter <= 0:
+            given = self.tokens_per_parameter
+            raise UserError(f"`tokens_per_parameter` of arm {self.name} must be a positive number, not {given!r}.")
+        if empty := [key for key, points in self.grid.items() if points == []]:
+            raise UserError(f"grid.{empty[0]} of arm {self.name} must be a list of values, and is empty.")
+
+
+class Corpus(TypedDict):
+    """Data to prepare where it is missing, perhaps in a folder of its own."""
+
+    source: str
+    vocab_size: int
+    folder: NotRequired[str | None]
+
+
+class Contrast(TypedDict):
+    """Two arms to be compared."""
+
+    of: str
+    against: str
+    label: NotRequired[str | None]
+    paper: NotRequired[float | str | None]
+
+
+class Line(TypedDict):
+    """A chart of a sweep: loss against x, a line for each group; `shared` names an arm that a group has in common."""
+
+    title: str
+    x: str
+    groups: list[str]
+    shared: NotRequired[dict[str, str] | None]
+    paper: NotRequired[str | None]
+
+
+class Analysis(TypedDict, total=False):
+    """What the report makes of a study, beside the comparison of arms: `study/page/`."""
+
+    kind: Literal["arms", "ladder", "race", "lead", "sweep"]
+    reference: str
+    printed: dict[str, Any]
+    pairs: list[list[str]]
+    lines: list[Line]
+    contrasts: list[Contrast]
+    parameters: list[str]
+    parameters_of: str
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
@@ -87,29 +145,52 @@ class Study:
     """File name without its ending."""
     scale: str
     """Which of its scales."""
+    scales: list[str] = field(default_factory=lambda: list(SCALES))
+    """Those it has."""
     title: str
     """Heading."""
-    question: str
+    question: str = ""
     """What is asked."""
-    mirrors: str
+    mirrors: str = ""
     """Parts of the paper that it repeats; may be empty."""
-    reference: str
-    """Arm that the others are compared with."""
-    seeds: int
+    reference: str = ""
+    """Arm that the others are compared with; empty: the first."""
+    seeds: int = 3
     """Runs of every arm."""
-    search: RateSearch | None
+    search: RateSearch | None = None
     """None: every arm trains at its recipe's rate."""
-    evaluations: int | None
+    evaluations: int | None = 20
     """Held-out evaluations, and checkpoints, of a run; None: what the recipes say."""
-    plain_names: bool
-    """Whether runs lie beside the record, as ARM-seedN; else they lie with those of other studies, named by a hash."""
-    analysis: dict[str, Any]
-    """What the report makes of it, beside the comparison of arms: `study/page/`."""
-    corpus: dict[str, Any] | None
-    """`source` and `vocab_size` of the data to prepare where it is missing, perhaps in a `folder` of its own; None: it
-    has to be there."""
+    runs: Literal["hashed", "plain"] = "hashed"
+    """plain: runs lie beside the record, as ARM-seedN. hashed: with those of other studies, named by a hash."""
+    analysis: Analysis = field(default_factory=Analysis)
+    """What the report makes of it."""
+    corpus: Corpus | None = None
+    """The data to prepare; None: it has to be there."""
+    settings: dict[str, Any] = field(default_factory=dict, metadata={"key": "set"})
+    """What its arms have in common: dotted keys of their recipes and their values."""
     arms: tuple[Arm, ...]
     """The models."""
+
+    def __post_init__(self):
+        for key in ("title", "arms"):
+            if not getattr(self, key):
+                raise UserError(f"The study lacks {key}; a study has a title and arms.")
+        for key in ("seeds", "evaluations"):
+            if (count := getattr(self, key)) is not None and count < 1:
+                raise UserError(f"`{key}` must be a whole number, at least one, not {count}.")
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise UserError(f"Two arms are called {next(name for name in names if names.count(name) > 1)}.")
+        lenders = [arm.rate_of for arm in self.arms if arm.rate_of not in (None, "recipe")]
+        for wanted in (self.reference or names[0], *_arms_named(self.analysis), *lenders):
+            if wanted not in names:
+                raise unknown_name(f"arm {wanted!r}", wanted, names)
+        for arm in self.arms:
+            if arm.name in lenders and arm.rate_of is not None:
+                raise UserError(f"Arm {arm.name} has no search of its own, so no arm can have its rate of it.")
+            if self.runs == "plain" and "/" in arm.name:
+                raise UserError(f"`runs` are plain, and no folder can be named after the arm {arm.name}.")
 
     def of_length(self, steps: int) -> "Study":
         """The same study with so many optimizer steps in every run; in those of its search, if it counts them."""
@@ -117,28 +198,6 @@ class Study:
         arms = (replace(arm, settings=arm.settings | length, tokens_per_parameter=None) for arm in self.arms)
         search = self.search and (self.search if self.search.steps is None else replace(self.search, steps=steps))
         return replace(self, arms=tuple(arms), search=search)
-
-
-def study_folder() -> Path:
-    """Where the shipped studies lie: inside an installed package, or at the root of a checkout."""
-    installed = PACKAGE / "studies"
-    return installed if installed.is_dir() else PACKAGE.parent.parent / "studies"
-
-
-def study_names() -> list[str]:
-    """Names of the shipped studies."""
-    return sorted(path.stem for path in study_folder().glob("*.yaml"))
-
-
-def find_study(name: str) -> Path:
-    """The file of a study: a path that exists, or the name of a shipped study."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    shipped = study_folder() / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return shipped
-    raise unknown_name(f"study {name!r}: no such file, and no shipped study of that name", name, study_names())
 
 
 def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study:
@@ -155,104 +214,38 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
     path = find_study(name)
     if scale not in SCALES:
         raise unknown_name(f"scale {scale!r}", scale, SCALES)
-    values = _read(path)
-    _check_keys(values, _KEYS, str(path))
-    scales = values.get("scales") or list(SCALES)
-    if scale not in scales:
-        raise UserError(f"The study {path.stem} has no scale {scale}; it has {', '.join(scales)}.")
-    values = _at_scale(values, scale)
-    for key in ("title", "arms"):
-        if not values.get(key):
-            raise UserError(f"{path} lacks {key}; a study has a title and arms.")
-    for key in ("arms", "set", "analysis", "corpus", "search"):
-        _mapping(values.get(key), f"`{key}` of {path}")
-    entries = _expanded(values["arms"], scale, path)
-    arms = tuple(arm for key, arm in entries.items() for arm in _arms(key, arm, values.get("set") or {}, scale, path))
-    names = [arm.name for arm in arms]
-    if len(set(names)) < len(names):
-        raise UserError(f"{path} has two arms called {next(name for name in names if names.count(name) > 1)}.")
-    reference = values.get("reference") or names[0]
-    analysis = values.get("analysis") or {}
-    named = _check_analysis(analysis, path)
-    lenders = [arm.rate_of for arm in arms if arm.rate_of not in (None, "recipe")]
-    for wanted in (reference, *named, *lenders):
-        if wanted not in names:
-            raise unknown_name(f"arm {wanted!r} in {path}", str(wanted), names)
-    for arm in arms:
-        if arm.name in lenders and arm.rate_of is not None:
-            raise UserError(f"Arm {arm.name} of {path} has no search of its own, so no arm can have its rate of it.")
-    count = _count(values, "seeds", 3, path) if seeds is None else seeds
-    if count < 1:
-        raise UserError(f"A study needs at least one seed, not {count}.")
-    return Study(
-        name=path.stem,
-        scale=scale,
-        title=str(values["title"]),
-        question=" ".join(str(values.get("question", "")).split()),
-        mirrors=str(values.get("mirrors", "")),
-        reference=str(reference),
-        seeds=count,
-        search=_search(values.get("search"), path),
-        evaluations=None if values.get("evaluations") == "recipe" else _count(values, "evaluations", 20, path),
-        plain_names=_plain_names(values, names, path),
-        analysis=analysis,
-        corpus=_corpus(values.get("corpus"), path),
-        arms=arms,
+    try:
+        return _build(path.stem, read_yaml(path), scale, {} if seeds is None else {"seeds": seeds})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _build(name: str, values: dict[str, Any], scale: str, changes: dict[str, Any]) -> Study:
+    if isinstance(scales := values.get("scales"), list) and scale not in scales:
+        raise UserError(f"The study {name} has no scale {scale}; it has {', '.join(map(str, scales))}.")
+    values = _given(_at_scale(values, scale)) | changes
+    if values.get("evaluations") == "recipe":
+        values["evaluations"] = None
+    if isinstance(entries := values.get("arms"), dict):
+        arms = [_arms(key, entry, scale) for key, entry in _expanded(entries, scale).items() if entry is not None]
+        values["arms"] = list(itertools.chain(*arms))
+    study = build(Study, values, "", "study", name=name, scale=scale)
+    arms = tuple(replace(arm, settings=study.settings | arm.settings) for arm in study.arms)
+    return replace(
+        study, arms=arms, question=" ".join(study.question.split()), reference=study.reference or arms[0].name
     )
 
 
-def _count(values: dict[str, Any], key: str, default: int, path: Path) -> int:
-    value = values.get(key, default)
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"`{key}` of {path} must be a whole number, at least one, not {value!r}.")
-    return value
-
-
-def _plain_names(values: dict[str, Any], names: list[str], path: Path) -> bool:
-    if (kind := values.get("runs", "hashed")) not in ("hashed", "plain"):
-        raise UserError(f"`runs` of {path} must be hashed or plain, not {kind!r}.")
-    if kind == "plain" and (no_folder := next((name for name in names if "/" in name), None)):
-        raise UserError(f"`runs` of {path} are plain, and no folder can be named after its arm {no_folder}.")
-    return kind == "plain"
-
-
-def _corpus(values: dict[str, Any] | None, path: Path) -> dict[str, Any] | None:
-    if values is None:
-        return None
-    if values.keys() - {"folder"} != {"source", "vocab_size"}:
-        raise UserError(f"`corpus` of {path} needs `source` and `vocab_size`, may have `folder`, and nothing else.")
-    return values
-
-
-def _check_analysis(values: dict[str, Any], path: Path) -> list[str]:
-    """Check what an analysis must be told; returns the arms that it names."""
-    kind = values.get("kind", "arms")
-    if kind not in _ANALYSES:
-        raise unknown_name(f"analysis.kind {kind!r} in {path}", str(kind), _ANALYSES)
-    for key in _ANALYSES[kind]:
-        if not values.get(key):
-            raise UserError(f"`analysis` of {path} has kind {kind} and lacks `{key}`.")
-    for row in values.get("contrasts") or []:
-        if not isinstance(row, dict) or not {"of", "against"} <= row.keys():
-            raise UserError(f"A contrast of {path} needs `of` and `against`, not {row!r}.")
-    for entry in values.get("lines") or []:
-        if not isinstance(entry, dict) or not {"title", "x", "groups"} <= entry.keys():
-            raise UserError(f"A line of {path} needs `title`, `x` and `groups`, not {entry!r}.")
-    pairs = values.get("pairs") or []
+def _arms_named(analysis: Analysis) -> list[str]:
+    """The arms that an analysis names, if it was told what its kind needs."""
+    kind = analysis.get("kind", "arms")
+    if kind in _TOLD and not analysis.get(_TOLD[kind]):
+        raise UserError(f"`analysis` has kind {kind} and lacks `{_TOLD[kind]}`.")
+    pairs = analysis.get("pairs", [])
     if kind == "lead" and [len(pair) for pair in pairs] != [2, 2]:
-        raise UserError(f"`analysis.pairs` of {path} must be two pairs of arms, the short runs' and the long ones'.")
-    named = [row[side] for row in values.get("contrasts") or [] for side in ("of", "against")]
-    return [*named, *(arm for pair in pairs for arm in pair), *(values.get("parameters") or [])]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must be a mapping of keys to values.")
-    return values
+        raise UserError("`analysis.pairs` must be two pairs of arms, the short runs' and the long ones'.")
+    compared = [(row["of"], row["against"]) for row in analysis.get("contrasts", [])]
+    return [*itertools.chain(*compared, *pairs), *analysis.get("parameters", [])]
 
 
 def _at_scale(value: Any, scale: str) -> Any:
@@ -264,7 +257,18 @@ def _at_scale(value: Any, scale: str) -> Any:
     return [_at_scale(entry, scale) for entry in value] if isinstance(value, list) else value
 
 
-def _expanded(entries: dict[str, Any], scale: str, path: Path) -> dict[str, Any]:
+def _given(value: Any) -> Any:
+    """A mapping without keys that this scale leaves out, its own and those of what it has for search and analysis."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _given(entry) if key in ("search", "analysis") else entry
+        for key, entry in value.items()
+        if entry is not None
+    }
+
+
+def _expanded(entries: dict[str, Any], scale: str) -> dict[str, Any]:
     """Entries of arms, where a recipe `FOLDER/*` stands for all shipped recipes right there that have no entry yet."""
     whole: dict[str, Any] = {}
     for key, entry in entries.items():
@@ -273,78 +277,22 @@ def _expanded(entries: dict[str, Any], scale: str, path: Path) -> dict[str, Any]
             whole[key] = entry
             continue
         folder = recipe.removesuffix("/*").replace("{scale}", scale)
-        recipes = [name for name in recipe_names() if name.rpartition("/")[0] == folder]
+        recipes = [name for name in RECIPES.names() if name.rpartition("/")[0] == folder]
         if not recipes:
-            raise UserError(f"Arm {key} of {path} stands for the shipped recipes in {folder}, and there are none.")
+            raise UserError(f"Arm {key} stands for the shipped recipes in {folder}, and there are none.")
         for name in recipes:
             whole.setdefault(name.rpartition("/")[2], entry | {"recipe": name})
     return whole
 
 
-def _arms(key: str, values: Any, common: dict[str, Any], scale: str, path: Path) -> list[Arm]:
-    """The arms of one entry: one, or one for each point of its grid; none where this scale does not have it."""
-    if values is None:
-        return []
-    _check_keys(_mapping(values, f"Arm {key} of {path}"), _ARM_KEYS, f"arm {key} of {path}")
-    if not isinstance(values.get("recipe"), str):
-        raise UserError(f"Arm {key} of {path} lacks `recipe`, a name or a path.")
-    settings, grid = (_mapping(values.get(name), f"`{name}` of arm {key} of {path}") for name in ("set", "grid"))
-    length = values.get("tokens_per_parameter")
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or length <= 0):
-        raise UserError(f"`tokens_per_parameter` of arm {key} of {path} must be a positive number, not {length!r}.")
-    rest = {name: values.get(name) for name in ("tokens_per_parameter", "share", "rate_of", "paper")}
-    grid = {name: points for name, points in grid.items() if points is not None}
-    for name, points in grid.items():
-        if not isinstance(points, list) or not points:
-            raise UserError(f"grid.{name} of arm {key} in {path} must be a list of values, not {points!r}.")
-    return [
-        Arm(
-            name=" ".join(
-                [key, *(f"{name.rpartition('.')[2]}={point}" for name, point in zip(grid, points, strict=True))]
-            ),
-            recipe=values["recipe"].replace("{scale}", scale),
-            settings=common | settings | dict(zip(grid, points, strict=True)),
-            group=values.get("group") or key,
-            about=values.get("about") or "",
-            **rest,
-        )
-        for points in itertools.product(*grid.values())
-    ]
-
-
-def _search(values: dict[str, Any] | None, path: Path) -> RateSearch | None:
-    if values is None:
-        return None
-    _check_keys(values, _SEARCH_KEYS, f"search of {path}")
-    settings = _mapping(values.get("set"), f"`set` of the search of {path}")
-    try:
-        rates = tuple(sorted(float(rate) for rate in values["rates"]))
-        most, share = int(values.get("most", 5)), float(values.get("share", 1.0))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"`search` of {path} needs `rates`, a list; `most` and `share` are numbers.") from None
-    if len(rates) < 2 or rates[0] <= 0 or not 0 < share <= 1:
-        raise UserError(f"`search` of {path} needs two or more positive rates and a share above 0, at most 1.")
-    steps = _count(values, "steps", 1, path) if "steps" in values else None
-    record = _search_record(values["record"], path) if "record" in values else None
-    return RateSearch(rates=rates, most=most, share=share, steps=steps, settings=settings, record=record)
-
-
-def _search_record(name: Any, path: Path) -> Path:
-    """The record of a search: a path, or a file that comes with the recipes."""
-    for record in (Path(str(name)), recipe_folder() / str(name)):
-        if record.is_file():
-            return record
-    raise UserError(f"`search.record` of {path} is {name}, and there is no such file; leave it out to search anew.")
-
-
-def _mapping(value: Any, what: str) -> dict[str, Any]:
-    """The value, where it is a mapping; an empty one for None."""
-    if value is not None and not isinstance(value, dict):
-        raise UserError(f"{what} must be a mapping, not {value!r}.")
-    return value or {}
-
-
-def _check_keys(values: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in values:
-        if key not in known:
-            raise unknown_name(f"key {key!r} in {where}", str(key), known)
+def _arms(key: str, values: Any, scale: str) -> list[Arm]:
+    """The arms of one entry: one, or one for each point of its grid."""
+    entry = build(Arm, _given(values), f"arms.{key}", "study", name=key)
+    grid = {name: points for name, points in entry.grid.items() if points is not None}
+    arms = []
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        name = " ".join([key, *(f"{name.rpartition('.')[2]}={value}" for name, value in point.items())])
+        recipe, settings = entry.recipe.replace("{scale}", scale), entry.settings | point
+        arms.append(replace(entry, name=name, recipe=recipe, settings=settings, group=entry.group or key))
+    return arms
