@@ -27,8 +27,3 @@ def demo(
         prepare_data(options)
     else:
         run_demo(options)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("demo")(demo)

@@ -76,11 +76,3 @@ def _widths(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(width) for width in text.split(","))
     except ValueError:
         raise UserError(f"--widths is {text}; give whole numbers, for example --widths 64,128,256.") from None
-
-
-def register(app: typer.Typer) -> None:
-    """Add `widestream mup` and its command."""
-    group = typer.Typer(no_args_is_help=True, help="muP: settings that carry over from small models to large ones.")
-    group.callback()(lambda: None)
-    group.command()(check)
-    app.add_typer(group, name="mup")

@@ -39,8 +39,3 @@ def sample(
     drawn = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)
     row = {**asdict(drawn), **asdict(config)}
     print(json.dumps(row, ensure_ascii=False) if as_json else drawn.prompt + drawn.text)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("sample")(sample)

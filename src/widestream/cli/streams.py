@@ -25,8 +25,3 @@ def streams(
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
         print_streams(config, rows)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("streams")(streams)

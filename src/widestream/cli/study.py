@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from widestream.cli.study_moments import add_moments
-
 Scale = Annotated[str, typer.Option(help="cpu, gpu or paper: sizes and budgets.")]
 
 
@@ -78,13 +76,3 @@ def list_studies() -> None:
     for name in study_names():
         study = load_study(name)
         print(f"{name}: {study.title}\n  {study.question}\n  {len(study.arms)} arms, {study.seeds} seeds")
-
-
-def register(app: typer.Typer) -> None:
-    """Add `widestream study` and its commands."""
-    group = typer.Typer(no_args_is_help=True, help="Questions answered by many runs: seeds, searches, intervals.")
-    for command in (run, report, pack):
-        group.command()(command)
-    group.command("list")(list_studies)
-    add_moments(group)
-    app.add_typer(group, name="study")

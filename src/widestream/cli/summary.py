@@ -25,8 +25,3 @@ def summary(
         print(json.dumps(summary.to_dict(), indent=2))
     else:
         print_summary(config, summary)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("summary")(summary)

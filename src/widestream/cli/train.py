@@ -47,9 +47,3 @@ def evaluate(
     print(f"  loss           {heldout.loss:.4f} nats per token")
     print(f"  perplexity     {heldout.perplexity:.2f}")
     print(f"  bits per byte  {heldout.bits_per_byte:.4f}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("train")(train)
-    app.command("eval")(evaluate)

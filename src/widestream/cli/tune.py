@@ -53,8 +53,3 @@ def tune(
 
     print("\n".join(sentences(record)))
     print(f"Record and page: {folder}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("tune")(tune)

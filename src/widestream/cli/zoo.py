@@ -47,8 +47,3 @@ def zoo(
         print(f"Record: {search_zoo(replace(options, record=record), recipes or ())}")
     else:
         run_zoo(options, recipes or (), record)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("zoo")(zoo)
