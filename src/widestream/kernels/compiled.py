@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Results must not depend on assumptions about NaN and infinity: no -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions")
@@ -53,21 +54,40 @@ def load(name: str, *sources: Path) -> ctypes.CDLL:
         ) from error
 
 
-def entry(name: str, problem: type[ctypes.Structure], *sources: Path) -> tuple[Callable[..., None], int] | str:
-    """A kernel's entry, and torch's runner of threads, which its problem hands over; or why they cannot be had.
+class Kernel:
+    """A kernel of this folder, NAME.cpp, compiled when it is first asked for.
 
     Args:
-        name: of the library; the entry is `widestream_NAME`, which takes a pointer to a `problem`.
-        problem: all that the kernel is told.
-        sources: see `load`.
+        name: of the source and of the library; the entry is `widestream_NAME`, which takes a pointer to a `problem`.
+        problem: all that the kernel is told; its last field is torch's runner of threads.
     """
-    try:
-        library, parallel = load(name, *sources), _parallel_runner()
-    except BuildError as error:
-        return str(error)
-    function = getattr(library, f"widestream_{name}")
-    function.argtypes, function.restype = (ctypes.POINTER(problem),), None
-    return function, parallel
+
+    def __init__(self, name: str, problem: type[ctypes.Structure]):
+        self.name, self.problem = name, problem
+
+    @functools.cached_property
+    def entry(self) -> tuple[Callable[..., None], int] | str:
+        """The compiled function and torch's runner of threads, or one sentence that says why they cannot be had."""
+        folder = Path(__file__).parent
+        try:
+            library = load(self.name, *(folder / name for name in (f"{self.name}.cpp", "threads.h", "tiles.h")))
+            parallel = _parallel_runner()
+        except BuildError as error:
+            return str(error)
+        function = getattr(library, f"widestream_{self.name}")
+        function.argtypes, function.restype = (ctypes.POINTER(self.problem),), None
+        return function, parallel
+
+    @property
+    def missing(self) -> str | None:
+        """None where the kernel can be called, else why not. Compiles if need be (seconds, once)."""
+        return self.entry if isinstance(self.entry, str) else None
+
+    def __call__(self, *values: Any) -> None:
+        """Carry out the problem of these values, to which the runner of threads is added."""
+        assert not isinstance(self.entry, str), self.entry
+        function, parallel = self.entry
+        function(ctypes.byref(self.problem(*values, parallel)))
 
 
 def _parallel_runner() -> int:

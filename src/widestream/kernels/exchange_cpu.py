@@ -5,17 +5,13 @@ are summed in float32 whatever the types in memory are.
 """
 
 import ctypes
-import functools
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from widestream.kernels import compiled
+from widestream.kernels.compiled import Kernel
 from widestream.kernels.exchange import ReferenceExchange, Site, SiteGradients
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("exchange.cpp", "threads.h", "tiles.h"))
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -49,18 +45,14 @@ class _Problem(ctypes.Structure):
     )
 
 
+KERNEL = Kernel("exchange", _Problem)
+
+
 def available(device: torch.device) -> str | None:
     """None where `CpuExchange` runs, else one sentence that says why not. Compiles if need be (seconds, once)."""
     if device.type != "cpu":
         return f"The compiled exchange runs on a CPU, not on {device.type}."
-    library = _library()
-    return library if isinstance(library, str) else None
-
-
-@functools.cache
-def _library() -> tuple[Callable[..., None], int] | str:
-    """The compiled exchange and torch's runner of threads, or why they cannot be had."""
-    return compiled.entry("exchange", _Problem, *SOURCES)
+    return KERNEL.missing
 
 
 class CpuExchange:
@@ -71,10 +63,8 @@ class CpuExchange:
     """
 
     def __init__(self):
-        library = _library()
-        if isinstance(library, str):
-            raise RuntimeError(library)
-        self._exchange, self._parallel = library
+        if KERNEL.missing is not None:
+            raise RuntimeError(KERNEL.missing)
         self._reference = ReferenceExchange()
 
     def forward_(
@@ -134,7 +124,7 @@ class CpuExchange:
         assert gain_rows in (0, 1, V)
         assert (out.shape[1:], site.read_keys.shape) == ((V, out.shape[2]), (out.shape[2], K))
         assert data is None or site.write_keys is None or (*data.shape[1:], K) == (V, *site.write_keys.shape[::-1])
-        problem = _Problem(
+        KERNEL(
             *state.shape,
             0 if data is None else data.shape[2],
             out.shape[2],
@@ -147,9 +137,7 @@ class CpuExchange:
             site.eps,
             *(_address(x) for x in (source, state, grad_after, grad_state, *values, *grads)),
             *(_View.of(x) for x in (data, out, grad_data)),
-            self._parallel,
         )
-        self._exchange(ctypes.byref(problem))
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
