@@ -125,10 +125,10 @@ def matmul_peak(device: torch.device, precision: str, seconds: float = 0.5) -> f
     best = float("inf")
     end = time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < end:
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(a, b)
-        _wait(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
@@ -160,6 +160,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU has been asked to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

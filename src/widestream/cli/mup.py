@@ -37,14 +37,12 @@ def check(
 
         widestream mup check tune/rmt --widths 32,64,128,256 --out mup.html
     """
-    from widestream.errors import UserError
+    from widestream.bench.record import Outputs
     from widestream.experiments.mup.measure import CheckOptions, run_check
     from widestream.experiments.mup.section import sentences, write_check
     from widestream.files import write_json
 
-    for path in filter(None, (json, out)):
-        if not path.parent.is_dir():
-            raise UserError(f"The folder {path.parent} does not exist; make it first, or write elsewhere.")
+    Outputs(json, out).check()
     record = run_check(
         CheckOptions(
             recipe=recipe,

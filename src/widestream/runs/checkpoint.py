@@ -28,7 +28,7 @@ from torch import nn
 
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
-from widestream.files import sync_folder
+from widestream.files import sync_folder, write_atomic
 from widestream.runs.folder import checkpoint_folder, list_checkpoints
 
 MODEL = "model.safetensors"
@@ -82,10 +82,9 @@ def save(
         aside.mkdir()
         save_file(_weights(model), aside / MODEL, metadata={"format": "pt"})
         save_file(_moments(model, optimizer), aside / OPTIMIZER, metadata={"format": "pt"})
-        _write_json(aside / STATE, {"step": step, **state})
+        write_atomic(aside / STATE, json.dumps({"step": step, **state}, indent=1).encode())
         files = {name: _describe(aside / name) for name in (MODEL, OPTIMIZER, STATE)}
-        _write_json(aside / COMPLETE, {"files": files})
-        sync_folder(aside)
+        write_atomic(aside / COMPLETE, json.dumps({"files": files}, indent=1).encode())
         if final.exists():  # one that was damaged and therefore skipped: `latest` would have gone on from it otherwise
             final.rename(folder / f"{UNFINISHED}damaged_{final.name}")
         aside.rename(final)
@@ -207,13 +206,6 @@ def _write_errors(final: Path, aside: Path) -> Iterator[None]:
             f"The checkpoint {final} could not be written ({error}); older checkpoints are untouched. "
             "Free some disk space and give the same command again."
         ) from error
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _describe(path: Path) -> dict[str, Any]:

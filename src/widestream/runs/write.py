@@ -11,7 +11,7 @@ from widestream.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from widestream.errors import UserError
 from widestream.files import write_atomic, write_json
 from widestream.recipe import RunConfig, to_dict
-from widestream.runs.folder import CONFIG, DONE, INFO, SAMPLES, aside_name, differences, load_config, read_info
+from widestream.runs.folder import CONFIG, INFO, SAMPLES, differences, load_config, read_info
 
 
 def require_free(run_dir: Path) -> None:
@@ -78,14 +78,9 @@ def move_aside(run_dir: Path) -> Path | None:
     if not any(_contents(run_dir)):
         return None
     number = 1
-    while (place := aside_name(run_dir, number)).exists():
+    while (place := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
         number += 1
     return run_dir.rename(place)
-
-
-def write_done(run_dir: Path, result: dict[str, Any]) -> None:
-    """Write how a run ended."""
-    write_json(run_dir / DONE, result, indent=2)
 
 
 def add_sample(run_dir: Path, row: dict[str, Any]) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from widestream.data.batches import Batch
-from widestream.files import disk_errors
+from widestream.files import disk_errors, write_json
 from widestream.machine import keep_freed_memory, memory_bytes, numerics
 from widestream.recipe import RunConfig
+from widestream.runs.folder import DONE
 from widestream.runs.metrics import finite
-from widestream.runs.write import write_done
+from widestream.runs.progress import Progress
 from widestream.train.clock import Stopwatch
 from widestream.train.heldout import Heldout, evaluate
 from widestream.train.nonfinite import handle_nonfinite
 from widestream.train.optim import set_lr
 from widestream.train.parallel import join_world
-from widestream.train.progress import TrainingBar
 from widestream.train.schedule import factor
 from widestream.train.setup import TrainingRun, prepare
 from widestream.train.step import StepResult, optimizer_step
@@ -64,7 +64,8 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
             keep_freed_memory()
         run = prepare(config, folder, world, resume)
         steps, watch = run.plan.steps, Stopwatch(run.reached.wall_s)
-        with run.metrics or contextlib.nullcontext(), _progress(run) as progress:
+        bar = Progress(config.name, run.reached.step, steps, quiet=not world.is_main)
+        with run.metrics or contextlib.nullcontext(), bar as progress:
             watch.start()
             for step, batch in _upcoming(run):
                 watch.data_ready()
@@ -82,13 +83,10 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
                     progress.say(_evaluate(run))
                 if _due(run, settings.save_every):
                     run.save()
-                progress.step(result.loss, run.plan.tokens_per_step / watch.step_s)
+                note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
+                progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
                 watch.start()
             return _finish(run, progress)
-
-
-def _progress(run: TrainingRun) -> TrainingBar:
-    return TrainingBar(run.config.name, run.reached.step, run.plan.steps, quiet=not run.world.is_main)
 
 
 def _upcoming(run: TrainingRun) -> Iterator[tuple[int, Batch]]:
@@ -181,7 +179,7 @@ def _evaluate_windows(run: TrainingRun, limit: int | None) -> Heldout:
     return heldout
 
 
-def _finish(run: TrainingRun, progress: TrainingBar) -> Result:
+def _finish(run: TrainingRun, progress: Progress) -> Result:
     """Write done.json; the last step has evaluated and saved already."""
     reached = run.reached
     result = Result(
@@ -193,6 +191,6 @@ def _finish(run: TrainingRun, progress: TrainingBar) -> Result:
         heldout=reached.heldout,
     )
     if run.world.is_main:
-        write_done(run.folder, asdict(result))
+        write_json(run.folder / DONE, asdict(result), indent=2)
     progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result

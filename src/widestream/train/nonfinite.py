@@ -5,7 +5,7 @@ from torch import tensor
 
 from widestream.errors import UserError
 from widestream.files import write_atomic
-from widestream.runs.folder import nonfinite_file
+from widestream.runs.folder import NONFINITE
 from widestream.train.setup import TrainingRun
 from widestream.train.step import StepResult
 
@@ -31,7 +31,7 @@ def handle_nonfinite(run: TrainingRun, result: StepResult) -> None:
             skipped=run.reached.skipped,
         )
         return
-    path = nonfinite_file(run.folder, step)
+    path = run.folder / NONFINITE.format(step)
     if run.world.is_main:
         batch = run.batches.at(step - 1)
         fields = {"tokens": batch.tokens, "targets": batch.targets, "segments": batch.segments}
