@@ -42,8 +42,8 @@ DEPTH = {"stream_memory": "auto", "kernels": "auto", "state_precision": "float32
 """What several are asked for, with the defaults."""
 
 
-def _takes(**asked: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function that gets the values of options by name and, for `json` and `plot`, `outputs`.
+def _takes(**asked: Any) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Make a command of a function that gets options by name, and `outputs` for `json` and `plot`; print its record.
 
     Args:
         asked: defaults by name, in the order of the help; what is not in `OPTIONS` with its option before the default.
@@ -53,11 +53,12 @@ def _takes(**asked: Any) -> Callable[[Callable[..., None]], Callable[..., None]]
         kind, default = default if isinstance(default, tuple) else (OPTIONS[name], default)
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         def command(json: Path | None, plot: Path | None, **values: Any) -> None:
             from widestream.bench.record import Outputs
+            from widestream.bench.tables import print_record
 
-            function(outputs=Outputs(json, plot), **values)
+            print_record(function(outputs=Outputs(json, plot), **values))
 
         command.__doc__ = function.__doc__
         vars(command)["__signature__"] = inspect.Signature(parameters)
@@ -77,7 +78,7 @@ def _takes(**asked: Any) -> Callable[[Callable[..., None]], Callable[..., None]]
     warmup=2,
     together=(_option(int, "Models held in memory at a time, the first one among them."), 6),
 )
-def step(outputs: Any, rounds: int, warmup: int, together: int, **models: Any) -> None:
+def step(outputs: Any, rounds: int, warmup: int, together: int, **models: Any) -> Any:
     """Time a training step: forward, backward, clipping, AdamW.
 
     For example:
@@ -87,10 +88,9 @@ def step(outputs: Any, rounds: int, warmup: int, together: int, **models: Any) -
         widestream bench step --streams all --layers 4 --json streams.json
     """
     from widestream.bench.step import StepSettings, bench_step
-    from widestream.bench.tables import print_step
 
     settings = StepSettings(models=_models(**models), rounds=rounds, warmup=warmup, together=together)
-    print_step(bench_step(settings, outputs))
+    return bench_step(settings, outputs)
 
 
 @_takes(
@@ -101,7 +101,7 @@ def step(outputs: Any, rounds: int, warmup: int, together: int, **models: Any) -
     **DEPTH,
     peak=(_option(bool, "Also take two steps of each in a process of its own."), True),
 )
-def memory(outputs: Any, peak: bool, **models: Any) -> None:
+def memory(outputs: Any, peak: bool, **models: Any) -> Any:
     """Measure what is kept for the backward pass, and a step's peak memory.
 
     For example:
@@ -109,9 +109,8 @@ def memory(outputs: Any, peak: bool, **models: Any) -> None:
         widestream bench memory --key-dims 32,256 --json memory.json
     """
     from widestream.bench.memory import MemorySettings, bench_memory
-    from widestream.bench.tables import print_memory
 
-    print_memory(bench_memory(MemorySettings(models=_models(**models), peak=peak), outputs))
+    return bench_memory(MemorySettings(models=_models(**models), peak=peak), outputs)
 
 
 @_takes(
@@ -123,7 +122,7 @@ def memory(outputs: Any, peak: bool, **models: Any) -> None:
     **MACHINE,
     compile=(_option(bool, "Time compiled steps too, beside the eager ones.", "--compile"), False),
 )
-def decode(outputs: Any, batch: str, prompt: int, tokens: int, **models: Any) -> None:
+def decode(outputs: Any, batch: str, prompt: int, tokens: int, **models: Any) -> Any:
     """Time decoding with the KV cache, in tokens a second.
 
     For example:
@@ -131,11 +130,10 @@ def decode(outputs: Any, batch: str, prompt: int, tokens: int, **models: Any) ->
         widestream bench decode --compile --json decode.json
     """
     from widestream.bench.decode import DecodeSettings, bench_decode
-    from widestream.bench.tables import print_decode
 
     measured = _models(batch=1, **models)
     settings = DecodeSettings(models=measured, batch_sizes=_counts("--batch", batch), prompt=prompt, tokens=tokens)
-    print_decode(bench_decode(settings, outputs))
+    return bench_decode(settings, outputs)
 
 
 @_takes(
@@ -154,7 +152,7 @@ def decode(outputs: Any, batch: str, prompt: int, tokens: int, **models: Any) ->
     rounds=15,
     warmup=3,
 )
-def kernels(outputs: Any, kernels: str, key_dims: str, tokens: int, heads: int, head_dim: int, **others: Any) -> None:
+def kernels(outputs: Any, kernels: str, key_dims: str, tokens: int, heads: int, head_dim: int, **others: Any) -> Any:
     """Time the exchange of a matrix stream against the bandwidth of a copy.
 
     For example:
@@ -162,11 +160,10 @@ def kernels(outputs: Any, kernels: str, key_dims: str, tokens: int, heads: int, 
         widestream bench kernels --key-dims 32,128 --json kernels.json
     """
     from widestream.bench.kernels import KernelSettings, bench_kernels
-    from widestream.bench.tables import print_kernels
 
     lists = {"kernels": _names(kernels), "key_dims": _counts("--key-dims", key_dims)}
     settings = KernelSettings(**lists, num_tokens=tokens, num_heads=heads, value_dim=head_dim, **others)
-    print_kernels(bench_kernels(settings, outputs))
+    return bench_kernels(settings, outputs)
 
 
 @_takes(
@@ -187,7 +184,7 @@ def kernels(outputs: Any, kernels: str, key_dims: str, tokens: int, heads: int, 
 )
 def data(
     outputs: Any, paths: list[str] | None, tokenizers: str, workers: str, context: int, batch: int, **others: Any
-) -> None:
+) -> Any:
     """Time the preparation of text and the loader, in tokens a second.
 
     For example:
@@ -195,12 +192,11 @@ def data(
         widestream bench data my_texts/ --tokenizers byte,bpe.json --workers 1,2 --json data.json
     """
     from widestream.bench.data import DataSettings, bench_data
-    from widestream.bench.tables import print_data
 
     lists = {"tokenizers": _names(tokenizers), "workers": _counts("--workers", workers)}
     text = tuple(paths or ["bundled:prose"])
     settings = DataSettings(paths=text, **lists, sequence_length=context, batch_size=batch, **others)
-    print_data(bench_data(settings, outputs))
+    return bench_data(settings, outputs)
 
 
 def _models(

@@ -29,7 +29,7 @@ from torch import nn
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
 from widestream.files import sync_folder, write_atomic
-from widestream.runs.folder import checkpoint_folder, list_checkpoints
+from widestream.runs.folder import CHECKPOINTS, list_checkpoints
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -72,7 +72,7 @@ def save(
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are as they were.
     """
-    final = checkpoint_folder(run_dir, step)
+    final = run_dir / CHECKPOINTS / f"step_{step:08d}"
     folder = final.parent
     aside = folder / f"{UNFINISHED}{final.name}"
     with _write_errors(final, aside):

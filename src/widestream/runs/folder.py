@@ -47,11 +47,6 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def checkpoint_folder(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint after so many optimizer steps lies."""
-    return run_dir / CHECKPOINTS / f"step_{step:08d}"
-
-
 def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     """Steps and folders of all checkpoints, oldest first, whatever their state."""
     folder = run_dir / CHECKPOINTS
@@ -59,16 +54,6 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
         return []
     matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.iterdir())
     return sorted((int(match[1]), path) for match, path in matches if match)
-
-
-def stopped_nonfinite(run_dir: Path) -> bool:
-    """Whether a run was stopped because its loss or gradient was not finite."""
-    return any(run_dir.glob(NONFINITE.format("*")))
-
-
-def log_file(run_dir: Path) -> Path:
-    """Where a pool keeps what the run's process printed: beside the folder."""
-    return run_dir.with_name(f"{run_dir.name}.log")
 
 
 def claim_file(run_dir: Path) -> Path:

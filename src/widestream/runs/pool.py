@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 from widestream.errors import UserError
-from widestream.runs.folder import claim_file, finished, log_file, read_done, steps_done, stopped_nonfinite
+from widestream.runs.folder import NONFINITE, claim_file, finished, read_done, steps_done
 from widestream.runs.progress import Progress
 
 POLL_S = 0.5
@@ -56,7 +56,7 @@ class Job:
     @property
     def log(self) -> Path:
         """Where the process writes what it has to say."""
-        return log_file(self.folder)
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def done(self) -> bool:
@@ -73,7 +73,7 @@ class Job:
     @property
     def diverged(self) -> bool:
         """Whether the run was stopped because its loss or gradient was not finite. It would be again."""
-        return not self.done and stopped_nonfinite(self.folder)
+        return not self.done and any(self.folder.glob(NONFINITE.format("*")))
 
     @property
     def steps_done(self) -> int:

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from widestream.data.batches import Batch
-from widestream.files import disk_errors, write_json
+from widestream.errors import UserError
+from widestream.files import disk_errors, write_atomic, write_json
 from widestream.machine import keep_freed_memory, memory_bytes, numerics
 from widestream.recipe import RunConfig
-from widestream.runs.folder import DONE
+from widestream.runs.folder import DONE, NONFINITE
 from widestream.runs.metrics import finite
 from widestream.runs.progress import Progress
 from widestream.train.clock import Stopwatch
 from widestream.train.heldout import Heldout, evaluate
-from widestream.train.nonfinite import handle_nonfinite
 from widestream.train.optim import set_lr
 from widestream.train.parallel import join_world
 from widestream.train.schedule import factor
@@ -76,7 +77,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
                 run.reached.step, run.reached.wall_s = step + 1, watch.total_s
 
                 if not result.applied:
-                    handle_nonfinite(run, result)
+                    _handle_nonfinite(run, result)
                 elif _due(run, settings.log_every):
                     _log(run, result, scale * config.optimizer.lr, watch)
                 if run.heldout is not None and _due(run, settings.eval_every):
@@ -117,6 +118,39 @@ def _take_step(run: TrainingRun, batch: Batch) -> StepResult:
         precision=run.precision,
         z_loss=run.config.train.z_loss,
         grad_clip=run.config.optimizer.grad_clip,
+    )
+
+
+def _handle_nonfinite(run: TrainingRun, result: StepResult) -> None:
+    """Stop the run, or count the step as skipped, as `train.nonfinite` says. The weights are as before the step.
+
+    Every process comes to the same decision, because loss and norm are those of the whole batch.
+
+    Raises:
+        UserError: the run is to stop. The batch was saved to `nonfinite_step_N.safetensors` in the run folder: tokens,
+            targets and segments [B, T] of all processes, the step, and the loss of every micro-batch.
+    """
+    step = run.reached.step
+    what = f"step {step}: the loss is {result.loss} and the gradient norm {result.grad_norm}"
+    if run.config.train.nonfinite == "skip":
+        run.reached.skipped += 1
+        run.record(
+            "event",
+            event="nonfinite_skipped",
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            skipped=run.reached.skipped,
+        )
+        return
+    path = run.folder / NONFINITE.format(step)
+    if run.world.is_main:
+        batch = run.batches.at(step - 1)
+        fields = {"tokens": batch.tokens, "targets": batch.targets, "segments": batch.segments}
+        write_atomic(path, save({**fields, "step": torch.tensor(step), "losses": result.losses.cpu()}))
+    raise UserError(
+        f"Training stopped at {what}. Its batch is saved as {path}; checkpoints are untouched. Lower optimizer.lr, set "
+        "optimizer.grad_clip, or pass over such steps with train.nonfinite=skip, in another run folder (--out) or anew "
+        "in this one (--fresh)."
     )
 
 
