@@ -13,7 +13,7 @@ COMMANDS = {
     "streams": "summary:streams",
     "demo": "study:demo",
     "zoo": "study:zoo",
-    "tune": "tune:tune",
+    "tune": "mup:tune",
     "data prepare": "data:prepare",
     "data inspect": "data:inspect",
     "data train-tokenizer": "data:train_tokenizer",

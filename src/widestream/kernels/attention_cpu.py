@@ -16,20 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils import flop_counter
 
-from widestream.kernels.compiled import Kernel
+from widestream.kernels.compiled import Kernel, View
 
 TYPES = (torch.float32, torch.bfloat16)
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-
-class _Heads(ctypes.Structure):
-    """Mirrors Heads in attention.cpp."""
-
-    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "head", "token", "bf16")))
-
-    @classmethod
-    def of(cls, x: Tensor) -> "_Heads":
-        return cls(x.data_ptr(), *x.stride()[:3], x.dtype == torch.bfloat16)
 
 
 class _Problem(ctypes.Structure):
@@ -38,7 +28,7 @@ class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("B", "H", "T", "D", "causal", "threads")),
         ("scale", ctypes.c_double),
-        *((name, _Heads) for name in ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")),
+        *((name, View) for name in ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")),
         ("log_sums", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("bias_batch", "bias_head", "bias_query")),
@@ -104,7 +94,7 @@ def _gradients(
         bias = bias if bias.stride(-1) == 1 else bias.contiguous()
     KERNEL(
         *q.shape, bias is None, torch.get_num_threads(), scale,
-        *(_Heads.of(x) for x in (q, k, v, out, grad_out, *grads)),
+        *(View.of(x) for x in (q, k, v, out, grad_out, *grads)),
         log_sums.data_ptr(), *((None, 0, 0, 0) if bias is None else (bias.data_ptr(), *bias.stride()[:3])),
     )  # fmt: skip
     return grads

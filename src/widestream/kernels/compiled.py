@@ -18,11 +18,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 # Results must not depend on assumptions about NaN and infinity: no -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions")
 X86, ARM = ("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",)
 NATIVE = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 BUILD_SECONDS = 120
+
+
+class View(ctypes.Structure):
+    """Where a tensor is, and its first three strides. Mirrors View in tiles.h and Heads in attention.cpp."""
+
+    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("first", "second", "third", "bf16")))
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> "View":
+        """Of a tensor; of none, zeros."""
+        return cls() if x is None else cls(x.data_ptr(), *x.stride()[:3], x.dtype == torch.bfloat16)
 
 
 class BuildError(Exception):
@@ -96,8 +110,6 @@ def _parallel_runner() -> int:
     Raises:
         BuildError: torch has no such runtime.
     """
-    import torch
-
     suffix = ".dylib" if platform.system() == "Darwin" else ".so"
     try:
         # A search through this library goes on through those that it was linked with.

@@ -9,22 +9,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from widestream.kernels.compiled import Kernel
+from widestream.kernels.compiled import Kernel, View
 from widestream.kernels.exchange import ReferenceExchange, Site, SiteGradients
 
 TYPES = (torch.float32, torch.bfloat16)
-
-
-class _View(ctypes.Structure):
-    """Mirrors View in tiles.h."""
-
-    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("token", "row", "column", "bf16")))
-
-    @classmethod
-    def of(cls, tensor: Tensor | None) -> "_View":
-        if tensor is None:
-            return cls()
-        return cls(tensor.data_ptr(), *tensor.stride(), tensor.dtype == torch.bfloat16)
 
 
 class _Problem(ctypes.Structure):
@@ -40,7 +28,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("source", "state", "grad_after", "grad_state")),
         *((name, ctypes.c_void_p) for name in ("write_keys", "read_keys", "gain")),
         *((name, ctypes.c_void_p) for name in ("grad_write", "grad_read", "grad_gain")),
-        *((name, _View) for name in ("data", "out", "grad_data")),
+        *((name, View) for name in ("data", "out", "grad_data")),
         ("parallel", ctypes.c_void_p),
     )
 
@@ -65,7 +53,6 @@ class CpuExchange:
     def __init__(self):
         if KERNEL.missing is not None:
             raise RuntimeError(KERNEL.missing)
-        self._reference = ReferenceExchange()
 
     def forward_(
         self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
@@ -73,7 +60,7 @@ class CpuExchange:
         """See `Exchange`."""
         data = None if site.write_keys is None else data
         if not _supported(state, data, out):
-            self._reference.forward_(state, data, site, out, source)
+            ReferenceExchange().forward_(state, data, site, out, source)
             return
         self._run(state, source, None, None, data, site, out, None, (None, None, None))
 
@@ -90,7 +77,7 @@ class CpuExchange:
         """See `Exchange`."""
         data = None if site.write_keys is None or grad_data is None else data
         if not _supported(state, grad_state, data, grad_out, grad_data):
-            return self._reference.backward_(state, grad_state, data, site, grad_out, grad_data, grad_after)
+            return ReferenceExchange().backward_(state, grad_state, data, site, grad_out, grad_data, grad_after)
         write = None if data is None else site.write_keys
         grad_write, grad_gain = (
             None if x is None else torch.empty(x.shape, dtype=torch.float32) for x in (write, site.gain)
@@ -136,7 +123,7 @@ class CpuExchange:
             torch.get_num_threads(),
             site.eps,
             *(_address(x) for x in (source, state, grad_after, grad_state, *values, *grads)),
-            *(_View.of(x) for x in (data, out, grad_data)),
+            *(View.of(x) for x in (data, out, grad_data)),
         )
 
 

@@ -150,7 +150,7 @@ class _Shape:
     def __init__(self, state: Tensor, data: Tensor | None, site: Site, vectors: Tensor):
         assert state.dtype in (torch.float32, torch.bfloat16), state.dtype
         assert state.is_contiguous()
-        self.site, self.state_dtype = site, state.dtype
+        self.site = site
         self.tokens, self.V, self.K = state.shape
         self.Q = site.read_keys.shape[0]
         assert site.read_keys.shape == (self.Q, self.K)

@@ -14,27 +14,22 @@ from widestream.recipe import RunConfig, to_dict
 from widestream.runs.folder import CONFIG, INFO, SAMPLES, differences, load_config, read_info
 
 
-def require_free(run_dir: Path) -> None:
-    """Make sure that a run may begin in a folder: it does not exist, is empty, or holds a beginning that was killed.
+def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Write what a run folder begins with. What makes it a run comes last.
+
+    Args:
+        run_dir: the folder; made when it does not exist. It may hold a beginning that was killed.
+        config: what is to be trained.
+        info: the contents of run.json.
+        tokenizer: stays with the run, so that it can be sampled wherever it is taken.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the folder holds something else.
     """
     begun = {name + suffix for name in (TOKENIZER_FILE, INFO, CONFIG) for suffix in ("", ".tmp")}
     strangers = [path.name for path in _contents(run_dir) if path.name not in begun]
     if strangers:
         raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
-
-
-def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Write what a run folder begins with. What makes it a run comes last.
-
-    Args:
-        run_dir: the folder; made when it does not exist.
-        config: what is to be trained.
-        info: the contents of run.json.
-        tokenizer: stays with the run, so that it can be sampled wherever it is taken.
-    """
     run_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(run_dir)
     write_json(run_dir / INFO, info, indent=2)

@@ -15,7 +15,7 @@ from widestream.machine import choose_precision, describe_machine, matmul_peak
 from widestream.model.costs import summarize
 from widestream.recipe import RunConfig
 from widestream.runs.folder import is_run
-from widestream.runs.write import begin, require_free, require_same_run
+from widestream.runs.write import begin, require_same_run
 from widestream.train.plan import Plan
 from widestream.version import __version__
 
@@ -40,7 +40,6 @@ def open_folder(
     """
     if is_run(run_dir):
         return require_same_run(run_dir, config, data)
-    require_free(run_dir)
     info = _describe(config, data, device) | computed
     begin(run_dir, config, info, load_tokenizer(config.data.path))
     return info

@@ -19,7 +19,7 @@ from widestream.runs.folder import DONE, NONFINITE
 from widestream.runs.metrics import finite
 from widestream.runs.progress import Progress
 from widestream.train.clock import Stopwatch
-from widestream.train.heldout import Heldout, evaluate
+from widestream.train.evaluate import Heldout, evaluate
 from widestream.train.optim import set_lr
 from widestream.train.parallel import join_world
 from widestream.train.schedule import factor
@@ -42,7 +42,7 @@ class Result:
     skipped: int
     """Steps skipped because something was not finite."""
     heldout: dict[str, Any] | None
-    """The last evaluation (see `eval.heldout.Heldout`, `train.final_eval`), if there is one."""
+    """The last evaluation (see `train.evaluate.Heldout`, `train.final_eval`), if there is one."""
 
 
 def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result:
@@ -215,15 +215,7 @@ def _evaluate_windows(run: TrainingRun, limit: int | None) -> Heldout:
 
 def _finish(run: TrainingRun, progress: Progress) -> Result:
     """Write done.json; the last step has evaluated and saved already."""
-    reached = run.reached
-    result = Result(
-        step=reached.step,
-        tokens=run.tokens,
-        flops=run.flops,
-        wall_s=reached.wall_s,
-        skipped=reached.skipped,
-        heldout=reached.heldout,
-    )
+    result = Result(tokens=run.tokens, flops=run.flops, **asdict(run.reached))
     if run.world.is_main:
         write_json(run.folder / DONE, asdict(result), indent=2)
     progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
