@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from widestream.kernels.compiled import Kernel, View
-from widestream.kernels.exchange import ReferenceExchange, Site, SiteGradients
+from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, SiteGradients
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -43,7 +43,7 @@ def available(device: torch.device) -> str | None:
     return KERNEL.missing
 
 
-class CpuExchange:
+class CpuExchange(Exchange):
     """One pass over the state. float16 and float64 tensors go the reference's way.
 
     Raises:
@@ -54,9 +54,7 @@ class CpuExchange:
         if KERNEL.missing is not None:
             raise RuntimeError(KERNEL.missing)
 
-    def forward_(
-        self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
-    ) -> None:
+    def forward_(self, state, data, site, out, source=None):
         """See `Exchange`."""
         data = None if site.write_keys is None else data
         if not _supported(state, data, out):
@@ -64,16 +62,7 @@ class CpuExchange:
             return
         self._run(state, source, None, None, data, site, out, None, (None, None, None))
 
-    def backward_(
-        self,
-        state: Tensor,
-        grad_state: Tensor,
-        data: Tensor | None,
-        site: Site,
-        grad_out: Tensor,
-        grad_data: Tensor | None,
-        grad_after: Tensor | None = None,
-    ) -> SiteGradients:
+    def backward_(self, state, grad_state, data, site, grad_out, grad_data, grad_after=None):
         """See `Exchange`."""
         data = None if site.write_keys is None or grad_data is None else data
         if not _supported(state, grad_state, data, grad_out, grad_data):
