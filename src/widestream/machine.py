@@ -125,10 +125,10 @@ def matmul_peak(device: torch.device, precision: str, seconds: float = 0.5) -> f
     best = float("inf")
     end = time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < end:
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(a, b)
-        _wait(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
@@ -137,6 +137,9 @@ def memory_bytes(device: torch.device) -> int:
     """Most memory used so far: allocated by torch on a GPU, resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    known = _proc("self/status", "VmHWM")  # getrusage may count the memory of the process that started this one
+    if known is not None:
+        return int(known.split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -144,7 +147,7 @@ def memory_bytes(device: torch.device) -> int:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What run.json says of the machine."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": _proc("cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -152,14 +155,16 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def _proc(file: str, key: str) -> str | None:
+    """What a file of /proc says behind a key, where there is one."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+        for line in Path("/proc", file).read_text(encoding="utf-8").splitlines():
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return None
 
 
-def _wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU has been asked to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -18,6 +18,7 @@ from widestream.bench.record import Outputs
 from widestream.bench.step import StepSettings, bench_step
 from widestream.cli import main
 from widestream.errors import UserError
+from widestream.kernels.exchange import ReferenceExchange
 
 CPU = torch.device("cpu")
 SIZES = Sizes(num_layers=2, num_heads=2, head_dim=8, vocab_size=40, context=16, batch_size=2)
@@ -135,12 +136,12 @@ def test_kernels(tmp_path):
 
 
 def test_what_cannot_run_says_why(monkeypatch):
-    monkeypatch.setitem(IMPLEMENTATIONS, "other", "widestream.kernels.no_such_file:Other")
+    monkeypatch.setitem(IMPLEMENTATIONS, "other", (ReferenceExchange, lambda device: f"Not on {device}."))
     found, unavailable = find_implementations(("reference", "other"), CPU)
     assert list(found) == ["reference"]
-    assert unavailable == {"other": "There is no module widestream.kernels.no_such_file here."}
+    assert unavailable == {"other": "Not on cpu."}
     settings = KernelSettings(kernels=("other",), device="cpu")
-    with pytest.raises(UserError, match="No kernel that was named runs here: There is no module"):
+    with pytest.raises(UserError, match="No kernel that was named runs here: Not on cpu"):
         bench_kernels(settings, Outputs())
 
 

@@ -3,19 +3,15 @@ import subprocess
 import sys
 
 import pytest
-import typer
 from small_corpora import texts, write_jsonl
 from typer.testing import CliRunner
 
-from widestream.cli.data import register
+from widestream.cli.app import build_app
 from widestream.errors import UserError
 
 
 def invoke(*arguments):
-    app = typer.Typer()
-    register(app)
-    app.callback()(lambda: None)
-    return CliRunner().invoke(app, [str(argument) for argument in ("data", *arguments)], env={"COLUMNS": "200"})
+    return CliRunner().invoke(build_app(), ["data", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from tiny_runs import tiny_config, write_data
-from widestream.cli.study_moments import add_moments
+from widestream.cli.app import build_app
 from widestream.errors import UserError
 from widestream.experiments.moments.charts import moments_charts
 from widestream.experiments.moments.section import moments_tables
@@ -43,9 +42,7 @@ def test_a_run_is_measured_at_its_start_and_at_every_checkpoint(runs):
 def test_the_command_measures_runs(runs, tmp_path):
     chosen = [word for stream in ("matrix", "vector") for word in ("--run", str(runs / stream))]
     out = tmp_path / "training.json.xz"
-    group = typer.Typer()
-    add_moments(group)
-    result = CliRunner().invoke(group, [*chosen, "--windows", "2", "--json", str(out)])
+    result = CliRunner().invoke(build_app(), ["study", "moments", *chosen, "--windows", "2", "--json", str(out)])
     assert result.exit_code == 0, result.output
     assert "one seed tells nothing at step 6" in result.output
     record = read_json(out)

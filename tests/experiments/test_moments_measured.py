@@ -5,12 +5,11 @@ import math
 
 import pytest
 import torch
-import typer
 from torch import nn
 from typer.testing import CliRunner
 
 from models import tiny
-from widestream.cli.study_moments import add_moments
+from widestream.cli.app import build_app
 from widestream.errors import UserError
 from widestream.experiments.moments import ratios as moments_ratios
 from widestream.experiments.moments.depth import DepthSizes, measure_depth
@@ -135,17 +134,12 @@ def test_effective_ranks():
     assert matrix_rank(torch.ones(1, 2, 5)) is None
 
 
-def app() -> typer.Typer:
-    group = typer.Typer()
-    add_moments(group)
-    group.callback()(lambda: None)
-    return group
-
-
 def test_the_command_measures_initial_models(tmp_path):
     out = tmp_path / "moments.json"
     options = ["--shape", "small", "--draws", "2", "--scheme", "xavier", "--streams", "vector,rezero"]
-    result = CliRunner().invoke(app(), ["moments", *options, "--depths", "2,3", "--seeds", "2", "--json", str(out)])
+    result = CliRunner().invoke(
+        build_app(), ["study", "moments", *options, "--depths", "2,3", "--seeds", "2", "--json", str(out)]
+    )
     assert result.exit_code == 0, result.output
     record = json.loads(out.read_text())
     assert record["settings"]["depths"] == [2, 3]
@@ -165,4 +159,4 @@ def test_the_command_measures_initial_models(tmp_path):
 )
 def test_mistakes_are_told(options, message):
     with pytest.raises(UserError, match=message):
-        CliRunner().invoke(app(), ["moments", *options], catch_exceptions=False)
+        CliRunner().invoke(build_app(), ["study", "moments", *options], catch_exceptions=False)

@@ -5,18 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from fake_runs import write_demo, write_search
-from widestream.cli import compare as verb
+from widestream.cli.app import build_app
 from widestream.errors import UserError
 
 
 def run(*arguments):
-    app = typer.Typer()
-    verb.register(app)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(build_app(), ["compare", *map(str, arguments)])
 
 
 def test_the_table_and_the_verdict_are_printed_without_colour_codes_into_a_pipe(demo):

@@ -188,7 +188,7 @@ def test_leftovers_of_a_killed_save_are_no_checkpoints_and_are_removed_by_the_ne
     assert names(saved) == ["step_00000004"]
 
 
-@pytest.mark.parametrize("culprit", ["_write_json", "_describe", "save_file"])
+@pytest.mark.parametrize("culprit", ["write_atomic", "_describe", "save_file"])
 def test_a_full_disk_is_one_sentence_and_leaves_the_older_ones(config, saved, monkeypatch, culprit):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tiny_runs import tiny_config
 from widestream.errors import UserError
+from widestream.runs import progress
 from widestream.runs.metrics import MetricsWriter, length_up_to
-from widestream.train import progress
 from widestream.train.loop import train
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from tiny_runs import tiny_config
 from widestream.data.store import TokenStore
 from widestream.model.build import build_model
-from widestream.train.heldout import evaluate
+from widestream.train.evaluate import evaluate
 from widestream.train.parallel import World
 
 WORLD = World(torch.device("cpu"))

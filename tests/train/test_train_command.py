@@ -2,11 +2,10 @@ import json
 import shutil
 
 import pytest
-import typer
 import yaml
 
 from tiny_runs import tiny_config, write_data
-from widestream.cli.train import register
+from widestream.cli.app import build_app
 from widestream.errors import UserError
 from widestream.recipe import to_dict
 
@@ -15,8 +14,7 @@ from widestream.recipe import to_dict
 def widestream(monkeypatch, tmp_path):
     """Calls the command line in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    app = typer.Typer()
-    register(app)
+    app = build_app()
     return lambda *arguments: app([str(argument) for argument in arguments], standalone_mode=False)
 
 

@@ -1,6 +1,5 @@
 """Time decoding with the KV cache: tokens a second behind a prompt, eager and compiled, one sequence and several."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,10 +92,7 @@ def _turn(decode: Decoding, batch_size: int, prompt: int) -> Turn:
         newest = decode(newest).argmax(-1, keepdim=True)
         newest.tolist()
 
-    def ready(_: int) -> Callable[[], None]:
-        return run
-
-    return ready
+    return lambda _: run
 
 
 def _ratios(seconds: Seconds, candidates: list[Candidate]) -> dict[str, dict[str, float]]:

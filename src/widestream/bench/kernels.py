@@ -3,7 +3,6 @@
 Letters: N tokens, V value axis D_v, K key axis D_k, R data vectors written, Q data vectors read.
 """
 
-import importlib
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,15 +16,18 @@ from widestream.bench.paired import Seconds, Turn, medians, take_turns
 from widestream.bench.plots import Panel, lines
 from widestream.bench.record import Outputs, make_record, require_counts
 from widestream.errors import UserError, unknown_name
-from widestream.kernels.exchange import Exchange, Site
+from widestream.kernels import exchange_cpu, exchange_triton
+from widestream.kernels.exchange import Exchange, ReferenceExchange, Site
+from widestream.kernels.exchange_cpu import CpuExchange
+from widestream.kernels.exchange_triton import TritonExchange
 from widestream.machine import DTYPES, find_device
 
-IMPLEMENTATIONS = {
-    "reference": "widestream.kernels.exchange:ReferenceExchange",
-    "cpu": "widestream.kernels.exchange_cpu:CpuExchange",
-    "triton": "widestream.kernels.exchange_triton:TritonExchange",
+IMPLEMENTATIONS: dict[str, tuple[type[Exchange], Callable[[torch.device], str | None]]] = {
+    "reference": (ReferenceExchange, lambda device: None),
+    "cpu": (CpuExchange, exchange_cpu.available),
+    "triton": (TritonExchange, exchange_triton.available),
 }
-"""Where implementations are. A module may have `available(device)`: None, or a sentence that says why it cannot run."""
+"""Implementations, each with a function that says why it cannot run on a device, or None."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,20 +101,9 @@ def bench_kernels(settings: KernelSettings, outputs: Outputs) -> dict[str, Any]:
 
 def find_implementations(names: tuple[str, ...], device: torch.device) -> tuple[dict[str, Exchange], dict[str, str]]:
     """Those that run on `device`, and why the others do not, by name."""
-    implementations, unavailable = {}, {}
-    for name in names:
-        module_name, _, attribute = IMPLEMENTATIONS[name].partition(":")
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            unavailable[name] = f"There is no module {error.name} here."
-            continue
-        reason = module.available(device) if hasattr(module, "available") else None
-        if reason is None:
-            implementations[name] = getattr(module, attribute)()
-        else:
-            unavailable[name] = reason
-    return implementations, unavailable
+    reasons = {name: IMPLEMENTATIONS[name][1](device) for name in names}
+    unavailable = {name: reason for name, reason in reasons.items() if reason is not None}
+    return {name: IMPLEMENTATIONS[name][0]() for name in names if name not in unavailable}, unavailable
 
 
 def _turns(

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,17 +150,7 @@ def serve() -> None:
         shape = (settings.sizes.batch_size, settings.sizes.context + 1)
         ids = torch.randint(settings.sizes.vocab_size, shape, generator=generator).to(device)
         step(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-    print(_own_peak(device))
-
-
-def _own_peak(device: torch.device) -> int:
-    """Like `memory_bytes`, which on Linux would count the memory of the parent that started this process."""
-    if device.type == "cpu":
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    return memory_bytes(device)
+    print(memory_bytes(device))
 
 
 def _panels(record: dict[str, Any], candidates: list[Candidate]) -> list[Panel]:

@@ -2,10 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from widestream.machine import synchronize
 
 Turn = Callable[[int], Callable[[], Any]]
 """Given the number of the round (negative: warm-up), gets ready, untimed, and returns what is to be timed."""
@@ -38,26 +40,16 @@ def take_turns(candidates: dict[str, Turn], rounds: int, warmup: int, device: to
     return seconds
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def medians(seconds: Seconds) -> dict[str, float]:
     """Median over the rounds."""
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def paired_ratio(values: Sequence[float], reference: Sequence[float]) -> float:
-    """Median over the rounds of the ratio within a round."""
-    return statistics.median(a / b for a, b in zip(values, reference, strict=True))
-
-
 def ratios(seconds: Seconds, references: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Every candidate's time relative to each of `references`, which took turns with it."""
+    """Every candidate's time relative to each of `references`: the median over the rounds of the ratio within one."""
+
+    def ratio(name: str, reference: str) -> float:
+        return statistics.median(a / b for a, b in zip(seconds[name], seconds[reference], strict=True))
+
     references = list(references)
-    return {
-        name: {reference: paired_ratio(values, seconds[reference]) for reference in references if reference != name}
-        for name, values in seconds.items()
-    }
+    return {name: {other: ratio(name, other) for other in references if other != name} for name in seconds}

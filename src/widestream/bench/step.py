@@ -63,7 +63,8 @@ def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
     outputs.check()
     candidates = list_candidates(settings.models)
     device, precision = settings.models.resolve()
-    first, groups = candidates[0], _groups(candidates, settings.together)
+    first, others, share = candidates[0], candidates[1:], settings.together - 1
+    groups = [[first, *others[i : i + share]] for i in range(0, max(1, len(others)), share)]
     timed = [_time_group(group, settings, device, precision) for group in groups]
     seconds, peaks = [group for group, _ in timed], [group for _, group in timed]
     middle = {name: value for group in reversed(seconds) for name, value in medians(group).items()}
@@ -85,12 +86,6 @@ def bench_step(settings: StepSettings, outputs: Outputs) -> dict[str, Any]:
     )  # fmt: skip
     outputs.write(record, _panels(record, candidates))
     return record
-
-
-def _groups(candidates: list[Candidate], together: int) -> list[list[Candidate]]:
-    """The first model beside all the others, so many at a time."""
-    first, others, share = candidates[0], candidates[1:], together - 1
-    return [[first, *others[i : i + share]] for i in range(0, max(1, len(others)), share)]
 
 
 def _time_group(

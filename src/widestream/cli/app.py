@@ -1,28 +1,50 @@
-"""The typer application: every verb's module adds its commands."""
+"""The typer application: every command, and where its function stands."""
 
 import importlib
 
 import typer
 
-VERBS = (
-    "train",
-    "sample",
-    "compare",
-    "summary",
-    "streams",
-    "data",
-    "bench",
-    "demo",
-    "zoo",
-    "study",
-    "tune",
-    "mup",
-    "paper",
-)
+COMMANDS = {
+    "train": "train:train",
+    "eval": "train:evaluate",
+    "sample": "train:sample",
+    "compare": "compare:compare",
+    "summary": "summary:summary",
+    "streams": "summary:streams",
+    "demo": "study:demo",
+    "zoo": "study:zoo",
+    "tune": "mup:tune",
+    "data prepare": "data:prepare",
+    "data inspect": "data:inspect",
+    "data train-tokenizer": "data:train_tokenizer",
+    "bench step": "bench:step",
+    "bench memory": "bench:memory",
+    "bench decode": "bench:decode",
+    "bench kernels": "bench:kernels",
+    "bench data": "bench:data",
+    "study run": "study:run",
+    "study report": "study:report",
+    "study pack": "study:pack",
+    "study list": "study:list_studies",
+    "study moments": "study_moments:moments",
+    "mup check": "mup:check",
+    "paper errata": "paper:errata",
+    "paper resources": "paper:resources",
+}
+"""Module and function of every command, in the order of the help. The modules import nothing heavy until one runs."""
+
+GROUPS = {
+    "data": "Prepare text, inspect prepared data, train a tokenizer.",
+    "bench": "Measure training step, memory, decoding, kernels and data here.",
+    "study": "Questions answered by many runs: seeds, searches, intervals.",
+    "mup": "muP: settings that carry over from small models to large ones.",
+    "paper": "The RMT paper's arithmetic, computed anew: errata, resources.",
+}
+"""What the help says of commands that share their first word."""
 
 
 def build_app() -> typer.Typer:
-    """Gather the verbs. Their modules import nothing heavy until a command runs."""
+    """Gather the commands."""
     app = typer.Typer(
         name="widestream",
         help="Build, train, compare and understand transformer residual streams.",
@@ -31,8 +53,15 @@ def build_app() -> typer.Typer:
         add_completion=False,
     )
     app.callback(invoke_without_command=True)(_options)
-    for verb in VERBS:
-        importlib.import_module(f"widestream.cli.{verb}").register(app)
+    groups = {"": app}
+    for name, sentence in GROUPS.items():
+        groups[name] = typer.Typer(no_args_is_help=True, help=sentence)
+        groups[name].callback()(lambda: None)  # also a group of one command is a group
+        app.add_typer(groups[name], name=name)
+    for command, place in COMMANDS.items():
+        group, _, name = command.rpartition(" ")
+        module, _, function = place.partition(":")
+        groups[group].command(name)(getattr(importlib.import_module(f"widestream.cli.{module}"), function))
     return app
 
 

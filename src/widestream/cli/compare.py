@@ -26,8 +26,3 @@ def compare(
         report.print_table(comparison)
         if out is not None:
             typer.echo(f"Report: {out}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("compare")(compare)

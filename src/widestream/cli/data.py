@@ -154,12 +154,3 @@ def _print(description: dict[str, Any]) -> None:
     for name, split in description["splits"].items():
         for number, beginning in enumerate(split["beginnings"]):
             console.print(f"\n{name} document {number}: {beginning!r}", markup=False, highlight=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `widestream data` and its commands."""
-    group = typer.Typer(no_args_is_help=True, help="Prepare text, inspect prepared data, train a tokenizer.")
-    group.command()(prepare)
-    group.command()(inspect)
-    group.command("train-tokenizer")(train_tokenizer)
-    app.add_typer(group, name="data")

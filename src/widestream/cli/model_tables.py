@@ -46,35 +46,27 @@ def print_streams(config: RunConfig, rows: list[StreamRow]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=190)
     table = Table(box=None, header_style="bold", pad_edge=False, title=f"Streams at the sizes of {config.name}")
-    for name in (
-        "kind",
-        "state",
-        "history",
-        "kept",
-        "starts plain",
-        "parameters",
-        "FLOPs/token",
-        "bytes/token",
-        "saved",
-        "as writes",
-        "papers",
-    ):
-        right = name in ("kept", "parameters", "FLOPs/token", "bytes/token", "saved", "as writes")
-        table.add_column(name, justify="right" if right else "left")
-    for row in rows:
-        table.add_row(
-            row.kind,
-            " x ".join(map(str, row.state_shape)),
-            row.history,
-            f"{row.history_size:,}",
-            "yes" if row.starts_plain else "no",
-            f"{row.extra_parameters:+,}",
-            f"{row.extra_flops:+,}",
-            f"{row.bytes_moved:,}",
-            f"{row.bytes_saved:,}",
-            "" if row.bytes_saved_writes is None else f"{row.bytes_saved_writes:,}",
-            ", ".join(row.papers),
-        )
+    lines = [
+        {
+            "kind": row.kind,
+            "state": " x ".join(map(str, row.state_shape)),
+            "history": row.history,
+            "kept": f"{row.history_size:,}",
+            "starts plain": "yes" if row.starts_plain else "no",
+            "parameters": f"{row.extra_parameters:+,}",
+            "FLOPs/token": f"{row.extra_flops:+,}",
+            "bytes/token": f"{row.bytes_moved:,}",
+            "saved": f"{row.bytes_saved:,}",
+            "as writes": "" if row.bytes_saved_writes is None else f"{row.bytes_saved_writes:,}",
+            "papers": ", ".join(row.papers),
+        }
+        for row in rows
+    ]
+    for name in lines[0]:
+        words = name in ("kind", "state", "history", "starts plain", "papers")
+        table.add_column(name, justify="left" if words else "right")
+    for line in lines:
+        table.add_row(*line.values())
     console.print(table)
     console.print(
         "Parameters and forward FLOPs: more or fewer than the plain transformer's. Kept: numbers per token. Saved: "

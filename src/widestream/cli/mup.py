@@ -1,16 +1,16 @@
-"""`widestream mup check`: does a recipe behave alike at every width?"""
+"""muP: `widestream mup check`, does a recipe behave alike at every width, and `tune`, which settings are best?"""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Changes to the recipe.")]
+
 
 def check(
     recipe: Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped one.")],
-    changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Changes to the recipe.")
-    ] = None,
+    changes: Changes = None,
     widths: Annotated[
         str | None, typer.Option(metavar="D,...", help="Widths H * D_h. Default: 1, 2, 4, 8 times the recipe's.")
     ] = None,
@@ -37,14 +37,12 @@ def check(
 
         widestream mup check tune/rmt --widths 32,64,128,256 --out mup.html
     """
-    from widestream.errors import UserError
+    from widestream.bench.record import Outputs
     from widestream.experiments.mup.measure import CheckOptions, run_check
     from widestream.experiments.mup.section import sentences, write_check
     from widestream.files import write_json
 
-    for path in filter(None, (json, out)):
-        if not path.parent.is_dir():
-            raise UserError(f"The folder {path.parent} does not exist; make it first, or write elsewhere.")
+    Outputs(json, out).check()
     record = run_check(
         CheckOptions(
             recipe=recipe,
@@ -67,6 +65,53 @@ def check(
     raise typer.Exit(0 if record["flat"]["mup"] else 1)
 
 
+def tune(
+    recipe: Annotated[str, typer.Argument(help="The trial model: a recipe under muP, such as tune/rmt.")],
+    changes: Changes = None,
+    trials: Annotated[int, typer.Option(help="Trials in all, earlier ones counted.")] = 100,
+    trial_steps: Annotated[int | None, typer.Option(help="Steps of a trial. Default: the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Trials and record. Default: runs/tune/NAME.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Journal file, or database URL for many machines. Default: journal.log in the folder."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Trials at a time, a process each.")] = 1,
+    interval: Annotated[
+        str, typer.Option(help="paper: as printed. wide: alphas within [0.1, 10], as the paper's choices imply.")
+    ] = "wide",
+    sampler: Annotated[str, typer.Option(help="random: log-uniform, the paper's. tpe: Optuna's.")] = "random",
+    seed: Annotated[
+        int, typer.Option(help="Of random draws; trials of two models at one seed have equal settings.")
+    ] = 0,
+) -> None:
+    """Search muP settings on a small model: learning rate, initial std; input, attention and output multipliers.
+
+    Interrupted or killed, the same command goes on; several may work at once. For example:
+
+        widestream tune tune/rmt --trials 20 --workers 2
+    """
+    from widestream.experiments.tune.search import TuneOptions, run_search
+    from widestream.experiments.tune.space import Space
+
+    folder = out or Path("runs/tune") / Path(recipe).stem
+    options = TuneOptions(
+        recipe=recipe,
+        changes=tuple(changes or ()),
+        folder=folder,
+        space=Space(interval, sampler, seed),
+        trials=trials,
+        trial_steps=trial_steps,
+        storage=storage,
+        workers=workers,
+    )
+    record = run_search(options)
+
+    from widestream.experiments.tune.section import sentences
+
+    print("\n".join(sentences(record)))
+    print(f"Record and page: {folder}")
+
+
 def _widths(text: str | None) -> tuple[int, ...] | None:
     from widestream.errors import UserError
 
@@ -76,11 +121,3 @@ def _widths(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(width) for width in text.split(","))
     except ValueError:
         raise UserError(f"--widths is {text}; give whole numbers, for example --widths 64,128,256.") from None
-
-
-def register(app: typer.Typer) -> None:
-    """Add `widestream mup` and its command."""
-    group = typer.Typer(no_args_is_help=True, help="muP: settings that carry over from small models to large ones.")
-    group.callback()(lambda: None)
-    group.command()(check)
-    app.add_typer(group, name="mup")

@@ -52,11 +52,3 @@ def resources(
     print_resources(resources_record())
     for path in written:
         print(path)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `widestream paper` and its commands."""
-    group = typer.Typer(no_args_is_help=True, help="The RMT paper's arithmetic, computed anew: errata, resources.")
-    for command in (errata, resources):
-        group.command()(command)
-    app.add_typer(group, name="paper")

@@ -1,12 +1,12 @@
-"""`widestream study`: run, report and keep studies."""
+"""`widestream study`: run, report and keep studies; `demo` and `zoo`, two of them by name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from widestream.cli.study_moments import add_moments
-
+Workers = Annotated[int | None, typer.Option(help="Runs at a time. Default: one a GPU; with none, one a CPU.")]
 Scale = Annotated[str, typer.Option(help="cpu, gpu or paper: sizes and budgets.")]
 
 
@@ -22,9 +22,7 @@ def run(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared data. Default: what the study names.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of every arm. Default: the study's, usually 3.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Runs at a time. Default: one a GPU; with none, one a CPU.")
-    ] = None,
+    workers: Workers = None,
     search: Annotated[
         bool, typer.Option("--search", help="Search learning rates and stop; those of demo and zoo anew.")
     ] = False,
@@ -80,11 +78,62 @@ def list_studies() -> None:
         print(f"{name}: {study.title}\n  {study.question}\n  {len(study.arms)} arms, {study.seeds} seeds")
 
 
-def register(app: typer.Typer) -> None:
-    """Add `widestream study` and its commands."""
-    group = typer.Typer(no_args_is_help=True, help="Questions answered by many runs: seeds, searches, intervals.")
-    for command in (run, report, pack):
-        group.command()(command)
-    group.command("list")(list_studies)
-    add_moments(group)
-    app.add_typer(group, name="study")
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Everything is written here. Default: runs/demo.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each model. Default: 2.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of each run. Default: the recipes'.")] = None,
+    workers: Workers = None,
+    prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Stop when the data is prepared.")] = False,
+) -> None:
+    """Train RMT and transformer side by side on bundled prose and write a report; minutes on two CPU cores.
+
+    It is the study `demo`. Interrupted, the same command goes on where it stopped.
+    """
+    from widestream.study.demo import prepare_data, run_demo
+    from widestream.study.run import StudyOptions
+
+    options = StudyOptions(folder=out, seeds=seeds, steps=steps, workers=workers)
+    if prepare_only:
+        prepare_data(options)
+    else:
+        run_demo(options)
+
+
+def zoo(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE...]", help="Default: all of recipes/zoo.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Runs and report. Default: runs/zoo, or runs/zoo-search with --search.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Prepared data. Default: runs/demo/data, made from the bundled prose if missing."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each model. Default: 1.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of each run. Default: the recipes', or the search's.")
+    ] = None,
+    workers: Workers = None,
+    search: Annotated[bool, typer.Option("--search", help="Search each model's learning rate instead.")] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The search's record: the one to show (default: recipes/zoo/search.json), or with --search the one to "
+            "write (default: zoo.study.json in --out).",
+        ),
+    ] = None,
+) -> None:
+    """Train every residual stream at one small size on the same batches and write a report; half an hour on two CPUs.
+
+    It is the study `zoo`. Interrupted, the same command goes on where it stopped.
+    """
+    from widestream.study.run import StudyOptions
+    from widestream.study.zoo import run_zoo, search_zoo
+
+    options = StudyOptions(folder=out, data=data, seeds=seeds, steps=steps, workers=workers, search_only=search)
+    if search:
+        print(f"Record: {search_zoo(replace(options, record=record), recipes or ())}")
+    else:
+        run_zoo(options, recipes or (), record)

@@ -76,8 +76,3 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(",") if number.strip())
     except ValueError:
         raise UserError(f"--depths is {text}; give numbers of layers, such as 6,24,48.") from None
-
-
-def add_moments(group: typer.Typer) -> None:
-    """Add the command to `widestream study`."""
-    group.command("moments")(moments)

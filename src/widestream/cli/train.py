@@ -1,9 +1,12 @@
-"""`widestream train` and `widestream eval`."""
+"""`widestream train`, `eval` and `sample`: one run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: where the run was trained.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def train(
@@ -30,8 +33,8 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Another prepared folder. Default: the run's own.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: where the run was trained.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Held-out loss, perplexity and bits per byte of a run's newest checkpoint."""
     import json
@@ -49,7 +52,36 @@ def evaluate(
     print(f"  bits per byte  {heldout.bits_per_byte:.4f}")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("train")(train)
-    app.command("eval")(evaluate)
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty: the beginning of a document.")] = "",
+    max_new_tokens: Annotated[int, typer.Option("--tokens", help="Tokens to add at most.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only. Default: all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that reach p. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    cache: Annotated[bool, typer.Option(help="Keep keys and values of earlier tokens; the text is the same.")] = True,
+    precision: Annotated[
+        Literal["float32", "bf16"],
+        typer.Option(help="bf16 halves what is read per token; its rounding may change tokens."),
+    ] = "float32",
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the step: worth it from some hundred tokens on; the text is the same."),
+    ] = False,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt with a run's newest checkpoint."""
+    import json
+    from dataclasses import asdict
+
+    from widestream.generate.sampling import SamplingConfig
+    from widestream.runs.sample import sample_run
+
+    config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    drawn = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)
+    row = {**asdict(drawn), **asdict(config)}
+    print(json.dumps(row, ensure_ascii=False) if as_json else drawn.prompt + drawn.text)

@@ -10,30 +10,16 @@ Letters: B batch, H heads, T tokens, K width of a head.
 """
 
 import ctypes
-import functools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import flop_counter
 
-from widestream.kernels import compiled
+from widestream.kernels.compiled import Kernel, View
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("attention.cpp", "threads.h", "tiles.h"))
 TYPES = (torch.float32, torch.bfloat16)
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-
-class _Heads(ctypes.Structure):
-    """Mirrors Heads in attention.cpp."""
-
-    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "head", "token", "bf16")))
-
-    @classmethod
-    def of(cls, x: Tensor) -> "_Heads":
-        return cls(x.data_ptr(), *x.stride()[:3], x.dtype == torch.bfloat16)
 
 
 class _Problem(ctypes.Structure):
@@ -42,7 +28,7 @@ class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("B", "H", "T", "D", "causal", "threads")),
         ("scale", ctypes.c_double),
-        *((name, _Heads) for name in ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")),
+        *((name, View) for name in ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")),
         ("log_sums", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("bias_batch", "bias_head", "bias_query")),
@@ -50,10 +36,12 @@ class _Problem(ctypes.Structure):
     )
 
 
+KERNEL = Kernel("attention", _Problem)
+
+
 def available() -> str | None:
     """None where `attention` can be used, else one sentence that says why not. Compiles if need be (seconds, once)."""
-    library = _library()
-    return library if isinstance(library, str) else None
+    return KERNEL.missing
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -86,49 +74,33 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
-@functools.cache
-def _library() -> tuple[Callable[..., None], int] | str:
-    """The compiled backward pass and torch's runner of threads, or why they cannot be had."""
-    return compiled.entry("attention", _Problem, *SOURCES)
-
-
-@torch.library.custom_op("widestream::attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     return FLASH(q, k, v, 0.0, bias is None, attn_mask=bias, scale=scale)
 
 
-@_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return FLASH(q, k, v, 0.0, bias is None, attn_mask=bias, scale=scale)
+_attention = torch.library.custom_op("widestream::attention", _flash, mutates_args=())
+_attention.register_fake(_flash)
 
 
 @torch.library.custom_op("widestream::attention_gradients", mutates_args=())
 def _gradients(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    library = _library()
-    assert not isinstance(library, str), library
-    gradients, parallel = library
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
     log_sums = log_sums.contiguous()
     if bias is not None:
         bias = bias.to(torch.float32).expand(*q.shape[:3], k.shape[2])
         bias = bias if bias.stride(-1) == 1 else bias.contiguous()
-    problem = _Problem(
+    KERNEL(
         *q.shape, bias is None, torch.get_num_threads(), scale,
-        *(_Heads.of(x) for x in (q, k, v, out, grad_out, *grads)),
-        log_sums.data_ptr(), *((None, 0, 0, 0) if bias is None else (bias.data_ptr(), *bias.stride()[:3])), parallel,
+        *(View.of(x) for x in (q, k, v, out, grad_out, *grads)),
+        log_sums.data_ptr(), *((None, 0, 0, 0) if bias is None else (bias.data_ptr(), *bias.stride()[:3])),
     )  # fmt: skip
-    gradients(ctypes.byref(problem))
     return grads
 
 
-@_gradients.register_fake
-def _(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+_gradients.register_fake(lambda grad_out, *inputs: tuple(torch.empty_like(x) for x in inputs[:3]))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

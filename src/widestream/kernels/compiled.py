@@ -16,12 +16,27 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 # Results must not depend on assumptions about NaN and infinity: no -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions")
 X86, ARM = ("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",)
 NATIVE = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 BUILD_SECONDS = 120
+
+
+class View(ctypes.Structure):
+    """Where a tensor is, and its first three strides. Mirrors View in tiles.h and Heads in attention.cpp."""
+
+    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("first", "second", "third", "bf16")))
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> "View":
+        """Of a tensor; of none, zeros."""
+        return cls() if x is None else cls(x.data_ptr(), *x.stride()[:3], x.dtype == torch.bfloat16)
 
 
 class BuildError(Exception):
@@ -53,21 +68,40 @@ def load(name: str, *sources: Path) -> ctypes.CDLL:
         ) from error
 
 
-def entry(name: str, problem: type[ctypes.Structure], *sources: Path) -> tuple[Callable[..., None], int] | str:
-    """A kernel's entry, and torch's runner of threads, which its problem hands over; or why they cannot be had.
+class Kernel:
+    """A kernel of this folder, NAME.cpp, compiled when it is first asked for.
 
     Args:
-        name: of the library; the entry is `widestream_NAME`, which takes a pointer to a `problem`.
-        problem: all that the kernel is told.
-        sources: see `load`.
+        name: of the source and of the library; the entry is `widestream_NAME`, which takes a pointer to a `problem`.
+        problem: all that the kernel is told; its last field is torch's runner of threads.
     """
-    try:
-        library, parallel = load(name, *sources), _parallel_runner()
-    except BuildError as error:
-        return str(error)
-    function = getattr(library, f"widestream_{name}")
-    function.argtypes, function.restype = (ctypes.POINTER(problem),), None
-    return function, parallel
+
+    def __init__(self, name: str, problem: type[ctypes.Structure]):
+        self.name, self.problem = name, problem
+
+    @functools.cached_property
+    def entry(self) -> tuple[Callable[..., None], int] | str:
+        """The compiled function and torch's runner of threads, or one sentence that says why they cannot be had."""
+        folder = Path(__file__).parent
+        try:
+            library = load(self.name, *(folder / name for name in (f"{self.name}.cpp", "threads.h", "tiles.h")))
+            parallel = _parallel_runner()
+        except BuildError as error:
+            return str(error)
+        function = getattr(library, f"widestream_{self.name}")
+        function.argtypes, function.restype = (ctypes.POINTER(self.problem),), None
+        return function, parallel
+
+    @property
+    def missing(self) -> str | None:
+        """None where the kernel can be called, else why not. Compiles if need be (seconds, once)."""
+        return self.entry if isinstance(self.entry, str) else None
+
+    def __call__(self, *values: Any) -> None:
+        """Carry out the problem of these values, to which the runner of threads is added."""
+        assert not isinstance(self.entry, str), self.entry
+        function, parallel = self.entry
+        function(ctypes.byref(self.problem(*values, parallel)))
 
 
 def _parallel_runner() -> int:
@@ -76,8 +110,6 @@ def _parallel_runner() -> int:
     Raises:
         BuildError: torch has no such runtime.
     """
-    import torch
-
     suffix = ".dylib" if platform.system() == "Darwin" else ".so"
     try:
         # A search through this library goes on through those that it was linked with.

@@ -62,7 +62,7 @@ class SiteGradients:
 
 
 class Exchange(Protocol):
-    """An implementation."""
+    """An implementation. Its methods have these types, which a type checker takes from here."""
 
     def forward_(
         self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
@@ -104,12 +104,10 @@ class Exchange(Protocol):
         ...
 
 
-class ReferenceExchange:
+class ReferenceExchange(Exchange):
     """Torch operations, in float32 or wider; runs wherever torch does."""
 
-    def forward_(
-        self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
-    ) -> None:
+    def forward_(self, state, data, site, out, source=None):
         """See `Exchange`."""
         with torch.no_grad(), torch.autocast(state.device.type, enabled=False):
             if source is not None:
@@ -119,16 +117,7 @@ class ReferenceExchange:
             normed, _ = _normalise(_wide(state), site)
             out.copy_(_product(normed if site.gain is None else normed * site.gain, site.read_keys.mT))
 
-    def backward_(
-        self,
-        state: Tensor,
-        grad_state: Tensor,
-        data: Tensor | None,
-        site: Site,
-        grad_out: Tensor,
-        grad_data: Tensor | None,
-        grad_after: Tensor | None = None,
-    ) -> SiteGradients:
+    def backward_(self, state, grad_state, data, site, grad_out, grad_data, grad_after=None):
         """See `Exchange`."""
         gain, keys = site.gain, site.read_keys
         with torch.no_grad(), torch.autocast(state.device.type, enabled=False):

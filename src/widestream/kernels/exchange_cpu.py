@@ -5,30 +5,14 @@ are summed in float32 whatever the types in memory are.
 """
 
 import ctypes
-import functools
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from widestream.kernels import compiled
-from widestream.kernels.exchange import ReferenceExchange, Site, SiteGradients
+from widestream.kernels.compiled import Kernel, View
+from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, SiteGradients
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("exchange.cpp", "threads.h", "tiles.h"))
 TYPES = (torch.float32, torch.bfloat16)
-
-
-class _View(ctypes.Structure):
-    """Mirrors View in tiles.h."""
-
-    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("token", "row", "column", "bf16")))
-
-    @classmethod
-    def of(cls, tensor: Tensor | None) -> "_View":
-        if tensor is None:
-            return cls()
-        return cls(tensor.data_ptr(), *tensor.stride(), tensor.dtype == torch.bfloat16)
 
 
 class _Problem(ctypes.Structure):
@@ -44,26 +28,22 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("source", "state", "grad_after", "grad_state")),
         *((name, ctypes.c_void_p) for name in ("write_keys", "read_keys", "gain")),
         *((name, ctypes.c_void_p) for name in ("grad_write", "grad_read", "grad_gain")),
-        *((name, _View) for name in ("data", "out", "grad_data")),
+        *((name, View) for name in ("data", "out", "grad_data")),
         ("parallel", ctypes.c_void_p),
     )
+
+
+KERNEL = Kernel("exchange", _Problem)
 
 
 def available(device: torch.device) -> str | None:
     """None where `CpuExchange` runs, else one sentence that says why not. Compiles if need be (seconds, once)."""
     if device.type != "cpu":
         return f"The compiled exchange runs on a CPU, not on {device.type}."
-    library = _library()
-    return library if isinstance(library, str) else None
+    return KERNEL.missing
 
 
-@functools.cache
-def _library() -> tuple[Callable[..., None], int] | str:
-    """The compiled exchange and torch's runner of threads, or why they cannot be had."""
-    return compiled.entry("exchange", _Problem, *SOURCES)
-
-
-class CpuExchange:
+class CpuExchange(Exchange):
     """One pass over the state. float16 and float64 tensors go the reference's way.
 
     Raises:
@@ -71,36 +51,22 @@ class CpuExchange:
     """
 
     def __init__(self):
-        library = _library()
-        if isinstance(library, str):
-            raise RuntimeError(library)
-        self._exchange, self._parallel = library
-        self._reference = ReferenceExchange()
+        if KERNEL.missing is not None:
+            raise RuntimeError(KERNEL.missing)
 
-    def forward_(
-        self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
-    ) -> None:
+    def forward_(self, state, data, site, out, source=None):
         """See `Exchange`."""
         data = None if site.write_keys is None else data
         if not _supported(state, data, out):
-            self._reference.forward_(state, data, site, out, source)
+            ReferenceExchange().forward_(state, data, site, out, source)
             return
         self._run(state, source, None, None, data, site, out, None, (None, None, None))
 
-    def backward_(
-        self,
-        state: Tensor,
-        grad_state: Tensor,
-        data: Tensor | None,
-        site: Site,
-        grad_out: Tensor,
-        grad_data: Tensor | None,
-        grad_after: Tensor | None = None,
-    ) -> SiteGradients:
+    def backward_(self, state, grad_state, data, site, grad_out, grad_data, grad_after=None):
         """See `Exchange`."""
         data = None if site.write_keys is None or grad_data is None else data
         if not _supported(state, grad_state, data, grad_out, grad_data):
-            return self._reference.backward_(state, grad_state, data, site, grad_out, grad_data, grad_after)
+            return ReferenceExchange().backward_(state, grad_state, data, site, grad_out, grad_data, grad_after)
         write = None if data is None else site.write_keys
         grad_write, grad_gain = (
             None if x is None else torch.empty(x.shape, dtype=torch.float32) for x in (write, site.gain)
@@ -134,7 +100,7 @@ class CpuExchange:
         assert gain_rows in (0, 1, V)
         assert (out.shape[1:], site.read_keys.shape) == ((V, out.shape[2]), (out.shape[2], K))
         assert data is None or site.write_keys is None or (*data.shape[1:], K) == (V, *site.write_keys.shape[::-1])
-        problem = _Problem(
+        KERNEL(
             *state.shape,
             0 if data is None else data.shape[2],
             out.shape[2],
@@ -146,10 +112,8 @@ class CpuExchange:
             torch.get_num_threads(),
             site.eps,
             *(_address(x) for x in (source, state, grad_after, grad_state, *values, *grads)),
-            *(_View.of(x) for x in (data, out, grad_data)),
-            self._parallel,
+            *(View.of(x) for x in (data, out, grad_data)),
         )
-        self._exchange(ctypes.byref(problem))
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:

@@ -57,17 +57,8 @@ def _exchange(
 
 
 @_exchange.register_fake
-def _(
-    state: Tensor,
-    data: Tensor | None,
-    write_keys: Tensor | None,
-    read_keys: Tensor,
-    gain: Tensor | None,
-    norm: str,
-    eps: float,
-    dtype: torch.dtype,
-    heads_first: bool,
-) -> tuple[Tensor, Tensor]:
+def _(state: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+    _, _, read_keys, _, _, _, dtype, heads_first = inputs
     return _room(state, read_keys, dtype, heads_first)
 
 
@@ -98,17 +89,9 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(
-    state: Tensor,
-    grad_after: Tensor,
-    data: Tensor | None,
-    write_keys: Tensor | None,
-    read_keys: Tensor,
-    gain: Tensor | None,
-    norm: str,
-    eps: float,
-    grad_out: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(state: Tensor, _: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    data, write_keys, read_keys, gain = inputs[:4]
+
     def like(x: Tensor | None) -> Tensor:
         return read_keys.new_empty(0) if x is None else torch.empty_like(x)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widestream.kernels.exchange import Site, SiteGradients
+from widestream.kernels.exchange import Exchange, Site, SiteGradients
 
 INTERPRETER_PROGRAMS = 2
 """Programs of a launch in Triton's interpreter, one after the other; several, so that sums are tested."""
@@ -64,7 +64,7 @@ def available(device: torch.device) -> str | None:
     return None
 
 
-class TritonExchange:
+class TritonExchange(Exchange):
     """See `Exchange`.
 
     Args:
@@ -74,14 +74,11 @@ class TritonExchange:
     def __init__(self, tuning: Tuning | None = None):
         self.tuning = tuning or Tuning()
 
-    def forward_(
-        self, state: Tensor, data: Tensor | None, site: Site, out: Tensor, source: Tensor | None = None
-    ) -> None:
+    def forward_(self, state, data, site, out, source=None):
         """See `Exchange`."""
         shape = _Shape(state, data, site, out)
         _require_twin(source, state)
-        sizes, options = shape.launch(self.tuning.forward)
-        programs = shape.programs(self.tuning.forward)
+        programs, sizes, options = shape.launch(self.tuning.forward)
         with _on(state.device):
             _kernels().forward_kernel[(programs,)](
                 state if source is None else source, state, data if shape.writes else None, *shape.keys(), out,
@@ -90,23 +87,14 @@ class TritonExchange:
                 **sizes, **self._common(shape), **options,
             )  # fmt: skip
 
-    def backward_(
-        self,
-        state: Tensor,
-        grad_state: Tensor,
-        data: Tensor | None,
-        site: Site,
-        grad_out: Tensor,
-        grad_data: Tensor | None,
-        grad_after: Tensor | None = None,
-    ) -> SiteGradients:
+    def backward_(self, state, grad_state, data, site, grad_out, grad_data, grad_after=None):
         """See `Exchange`."""
         _require_twin(grad_after, grad_state)
         assert grad_state.dtype in (torch.float32, torch.bfloat16), grad_state.dtype
         assert grad_state.is_contiguous()
         shape = _Shape(state, data, site, grad_out)
-        sizes, options = shape.launch(self.tuning.backward)
-        programs, blocks = shape.programs(self.tuning.backward), sizes["BLOCKS"]
+        programs, sizes, options = shape.launch(self.tuning.backward)
+        blocks = sizes["BLOCKS"]
         common = self._common(shape)
         write_keys, read_keys, gain = shape.keys()
         sizes_of_sums = [x.numel() for x in (read_keys, write_keys, gain) if x is not None]
@@ -150,7 +138,7 @@ class _Shape:
     def __init__(self, state: Tensor, data: Tensor | None, site: Site, vectors: Tensor):
         assert state.dtype in (torch.float32, torch.bfloat16), state.dtype
         assert state.is_contiguous()
-        self.site, self.state_dtype = site, state.dtype
+        self.site = site
         self.tokens, self.V, self.K = state.shape
         self.Q = site.read_keys.shape[0]
         assert site.read_keys.shape == (self.Q, self.K)
@@ -180,33 +168,24 @@ class _Shape:
             return "rounded" if self.interpreted else "bf16"
         return float32_dot
 
-    def fit(self, launch: Launch) -> Launch:
-        """Float32 products run without tensor cores and take all the registers that there are."""
-        return launch if torch.bfloat16 in self.dtypes else replace(launch, cells_per_warp=512, programs=1)
-
-    def tile(self, launch: Launch) -> tuple[int, int]:
-        """Rows and columns that a program holds at a time."""
-        BV, BK = _padded(self.V), _padded(self.K)
-        return BV, max(16, min(BK, launch.cells // BV))
-
-    def launch(self, launch: Launch) -> tuple[dict[str, int], dict[str, int]]:
-        """Sizes of the tile, and the launch options that go with it."""
-        launch, (BV, BK) = self.fit(launch), self.tile(launch)
+    def launch(self, launch: Launch) -> tuple[int, dict[str, int], dict[str, int]]:
+        """Programs in all, sizes of the tile that each holds at a time, and the launch options that go with it."""
+        if torch.bfloat16 not in self.dtypes:  # float32 products run without tensor cores and take all registers
+            launch = replace(launch, cells_per_warp=512, programs=1)
+        BV = _padded(self.V)
+        BK = max(16, min(_padded(self.K), launch.cells // BV))
         sizes = {"V": self.V, "K": self.K, "Q": self.Q, "BV": BV, "BK": BK, "BQ": _padded(self.Q)}
         blocks = -(-self.K // BK)
         warps = min(16, max(4, BV * BK // launch.cells_per_warp))
         # Pipelined loads would overtake the stores of the same token that the second round has to see.
         options = {"num_warps": warps, "num_stages": launch.stages if blocks == 1 else 1}
-        registers = REGISTERS // (launch.at_a_time(BV * BK) * warps * 32) // 8 * 8
-        return {**sizes, "BLOCKS": blocks}, {**options, **({"maxnreg": registers} if registers < 256 else {})}
-
-    def programs(self, launch: Launch) -> int:
-        """Of a launch, in all."""
-        if self.device.type != "cuda":
-            return min(self.tokens, INTERPRETER_PROGRAMS)
-        launch, (BV, BK) = self.fit(launch), self.tile(launch)
-        multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
-        return min(self.tokens, launch.at_a_time(BV * BK) * multiprocessors)
+        at_a_time = launch.at_a_time(BV * BK)
+        registers = REGISTERS // (at_a_time * warps * 32) // 8 * 8
+        options |= {"maxnreg": registers} if registers < 256 else {}
+        programs = INTERPRETER_PROGRAMS
+        if not self.interpreted:
+            programs = at_a_time * torch.cuda.get_device_properties(self.device).multi_processor_count
+        return min(self.tokens, programs), {**sizes, "BLOCKS": blocks}, options
 
 
 def _require_twin(apart: Tensor | None, x: Tensor) -> None:

@@ -8,18 +8,14 @@ pass. Compiled at first use for the machine at hand; where that cannot be, and f
 """
 
 import ctypes
-import functools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from widestream.kernels import compiled
+from widestream.kernels.compiled import Kernel
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("gelu.cpp", "threads.h", "tiles.h"))
 TYPES = (torch.float32, torch.bfloat16)
 SMALLEST = 1 << 14
 """Numbers below which the call costs what it saves."""
@@ -33,6 +29,9 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("count", "bf16", "threads")),
         ("parallel", ctypes.c_void_p),
     )
+
+
+KERNEL = Kernel("gelu", _Problem)
 
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
@@ -51,13 +50,7 @@ def _suits(x: Tensor) -> bool:
     """Compiled blocks keep torch's, which the compiler fuses with what is around it."""
     if torch.compiler.is_compiling() or x.numel() < SMALLEST:
         return False
-    return x.device.type == "cpu" and x.dtype in TYPES and x.is_contiguous() and not isinstance(_library(), str)
-
-
-@functools.cache
-def _library() -> tuple[Callable[..., None], int] | str:
-    """The compiled function and torch's runner of threads, or why they cannot be had."""
-    return compiled.entry("gelu", _Problem, *SOURCES)
+    return x.device.type == "cpu" and x.dtype in TYPES and x.is_contiguous() and KERNEL.missing is None
 
 
 @torch.library.custom_op("widestream::gelu", mutates_args=())
@@ -85,12 +78,8 @@ _gelu.register_autograd(_differentiate, setup_context=lambda ctx, inputs, output
 
 
 def _run(x: Tensor, grad: Tensor | None) -> Tensor:
-    library = _library()
-    assert not isinstance(library, str), library
-    function, parallel = library
     out = torch.empty_like(x)
     given = None if grad is None else grad.data_ptr()
     bf16 = x.dtype == torch.bfloat16
-    problem = _Problem(x.data_ptr(), given, out.data_ptr(), x.numel(), bf16, torch.get_num_threads(), parallel)
-    function(ctypes.byref(problem))
+    KERNEL(x.data_ptr(), given, out.data_ptr(), x.numel(), bf16, torch.get_num_threads())
     return out

@@ -1,1 +1,1 @@
-"""Run folders: their names and formats, who writes in them, what is read from them, and many runs at a time."""
+"""Run folders: their names and formats, metrics and checkpoints, what is read from them, and many runs at a time."""

@@ -28,8 +28,8 @@ from torch import nn
 
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
-from widestream.files import sync_folder
-from widestream.runs.folder import checkpoint_folder, list_checkpoints
+from widestream.files import sync_folder, write_atomic
+from widestream.runs.folder import CHECKPOINTS, list_checkpoints
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -72,7 +72,7 @@ def save(
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are as they were.
     """
-    final = checkpoint_folder(run_dir, step)
+    final = run_dir / CHECKPOINTS / f"step_{step:08d}"
     folder = final.parent
     aside = folder / f"{UNFINISHED}{final.name}"
     with _write_errors(final, aside):
@@ -82,10 +82,9 @@ def save(
         aside.mkdir()
         save_file(_weights(model), aside / MODEL, metadata={"format": "pt"})
         save_file(_moments(model, optimizer), aside / OPTIMIZER, metadata={"format": "pt"})
-        _write_json(aside / STATE, {"step": step, **state})
+        write_atomic(aside / STATE, json.dumps({"step": step, **state}, indent=1).encode())
         files = {name: _describe(aside / name) for name in (MODEL, OPTIMIZER, STATE)}
-        _write_json(aside / COMPLETE, {"files": files})
-        sync_folder(aside)
+        write_atomic(aside / COMPLETE, json.dumps({"files": files}, indent=1).encode())
         if final.exists():  # one that was damaged and therefore skipped: `latest` would have gone on from it otherwise
             final.rename(folder / f"{UNFINISHED}damaged_{final.name}")
         aside.rename(final)
@@ -207,13 +206,6 @@ def _write_errors(final: Path, aside: Path) -> Iterator[None]:
             f"The checkpoint {final} could not be written ({error}); older checkpoints are untouched. "
             "Free some disk space and give the same command again."
         ) from error
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _describe(path: Path) -> dict[str, Any]:

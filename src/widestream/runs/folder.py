@@ -52,11 +52,6 @@ def first_seed(arm: Path) -> Path:
     return arm.with_name(f"{arm.name}-seed0")
 
 
-def checkpoint_folder(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint after so many optimizer steps lies."""
-    return run_dir / CHECKPOINTS / f"step_{step:08d}"
-
-
 def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     """Steps and folders of all checkpoints, oldest first, whatever their state."""
     folder = run_dir / CHECKPOINTS
@@ -66,38 +61,13 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def nonfinite_file(run_dir: Path, step: int) -> Path:
-    """Where a run leaves the batch of a step whose loss or gradient was not finite."""
-    return run_dir / NONFINITE.format(step)
-
-
-def stopped_nonfinite(run_dir: Path) -> bool:
-    """Whether a run was stopped because its loss or gradient was not finite."""
-    return any(run_dir.glob(NONFINITE.format("*")))
-
-
-def board_folder(run_dir: Path) -> Path:
-    """Where TensorBoard's events lie."""
-    return run_dir / BOARD
-
-
-def log_file(run_dir: Path) -> Path:
-    """Where a pool keeps what the run's process printed: beside the folder."""
-    return run_dir.with_name(f"{run_dir.name}.log")
-
-
 def claim_file(run_dir: Path) -> Path:
     """What says that a pool is at the run: beside the folder."""
     return run_dir.with_name(f"{run_dir.name}.claim")
 
 
-def aside_name(run_dir: Path, number: int) -> Path:
-    """Where the folder is moved when a run begins anew in its place."""
-    return run_dir.with_name(f"{run_dir.name}.old-{number}")
-
-
 def is_aside(path: Path) -> bool:
-    """Whether a folder was moved aside."""
+    """Whether a folder was moved aside, where a run began anew in its place."""
     return re.search(r"\.old-\d+$", path.name) is not None
 
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 from filelock import lock_descriptor
 
 from widestream.errors import UserError
-from widestream.runs.folder import METRICS, board_folder
+from widestream.runs.folder import BOARD, METRICS
 
 
 class MetricsWriter:
@@ -37,7 +37,7 @@ class MetricsWriter:
             self._file.close()
             raise
         os.truncate(path, length_up_to(path, step))
-        self._board = board_class()(str(board_folder(run_dir)), purge_step=step + 1) if tensorboard else None
+        self._board = board_class()(str(run_dir / BOARD), purge_step=step + 1) if tensorboard else None
 
     def __enter__(self) -> "MetricsWriter":
         return self

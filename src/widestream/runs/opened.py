@@ -42,7 +42,9 @@ class RunFolder:
 
     def __repr__(self) -> str:
         stream = self._recipe.get("model", {}).get("stream", {}).get("kind", "unknown")
-        parts = [self.name, f"{stream} stream", self._progress()]
+        planned = self._recipe.get("train", {}).get("steps")
+        of = "" if planned is None else f" of {planned:,}"
+        parts = [self.name, f"{stream} stream", f"{steps_done(self.path):,}{of} steps"]
         with contextlib.suppress(UserError):
             losses = [row["loss"] for row in read_rows(self.path)[0] if row.get("kind") == "eval"]
             if losses and losses[-1] is not None:
@@ -160,11 +162,6 @@ class RunFolder:
 
         config = SamplingConfig(max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         return sample_run(self.path, prompt, config, step=checkpoint, device=device).text
-
-    def _progress(self) -> str:
-        planned = self._recipe.get("train", {}).get("steps")
-        of = "" if planned is None else f" of {planned:,}"
-        return f"{steps_done(self.path):,}{of} steps"
 
 
 def open_run(path: str | os.PathLike[str]) -> RunFolder:

@@ -17,14 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
-from tqdm import tqdm
 
 from widestream.errors import UserError
-from widestream.runs.folder import claim_file, finished, log_file, read_done, steps_done, stopped_nonfinite
+from widestream.runs.folder import NONFINITE, claim_file, finished, read_done, steps_done
+from widestream.runs.progress import Progress
 
 POLL_S = 0.5
-PLAIN_EVERY_S = 30.0
-"""Seconds between lines where the output is no terminal."""
 LEASE_S = 30.0
 """Seconds without a sign of life after which a run may be taken over; the same in all processes that share a folder."""
 
@@ -58,7 +56,7 @@ class Job:
     @property
     def log(self) -> Path:
         """Where the process writes what it has to say."""
-        return log_file(self.folder)
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def done(self) -> bool:
@@ -75,7 +73,7 @@ class Job:
     @property
     def diverged(self) -> bool:
         """Whether the run was stopped because its loss or gradient was not finite. It would be again."""
-        return not self.done and stopped_nonfinite(self.folder)
+        return not self.done and any(self.folder.glob(NONFINITE.format("*")))
 
     @property
     def steps_done(self) -> int:
@@ -143,15 +141,19 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
     def over(job: Job) -> bool:
         return job.done or job.failed or (may_diverge and job.diverged)
 
+    def steps() -> int:
+        return sum(job.steps if job.done else job.steps_done for job in jobs)
+
+    total = sum(job.steps for job in jobs)
     waiting = [job for job in jobs if not over(job)]
     running: list[Job] = []
     gpus = visible_gpus() if workers > 1 else []
     try:
-        with terminable(), _Bar(jobs) as bar:
+        with terminable(), Progress(f"training {len(jobs)} runs", steps(), total) as progress:
             while waiting or running:
                 _start(waiting, running, workers, gpus, over)
                 time.sleep(POLL_S)
-                bar.update()
+                progress.show(done := steps(), f"training: {done} of {total} steps")
                 for job in [job for job in running if job.claim.compromise is not None]:
                     # This process stood still for longer than the lease lasts, and another one has the run now.
                     running.remove(job)
@@ -208,41 +210,3 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _Bar:
-    """Steps of all jobs together; on a terminal a bar, elsewhere a line now and then."""
-
-    def __init__(self, jobs: Sequence[Job]):
-        self.jobs = jobs
-        self.total = sum(job.steps for job in jobs)
-        self.first = self.steps()
-        self.start = self.last_line = time.monotonic()
-        shown = sys.stderr.isatty()
-        what = f"training {len(jobs)} runs"
-        self.bar = tqdm(
-            desc=what, total=self.total, initial=self.first, unit="step", dynamic_ncols=True, disable=not shown
-        )
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.update()
-        self.bar.close()
-
-    def steps(self) -> int:
-        """Steps done by all jobs."""
-        return sum(job.steps if job.done else job.steps_done for job in self.jobs)
-
-    def update(self) -> None:
-        """Look at the runs' metrics and show how far they are."""
-        done = self.steps()
-        self.bar.update(done - self.bar.n)
-        now = time.monotonic()
-        if self.bar.disable and done > self.first and now - self.last_line > PLAIN_EVERY_S:
-            self.last_line = now
-            left = (now - self.start) / (done - self.first) * (self.total - done)
-            print(
-                f"training: {done} of {self.total} steps, about {left / 60:.0f} min left", file=sys.stderr, flush=True
-            )

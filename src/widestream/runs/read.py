@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """
     runs: dict[Path, Path] = {}
     for path in map(Path, paths):
-        inside = [path] if is_run(path) else sorted(filter(is_run, _children(path)))
+        children = path.iterdir() if path.is_dir() and not is_run(path) else ()
+        inside = [path] if is_run(path) else sorted(run for run in children if is_run(run) and not is_aside(run))
         if not inside:
             raise UserError(
                 f"{path} is no run folder (no config.yaml) and holds none; give folders that training wrote."
@@ -133,7 +134,9 @@ def load_run(path: str | Path) -> Run:
         raise UserError(f"{path} has no held-out evaluation yet; let it train to its first one, or leave it out.")
     done = read_done(path)
     if done is None:
-        notes.insert(0, f"unfinished: its last evaluation is at step {evals[-1].step:,}{_planned(config)}")
+        steps = config.get("train", {}).get("steps")
+        planned = f" of {steps:,}" if steps else ""
+        notes.insert(0, f"unfinished: its last evaluation is at step {evals[-1].step:,}{planned}")
     return Run(
         path=path,
         config=config,
@@ -144,16 +147,6 @@ def load_run(path: str | Path) -> Run:
         done=done,
         notes=tuple(notes),
     )
-
-
-def _children(path: Path) -> Sequence[Path]:
-    children = path.iterdir() if path.is_dir() else ()
-    return [child for child in children if child.is_dir() and not is_aside(child)]
-
-
-def _planned(config: dict[str, Any]) -> str:
-    steps = config.get("train", {}).get("steps")
-    return f" of {steps:,}" if steps else ""
 
 
 def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], int]:

@@ -1,5 +1,6 @@
 """Sample from the model in a run folder."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -7,9 +8,8 @@ from widestream.errors import UserError
 from widestream.generate.decoding import cast_weights
 from widestream.generate.sampling import SamplingConfig, generate
 from widestream.machine import find_device, numerics
-from widestream.runs.folder import load_config
+from widestream.runs.folder import SAMPLES, load_config
 from widestream.runs.model import load_model, load_run_tokenizer
-from widestream.runs.write import add_sample
 
 
 @dataclass(frozen=True)
@@ -77,5 +77,11 @@ def sample_run(
         )
     sample = Sample(prompt, tokenizer.decode(new), saved.step, len(new))
     if keep:
-        add_sample(run_dir, {**asdict(sample), **asdict(config)})
+        with (run_dir / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**asdict(sample), **asdict(config)}, ensure_ascii=False) + "\n")
     return sample
+
+
+def remove_samples(run_dir: Path) -> None:
+    """Remove the texts that were kept."""
+    (run_dir / SAMPLES).unlink(missing_ok=True)

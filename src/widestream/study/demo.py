@@ -50,8 +50,7 @@ def _write_samples(outcome: Outcome) -> dict[str, str]:
         The text by model.
     """
     from widestream.generate.sampling import SamplingConfig
-    from widestream.runs.sample import sample_run
-    from widestream.runs.write import remove_samples
+    from widestream.runs.sample import remove_samples, sample_run
 
     texts = {}
     for arm, job in zip(outcome.study.arms, outcome.jobs, strict=False):  # the first seed of all arms comes first

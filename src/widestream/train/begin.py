@@ -1,21 +1,24 @@
 """How a run folder begins, and whether it is the one to go on with."""
 
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from widestream.data.manifest import read_manifest
 from widestream.data.store import TokenStore
-from widestream.data.tokenizer import load_tokenizer
+from widestream.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+from widestream.errors import UserError
+from widestream.files import write_atomic, write_json
 from widestream.machine import choose_precision, describe_machine, matmul_peak
 from widestream.model.costs import summarize
-from widestream.recipe import RunConfig
-from widestream.runs.folder import is_run
-from widestream.runs.write import begin, require_free, require_same_run
+from widestream.recipe import RunConfig, to_dict
+from widestream.runs.folder import CONFIG, INFO, differences, is_run, load_config, read_info
 from widestream.train.plan import Plan
 from widestream.version import __version__
 
@@ -26,7 +29,7 @@ def open_folder(
     """Begin a run folder, or go on with the one that this very run began.
 
     Args:
-        run_dir: the folder; made when it does not exist.
+        run_dir: the folder; made when it does not exist. It may hold a beginning that was killed.
         config: what is to be trained.
         data: what `describe_data` says of the tokens.
         device: where.
@@ -39,11 +42,31 @@ def open_folder(
         UserError: the folder belongs to another run, or holds something else; names what differs.
     """
     if is_run(run_dir):
-        return require_same_run(run_dir, config, data)
-    require_free(run_dir)
+        return _require_same(run_dir, config, data)
+    begun = {name + suffix for name in (TOKENIZER_FILE, INFO, CONFIG) for suffix in ("", ".tmp")}
+    strangers = [path.name for path in _contents(run_dir) if path.name not in begun]
+    if strangers:
+        raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
     info = _describe(config, data, device) | computed
-    begin(run_dir, config, info, load_tokenizer(config.data.path))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    load_tokenizer(config.data.path).save(run_dir)  # stays with the run, so that it can be sampled wherever it is taken
+    write_json(run_dir / INFO, info, indent=2)
+    write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())  # makes it a run
     return info
+
+
+def move_aside(run_dir: Path) -> Path | None:
+    """Rename a run folder to `NAME.old-1`, `NAME.old-2`, ...; nothing is deleted.
+
+    Returns:
+        The new place, or None when there was nothing to move.
+    """
+    if not any(_contents(run_dir)):
+        return None
+    number = 1
+    while (place := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+        number += 1
+    return run_dir.rename(place)
 
 
 def describe_data(config: RunConfig, plan: Plan, train: TokenStore, heldout: TokenStore | None) -> dict[str, Any]:
@@ -81,3 +104,23 @@ def _describe(config: RunConfig, data: dict[str, Any], device: torch.device) -> 
         "train_flops_per_token": at_length.train_flops,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _require_same(run_dir: Path, config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a folder's run.json, once it is certain that it holds this very run."""
+    info = read_info(run_dir)
+    pairs = [
+        *differences(to_dict(load_config(run_dir)), to_dict(config)),  # a setting that is newer has its default there
+        *differences(info["data"], data, "run data "),
+    ]
+    if pairs:
+        listed = ", ".join(f"{key} ({old} there, {new} now)" for key, old, new in pairs)
+        raise UserError(
+            f"{run_dir} holds another run; it differs in {listed}. Give another folder with --out, "
+            "or --fresh to move that one aside and begin anew."
+        )
+    return info
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())

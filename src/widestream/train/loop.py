@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from widestream.data.batches import Batch
-from widestream.files import disk_errors
+from widestream.errors import UserError
+from widestream.files import disk_errors, write_atomic, write_json
 from widestream.machine import keep_freed_memory, memory_bytes, numerics
 from widestream.recipe import RunConfig
+from widestream.runs.folder import DONE, NONFINITE
 from widestream.runs.metrics import finite
-from widestream.runs.write import write_done
+from widestream.runs.progress import Progress
 from widestream.train.clock import Stopwatch
-from widestream.train.heldout import Heldout, evaluate
-from widestream.train.nonfinite import handle_nonfinite
+from widestream.train.evaluate import Heldout, evaluate
 from widestream.train.optim import set_lr
 from widestream.train.parallel import join_world
-from widestream.train.progress import TrainingBar
 from widestream.train.schedule import factor
 from widestream.train.setup import TrainingRun, prepare
 from widestream.train.step import StepResult, optimizer_step
@@ -41,7 +42,7 @@ class Result:
     skipped: int
     """Steps skipped because something was not finite."""
     heldout: dict[str, Any] | None
-    """The last evaluation (see `eval.heldout.Heldout`, `train.final_eval`), if there is one."""
+    """The last evaluation (see `train.evaluate.Heldout`, `train.final_eval`), if there is one."""
 
 
 def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result:
@@ -64,7 +65,8 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
             keep_freed_memory()
         run = prepare(config, folder, world, resume)
         steps, watch = run.plan.steps, Stopwatch(run.reached.wall_s)
-        with run.metrics or contextlib.nullcontext(), _progress(run) as progress:
+        bar = Progress(config.name, run.reached.step, steps, quiet=not world.is_main)
+        with run.metrics or contextlib.nullcontext(), bar as progress:
             watch.start()
             for step, batch in _upcoming(run):
                 watch.data_ready()
@@ -75,20 +77,17 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
                 run.reached.step, run.reached.wall_s = step + 1, watch.total_s
 
                 if not result.applied:
-                    handle_nonfinite(run, result)
+                    _handle_nonfinite(run, result)
                 elif _due(run, settings.log_every):
                     _log(run, result, scale * config.optimizer.lr, watch)
                 if run.heldout is not None and _due(run, settings.eval_every):
                     progress.say(_evaluate(run))
                 if _due(run, settings.save_every):
                     run.save()
-                progress.step(result.loss, run.plan.tokens_per_step / watch.step_s)
+                note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
+                progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
                 watch.start()
             return _finish(run, progress)
-
-
-def _progress(run: TrainingRun) -> TrainingBar:
-    return TrainingBar(run.config.name, run.reached.step, run.plan.steps, quiet=not run.world.is_main)
 
 
 def _upcoming(run: TrainingRun) -> Iterator[tuple[int, Batch]]:
@@ -119,6 +118,39 @@ def _take_step(run: TrainingRun, batch: Batch) -> StepResult:
         precision=run.precision,
         z_loss=run.config.train.z_loss,
         grad_clip=run.config.optimizer.grad_clip,
+    )
+
+
+def _handle_nonfinite(run: TrainingRun, result: StepResult) -> None:
+    """Stop the run, or count the step as skipped, as `train.nonfinite` says. The weights are as before the step.
+
+    Every process comes to the same decision, because loss and norm are those of the whole batch.
+
+    Raises:
+        UserError: the run is to stop. The batch was saved to `nonfinite_step_N.safetensors` in the run folder: tokens,
+            targets and segments [B, T] of all processes, the step, and the loss of every micro-batch.
+    """
+    step = run.reached.step
+    what = f"step {step}: the loss is {result.loss} and the gradient norm {result.grad_norm}"
+    if run.config.train.nonfinite == "skip":
+        run.reached.skipped += 1
+        run.record(
+            "event",
+            event="nonfinite_skipped",
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            skipped=run.reached.skipped,
+        )
+        return
+    path = run.folder / NONFINITE.format(step)
+    if run.world.is_main:
+        batch = run.batches.at(step - 1)
+        fields = {"tokens": batch.tokens, "targets": batch.targets, "segments": batch.segments}
+        write_atomic(path, save({**fields, "step": torch.tensor(step), "losses": result.losses.cpu()}))
+    raise UserError(
+        f"Training stopped at {what}. Its batch is saved as {path}; checkpoints are untouched. Lower optimizer.lr, set "
+        "optimizer.grad_clip, or pass over such steps with train.nonfinite=skip, in another run folder (--out) or anew "
+        "in this one (--fresh)."
     )
 
 
@@ -181,18 +213,10 @@ def _evaluate_windows(run: TrainingRun, limit: int | None) -> Heldout:
     return heldout
 
 
-def _finish(run: TrainingRun, progress: TrainingBar) -> Result:
+def _finish(run: TrainingRun, progress: Progress) -> Result:
     """Write done.json; the last step has evaluated and saved already."""
-    reached = run.reached
-    result = Result(
-        step=reached.step,
-        tokens=run.tokens,
-        flops=run.flops,
-        wall_s=reached.wall_s,
-        skipped=reached.skipped,
-        heldout=reached.heldout,
-    )
+    result = Result(tokens=run.tokens, flops=run.flops, **asdict(run.reached))
     if run.world.is_main:
-        write_done(run.folder, asdict(result))
+        write_json(run.folder / DONE, asdict(result), indent=2)
     progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result
