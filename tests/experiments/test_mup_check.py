@@ -8,8 +8,8 @@ from widestream.cli import main
 from widestream.errors import UserError
 from widestream.experiments.mup import measure as mup_check
 from widestream.experiments.mup import section as report
-from widestream.experiments.mup.section import slope
 from widestream.experiments.mup.measure import CheckOptions, at_width, default_axes, run_check, verdict
+from widestream.experiments.mup.section import slope
 from widestream.recipe import load_recipe
 
 TINY = {
