@@ -88,6 +88,7 @@ def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):
         ({"arms": {"a": {"recipe": "study/cpu/rmt", "grid": {"model.num_layers": 3}}}}, "must be a list"),
         ({"reference": "rtm"}, "Unknown arm 'rtm'"),
         ({"search": {"rates": [0.1]}}, "two or more positive rates"),
+        ({"search": {"rates": [0.1, 0.1]}}, "each once"),
         ({"search": {"rates": "many"}}, "search.rates must be a list"),
         ({"search": {"most": 3}}, "lacks search.rates"),
         ({"seedz": 3}, "did you mean seeds"),

@@ -23,11 +23,6 @@ class Axis:
     size: int
     base: int | None = None
 
-    @property
-    def infinite(self) -> bool:
-        """Whether the axis grows with the model."""
-        return self.base is not None
-
 
 @dataclass(frozen=True)
 class Role:

@@ -159,9 +159,10 @@ def finished(run_dir: Path, steps: int) -> bool:
 
 
 def evaluated(run_dir: Path) -> bool:
-    """Whether a run got as far as its first evaluation."""
-    path = run_dir / METRICS
-    return path.is_file() and b'"kind": "eval"' in path.read_bytes()
+    """Whether a run has an evaluation with a finite loss, without which there is nothing to compare."""
+    if not (run_dir / METRICS).is_file():
+        return False
+    return any(row.get("kind") == "eval" and row.get("loss") is not None for row in read_rows(run_dir)[0])
 
 
 def steps_done(run_dir: Path) -> int:

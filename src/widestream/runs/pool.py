@@ -60,7 +60,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run has ended well, now or in an earlier session that had as many steps."""
+        """Whether the run has ended well, now or in an earlier call that had as many steps."""
         return finished(self.folder, self.steps)
 
     @property
@@ -112,7 +112,8 @@ class Job:
     @property
     def last_words(self) -> str:
         """What the process said last."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        text = self.log.read_text(errors="replace") if self.log.is_file() else ""  # another command has no log here
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         return lines[-1].removeprefix("widestream: ") if lines else "it said nothing"
 
     @property

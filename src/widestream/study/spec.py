@@ -52,8 +52,8 @@ class RateSearch:
     is made anew only if asked."""
 
     def __post_init__(self):
-        if len(self.rates) < 2 or min(self.rates) <= 0 or not 0 < self.share <= 1:
-            raise UserError("`search` needs two or more positive rates and a share above 0, at most 1.")
+        if len(set(self.rates)) < max(2, len(self.rates)) or min(self.rates) <= 0 or not 0 < self.share <= 1:
+            raise UserError("`search` needs two or more positive rates, each once, and a share above 0, at most 1.")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"search.steps must be at least one, not {self.steps}.")
         object.__setattr__(self, "rates", tuple(sorted(self.rates)))
@@ -206,7 +206,7 @@ def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study
     Args:
         name: path of a YAML file, or name of a shipped study.
         scale: one of `SCALES`.
-        seeds: runs of every arm; default: the study's, at least 3 unless it says otherwise.
+        seeds: runs of every arm; default: the study's, which is 3 unless it says otherwise.
 
     Raises:
         UserError: no such study or scale, or the file is not a valid study; says what is wrong.

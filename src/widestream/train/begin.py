@@ -1,24 +1,22 @@
 """How a run folder begins, and whether it is the one to go on with."""
 
 import platform
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from widestream.data.manifest import read_manifest
 from widestream.data.store import TokenStore
-from widestream.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+from widestream.data.tokenizer import load_tokenizer
 from widestream.errors import UserError
-from widestream.files import write_atomic, write_json
 from widestream.machine import choose_precision, describe_machine, matmul_peak
 from widestream.model.costs import summarize
 from widestream.recipe import RunConfig, to_dict
-from widestream.runs.folder import CONFIG, INFO, differences, is_run, load_config, read_info
+from widestream.runs.folder import differences, is_run, load_config, read_info
+from widestream.runs.write import begin, require_free
 from widestream.train.plan import Plan
 from widestream.version import __version__
 
@@ -43,30 +41,10 @@ def open_folder(
     """
     if is_run(run_dir):
         return _require_same(run_dir, config, data)
-    begun = {name + suffix for name in (TOKENIZER_FILE, INFO, CONFIG) for suffix in ("", ".tmp")}
-    strangers = [path.name for path in _contents(run_dir) if path.name not in begun]
-    if strangers:
-        raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
+    require_free(run_dir)
     info = _describe(config, data, device) | computed
-    run_dir.mkdir(parents=True, exist_ok=True)
-    load_tokenizer(config.data.path).save(run_dir)  # stays with the run, so that it can be sampled wherever it is taken
-    write_json(run_dir / INFO, info, indent=2)
-    write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())  # makes it a run
+    begin(run_dir, config, info, load_tokenizer(config.data.path))
     return info
-
-
-def move_aside(run_dir: Path) -> Path | None:
-    """Rename a run folder to `NAME.old-1`, `NAME.old-2`, ...; nothing is deleted.
-
-    Returns:
-        The new place, or None when there was nothing to move.
-    """
-    if not any(_contents(run_dir)):
-        return None
-    number = 1
-    while (place := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
-        number += 1
-    return run_dir.rename(place)
 
 
 def describe_data(config: RunConfig, plan: Plan, train: TokenStore, heldout: TokenStore | None) -> dict[str, Any]:
@@ -120,7 +98,3 @@ def _require_same(run_dir: Path, config: RunConfig, data: dict[str, Any]) -> dic
             "or --fresh to move that one aside and begin anew."
         )
     return info
-
-
-def _contents(folder: Path) -> Iterator[Path]:
-    return folder.iterdir() if folder.is_dir() else iter(())

@@ -12,12 +12,13 @@ from safetensors.torch import save
 
 from widestream.data.batches import Batch
 from widestream.errors import UserError
-from widestream.files import disk_errors, write_atomic, write_json
+from widestream.files import disk_errors, write_atomic
 from widestream.machine import keep_freed_memory, memory_bytes, numerics
 from widestream.recipe import RunConfig
-from widestream.runs.folder import DONE, NONFINITE
+from widestream.runs.folder import NONFINITE
 from widestream.runs.metrics import finite
 from widestream.runs.progress import Progress
+from widestream.runs.write import write_done
 from widestream.train.clock import Stopwatch
 from widestream.train.evaluate import Heldout, evaluate
 from widestream.train.optim import set_lr
@@ -217,6 +218,6 @@ def _finish(run: TrainingRun, progress: Progress) -> Result:
     """Write done.json; the last step has evaluated and saved already."""
     result = Result(tokens=run.tokens, flops=run.flops, **asdict(run.reached))
     if run.world.is_main:
-        write_json(run.folder / DONE, asdict(result), indent=2)
+        write_done(run.folder, asdict(result))
     progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result

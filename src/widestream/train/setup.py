@@ -17,8 +17,9 @@ from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
 from widestream.runs.model import require_same_model
+from widestream.runs.write import move_aside
 from widestream.streams import stream_class
-from widestream.train.begin import describe_data, move_aside, open_folder
+from widestream.train.begin import describe_data, open_folder
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan

@@ -21,7 +21,7 @@ class TuneOptions:
     space: Space
     """What is varied."""
     trials: int = 100
-    """Trials in all, those of other processes and of earlier sessions counted."""
+    """Trials in all, those of other processes and of earlier calls counted."""
     trial_steps: int | None = None
     """Optimizer steps of a trial; default: the recipe's."""
     storage: str | None = None
