@@ -92,7 +92,7 @@ def test_a_run_that_was_taken_over_from_a_process_that_stood_still_is_left_to_th
     job, started = make_job(tmp_path / "run"), []
     other = SoftFileLease(claim_file(job.folder), lease_duration=0.3)
 
-    def start(job):
+    def start(job, gpu=None):
         assert not started, "made twice"
         job.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         started.append(job.process)

@@ -12,9 +12,11 @@ from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.study import run
 from widestream.study.archive import pack_results
+from widestream.study.load import find_study, load_study, study_names
 from widestream.study.plan import Place, arm_job, recipe_hash
-from widestream.study.run import StudyOptions, best_rate, next_rate, run_study
-from widestream.study.spec import SCALES, RateSearch, find_study, load_study, study_names
+from widestream.study.rates import best_rate, next_rate
+from widestream.study.run import StudyOptions, run_study
+from widestream.study.spec import SCALES, RateSearch
 
 LOOKS = {"demo", "zoo"}
 """Studies that look at the beginning of training with a seed or two."""

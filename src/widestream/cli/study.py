@@ -71,7 +71,7 @@ def pack(
 
 def list_studies() -> None:
     """List the studies that come with the package, with what they ask."""
-    from widestream.study.spec import load_study, study_names
+    from widestream.study.load import load_study, study_names
 
     for name in study_names():
         study = load_study(name)

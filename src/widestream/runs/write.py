@@ -39,8 +39,13 @@ def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tok
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(run_dir)
-    write_json(run_dir / INFO, info, indent=2)
+    write_info(run_dir, info)
     write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+def write_info(run_dir: Path, info: dict[str, Any]) -> None:
+    """Write run.json."""
+    write_json(run_dir / INFO, info, indent=2)
 
 
 def write_done(run_dir: Path, result: dict[str, Any]) -> None:
