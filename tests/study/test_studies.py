@@ -13,7 +13,7 @@ from widestream.recipe import load_recipe
 from widestream.study import run
 from widestream.study.archive import pack_results
 from widestream.study.load import find_study, load_study, study_names
-from widestream.study.plan import Place, arm_job, recipe_hash
+from widestream.study.plan import Place, Prints, arm_job, recipe_hash
 from widestream.study.rates import best_rate, next_rate
 from widestream.study.run import StudyOptions, run_study
 from widestream.study.spec import SCALES, RateSearch
@@ -65,13 +65,17 @@ def test_studies_share_the_runs_of_equal_recipes(tmp_path):
     assert again.name.rpartition("-")[0] == one["transformer"].name.rpartition("-")[0]
 
 
-def test_what_only_computes_leaves_a_runs_name_alone():
-    names = {
-        recipe_hash(load_recipe("demo/rmt", [f"train.{change}"]), "tokens")
-        for change in ("attention=auto", "attention=sdpa", "threads=2", "kernels=reference", "stream_memory=states")
-    }
-    assert len(names) == 1
-    assert recipe_hash(load_recipe("demo/rmt", ["train.z_loss=0.5"]), "tokens") not in names
+def test_whatever_can_change_a_figure_gives_a_run_a_name_of_its_own():
+    changes = (
+        "attention=auto", "attention=sdpa", "threads=2", "kernels=reference", "stream_memory=states", "device=cuda",
+        "precision=bf16", "compile=true", "z_loss=0.5", "eval_every=7", "eval_windows=3", "selection=0.5",
+    )  # fmt: skip
+    prints: Prints = {"train": "t", "heldout": "h"}
+    names = {recipe_hash(load_recipe("demo/rmt", [f"train.{change}"]), prints) for change in changes}
+    names.add(recipe_hash(load_recipe("demo/rmt"), prints | {"heldout": "other"}))
+    assert len(names) == len(changes) + 1
+    seeds = [recipe_hash(load_recipe("demo/rmt", [f"train.seed={seed}", f"name=s{seed}"]), prints) for seed in (1, 2)]
+    assert seeds[0] == seeds[1]
 
 
 def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):

@@ -14,7 +14,6 @@ from widestream.errors import UserError
 from widestream.files import read_json, write_atomic, write_json
 from widestream.recipe.load import RECIPES
 from widestream.runs.pool import Job
-from widestream.study.load import STUDIES
 from widestream.study.page.results import RECORD
 from widestream.study.plan import Place
 from widestream.study.rates import Trials, rate_of, rate_source
@@ -72,7 +71,7 @@ def require_own_record(path: Path, study: Study) -> dict[str, Any] | None:
         UserError: a file lies there that is no record of a study, or the record of another study, or the place is that
             of a record that comes with the package.
     """
-    if any(path.resolve().is_relative_to(shipped.folder.resolve()) for shipped in (RECIPES, STUDIES)):
+    if path.resolve().is_relative_to(RECIPES.folder.resolve()):
         raise UserError(f"{path} comes with the package, and stays as it is; give another file or folder.")
     if not path.exists():
         return None

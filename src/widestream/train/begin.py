@@ -130,6 +130,7 @@ def _describe(config: RunConfig, data: dict[str, Any], world: World) -> dict[str
         "summary": summary.to_dict(),
         "train_flops_per_token": at_length.train_flops,
         "started": _time(),
+        "resumed": [],
     }
 
 
