@@ -9,7 +9,7 @@ import pytest
 
 from study_runs import finish, write_run, write_study
 from widestream.errors import UserError
-from widestream.report.stats.fits import bootstrap_fits, curvature, fit_power_law, line, percentile_interval, slope
+from widestream.report.stats.fits import curvature, fit_by_seed, fit_power_law, slope, slope_of
 from widestream.runs.pool import Job
 from widestream.study import run
 from widestream.study.archive import opened, pack_results
@@ -55,8 +55,10 @@ def test_power_laws_and_slopes_are_found_again():
     law = fit_power_law({x: 3 * x**-0.1 for x in (1e3, 1e4, 1e5)})
     assert law.exponent == pytest.approx(0.1)
     assert law(1e4) == pytest.approx(3 * 1e4**-0.1)
-    assert law.where(law(777.0)) == pytest.approx(777.0)
-    assert line([(0, 1), (1, 3), (2, 5)]) == pytest.approx((2, 1))
+    assert law.log_where(law(777.0)) == pytest.approx(math.log(777.0))
+    assert fit_power_law({1e3: 2.0, 1e4: 2.1}).log_where(1.9) is None, "the loss rises"
+    assert slope_of([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2)
+    assert fit_by_seed([(1e3, {(0, 0): 2.0}), (1e3, {(0, 0): 1.9})]) == {}, "one x"
     assert curvature([(x, 1 + 2 * x + 0.5 * x * x) for x in (0, 1, 3, 4)]) == pytest.approx(0.5)
     seeds = [(0, 0), (1, 1), (2, 2)]
     straight = slope([(x, {seed: 5 - 0.1 * math.log2(x) + seed[0] for seed in seeds}) for x in (4, 8, 16, 64)])
@@ -66,17 +68,6 @@ def test_power_laws_and_slopes_are_found_again():
     assert straight.bend.mean == pytest.approx(0, abs=1e-12)
     assert straight.falling
     assert slope([(4, {(0, 0): 1.0}), (8, {(1, 1): 1.0})]) is None, "no seed in common"
-
-
-def test_bootstrap_bands_hold_the_estimate_and_are_the_same_every_time():
-    points = {1e3: [2.0, 2.1, 1.9], 1e4: [1.5, 1.6, 1.4], 1e5: [1.2, 1.1, 1.15]}
-    fits = bootstrap_fits(points, draws=200)
-    assert fits == bootstrap_fits(points, draws=200)
-    found = percentile_interval(0.1, [fit.exponent for fit in fits], 3)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.high
-    assert 0.05 < found.low < 0.12 < found.high < 0.2
 
 
 def test_differences_are_taken_seed_by_seed_at_equal_tokens_flops_time_and_parameters(make):

@@ -89,6 +89,11 @@ def interval(low: float | None, high: float | None) -> str:
     return "–" if low is None or high is None else f"{signed(low)} to {signed(high)}"
 
 
+def p_value(p: float | None) -> str:
+    """A p-value in two digits, or a dash: 0.013."""
+    return "–" if p is None else "below 0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def percent(ratio: float) -> str:
     """A ratio as a percentage: 0.712 -> 71 %, 1.8 -> 180 %."""
     return f"{100 * ratio:.{0 if ratio >= 0.1 else 1}f}\N{NO-BREAK SPACE}%"

@@ -22,7 +22,7 @@ def arms_section(result: StudyResult) -> Section:
             for row, one in compared
             if "tokens" in one.at_equal
         ]
-        section.charts.append(("Differences at equal tokens", forest_of(gaps)))
+        section.charts.append(("Differences at equal tokens, each with its own 95 % interval", forest_of(gaps)))
     return section
 
 

@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
 from widestream.report.stats.groups import Group, measure
-from widestream.report.stats.intervals import Interval, difference
+from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
 from widestream.report.stats.pairs import Pair, match
 from widestream.runs.folder import finished
 from widestream.runs.read import Run, load_run
@@ -176,6 +176,26 @@ class Contrast:
     """By resource: tokens, flops, wall_s, parameters; those that cannot be compared are left out."""
     pair: Pair | None
     """The whole comparison; None where the runs share no stretch."""
+    family: int = 1
+    """Comparisons that were made together and are corrected for their number."""
+    corrected: dict[str, float | None] = field(default_factory=dict)
+    """p-value by resource, corrected by Holm within the family; None without an interval."""
+
+    def seen(self, resource: str) -> bool:
+        """Whether the difference is one at the 5 % level, the family's size counted in."""
+        p = self.corrected.get(resource)
+        return p is not None and p < SIGNIFICANT
+
+
+def as_family(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """The same comparisons with the p-values of each resource corrected for their number (Holm)."""
+    corrected: list[dict[str, float | None]] = [{} for _ in contrasts]
+    for resource in EQUAL:
+        places = [i for i, one in enumerate(contrasts) if resource in one.at_equal]
+        values = holm([contrasts[i].at_equal[resource] for i in places])
+        for i, p in zip(places, values, strict=True):
+            corrected[i][resource] = p
+    return [replace(one, family=len(contrasts), corrected=p) for one, p in zip(contrasts, corrected, strict=True)]
 
 
 def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
@@ -190,7 +210,7 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
     at_parameters = _at_equal_parameters(result, one, other)
     if at_parameters is not None:
         at_equal["parameters"] = at_parameters
-    return Contrast(of=one, against=other, at_equal=at_equal, pair=pair)
+    return as_family([Contrast(of=one, against=other, at_equal=at_equal, pair=pair)])[0]
 
 
 def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:

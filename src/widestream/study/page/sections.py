@@ -11,7 +11,7 @@ from widestream.report.figures.drawing import Figure
 from widestream.report.figures.forest_plot import Forest
 from widestream.report.stats.intervals import Interval
 from widestream.report.table import NONE, Table
-from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
+from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, as_family, contrast
 
 Compared = Sequence[tuple[dict[str, Any], Contrast]]
 """Contrasts, each with its row in the study: `label` and `paper`, the paper's number, if it has them."""
@@ -112,7 +112,9 @@ def at_equal_tokens(contrast: Contrast) -> str:
     if gap.low is None or gap.high is None:
         return f"{one} against {other}: {formats.signed(gap.mean)} nats, one seed each, which may be chance."
     ends = f"95\N{NO-BREAK SPACE}% interval {formats.interval(gap.low, gap.high)}, {gap.n} seeds"
-    if gap.holds_zero:
+    if contrast.family > 1:
+        ends += f"; p {formats.p_value(contrast.corrected['tokens'])} by Holm over {contrast.family} comparisons"
+    if not contrast.seen("tokens"):
         return f"No difference seen between {one} and {other}: {formats.signed(gap.mean)} nats ({ends})."
     return f"{one} is {formats.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
 
@@ -123,7 +125,7 @@ def _at_equal_parameters(contrast: Contrast) -> str | None:
     if gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
         return None
     one, other = contrast.of.name, contrast.against.name
-    if gap.holds_zero:
+    if not contrast.seen("parameters"):
         return f"At equal parameters no difference is seen between {one} and {other}: {shown(gap)} nats."
     return f"At equal parameters {one} is {'worse' if gap.mean > 0 else 'better'} than {other}: {shown(gap)} nats."
 
@@ -156,7 +158,8 @@ def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None)
             if name != reference.name
         ]
     compared = [(row, contrast(result, row["of"], row["against"])) for row in rows]
-    return [(row, one) for row, one in compared if one is not None]
+    known = [(row, one) for row, one in compared if one is not None]
+    return list(zip([row for row, _ in known], as_family([one for _, one in known]), strict=True))
 
 
 def _paper_gap(arm: ArmResult, reference: ArmResult) -> float | None:
@@ -180,6 +183,7 @@ def contrast_table(
                 UNPRINTED if paper is None else formats.signed(paper),
                 NONE if gap is None else formats.signed(gap.mean),
                 NONE if gap is None else formats.interval(gap.low, gap.high),
+                formats.p_value(one.corrected.get("tokens")),
                 *(shown(one.at_equal.get(resource)) for resource in ("flops", "wall_s", "parameters")),
                 NONE if gap is None else str(gap.n),
                 result.record["scale"],
@@ -188,16 +192,23 @@ def contrast_table(
     return Table(
         title=title,
         caption="Nats per token; below zero the first named is better. Ours: the last evaluation at equal tokens, mean "
-        "over seeds and 95 % interval, seed by seed. Beside it the same at equal training FLOPs (logits included), "
-        "equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs or time one of the two is "
-        "read before its run, and its schedule, has ended. A dash: not comparable without extrapolating.",
+        f"over seeds and 95 % interval, seed by seed; p {_corrected(compared)}. Beside it the same at equal training "
+        "FLOPs (logits included), equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs or "
+        "time one of the two is read before its run, and its schedule, has ended. A dash: not comparable without "
+        "extrapolating.",
         columns=(
-            "comparison", "paper", "ours", "95 % interval",
+            "comparison", "paper", "ours", "95 % interval", "p",
             *(EQUAL[resource] for resource in ("flops", "wall_s", "parameters")),
             "seeds", "scale",
         ),
         rows=tuple(rows),
     )  # fmt: skip
+
+
+def _corrected(compared: Compared) -> str:
+    """What the column of p-values holds."""
+    family = max((one.family for _, one in compared), default=1)
+    return f"corrected for {family} comparisons (Holm), the intervals not" if family > 1 else "of no difference"
 
 
 def arms_table(result: StudyResult) -> Table:
