@@ -282,7 +282,7 @@ def _survival(groups: Mapping[str, list[Record]]) -> Iterator[str]:
     for key, said in phrases.items():
         yield f"Nearer to 1 in {key}: {listing(said)}."
     if phrases:
-        yield f"Of these {len(gaps)} comparisons a difference is seen where p, corrected for them (Holm), is below 0.05."
+        yield f"A difference is seen where p, corrected for these {len(gaps)} comparisons (Holm), is below 0.05."
 
 
 def by_step(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:

@@ -74,7 +74,7 @@ def run_check(options: CheckOptions) -> dict[str, Any]:
 
     Returns:
         The record: what was asked for, model sizes by width, sizes and changes by parametrization, quantity, step,
-        width and seed, slopes at the last step with 95 % intervals over seeds, for `experiments/mup/section.py` to judge.
+        width and seed, slopes at the last step with 95 % intervals over seeds, for `section.outcome` to judge.
 
     Raises:
         UserError: the recipe cannot be grown so.

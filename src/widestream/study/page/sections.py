@@ -193,8 +193,8 @@ def contrast_table(
         title=title,
         caption="Nats per token; below zero the first named is better. Ours: the last evaluation at equal tokens, mean "
         f"over seeds and 95 % interval, seed by seed; p {_corrected(compared)}. Beside it the same at equal training "
-        "FLOPs (logits included), equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs or "
-        "time one of the two is read before its run, and its schedule, has ended. A dash: not comparable without "
+        "FLOPs (logits included), equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs "
+        "or time one of the two is read before its run, and its schedule, has ended. A dash: not comparable without "
         "extrapolating.",
         columns=(
             "comparison", "paper", "ours", "95 % interval", "p",
