@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -65,6 +66,14 @@ AMOUNTS = {"tokens": count, "flops": flops, "wall_s": duration}
 def loss(value: float) -> str:
     """Three decimals."""
     return f"{value:.3f}".replace("-", "−")
+
+
+def perplexity(loss: float) -> str:
+    """exp(loss): two decimals, a power of ten where that is a long number, inf beyond a float."""
+    if loss > math.log(sys.float_info.max):
+        return "inf"
+    value = math.exp(loss)
+    return f"{value:.2f}" if value < 1e6 else flops(value)
 
 
 def spread(values: Sequence[float]) -> str:

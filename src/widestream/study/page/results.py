@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.stats.groups import Group, measure
+from widestream.report.stats.groups import Apart, Group, measure
 from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
 from widestream.report.stats.pairs import Pair, match
 from widestream.runs.folder import finished
@@ -161,7 +161,10 @@ def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: li
         else:
             runs.append(run)
     runs.sort(key=lambda run: run.seeds)
-    return ArmResult(name=name, entry=entry, group=measure(name, runs, "loss") if runs else None)
+    measured = measure(name, runs, "loss") if runs else None
+    if isinstance(measured, Apart):
+        notes.append(f"{name}: {measured.reason}.")
+    return ArmResult(name=name, entry=entry, group=measured if isinstance(measured, Group) else None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
