@@ -206,7 +206,7 @@ def _rows(spec: dict[str, Any], steps: int, every: int, loss: Any):
             "kind": "eval",
             **spent,
             "loss": loss(step),
-            "perplexity": math.exp(loss(step)),
+            "perplexity": math.exp(loss(step)) if loss(step) < 700 else None,
             "bits_per_byte": loss(step) / math.log(2) * 180_000 / 736_000,
             "target_tokens": 180_000,
             "whole": True,

@@ -8,8 +8,8 @@ from widestream.cli import main
 from widestream.errors import UserError
 from widestream.experiments.mup import measure as mup_check
 from widestream.experiments.mup import section as report
-from widestream.experiments.mup.measure import CheckOptions, at_width, default_axes, run_check, verdict
-from widestream.experiments.mup.section import slope
+from widestream.experiments.mup.measure import CheckOptions, at_width, default_axes, run_check
+from widestream.experiments.mup.section import slope, verdict
 from widestream.recipe import load_recipe
 
 TINY = {
@@ -24,21 +24,17 @@ WIDTHS = (32, 64, 128, 256)
 
 
 def check(model):
-    seeds = {"transformer": 2, "rmt": 3}[model]
-    changes = TINY[model]
-    options = CheckOptions(
-        recipe=f"tune/{model}", changes=changes, widths=WIDTHS, steps=4, seeds=seeds, windows=8, length=32
-    )
-    return run_check(options)
+    size = dict(widths=WIDTHS, steps=4, windows=8, length=32)
+    return run_check(CheckOptions(recipe=f"tune/{model}", changes=TINY[model], **size))
 
 
 @pytest.mark.parametrize("model", ["transformer", "rmt"])
 def test_flat_with_mup_and_not_without(model):
     record = json.loads(json.dumps(check(model)))
-    assert record["flat"] == {"mup": True, "standard": False}
+    assert report.outcome(record, "mup") == "flat"
+    assert report.outcome(record, "standard") == "not flat"
     standard = record["results"]["standard"]["slopes"]
     assert {"embedding", "attention", "mlp", "reads", "state", "logits"} == set(standard)
-    assert any(row[kind]["verdict"] == "grows" for row in standard.values() for kind in ("size", "change"))
     first, second, *_ = report.sentences(record)
     assert "with muP: flat across widths (farthest: " in first
     assert "not flat" in second
@@ -53,7 +49,7 @@ def test_a_rate_that_does_not_shrink_with_width_is_seen(monkeypatch):
     from widestream.blocks import roles
 
     monkeypatch.setattr(roles.Roles, "hidden", _without_factor(roles.Roles.hidden))
-    assert check("transformer")["flat"]["mup"] is False
+    assert report.outcome(check("transformer"), "mup") == "not flat"
 
 
 def _without_factor(hidden):
@@ -81,12 +77,25 @@ def test_at_the_recipes_own_width_mup_changes_nothing():
     assert at_width(plain, default_axes(plain), 64, 64, "mup") == plain
 
 
-def test_slopes_and_verdicts():
+def test_slopes():
     assert slope((1, 2, 4), (3, 6, 12)) == pytest.approx(1)
     assert slope((16, 64), (2, 1)) == pytest.approx(-0.5)
-    assert [verdict(x, (-0.1, 0.1)) for x in (0.1, -0.05, 0.11, -0.2, float("nan"))] == [
-        "flat", "flat", "grows", "shrinks", "grows",
-    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "expected"),
+    [
+        (0.0, -0.1, 0.1, "flat"),
+        (0.35, -1.03, 1.74, "unclear"),
+        (0.05, -0.01, 0.11, "unclear"),
+        (0.2, 0.11, 0.29, "grows"),
+        (-0.2, -0.29, -0.11, "shrinks"),
+        (0.0, None, None, "unclear"),
+        (float("nan"), None, None, "grows"),
+    ],
+)
+def test_a_verdict_is_the_intervals_not_the_means(mean, low, high, expected):
+    assert verdict({"mean": mean, "low": low, "high": high}, (-0.1, 0.1)) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,12 @@ def test_what_cannot_be_checked(options, words):
 @pytest.mark.parametrize("flat", [True, False])
 def test_the_command(tmp_path, monkeypatch, capsys, flat):
     quick = dict(recipe="tune/rmt", changes=TINY["rmt"], widths=(32, 64), steps=1, seeds=1, windows=1, length=8)
-    record = run_check(CheckOptions(**quick)) | {"flat": {"mup": flat, "standard": False}}
+    record = run_check(CheckOptions(**quick))
+    wide = {kind: (-9.0, 9.0) if flat else (-9.0, -8.0) for kind in report.KINDS}
+    record["bounds"] = wide
+    for row in record["results"]["mup"]["slopes"].values():
+        for kind in report.KINDS:
+            row[kind] |= {"low": row[kind]["mean"] - 0.01, "high": row[kind]["mean"] + 0.01}
     monkeypatch.setattr(mup_check, "run_check", lambda options: record)
     files = ["--json", str(tmp_path / "mup.json"), "--out", str(tmp_path / "mup")]
     monkeypatch.setattr("sys.argv", ["widestream", "mup", "check", "tune/rmt", *files])

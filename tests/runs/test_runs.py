@@ -53,7 +53,10 @@ def test_evaluations_that_are_not_finite_are_left_out_with_a_note(tmp_path):
     rows = [evaluation(1, 5.0), evaluation(2, None), evaluation(3, math.nan)]
     run = load_run(write_run(tmp_path / "a", "rmt", rows=rows))
     assert [row.step for row in run.evals] == [1]
-    assert run.notes == ("2 held-out evaluations without a finite loss are left out",)
+    assert run.notes[-1] == "2 held-out evaluations without a finite loss are left out"
+    assert (run.state, run.diverged_at) == ("diverged", 3)
+    later = load_run(write_run(tmp_path / "b", "rmt", rows=[*rows, evaluation(4, 4.5)]))
+    assert later.state == "done", "one that was lost on the way is no divergence"
 
 
 def test_the_curve_keeps_to_one_set_of_tokens_and_the_last_evaluation_is_the_whole_one(tmp_path):
@@ -75,16 +78,31 @@ def test_samples_may_hold_any_character(tmp_path):
     assert run.samples[0]["text"] == text
 
 
-def test_a_folder_without_evaluations(tmp_path):
-    with pytest.raises(UserError, match="no held-out evaluation yet"):
-        load_run(write_run(tmp_path / "a", "rmt", steps=10))
+@pytest.mark.parametrize("rows", ["", json.dumps({"kind": "train", "step": 7}) + "\n"])
+def test_a_run_without_an_evaluation_is_still_a_run(tmp_path, rows):
+    folder = write_run(tmp_path / "a", "rmt", steps=100, finished=False)
+    (folder / "metrics.jsonl").write_text(rows)
+    run = load_run(folder)
+    assert run.evals == ()
+    assert run.steps == (7 if rows else 0)
+    assert run.notes == (f"unfinished: it has no evaluation yet, at step {run.steps} of 100",)
 
 
-def test_an_empty_metrics_file(tmp_path):
-    folder = write_run(tmp_path / "a", "rmt", steps=25)
-    (folder / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="no held-out evaluation yet"):
-        load_run(folder)
+def test_a_run_that_stopped_at_a_loss_that_is_not_finite_diverged(tmp_path):
+    folder = write_run(tmp_path / "a", "rmt", steps=100, finished=False)
+    (folder / "nonfinite_step_61.safetensors").write_bytes(b"")
+    run = load_run(folder)
+    assert (run.state, run.diverged_at) == ("diverged", 61)
+    assert run.notes == ("diverged at step 61 of 100: its last evaluation is at step 50 of 100",)
+
+
+def test_skipped_steps_are_counted(tmp_path):
+    skips = [
+        {"kind": "event", "event": "nonfinite_skipped", "step": step, "skipped": step - 1} for step in range(2, 40)
+    ]
+    run = load_run(write_run(tmp_path / "a", "rmt", rows=[*skips, evaluation(40, 5.0)]))
+    assert (run.skipped, run.state) == (38, "done")
+    assert "38 of 40 steps moved nothing" in run.notes[0]
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
@@ -96,7 +114,12 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("config.yaml", "a: [1"), ("config.yaml", "7"), ("run.json", "{"), ("run.json", "{}")]
+    ("name", "content"),
+    [
+        *(("config.yaml", text) for text in ("a: [1", "7", "train: null", "model: [1]", "model: {stream: gru}")),
+        *(("run.json", text) for text in ("{", "{}", "null", "[]", '"text"', '{"data": null, "summary": []}')),
+        *(("metrics.jsonl", text) for text in ("null\n", "[1]\n", '"text"\n', '{"kind": "eval", "loss": "low"}\n')),
+    ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content):
     folder = write_run(tmp_path / "a", "rmt", steps=25)

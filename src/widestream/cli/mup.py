@@ -22,7 +22,7 @@ def check(
     ] = None,
     rate: Annotated[float, typer.Option(help="Learning rate, as a part of the recipe's peak rate.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Steps of Adam, on one batch.")] = 5,
-    seeds: Annotated[int, typer.Option(help="Initialisations at each width.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Initialisations at each width.")] = 6,
     windows: Annotated[int, typer.Option(help="Windows of the batch.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens of a window, at most the recipe's context.")] = 64,
     data: Annotated[str, typer.Option(help="random tokens, or the recipe's prepared ones.")] = "random",
@@ -33,13 +33,13 @@ def check(
 ) -> None:
     """Compare sizes of activations, and how far training moves them, at several widths, with muP and without.
 
-    The exit code is 0 if all are flat under muP, else 1. For example:
+    The exit code is 0 if all are seen to be flat under muP, else 1. For example:
 
         widestream mup check tune/rmt --widths 32,64,128,256 --out mup.html
     """
     from widestream.bench.record import Outputs
     from widestream.experiments.mup.measure import CheckOptions, run_check
-    from widestream.experiments.mup.section import sentences, write_check
+    from widestream.experiments.mup.section import outcome, sentences, write_check
     from widestream.files import write_json
 
     Outputs(json, out).check()
@@ -62,7 +62,7 @@ def check(
         write_json(json, record)
     for path in () if out is None else write_check(record, out):
         print(path)
-    raise typer.Exit(0 if record["flat"]["mup"] else 1)
+    raise typer.Exit(0 if outcome(record, "mup") == "flat" else 1)
 
 
 def tune(

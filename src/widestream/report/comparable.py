@@ -52,7 +52,7 @@ def mismatches(models: Sequence[tuple[str, Sequence[Run]]]) -> list[Mismatch]:
 
 def tokenizers_differ(models: Sequence[tuple[str, Sequence[Run]]]) -> bool:
     """Whether loss per token means something else for some model, so that bits per byte must stand in."""
-    return any(mismatch.field == "tokenizer" for mismatch in mismatches(models))
+    return _several(run.data.get("tokenizer_sha256") for _, runs in models for run in runs)
 
 
 def cautions(models: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from widestream.errors import UserError
 from widestream.report.comparable import Mismatch, cautions, mismatches, tokenizers_differ
-from widestream.report.stats.groups import Group, Metric, config_differences, group_runs, measure
+from widestream.report.stats.groups import Apart, Group, Metric, config_differences, group_runs, measure
 from widestream.report.stats.matched import RESOURCES
 from widestream.report.stats.pairs import Pair, match
 from widestream.report.verdict import Verdict, verdicts
@@ -19,7 +20,9 @@ class Comparison:
     """Everything a comparison found."""
 
     groups: tuple[Group, ...]
-    """The models, the reference first."""
+    """The models that have figures, the reference first."""
+    apart: tuple[Apart, ...]
+    """Models of which no run counts: every seed diverged, or none was evaluated."""
     metric: Metric
     """What is compared: `loss`, or `bits_per_byte` where tokenizers differ."""
     mismatches: tuple[Mismatch, ...]
@@ -41,9 +44,17 @@ class Comparison:
         return not self.mismatches
 
     @property
+    def models(self) -> list[tuple[str, tuple[Run, ...]]]:
+        """(label, all its runs) of every model, those without figures last."""
+        return [
+            *((group.label, group.members) for group in self.groups),
+            *((one.label, one.runs) for one in self.apart),
+        ]
+
+    @property
     def runs(self) -> list[Run]:
-        """All runs, model by model."""
-        return [run for group in self.groups for run in group.runs]
+        """All runs, model by model, those too that do not count."""
+        return [run for _, runs in self.models for run in runs]
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain JSON values."""
@@ -55,6 +66,15 @@ class Comparison:
             "cautions": list(self.cautions),
             "notes": list(self.notes),
             "models": [_group_dict(group) for group in self.groups],
+            "apart": [
+                {
+                    "label": one.label,
+                    "reason": one.reason,
+                    "diverged": one.diverged,
+                    "runs": [*map(_run_dict, one.runs)],
+                }
+                for one in self.apart
+            ],
             "pairs": [_pair_dict(pair) for pair in self.pairs],
             "config_differences": [{"key": key, "values": values} for key, values in self.config_differences.items()],
         }
@@ -63,25 +83,45 @@ class Comparison:
 def compare(run_dirs: Iterable[str | Path]) -> Comparison:
     """Compare runs, or all runs directly inside folders.
 
+    What is damaged, diverged or not evaluated is named, and the rest compared.
+
     Raises:
-        UserError: A folder is no run, is damaged or has nothing evaluated; the same measurement is given twice.
+        UserError: A path is no run and holds none; nothing is left to compare; the same measurement is given twice.
     """
-    runs = [load_run(path) for path in find_runs(run_dirs)]
+    runs, damaged = _read(run_dirs)
     models = group_runs(runs)
     metric: Metric = "bits_per_byte" if tokenizers_differ(models) else "loss"
-    groups = tuple(measure(label, members, metric) for label, members in models)
+    measured = [measure(label, members, metric) for label, members in models]
+    groups = tuple(one for one in measured if isinstance(one, Group))
+    apart = tuple(one for one in measured if isinstance(one, Apart))
+    if not groups:
+        why = "; ".join([*(f"{one.label}: {one.reason}" for one in apart), *damaged])
+        raise UserError(f"There is nothing to compare. {why}")
+    models = [(group.label, group.runs) for group in groups]
     differing = tuple(mismatches(models))
     pairs = tuple(pair for other in groups[1:] if (pair := match(groups[0], other)))
     return Comparison(
         groups=groups,
+        apart=apart,
         metric=metric,
         mismatches=differing,
         cautions=() if differing else tuple(cautions(models)),
-        notes=tuple(f"{run.path}: {note}." for run in runs for note in run.notes),
+        notes=(*damaged, *(f"{run.path}: {note}." for run in runs for note in run.notes)),
         config_differences=config_differences({group.label: group.runs[0].config for group in groups}),
         pairs=pairs,
-        verdict=tuple(verdicts(groups, pairs, differing, metric)),
+        verdict=tuple(verdicts(groups, apart, pairs, differing, metric)),
     )
+
+
+def _read(run_dirs: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
+    """The runs, and why those that cannot be read are left out."""
+    runs, damaged = [], []
+    for path in find_runs(run_dirs):
+        try:
+            runs.append(load_run(path))
+        except UserError as error:
+            damaged.append(f"{path} is left out: {error}")
+    return runs, damaged
 
 
 def train_figures(run: Run) -> dict[str, float | None]:
@@ -97,23 +137,29 @@ def train_figures(run: Run) -> dict[str, float | None]:
 def _group_dict(group: Group) -> dict[str, Any]:
     return {
         "label": group.label,
+        "seeds": group.seeds,
         "final": asdict(group.final),
         "best_smoothed": group.curve.best,
         "curve": asdict(group.curve),
         "parameters": group.runs[0].parameters,
         "flops_per_token": group.runs[0].flops_per_token,
         "stream_size": group.runs[0].info["summary"]["stream_size"],
-        "runs": [_run_dict(run, final) for run, final in zip(group.runs, group.finals, strict=True)],
+        "runs": [
+            _run_dict(run) | {"final": final} | asdict(end)
+            for run, end, final in zip(group.runs, group.ends, group.finals, strict=True)
+        ],
+        "not_counted": [_run_dict(run) for run in (*group.diverged, *group.behind)],
     }
 
 
-def _run_dict(run: Run, final: float) -> dict[str, Any]:
+def _run_dict(run: Run) -> dict[str, Any]:
     return {
         "path": str(run.path),
         "seeds": {"weights": run.seeds[0], "order": run.seeds[1]},
-        "finished": run.done is not None,
-        "final": final,
-        **asdict(run.final),
+        "state": run.state,
+        "diverged_at": run.diverged_at,
+        "steps": run.steps,
+        "skipped": run.skipped,
         **train_figures(run),
     }
 
@@ -123,6 +169,7 @@ def _pair_dict(pair: Pair) -> dict[str, Any]:
         "reference": pair.reference.label,
         "other": pair.other.label,
         "tokens": pair.tokens,
+        "claimed": pair.claimed,
         "by_seed": pair.by_seed,
         "at_equal": {resource: asdict(interval) for resource, interval in pair.at_equal.items()},
         "gaps": {resource: [list(point) for point in points] for resource, points in pair.gaps.items()},

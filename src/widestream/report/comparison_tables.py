@@ -1,6 +1,5 @@
 """The tables of a comparison, shown by the terminal and by the page alike."""
 
-import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from widestream.report import formats
 from widestream.report.comparison import Comparison, train_figures
 from widestream.report.search_record import Search, Trial
-from widestream.report.stats.groups import stream_kind
+from widestream.report.stats.groups import Apart, stream_kind
 from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES, Reach
 from widestream.report.stats.pairs import Target
 from widestream.report.table import NONE, Table
@@ -19,23 +18,25 @@ def results(comparison: Comparison) -> Table:
     """Last evaluation of every model, and what it cost."""
     rows = []
     for group in comparison.groups:
-        finals = [run.final for run in group.runs]
+        finals = group.ends
         losses = [row.loss for row in finals]
         bits = [row.bits_per_byte for row in finals if row.bits_per_byte is not None]
         rows.append(
             (
                 group.label,
-                str(len(group.runs)),
+                group.seeds,
                 formats.spread(losses),
-                f"{math.exp(fmean(losses)):.2f}",
+                formats.perplexity(fmean(losses)),
                 formats.loss(fmean(bits)) if len(bits) == len(finals) else NONE,
                 formats.count(finals[0].tokens) if len({row.tokens for row in finals}) == 1 else "differ",
                 formats.flops(fmean([row.flops for row in finals])),
                 formats.duration(fmean([row.wall_s for row in finals])),
-                formats.count(group.runs[0].parameters["total"]),
-                formats.count(group.non_embedding),
+                *_sizes(group.runs[0]),
             )
         )
+    rows += [
+        (one.label, f"0 of {len(one.runs)}", _word(one), *[NONE] * 5, *_sizes(one.runs[0])) for one in comparison.apart
+    ]
     return Table(
         title="Results",
         caption="Last held-out evaluation, mean over seeds (lowest to highest seed); loss in nats per token. FLOPs are "
@@ -46,6 +47,15 @@ def results(comparison: Comparison) -> Table:
         ),
         rows=tuple(rows),
     )  # fmt: skip
+
+
+def _sizes(run: Run) -> tuple[str, str]:
+    return formats.count(run.parameters["total"]), formats.count(run.parameters["non_embedding"])
+
+
+def _word(one: Apart) -> str:
+    """What stands in place of the figures of a model that has none."""
+    return "diverged" if one.diverged else "no figure"
 
 
 def differences(comparison: Comparison) -> Table | None:
@@ -94,37 +104,46 @@ def resources(comparison: Comparison) -> Table | None:
 
 def run_table(comparison: Comparison) -> Table:
     """Every run with its folder."""
-    rows = []
-    for group in comparison.groups:
-        for run in group.runs:
-            last, speed = run.final, train_figures(run)
-            rows.append(
-                (
-                    str(run.path),
-                    group.label,
-                    "/".join(str(seed) for seed in run.seeds),
-                    f"{last.step:,}" + ("" if run.done is not None else " (unfinished)"),
-                    formats.count(last.tokens),
-                    formats.loss(last.loss),
-                    NONE if last.bits_per_byte is None else formats.loss(last.bits_per_byte),
-                    formats.flops(last.flops),
-                    formats.duration(last.wall_s),
-                    NONE if speed["tokens_per_s"] is None else formats.count(speed["tokens_per_s"]),
-                    NONE if speed["mfu"] is None else formats.percent(speed["mfu"]),
-                    NONE if speed["memory_bytes"] is None else formats.memory(speed["memory_bytes"]),
-                )
-            )
+    rows = [_run_row(label, run) for label, runs in comparison.models for run in runs]
     return Table(
         title="Runs",
         caption="Every figure of this report comes from these folders: metrics.jsonl for the curves, run.json for "
-        "model and machine. Seeds: weights/order of batches. Tokens/s and MFU are medians, memory is the peak.",
+        "model and machine. Seeds: weights/order of batches. Steps are those at the last evaluation; skipped steps "
+        "moved nothing. Tokens/s and MFU are medians, memory is the peak.",
         columns=(
-            "folder", "model", "seeds", "steps", "tokens", "held-out loss", "bits per byte", "FLOPs", "time",
-            "tokens/s", "MFU", "memory",
+            "folder", "model", "seeds", "state", "steps", "skipped", "tokens", "held-out loss", "bits per byte",
+            "FLOPs", "time", "tokens/s", "MFU", "memory",
         ),
         rows=tuple(rows),
         words=2,
     )  # fmt: skip
+
+
+def _run_row(label: str, run: Run) -> tuple[str, ...]:
+    speed = train_figures(run)
+    last = run.final if run.evals else None
+    return (
+        str(run.path),
+        label,
+        run.seed_name,
+        run.state if run.diverged_at is None else f"diverged at {run.diverged_at:,}",
+        f"{last.step if last else run.steps:,}",
+        f"{run.skipped:,}",
+        *(
+            (NONE,) * 5
+            if last is None
+            else (
+                formats.count(last.tokens),
+                formats.loss(last.loss),
+                NONE if last.bits_per_byte is None else formats.loss(last.bits_per_byte),
+                formats.flops(last.flops),
+                formats.duration(last.wall_s),
+            )
+        ),
+        NONE if speed["tokens_per_s"] is None else formats.count(speed["tokens_per_s"]),
+        NONE if speed["mfu"] is None else formats.percent(speed["mfu"]),
+        NONE if speed["memory_bytes"] is None else formats.memory(speed["memory_bytes"]),
+    )
 
 
 def parameters(comparison: Comparison) -> Table:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -67,6 +68,14 @@ def loss(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
 
 
+def perplexity(loss: float) -> str:
+    """exp(loss): two decimals, a power of ten where that is a long number, inf beyond a float."""
+    if loss > math.log(sys.float_info.max):
+        return "inf"
+    value = math.exp(loss)
+    return f"{value:.2f}" if value < 1e6 else flops(value)
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean of losses, and the lowest and highest where there are several."""
     mean = loss(fmean(values))
@@ -87,6 +96,11 @@ def size(value: float) -> str:
 def interval(low: float | None, high: float | None) -> str:
     """Both ends of an interval, or a dash."""
     return "–" if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value in two digits, or a dash: 0.013."""
+    return "–" if p is None else "below 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def percent(ratio: float) -> str:

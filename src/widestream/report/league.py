@@ -89,7 +89,7 @@ def _row(group: Group, pair: Pair | None, reference: Group) -> tuple[str, ...]:
     return (
         group.label,
         str(run.config.get("description") or NONE),
-        formats.spread([member.final.loss for member in group.runs]),
+        formats.spread([end.loss for end in group.ends]),
         *gaps,
         "not reached" if reached is None else formats.percent(reached),
         formats.count(run.parameters["total"]),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from widestream.report import formats
 from widestream.report.comparable import Mismatch
-from widestream.report.stats.groups import Group, Metric
+from widestream.report.stats.groups import Apart, Group, Metric, diverged_seeds
 from widestream.report.stats.intervals import Interval
 from widestream.report.stats.matched import Resource
 from widestream.report.stats.pairs import Pair, Target
@@ -32,32 +32,55 @@ class Verdict:
 
 
 def verdicts(
-    groups: Sequence[Group], pairs: Sequence[Pair], mismatches: Sequence[Mismatch], metric: Metric
+    groups: Sequence[Group],
+    apart: Sequence[Apart],
+    pairs: Sequence[Pair],
+    mismatches: Sequence[Mismatch],
+    metric: Metric,
 ) -> list[Verdict]:
-    """One verdict for each model against the reference; a single one where there is nothing to decide."""
+    """One verdict for each model against the reference; a single one where there is nothing to decide.
+
+    Models that have no figures follow, each with what became of it.
+    """
     depth = (reading_depth(groups),)
+    rest = [Verdict(headline=f"{one.label}: {one.reason}.", details=()) for one in apart]
     if len(groups) == 1:
-        headline = f"{groups[0].label} is the only model here: there is nothing to compare."
-        return [Verdict(headline=headline, details=depth)]
+        only = "the only model here" if not apart else "the only model here that has figures"
+        headline = f"{groups[0].label} is {only}: there is nothing to compare."
+        return [Verdict(headline=headline, details=depth), *rest]
     if mismatches:
         fields = formats.listing([mismatch.field for mismatch in mismatches])
         headline = f"Not comparable, so no verdict about loss is given: the models differ in {fields}."
-        return [Verdict(headline=headline, details=depth)]
+        return [Verdict(headline=headline, details=depth), *rest]
     by_other = {pair.other.label: pair for pair in pairs}
-    return [
+    told = [
         _verdict(by_other[other.label], metric)
         if other.label in by_other
         else Verdict(headline=f"{other.label} and {groups[0].label} share no stretch of training.", details=depth)
         for other in groups[1:]
     ]
+    return [*told, *rest]
 
 
 def _verdict(pair: Pair, metric: Metric) -> Verdict:
+    if not pair.claimed:
+        return Verdict(headline=_survivors(pair, metric), details=(reading_depth((pair.reference, pair.other)),))
     details = [_equal_cost(pair), *(_target(target) for target in pair.targets)]
     if pair.trend:
         details.append(_trend(pair))
     details.append(reading_depth((pair.reference, pair.other), pair.tokens))
     return Verdict(headline=_difference(pair, metric), details=tuple(filter(None, details)))
+
+
+def _survivors(pair: Pair, metric: Metric) -> str:
+    """What diverged, and the figures of the other seeds, from which nothing is claimed."""
+    groups = (pair.other, pair.reference)
+    lost = [f"{group.label}: {diverged_seeds(group.members)}." for group in groups if group.diverged]
+    figures = [f"{group.label} {formats.loss(group.final.mean)} ({group.seeds})" for group in groups]
+    return (
+        f"{' '.join(lost)} No difference between {pair.other.label} and {pair.reference.label} is claimed from the "
+        f"other seeds; their {METRIC_NAMES[metric]} is {formats.listing(figures)}."
+    )
 
 
 def _difference(pair: Pair, metric: Metric) -> str:

@@ -90,7 +90,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         values = None
     if not isinstance(values, dict):
-        raise _damaged(path)
+        raise damaged(path)
     return values
 
 
@@ -115,9 +115,9 @@ def read_info(run_dir: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _missing(path) from None
     except ValueError:
-        raise _damaged(path) from None
+        raise damaged(path) from None
     if not isinstance(info, dict) or not {"data", "summary"} <= info.keys():
-        raise _damaged(path)
+        raise damaged(path)
     return info
 
 
@@ -204,14 +204,17 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate([] if lines == [""] else lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            if number < len(lines):
-                raise UserError(
-                    f"Line {number} of {path} is no JSON; the file is damaged, put a good copy back or leave this "
-                    "run out."
-                ) from None
-            return rows, True
+            if number == len(lines):
+                return rows, True
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"Line {number} of {path} is no JSON object; the file is damaged, put a good copy back or leave this "
+                "run out."
+            )
+        rows.append(row)
     return rows, False
 
 
@@ -219,5 +222,6 @@ def _missing(path: Path) -> UserError:
     return UserError(f"{path} is missing; leave the run out, or train it again with --fresh.")
 
 
-def _damaged(path: Path) -> UserError:
+def damaged(path: Path) -> UserError:
+    """What to say of a file that does not hold what it should."""
     return UserError(f"{path} is damaged; put a good copy back, leave the run out, or train it again with --fresh.")

@@ -1,14 +1,30 @@
 """Run folders as reports read them: held-out evaluations brought together, and notes on what is missing."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from widestream.errors import UserError
-from widestream.runs.folder import METRICS, is_aside, is_run, read_config, read_done, read_info, read_rows, read_samples
+from widestream.runs.folder import (
+    CONFIG,
+    INFO,
+    METRICS,
+    NONFINITE,
+    damaged,
+    is_aside,
+    is_run,
+    read_config,
+    read_done,
+    read_info,
+    read_rows,
+    read_samples,
+)
+
+State = Literal["done", "unfinished", "diverged"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +62,27 @@ class Run:
     train: tuple[dict[str, Any], ...]
     """Training rows of metrics.jsonl."""
     evals: tuple[Evaluation, ...]
-    """Held-out evaluations with a finite loss, by step."""
+    """Held-out evaluations with a finite loss, by step; none where a run did not come to its first one."""
     samples: tuple[dict[str, Any], ...]
     """Sampled texts, if any were written."""
     done: dict[str, Any] | None
     """done.json, or None while the run is unfinished."""
+    steps: int
+    """Optimizer steps done, as far as the log tells; skipped ones are among them."""
+    diverged_at: int | None
+    """Step at which loss or gradient was not finite and the run stopped, or after which its last evaluation was not
+    finite; None for a run that did not diverge."""
+    skipped: int
+    """Optimizer steps that moved nothing, because loss or gradient was not finite (`train.nonfinite: skip`)."""
     notes: tuple[str, ...]
     """What a reader should know: unfinished, half-written line, lost evaluations."""
+
+    @property
+    def state(self) -> State:
+        """`diverged` is a result; `unfinished` runs may go on."""
+        if self.diverged_at is not None:
+            return "diverged"
+        return "unfinished" if self.done is None else "done"
 
     @property
     def name(self) -> str:
@@ -63,6 +93,12 @@ class Run:
     def seeds(self) -> tuple[int, int]:
         """Seed of the initial weights, seed of the order of the batches."""
         return int(self.config.get("train", {}).get("seed", 0)), int(self.info["data"]["seed"])
+
+    @property
+    def seed_name(self) -> str:
+        """Both seeds agree in most studies; then one number is enough."""
+        weights, order = self.seeds
+        return str(weights) if weights == order else f"{weights}/{order}"
 
     @property
     def data(self) -> dict[str, Any]:
@@ -81,15 +117,21 @@ class Run:
 
     @property
     def final(self) -> Evaluation:
-        """The last evaluation; the one of the whole held-out split where the last step has both."""
+        """The last evaluation; the one of the whole held-out split where the last step has both.
+
+        Only where there is one at all.
+        """
         last = self.evals[-1].step
         return max((row for row in self.evals if row.step == last), key=lambda row: (row.whole, row.target_tokens))
 
     @property
     def curve(self) -> tuple[Evaluation, ...]:
-        """The evaluations made on the same held-out tokens: those of the commonest size, one a step."""
+        """The evaluations made on the same held-out tokens: those of the commonest size, one a step.
+
+        Of a single step with both, the smaller one: it is what longer runs of the same recipe have all along.
+        """
         sizes = Counter(row.target_tokens for row in self.evals)
-        size = max(sizes, key=lambda key: (sizes[key], key))
+        size = max(sizes, key=lambda key: (sizes[key], -key), default=0)
         return tuple(row for row in self.evals if row.target_tokens == size)
 
 
@@ -115,10 +157,10 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a run folder, finished or not.
+    """Read a run folder: finished or not, diverged or not, evaluated or not.
 
     Raises:
-        UserError: A file of the run is missing or damaged, or there is no evaluation in it yet.
+        UserError: A file of the run is missing or damaged.
     """
     path = Path(path)
     config, info = read_config(path), read_info(path)
@@ -126,38 +168,86 @@ def load_run(path: str | Path) -> Run:
     notes = [f"the last line of {METRICS} is half written and is left out"] if cut else []
     try:
         evals, lost = _evaluations(rows)
-    except KeyError as error:
-        raise UserError(f"A held-out row of {path / METRICS} has no {error}; leave this run out.") from error
+        steps = max((int(row["step"]) for row in rows), default=0)
+        skipped = [int(row["skipped"]) for row in rows if row.get("kind") == "event" and "skipped" in row]
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+        raise UserError(f"A row of {path / METRICS} {what}; put a good copy back or leave this run out.") from error
     if lost:
-        notes.append(f"{lost} held-out evaluations without a finite loss are left out")
-    if not evals:
-        raise UserError(f"{path} has no held-out evaluation yet; let it train to its first one, or leave it out.")
-    done = read_done(path)
-    if done is None:
-        steps = config.get("train", {}).get("steps")
-        planned = f" of {steps:,}" if steps else ""
-        notes.insert(0, f"unfinished: its last evaluation is at step {evals[-1].step:,}{planned}")
-    return Run(
+        notes.append(f"{len(lost)} held-out evaluations without a finite loss are left out")
+    run = Run(
         path=path,
         config=config,
         info=info,
         train=tuple(row for row in rows if row.get("kind") == "train"),
         evals=tuple(evals),
         samples=tuple(read_samples(path)),
-        done=done,
+        done=(done := read_done(path)),
+        steps=steps,
+        diverged_at=_diverged_at(path, done, evals, lost),
+        skipped=max(skipped, default=0),
         notes=tuple(notes),
     )
+    _require_sound(run)
+    return replace(run, notes=(*_state_notes(run), *notes))
 
 
-def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], int]:
-    """Evaluations by step (the last one written wins), and how many had no finite loss."""
+def _require_sound(run: Run) -> None:
+    """Make sure that what every report reads of config.yaml and run.json is there and of its kind.
+
+    Raises:
+        UserError: It is not; names the file.
+    """
+    parts = [run.config.get(name, {}) for name in ("model", "data", "train", "optimizer", "schedule")]
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[0].get("stream", {}), dict):
+        raise damaged(run.path / CONFIG)
+    try:
+        _ = run.seeds
+        counts = [run.data[key] for key in ("train_tokens", "sequence_length", "batch_size")]
+        counts += [run.parameters["total"], run.parameters["non_embedding"]]
+        counts += [run.flops_per_token["train"], run.info["summary"]["stream_size"]]
+        sound = all(count > 0 for count in counts) and isinstance(run.data["fingerprint"], str)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound or not isinstance(run.info.get("machine", {}), dict):
+        raise damaged(run.path / INFO)
+
+
+def _diverged_at(path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int]) -> int | None:
+    """The step at which the run stopped because something was not finite, or of a last evaluation that was not."""
+    if lost and (not evals or max(lost) >= evals[-1].step):
+        return max(lost)
+    stops = [int(found[1]) for file in path.glob(NONFINITE.format("*")) if (found := re.search(r"_(\d+)\.", file.name))]
+    return max(stops) if stops and done is None else None
+
+
+def _state_notes(run: Run) -> list[str]:
+    """What became of a run that did not come to its end, and of its steps."""
+    planned = run.config.get("train", {}).get("steps")
+    of = f" of {planned:,}" if planned else ""
+    last = f"its last evaluation is at step {run.evals[-1].step:,}{of}" if run.evals else "it has no evaluation"
+    notes = []
+    if run.state == "diverged":
+        notes.append(f"diverged at step {run.diverged_at:,}{of}: {last}")
+    elif run.state == "unfinished":
+        notes.append(f"unfinished: {last}{'' if run.evals else f' yet, at step {run.steps:,}{of}'}")
+    if run.skipped:
+        notes.append(
+            f"{run.skipped:,} of {run.steps:,} steps moved nothing, because loss or gradient was not finite; their "
+            "tokens and FLOPs are counted"
+        )
+    return notes
+
+
+def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], list[int]]:
+    """Evaluations by step (the last one written wins), and the steps of those that had no finite loss."""
     evals: dict[tuple[int, int], Evaluation] = {}
-    lost = 0
+    lost: list[int] = []
     for row in rows:
         if row.get("kind") != "eval":
             continue
         if row["loss"] is None or not math.isfinite(row["loss"]):
-            lost += 1
+            lost.append(row["step"])
             continue
         evals[row["step"], row["target_tokens"]] = Evaluation(
             step=row["step"],

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from widestream.report.formats import listing, loss, three
-from widestream.report.stats.intervals import difference, mean_interval
+from widestream.report.stats.intervals import SIGNIFICANT, difference, holm, mean_interval
 from widestream.report.table import NONE, Table
 
 Record = Mapping[str, Any]
@@ -264,21 +264,25 @@ def _survival(groups: Mapping[str, list[Record]]) -> Iterator[str]:
     steps = {name: _shared_steps(runs) for name, runs in groups.items()}
     one, other = groups
     numbers = [number for number in steps[one] if number in steps[other]]
+    gaps = {}
     for key in ("seen growth", "gradient growth", "block forward", "block backward"):
-        phrases = []
         for number in (numbers[0], numbers[-1]):
             a, b = (_distances(steps[name][number], key) for name in (one, other))
-            if a is None or b is None:
-                continue
-            gap = difference(a, b)
-            if gap.low is None:
-                phrases.append(f"one seed tells nothing at step {number}")
-            elif gap.holds_zero:
-                phrases.append(f"no difference is seen at step {number}")
-            else:
-                phrases.append(f"{one if gap.mean > 0 else other} at step {number}")
-        if phrases:
-            yield f"Nearer to 1 in {key}: {listing(phrases)}."
+            if a is not None and b is not None:
+                gaps[key, number] = difference(a, b)
+    phrases: dict[str, list[str]] = {}
+    for ((key, number), gap), p in zip(gaps.items(), holm(list(gaps.values())), strict=True):
+        if p is None:
+            said = "one seed tells nothing"
+        elif p >= SIGNIFICANT:
+            said = "no difference is seen"
+        else:
+            said = one if gap.mean > 0 else other
+        phrases.setdefault(key, []).append(f"{said} at step {number}")
+    for key, said in phrases.items():
+        yield f"Nearer to 1 in {key}: {listing(said)}."
+    if phrases:
+        yield f"A difference is seen where p, corrected for these {len(gaps)} comparisons (Holm), is below 0.05."
 
 
 def by_step(runs: Sequence[Record]) -> dict[int, list[tuple[Record, Record]]]:

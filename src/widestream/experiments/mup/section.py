@@ -10,7 +10,7 @@ from widestream.files import write_text
 from widestream.report.figures.svg import Chart, Series, write_charts
 from widestream.report.formats import listing
 from widestream.report.page import render_page
-from widestream.report.stats.fits import line
+from widestream.report.stats.fits import slope_of
 from widestream.report.table import NONE, Table
 
 NAMES = {"mup": "with muP", "standard": "without muP"}
@@ -22,27 +22,78 @@ Record = dict[str, Any]
 """What `run_check` (experiments/mup/measure.py) returns."""
 
 
+KINDS = ("size", "change")
+"""What is judged of a quantity: its size, and how far training moved it."""
+UNJUDGED = ("logits", "size")
+"""Has no verdict: without a zero unembedding it shrinks at initialisation, and rightly so."""
+
+
+def outcome(record: Record, way: str) -> str:
+    """`flat` if every judged slope is; `not flat` if one is seen to grow or shrink; else `unclear`."""
+    found = {verdict for _, verdict in _judged(record, way)}
+    if found == {"flat"}:
+        return "flat"
+    return "unclear" if found <= {"flat", "unclear"} else "not flat"
+
+
 def sentences(record: Record) -> list[str]:
     """The verdict on both parametrizations, first the one that matters."""
-    found = []
-    for way, name in NAMES.items():
-        slopes = record["results"][way]["slopes"]
-        off = [
-            f"{kind} of {quantity} {row[kind]['verdict']} ({_slope(row[kind])})"
-            for quantity, row in slopes.items()
-            for kind in ("size", "change")
-            if row[kind]["verdict"] not in ("flat", None)
-        ]
-        verdict = f"flat across widths ({_farthest(slopes)})" if record["flat"][way] else f"not flat: {listing(off)}"
-        found.append(f"{record['recipe']} {name}: {verdict}.")
+    found = [f"{record['recipe']} {name}: {_in_words(record, way)}." for way, name in NAMES.items()]
     widths, bounds = record["widths"], record["bounds"]
     found.append(
         f"Widths {listing([str(width) for width in widths])} ({', '.join(record['grow'])} grow), "
         f"{record['settings']['steps']} steps of Adam at {record['lr']:g}, {record['settings']['seeds']} seeds. "
-        "Flat: slope of log size against log width within [{:g}, {:g}], ".format(*bounds["size"])
-        + "of its change from initialisation within [{:g}, {:g}].".format(*bounds["change"])
+        "Flat: the 95 % interval of the slope of log size against log width lies within [{:g}, {:g}], ".format(
+            *bounds["size"]
+        )
+        + "that of its change from initialisation within [{:g}, {:g}]; it grows or shrinks where the interval lies "
+        "outside, and is unclear where it holds a bound.".format(*bounds["change"])
     )
     return found
+
+
+def _in_words(record: Record, way: str) -> str:
+    found, slopes = outcome(record, way), record["results"][way]["slopes"]
+    if found == "flat":
+        return f"flat across widths ({_farthest(slopes)})"
+    off = [f"{words} {verdict}" for words, verdict in _judged(record, way) if verdict not in ("flat", "unclear")]
+    unclear = [words for words, verdict in _judged(record, way) if verdict == "unclear"]
+    if found == "not flat":
+        return f"not flat: {listing(off)}"
+    return f"nothing is seen to grow or shrink, yet {listing(unclear)} may: more seeds would tell"
+
+
+def _judged(record: Record, way: str) -> list[tuple[str, str]]:
+    """Every judged slope in words, with its verdict."""
+    return [
+        (f"{kind} of {quantity} ({_slope(row[kind])})", verdict)
+        for quantity, row in record["results"][way]["slopes"].items()
+        for kind in KINDS
+        if (verdict := verdict_of(record, way, quantity, kind)) is not None
+    ]
+
+
+def verdict_of(record: Record, way: str, quantity: str, kind: str) -> str | None:
+    """The verdict on one slope; None where there is none to give."""
+    if (quantity, kind) == UNJUDGED:
+        return None
+    return verdict(record["results"][way]["slopes"][quantity][kind], record["bounds"][kind])
+
+
+def verdict(slope: dict[str, Any], bounds: Sequence[float]) -> str:
+    """What the interval of a slope (`mean`, `low`, `high`) says.
+
+    `flat` if it lies within the bounds, `grows` or `shrinks` if outside, `unclear` if it holds one of them or if one
+    seed gives none. Not a number, as after divergence: `grows`.
+    """
+    (low, high), mean = bounds, slope["mean"]
+    if mean is None or not math.isfinite(mean):
+        return "grows"
+    if slope["low"] is None:
+        return "unclear"
+    if low <= slope["low"] and slope["high"] <= high:
+        return "flat"
+    return "shrinks" if slope["high"] < low else "grows" if slope["low"] > high else "unclear"
 
 
 def _farthest(slopes: dict[str, Any]) -> str:
@@ -50,8 +101,8 @@ def _farthest(slopes: dict[str, Any]) -> str:
     judged = [
         (abs(row[kind]["mean"]), f"farthest: {kind} of {quantity} {_slope(row[kind])}")
         for quantity, row in slopes.items()
-        for kind in ("size", "change")
-        if row[kind]["verdict"] is not None
+        for kind in KINDS
+        if (quantity, kind) != UNJUDGED
     ]
     return max(judged)[1]
 
@@ -63,10 +114,10 @@ def slopes_table(record: Record) -> Table:
         cells = [quantity]
         for way in NAMES:
             row = record["results"][way]["slopes"][quantity]
-            for kind in ("size", "change"):
-                cells += [_slope(row[kind]), row[kind]["verdict"] or NONE]
+            for kind in KINDS:
+                cells += [_slope(row[kind]), verdict_of(record, way, quantity, kind) or NONE]
         rows.append(tuple(cells))
-    columns = [f"{kind} {name}" for name in NAMES.values() for kind in ("size", "change")]
+    columns = [f"{kind} {name}" for name in NAMES.values() for kind in KINDS]
     return Table(
         title=f"Slopes over width, {record['recipe']}",
         caption="Slope of the logarithm of the mean absolute activation, and of its change from initialisation, over "
@@ -162,7 +213,7 @@ def _line(quantity: str, colour: int, widths: list[int], rows: list[list[float]]
 
 def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
     """Least-squares slope of log size against log width."""
-    return line([(math.log(width), math.log(positive(size))) for width, size in zip(widths, sizes, strict=True)])[0]
+    return slope_of([(math.log(width), math.log(positive(size))) for width, size in zip(widths, sizes, strict=True)])
 
 
 def positive(size: float) -> float:

@@ -32,6 +32,24 @@ BOOKKEEPING = frozenset(
 """Keys of a configuration that do not change what is learned (the data are told apart by their fingerprint)."""
 
 
+LEAST = 1e-12
+"""Curves are smoothed and read in log space; a loss of zero is taken for this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Apart:
+    """A model of which no run counts, so that it has no figures: what it is, and why."""
+
+    label: str
+    """Short name, unique in a comparison."""
+    runs: tuple[Run, ...]
+    """Its runs, by seeds."""
+    reason: str
+    """What became of them, in words that may follow the label."""
+    diverged: bool
+    """Whether it is that every seed diverged, which is a result."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
     """One model: the runs that differ in their seeds only, and what was measured over them."""
@@ -39,15 +57,36 @@ class Group:
     label: str
     """Short name, unique in a comparison."""
     runs: tuple[Run, ...]
-    """The runs, by seeds."""
+    """The runs that count, by seeds: evaluated, not diverged, and as far as the others."""
+    diverged: tuple[Run, ...]
+    """Those that diverged. Their curve may be drawn up to there; their figures count nowhere."""
+    behind: tuple[Run, ...]
+    """Those that are unfinished where others of the model are further, or have no evaluation yet. They do not count."""
     curves: tuple[Curve, ...]
-    """Smoothed held-out curve of each run."""
+    """Smoothed held-out curve of each run that counts."""
     curve: Curve
-    """Smoothed mean curve, over the evaluations that all runs have."""
+    """Smoothed mean curve, over the evaluations that these runs have in common."""
+    ends: tuple[Evaluation, ...]
+    """Last evaluation of each of these runs; the last that they have in common where their ends differ."""
     final: Interval
-    """Last evaluation: mean over runs."""
+    """Mean over `ends`."""
     finals: tuple[float, ...]
-    """Last evaluation of each run."""
+    """Loss (or bits per byte) of `ends`."""
+
+    @property
+    def members(self) -> tuple[Run, ...]:
+        """All runs, those too that do not count, by seeds."""
+        return tuple(sorted((*self.runs, *self.diverged, *self.behind), key=lambda run: run.seeds))
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds count, in words: `3 seeds`, or `2 of 3 seeds`."""
+        return seed_count(len(self.runs), len(self.members))
+
+    @property
+    def claimable(self) -> bool:
+        """Whether a difference may be claimed: never from the survivors of a model of which a seed diverged."""
+        return not self.diverged
 
     @property
     def non_embedding(self) -> int:
@@ -79,37 +118,96 @@ def group_runs(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     return list(zip(_labels(groups), groups, strict=True))
 
 
-def measure(label: str, runs: Sequence[Run], metric: Metric) -> Group:
+def measure(label: str, runs: Sequence[Run], metric: Metric) -> Group | Apart:
     """Smooth and average the held-out curves of one model's runs.
 
-    Raises:
-        UserError: The runs have no evaluation in common, or bits per byte are needed and were not counted.
+    A run that diverged is a result and counts in no figure. Where some seeds are finished, those that have not come as
+    far are left out too, for a mean over them would be of losses after different numbers of tokens; where none is,
+    those that have not come half as far as the first. What is left is read where all of it has been.
+
+    Args:
+        label: the model's name.
+        runs: its runs, at least one.
+        metric: what is compared.
+
+    Returns:
+        Its figures; or why it has none.
     """
-    curves = [_curve(run, metric) for run in runs]
+    runs = sorted(runs, key=lambda run: run.seeds)
+    diverged = tuple(run for run in runs if run.state == "diverged")
+    sound = [run for run in runs if run.state != "diverged" and _points(run)]
+    far = max((run.final.tokens for run in sound if run.state == "done"), default=0)
+    far = far or max((run.final.tokens for run in sound), default=0) / 2
+    counting = [run for run in sound if run.state == "done" or run.final.tokens >= far]
+    behind = tuple(run for run in runs if run not in diverged and run not in counting)
+
+    def apart(reason: str) -> Apart:
+        return Apart(label=label, runs=tuple(runs), reason=reason, diverged=len(diverged) == len(runs))
+
+    if not counting:
+        return apart("; ".join(filter(None, (diverged_seeds(runs), unfinished_seeds(behind)))))
+    if any(_value(row, metric) is None for run in counting for row in (*_points(run), run.final)):
+        return apart("bits per byte were not counted, and models with different tokenizers are compared by them")
+    curves = [_curve(run, metric) for run in counting]
     mean = mean_curve(curves)
     if mean is None:
-        raise UserError(f"The runs of {label} have no evaluation at equal tokens; compare them one by one.")
-    finals = tuple(value_of(run, run.final, metric) for run in runs)
+        return apart("its runs have no evaluation at equal tokens; compare them one by one")
+    ends = tuple(run.final for run in counting)
+    if len({(row.tokens, row.target_tokens) for row in ends}) > 1:
+        last = mean.tokens[-1]
+        ends = tuple(next(row for row in _points(run) if row.tokens == last) for run in counting)
+    finals = tuple(_known(row, metric) for row in ends)
     return Group(
         label=label,
-        runs=tuple(runs),
+        runs=tuple(counting),
+        diverged=diverged,
+        behind=behind,
         curves=tuple(smooth(curve) for curve in curves),
         curve=smooth(mean),
+        ends=ends,
         final=mean_interval(finals),
         finals=finals,
     )
 
 
-def value_of(run: Run, row: Evaluation, metric: Metric) -> float:
-    """Loss or bits per byte of one evaluation.
+def seed_count(counting: int, of: int) -> str:
+    """How many seeds count, of how many: `1 seed`, `3 seeds`, `2 of 3 seeds`."""
+    return f"{counting} of {of} seeds" if counting < of else f"{of} seed{'s' if of > 1 else ''}"
 
-    Raises:
-        UserError: Bits per byte are asked for and were not counted.
-    """
-    value = row.loss if metric == "loss" else row.bits_per_byte
-    if value is None:
-        raise UserError(f"{run.path} has no bits per byte, which models with different tokenizers are compared by.")
+
+def diverged_seeds(runs: Sequence[Run]) -> str:
+    """How many of a model's seeds diverged, and where, in words: `1 of 3 seeds diverged (seed 2 at step 21)`."""
+    lost = [run for run in runs if run.state == "diverged"]
+    where = ", ".join(f"seed {run.seed_name} at step {run.diverged_at:,}" for run in lost)
+    return (
+        f"{'all ' if 1 < len(lost) == len(runs) else ''}{seed_count(len(lost), len(runs))} diverged ({where})"
+        if lost
+        else ""
+    )
+
+
+def unfinished_seeds(runs: Sequence[Run]) -> str:
+    """Which runs do not count though they did not diverge, and how far they are, in words."""
+    return ", ".join(
+        f"seed {run.seed_name} "
+        + ("has no evaluation after its first step" if not _points(run) else f"is unfinished at step {run.steps:,}")
+        for run in runs
+    )
+
+
+def _value(row: Evaluation, metric: Metric) -> float | None:
+    return row.loss if metric == "loss" else row.bits_per_byte
+
+
+def _known(row: Evaluation, metric: Metric) -> float:
+    value = _value(row, metric)
+    assert value is not None, "checked before"
     return value
+
+
+def _points(run: Run) -> list[Evaluation]:
+    """The evaluations that a curve can be drawn through: those after the first step."""
+    return [row for row in run.curve if row.tokens > 0 and row.flops > 0 and row.wall_s > 0]
 
 
 def stream_kind(run: Run) -> str:
@@ -146,16 +244,12 @@ def _key(run: Run) -> str:
 
 
 def _curve(run: Run, metric: Metric) -> Curve:
-    rows = [row for row in run.curve if row.tokens > 0 and row.flops > 0 and row.wall_s > 0]
-    if not rows:
-        raise UserError(
-            f"{run.path} has no held-out evaluation after its first step yet; let it train on, or leave it out."
-        )
+    rows = _points(run)
     return Curve(
         tokens=tuple(row.tokens for row in rows),
         flops=tuple(row.flops for row in rows),
         wall_s=tuple(row.wall_s for row in rows),
-        loss=tuple(value_of(run, row, metric) for row in rows),
+        loss=tuple(max(_known(row, metric), LEAST) for row in rows),
     )
 
 

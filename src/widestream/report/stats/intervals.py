@@ -1,10 +1,15 @@
-"""Means and differences over seeds, with 95 % intervals."""
+"""Means and differences over seeds, with 95 % intervals (scipy.stats), and Holm's correction for many of them."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
+
+LEVEL = 0.95
+"""Confidence of every interval."""
+SIGNIFICANT = 0.05
+"""p-values below it count as a difference seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +25,9 @@ class Interval:
     n: int
     """Values (or pairs of values) behind it; under `welch`, those of the smaller side."""
     method: Literal["t", "paired", "welch"] = "t"
-    """t: of one sample. paired: of differences at the same seeds. welch: of two samples with no seed in common."""
+    """t: of one sample. paired: of differences at the same seeds. welch: of two samples that are not paired."""
+    p: float | None = None
+    """Two-sided p-value of the mean being zero; below 0.05 exactly where the interval leaves zero out."""
 
     @property
     def holds_zero(self) -> bool:
@@ -33,51 +40,48 @@ def mean_interval(values: Sequence[float], method: Literal["t", "paired"] = "t")
     mean, n = fmean(values), len(values)
     if n < 2:
         return Interval(mean=mean, low=None, high=None, n=n, method=method)
-    half = t_quantile(n - 1) * stdev(values) / math.sqrt(n)
-    return Interval(mean=mean, low=mean - half, high=mean + half, n=n, method=method)
+    return _around(mean, stdev(values) / math.sqrt(n), n - 1, n, method)
 
 
 def difference(reference: Mapping[Any, float], other: Mapping[Any, float]) -> Interval:
     """Mean of other minus mean of reference with a 95 % interval, from values by seed.
 
-    Where both have values of the same seeds (hence the same batches), their differences are taken pair by pair and
-    the rest is left out. With no seed in common: Welch's interval.
+    Where two or more seeds (hence the same batches) are shared, their differences are taken pair by pair and the rest
+    is left out. Else Welch's interval over all values, if both sides have two.
     """
     shared = [seed for seed in reference if seed in other]
-    if shared:
+    few = min(len(reference), len(other))
+    if len(shared) > 1 or (shared and few < 2):
         return mean_interval([other[seed] - reference[seed] for seed in shared], "paired")
-    mean, n = fmean(other.values()) - fmean(reference.values()), min(len(reference), len(other))
-    if n < 2:
-        return Interval(mean=mean, low=None, high=None, n=n, method="welch")
+    mean = fmean(other.values()) - fmean(reference.values())
+    if few < 2:
+        return Interval(mean=mean, low=None, high=None, n=few, method="welch")
     parts = [(stdev(side.values()) ** 2 / len(side), len(side) - 1) for side in (reference, other)]
     variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return Interval(mean=mean, low=mean, high=mean, n=n, method="welch")
-    half = t_quantile(variance**2 / sum(part**2 / df for part, df in parts)) * math.sqrt(variance)
-    return Interval(mean=mean, low=mean - half, high=mean + half, n=n, method="welch")
+    freedom = variance**2 / sum(part**2 / df for part, df in parts) if variance else 1.0  # Welch and Satterthwaite
+    return _around(mean, math.sqrt(variance), freedom, few, "welch")
 
 
-def t_quantile(df: float, level: float = 0.95) -> float:
-    """Two-sided quantile of Student's t: the q with P(|t| < q) = level.
+def holm(intervals: Sequence[Interval]) -> list[float | None]:
+    """p-values of a family of comparisons, corrected for their number (Holm 1979); None where there is no p-value.
 
-    A fractional df (Welch) is rounded down, which only widens the interval.
+    Below 0.05 for at least one true null hypothesis of the family in at most one family of twenty.
     """
-    whole = max(1, math.floor(df))
-    low, high = 0.0, 1e4
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_inside(middle, whole) < level else (low, middle)
-    return high
+    known = sorted((interval.p, i) for i, interval in enumerate(intervals) if interval.p is not None)
+    corrected: list[float | None] = [None] * len(intervals)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = largest
+    return corrected
 
 
-def _t_inside(q: float, df: int) -> float:
-    """P(|t| < q), Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    theta = math.atan(q / math.sqrt(df))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = df % 2
-    term = cosine if odd else 1.0
-    total = term if df > 1 else 0.0
-    for k in range(2 if odd else 1, df - 1, 2):
-        term *= cosine**2 * k / (k + 1)
-        total += term
-    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+def _around(mean: float, error: float, freedom: float, n: int, method: Literal["t", "paired", "welch"]) -> Interval:
+    """Student's interval and p-value from a mean, its standard error and the degrees of freedom."""
+    from scipy.stats import t
+
+    if error == 0:  # all values alike, as in a measurement that chance has no part in
+        return Interval(mean=mean, low=mean, high=mean, n=n, method=method, p=float(mean == 0))
+    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
+    p = 2 * float(t.sf(abs(mean) / error, freedom))
+    return Interval(mean=mean, low=mean - half, high=mean + half, n=n, method=method, p=p)

@@ -42,7 +42,8 @@ class Pair:
     by_seed: dict[str, float]
     """The difference for each seed that both have."""
     at_equal: dict[Resource, Interval]
-    """Difference in held-out loss by resource, at the largest amount of it that all runs have spent."""
+    """Difference in held-out loss by resource, at the largest amount of it that all runs have spent. Where seeds
+    diverged it is one of survivors: see `claimed`."""
     gaps: dict[Resource, tuple[tuple[float, float], ...]]
     """(amount, difference) along training, of the mean curves, by resource."""
     gaps_by_seed: tuple[tuple[tuple[float, float], ...], ...]
@@ -57,17 +58,22 @@ class Pair:
         """Difference in held-out loss at equal tokens."""
         return self.at_equal["tokens"]
 
+    @property
+    def claimed(self) -> bool:
+        """Whether a difference may be claimed at all: neither model lost a seed by divergence."""
+        return self.reference.claimable and self.other.claimable
+
 
 def match(reference: Group, other: Group) -> Pair | None:
     """Compare two models; None when their evaluations share no stretch of training.
 
-    Where all runs end after the same tokens, their last evaluations are compared, as measured; else the smoothed curves
-    at the last tokens that all runs have seen.
+    Where all runs end after the same tokens and were read on as many held-out ones, their last evaluations are
+    compared, as measured; else the smoothed curves at the last tokens that all runs have seen.
     """
     groups = (reference, other)
-    last = {run.final.tokens for group in groups for run in group.runs}
+    last = {(end.tokens, end.target_tokens) for group in groups for end in group.ends}
     if len(last) == 1:
-        tokens = last.pop()
+        tokens = last.pop()[0]
         values = [{run.seeds: end for run, end in zip(group.runs, group.finals, strict=True)} for group in groups]
     else:
         tokens = min(group.curve.tokens[-1] for group in groups)
@@ -79,7 +85,11 @@ def match(reference: Group, other: Group) -> Pair | None:
         reference=reference,
         other=other,
         tokens=tokens,
-        by_seed={_seed_name(seed): values[1][seed] - values[0][seed] for seed in values[0] if seed in values[1]},
+        by_seed={
+            run.seed_name: values[1][run.seeds] - values[0][run.seeds]
+            for run in reference.runs
+            if run.seeds in values[0] and run.seeds in values[1]
+        },
         at_equal={"tokens": difference(*values), **_at_equal_cost(reference, other)},
         gaps={resource: tuple(gaps(reference.curve, other.curve, resource)) for resource in RESOURCES},
         gaps_by_seed=tuple(tuple(gaps(*pair, "tokens")) for pair in curves),
@@ -122,8 +132,3 @@ def _target(owner: Group, other: Group) -> Target:
         others=reach(other.curve, loss),
         others_by_run=tuple(reach(curve, loss) for curve in other.curves),
     )
-
-
-def _seed_name(seeds: tuple[int, int]) -> str:
-    """Both seeds agree in most studies; then one number is enough."""
-    return str(seeds[0]) if seeds[0] == seeds[1] else f"{seeds[0]}/{seeds[1]}"

@@ -1,14 +1,14 @@
 """The ladder: sizes of two families, each at 20 tokens per parameter, and the power laws through them (Figure 2)."""
 
 import math
-from statistics import fmean
+from collections.abc import Sequence
 
 from widestream.report import formats
 from widestream.report.figures.svg import Chart, Series
-from widestream.report.stats.fits import bootstrap_fits, fit_power_law, percentile_interval
-from widestream.report.stats.intervals import mean_interval
+from widestream.report.stats.fits import PowerLaw, fit_by_seed
+from widestream.report.stats.intervals import Interval, mean_interval
 from widestream.report.table import NONE, Table
-from widestream.study.page.results import ArmResult, StudyResult
+from widestream.study.page.results import ArmResult, StudyResult, unclaimable
 from widestream.study.page.sections import UNPRINTED, Section, begin, mean_loss, shown
 
 AXES = {
@@ -20,7 +20,7 @@ AXES = {
 
 
 def ladder_section(result: StudyResult) -> Section:
-    """Sizes of two families: power laws in parameters, tokens and FLOPs, with bootstrap bands."""
+    """Sizes of two families: power laws in parameters, tokens and FLOPs, with 95 % bands over seeds."""
     section = begin(result)
     reference = result.record["analysis"]["reference"]
     families = list(dict.fromkeys(arm.entry["group"] for arm in result.measured()))
@@ -34,26 +34,23 @@ def ladder_section(result: StudyResult) -> Section:
         for other in others:
             sentence, row = saved(rungs[reference], rungs[other], axis)
             section.answers.append(sentence)
-            rows.append(row)
+            rows += [row] if row else []
     section.tables.append(_fit_table(rungs, result.record["scale"]))
-    section.tables.append(
-        Table(
-            title="Resources to equal loss",
-            caption="Read off power laws fitted to each seed, at the lowest mean loss that both families were measured "
-            "at; a line may pass its last point by its own residual. Geometric mean over seeds and 95 % t-interval.",
-            columns=("resource", "family", "paper", "share of the reference's", "95 % interval"),
-            rows=tuple(rows),
-            words=2,
-        )
-    )
-    pairs = [
-        {"of": mine.name, "against": theirs.name}
-        for other in others
-        for mine, theirs in zip(_all(result, other), _all(result, reference), strict=False)
-        if mine.group is not None and theirs.group is not None
-    ]
-    section.tables.append(_rung_table(result, pairs))
+    if rows:
+        section.tables.append(_saved_table(rows))
+    section.tables += [_rung_table(result, reference, other) for other in others]
     return section
+
+
+def _saved_table(rows: Sequence[tuple[str, ...]]) -> Table:
+    return Table(
+        title="Resources to equal loss",
+        caption="Read off power laws fitted to each seed, at the lowest mean loss that both families were measured at; "
+        "a line may pass its last point by its own residual. Geometric mean over seeds and 95 % t-interval.",
+        columns=("resource", "family", "paper", "share of the reference's", "95 % interval"),
+        rows=tuple(rows),
+        words=2,
+    )
 
 
 def _all(result: StudyResult, family: str) -> list[ArmResult]:
@@ -65,27 +62,29 @@ def _at(arm: ArmResult, axis: str) -> float:
     return arm.count("non_embedding" if axis == "parameters" else axis)
 
 
+def _fits(arms: Sequence[ArmResult], axis: str) -> dict[tuple[int, int], PowerLaw]:
+    """A power law through all sizes for every seed that they share; empty where they do not differ on an axis."""
+    return fit_by_seed([(_at(arm, axis), arm.losses) for arm in arms])
+
+
+def _log_losses(fits: dict[tuple[int, int], PowerLaw], x: float) -> Interval:
+    """Logarithm of the loss at x by the fits, over seeds."""
+    return mean_interval([math.log(fit(x)) for fit in fits.values()])
+
+
 def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
     series = []
     for number, (family, arms) in enumerate(rungs.items()):
-        points = {_at(arm, axis): list(arm.losses.values()) for arm in arms}
-        fit = fit_power_law({x: fmean(losses) for x, losses in points.items()}) if len(points) > 1 else None
         titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}" for arm in arms)
-        measured = tuple((x, fmean(losses)) for x, losses in points.items())
+        measured = tuple((_at(arm, axis), mean_loss(arm)) for arm in arms)
         for seed in sorted({seed for arm in arms for seed in arm.losses}):
             seen = tuple((_at(arm, axis), arm.losses[seed]) for arm in arms if seed in arm.losses)
             series.append(Series(points=seen, colour=number, thick=False))
-        if fit is not None:
-            samples = bootstrap_fits(points)
-            band = tuple(
-                (x, interval.low or 0.0, interval.high or 0.0)
-                for x in points
-                for interval in [percentile_interval(fit(x), [sample(x) for sample in samples], len(points[x]))]
-            )
-            label, value = family, f"x^−{fit.exponent:.3f}"
-            series.append(Series(points=measured, colour=number, label=label, value=value, band=band, titles=titles))
-        else:
-            series.append(Series(points=measured, colour=number, label=family, titles=titles))
+        fits = _fits(arms, axis)
+        value = f"x^−{mean_interval([fit.exponent for fit in fits.values()]).mean:.3f}" if fits else ""
+        bands = [(x, _log_losses(fits, x)) for x, _ in measured] if len(fits) > 1 else []
+        band = tuple((x, math.exp(ends.low or 0.0), math.exp(ends.high or 0.0)) for x, ends in bands)
+        series.append(Series(points=measured, colour=number, label=family, value=value, band=band, titles=titles))
     seen = [loss for arms in rungs.values() for arm in arms for loss in arm.losses.values()]
     margin = 0.08 * (max(seen) - min(seen) or 1.0)
     return Chart(
@@ -99,68 +98,72 @@ def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
 
 
 def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tuple[str, tuple[str, ...]]:
-    """What the other family needs to the lowest loss that both have measured, as a share, in words and as a row."""
-    points = [{_at(arm, axis): list(arm.losses.values()) for arm in arms} for arms in (reference, other)]
-    means = [{x: fmean(losses) for x, losses in side.items()} for side in points]
-    goal = max(min(side.values()) for side in means)
+    """What the other family needs to the lowest loss that both have measured, as a share, in words and as a row.
+
+    The row is empty, and the words say why, where nothing can be read off.
+    """
     name, family = AXES[axis], other[0].entry["group"]
-    if goal > min(max(side.values()) for side in means):
-        sentence = f"The losses of {family} and of the reference do not overlap: nothing can be read off."
-        return sentence, (name, family, UNPRINTED, NONE, NONE)
-    shared = set(reference[0].losses).intersection(*(arm.losses for arm in (*reference, *other)))
-    logs = [math.log(_where(other, axis, seed, goal) / _where(reference, axis, seed, goal)) for seed in sorted(shared)]
-    if not logs:
-        return f"{family} and the reference have no seed in common.", (name, family, UNPRINTED, NONE, NONE)
-    interval = mean_interval(logs)
-    ratio = math.exp(interval.mean)
-    if interval.low is None or interval.high is None:
-        sentence = f"{family} takes {formats.percent(ratio)} of the reference's {name} to equal loss, one seed."
-        return sentence, (name, family, UNPRINTED, formats.percent(ratio), NONE)
-    ends = f"{formats.percent(math.exp(interval.low))} to {formats.percent(math.exp(interval.high))}"
-    share = f"{formats.percent(ratio)} of the reference's {name} (95 % interval {ends})"
-    if interval.holds_zero:
+    if refused := unclaimable([*reference, *other]):
+        return f"Nothing is read off over {name} for {family}: {refused}.", ()
+    fits = [_fits(arms, axis) for arms in (reference, other)]
+    if len({_at(arm, axis) for arm in reference}) < 2 or len({_at(arm, axis) for arm in other}) < 2:
+        return f"All sizes of a family have the same {name}: there is no power law over them.", ()
+    means = [[mean_loss(arm) for arm in arms] for arms in (reference, other)]
+    goal = max(min(side) for side in means)
+    if goal > min(max(side) for side in means):
+        return f"The losses of {family} and of the reference do not overlap: nothing can be read off over {name}.", ()
+    shared = sorted(fits[0].keys() & fits[1].keys())
+    if not shared:
+        return f"{family} and the reference have no seed in common at all sizes.", ()
+    ends = [[side[seed].log_where(goal) for side in fits] for seed in shared]
+    logs = [ours - theirs for theirs, ours in ends if theirs is not None and ours is not None]
+    if len(logs) < len(shared):
+        return f"The loss does not fall with {name} for every seed: nothing can be read off.", ()
+    return _saved(family, name, goal, mean_interval(logs))
+
+
+def _saved(family: str, name: str, goal: float, logs: Interval) -> tuple[str, tuple[str, ...]]:
+    """A share of the reference's spending, from its logarithm over seeds, in words and as a row."""
+    ratio = formats.percent(math.exp(logs.mean))
+    if logs.low is None or logs.high is None:
+        sentence = f"{family} takes {ratio} of the reference's {name} to equal loss, one seed."
+        return sentence, (name, family, UNPRINTED, ratio, NONE)
+    ends = f"{formats.percent(math.exp(logs.low))} to {formats.percent(math.exp(logs.high))}"
+    share = f"{ratio} of the reference's {name} (95 % interval {ends})"
+    if logs.holds_zero:
         sentence = f"No difference seen to equal loss: {family} takes {share}."
     else:
         sentence = f"{family} reaches {formats.loss(goal)} with {share}."
-    return sentence, (name, family, UNPRINTED, formats.percent(ratio), ends)
-
-
-def _where(arms: list[ArmResult], axis: str, seed: tuple[int, int], loss: float) -> float:
-    """What one seed's line through all sizes needs to a loss."""
-    return fit_power_law({_at(arm, axis): arm.losses[seed] for arm in arms}).where(loss)
+    return sentence, (name, family, UNPRINTED, ratio, ends)
 
 
 def _fit_table(rungs: dict[str, list[ArmResult]], scale: str) -> Table:
     rows = []
     for family, arms in rungs.items():
         for axis, name in AXES.items():
-            points = {_at(arm, axis): list(arm.losses.values()) for arm in arms}
-            if len(points) < 2:
+            fits = _fits(arms, axis)
+            if not fits:
                 continue
-            fit = fit_power_law({x: fmean(losses) for x, losses in points.items()})
-            interval = percentile_interval(fit.exponent, [one.exponent for one in bootstrap_fits(points)], len(arms))
-            rows.append(
-                (
-                    family, name, UNPRINTED, f"{fit.exponent:.4f}", f"{interval.low:.4f} to {interval.high:.4f}",
-                    str(len(points)), scale,
-                )
-            )  # fmt: skip
+            found = mean_interval([fit.exponent for fit in fits.values()])
+            ends = NONE if found.low is None else f"{found.low:.4f} to {found.high:.4f}"
+            row = (family, name, UNPRINTED, f"{found.mean:.4f}", ends, str(len(arms)), str(found.n), scale)
+            rows.append(row)
     return Table(
         title="Power laws",
-        caption="loss = a x^−b, least squares in logarithms through the means over seeds; no irreducible loss. "
-        "Intervals: 2.5 and 97.5 percentiles of 2,000 bootstrap samples of the seeds, which with three seeds are "
-        "narrow. The exponents of Figure 2 are printed nowhere.",
-        columns=("family", "x", "paper's b", "ours", "95 % interval", "sizes", "scale"),
+        caption="loss = a x^−b, least squares in logarithms for every seed that all sizes have; no irreducible loss. "
+        "Mean and 95 % t-interval over seeds. The exponents of Figure 2 are printed nowhere.",
+        columns=("family", "x", "paper's b", "ours", "95 % interval", "sizes", "seeds", "scale"),
         rows=tuple(rows),
         words=2,
     )
 
 
-def _rung_table(result: StudyResult, pairs: list[dict[str, str]]) -> Table:
-    """Sizes beside each other, each at its own 20 tokens per parameter."""
+def _rung_table(result: StudyResult, reference: str, other: str) -> Table:
+    """Sizes of two families beside each other."""
     rows = []
-    for pair in pairs:
-        mine, theirs = result.arms[pair["of"]], result.arms[pair["against"]]
+    for mine, theirs in zip(_all(result, other), _all(result, reference), strict=False):
+        if mine.group is None or theirs.group is None:
+            continue
         shared = [seed for seed in mine.losses if seed in theirs.losses]
         gap = mean_interval([mine.losses[seed] - theirs.losses[seed] for seed in shared]) if shared else None
         rows.append(
@@ -168,14 +171,21 @@ def _rung_table(result: StudyResult, pairs: list[dict[str, str]]) -> Table:
                 f"{mine.name} against {theirs.name}",
                 formats.loss(mean_loss(theirs)),
                 formats.loss(mean_loss(mine)),
-                shown(gap),
+                NONE if unclaimable([mine, theirs]) else shown(gap),
                 *(formats.percent(_at(mine, axis) / _at(theirs, axis)) for axis in AXES),
             )
         )
     return Table(
         title="Rung by rung",
-        caption="Each at 20 tokens per non-embedding parameter of its own, so RMT has fewer tokens than the "
-        "transformer beside it. Difference seed by seed, with its 95 % interval.",
-        columns=("sizes", "transformer", "RMT", "difference", "of its parameters", "of its tokens", "of its FLOPs"),
+        caption=f"Each with its own number of tokens{_length(result)}. Difference seed by seed with its 95 % interval, "
+        "not corrected for the number of rungs.",
+        columns=("sizes", reference, other, "difference", "of its parameters", "of its tokens", "of its FLOPs"),
         rows=tuple(rows),
     )
+
+
+def _length(result: StudyResult) -> str:
+    """How long the runs are, where all are as long for every parameter."""
+    lengths = {arm.entry["tokens_per_parameter"] for arm in result.arms.values()}
+    length = lengths.pop() if len(lengths) == 1 else None
+    return "" if length is None else f", {length:g} for each of its non-embedding parameters"

@@ -29,7 +29,7 @@ def record_section(name: str, record: dict[str, Any]) -> Section | None:
 def _section(name: str, record: dict[str, Any]) -> Section | None:
     if record.get("bench") == "study moments":
         return _moments(name, record)
-    if {"grow", "widths", "flat"} <= record.keys():
+    if {"grow", "widths", "bounds"} <= record.keys():
         return _coordinates(name, record)
     if {"setup", "trials", "best"} <= record.keys():
         return _search(name, record)

@@ -11,7 +11,7 @@ from widestream.report.figures.drawing import Figure
 from widestream.report.figures.forest_plot import Forest
 from widestream.report.stats.intervals import Interval
 from widestream.report.table import NONE, Table
-from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, contrast
+from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, as_family, contrast
 
 Compared = Sequence[tuple[dict[str, Any], Contrast]]
 """Contrasts, each with its row in the study: `label` and `paper`, the paper's number, if it has them."""
@@ -73,12 +73,31 @@ def begin(result: StudyResult) -> Section:
         notes=list(result.notes),
         commands=[record["command"]],
     )
+    section.notes += searching(result)
     models = [(arm.name, arm.group.runs) for arm in result.measured() if arm.group]
     if len(models) > 1:
         section.notes += [f"Not comparable in nats: {one.sentence}" for one in mismatches(models)]
         section.notes += cautions(models)
     section.details = [table for table in (arms_table(result), rates_table(result), runs_table(result)) if table.rows]
     return section
+
+
+def diverged_sentences(result: StudyResult) -> list[str]:
+    """What became of arms of which a seed diverged; that is a result, and comes first."""
+    return [
+        f"{arm.name}: {arm.lost}" + (f"; {arm.name} has no figure." if arm.group is None else ".")
+        for arm in result.arms.values()
+        if arm.lost
+    ]
+
+
+def searching(result: StudyResult) -> list[str]:
+    """How far the search for learning rates is, while it goes on."""
+    trials = [trial for arm in result.arms.values() for trial in arm.entry["trials"]]
+    waiting = [trial for trial in trials if trial["status"] == "unfinished"]
+    if not waiting:
+        return []
+    return [f"Learning rates are being searched: {len(trials) - len(waiting)} of {len(trials)} runs so far are done."]
 
 
 def describe_scale(result: StudyResult) -> str:
@@ -107,23 +126,37 @@ def _span(values: Sequence[Any], shown: Any) -> str:
 def at_equal_tokens(contrast: Contrast) -> str:
     """At equal tokens: who is ahead and by how much, or that no difference is seen."""
     one, other, gap = contrast.of.name, contrast.against.name, contrast.at_equal.get("tokens")
+    if contrast.refused:
+        return _refused(contrast)
     if gap is None:
         return f"{one} and {other} share no stretch of training."
     if gap.low is None or gap.high is None:
         return f"{one} against {other}: {formats.signed(gap.mean)} nats, one seed each, which may be chance."
     ends = f"95\N{NO-BREAK SPACE}% interval {formats.interval(gap.low, gap.high)}, {gap.n} seeds"
-    if gap.holds_zero:
+    if contrast.family > 1:
+        ends += f"; p {formats.p_value(contrast.corrected['tokens'])} by Holm over {contrast.family} comparisons"
+    if not contrast.seen("tokens"):
         return f"No difference seen between {one} and {other}: {formats.signed(gap.mean)} nats ({ends})."
     return f"{one} is {formats.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
+
+
+def _refused(contrast: Contrast) -> str:
+    """Why no difference is claimed, and the figures that stand."""
+    arms = (contrast.of, contrast.against)
+    losses = [f"{arm.name} {formats.loss(mean_loss(arm))} ({arm.group.seeds})" for arm in arms if arm.group]
+    return (
+        f"No difference between {arms[0].name} and {arms[1].name} is claimed ({contrast.refused}); the losses are "
+        f"{formats.listing(losses)}."
+    )
 
 
 def _at_equal_parameters(contrast: Contrast) -> str | None:
     """The same at equal parameters, where that is not the comparison at equal tokens itself."""
     gap = contrast.at_equal.get("parameters")
-    if gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
+    if contrast.refused or gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
         return None
     one, other = contrast.of.name, contrast.against.name
-    if gap.holds_zero:
+    if not contrast.seen("parameters"):
         return f"At equal parameters no difference is seen between {one} and {other}: {shown(gap)} nats."
     return f"At equal parameters {one} is {'worse' if gap.mean > 0 else 'better'} than {other}: {shown(gap)} nats."
 
@@ -156,7 +189,8 @@ def contrasts(result: StudyResult, rows: Sequence[dict[str, Any]] | None = None)
             if name != reference.name
         ]
     compared = [(row, contrast(result, row["of"], row["against"])) for row in rows]
-    return [(row, one) for row, one in compared if one is not None]
+    known = [(row, one) for row, one in compared if one is not None]
+    return list(zip([row for row, _ in known], as_family([one for _, one in known]), strict=True))
 
 
 def _paper_gap(arm: ArmResult, reference: ArmResult) -> float | None:
@@ -174,12 +208,18 @@ def contrast_table(
     for row, one in compared:
         gap = one.at_equal.get("tokens")
         paper = row.get("paper")
+        label = row.get("label") or f"{one.of.name} against {one.against.name}"
+        printed = UNPRINTED if paper is None else formats.signed(paper)
+        if one.refused:
+            rows.append((label, printed, "not claimed", *[NONE] * 5, NONE, result.record["scale"]))
+            continue
         rows.append(
             (
-                row.get("label") or f"{one.of.name} against {one.against.name}",
-                UNPRINTED if paper is None else formats.signed(paper),
+                label,
+                printed,
                 NONE if gap is None else formats.signed(gap.mean),
                 NONE if gap is None else formats.interval(gap.low, gap.high),
+                formats.p_value(one.corrected.get("tokens")),
                 *(shown(one.at_equal.get(resource)) for resource in ("flops", "wall_s", "parameters")),
                 NONE if gap is None else str(gap.n),
                 result.record["scale"],
@@ -188,16 +228,23 @@ def contrast_table(
     return Table(
         title=title,
         caption="Nats per token; below zero the first named is better. Ours: the last evaluation at equal tokens, mean "
-        "over seeds and 95 % interval, seed by seed. Beside it the same at equal training FLOPs (logits included), "
-        "equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs or time one of the two is "
-        "read before its run, and its schedule, has ended. A dash: not comparable without extrapolating.",
+        f"over seeds and 95 % interval, seed by seed; p {_corrected(compared)}. Beside it the same at equal training "
+        "FLOPs (logits included), equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs "
+        "or time one of the two is read before its run, and its schedule, has ended. A dash: not comparable without "
+        "extrapolating.",
         columns=(
-            "comparison", "paper", "ours", "95 % interval",
+            "comparison", "paper", "ours", "95 % interval", "p",
             *(EQUAL[resource] for resource in ("flops", "wall_s", "parameters")),
             "seeds", "scale",
         ),
         rows=tuple(rows),
     )  # fmt: skip
+
+
+def _corrected(compared: Compared) -> str:
+    """What the column of p-values holds."""
+    family = max((one.family for _, one in compared), default=1)
+    return f"corrected for {family} comparisons (Holm), the intervals not" if family > 1 else "of no difference"
 
 
 def arms_table(result: StudyResult) -> Table:
@@ -209,7 +256,7 @@ def arms_table(result: StudyResult) -> Table:
         trouble = formats.listing(arm.trouble) if arm.trouble else "all done"
         rate = "recipe's" if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
         if arm.group is None:
-            rows.append((arm.name, about, *[NONE] * 4, rate, paper, NONE, NONE, "0", trouble))
+            rows.append((arm.name, about, *[NONE] * 4, rate, paper, NONE, NONE, arm.seeds, trouble))
             continue
         final = arm.group.final
         rows.append(
@@ -224,14 +271,15 @@ def arms_table(result: StudyResult) -> Table:
                 paper,
                 formats.loss(final.mean),
                 NONE if final.low is None else f"{formats.loss(final.low)} to {formats.loss(final.high or 0)}",
-                str(final.n),
+                arm.seeds,
                 trouble,
             )
         )
     return Table(
         title="Arms",
         caption="Parameters without norm gains. Loss: last held-out evaluation in nats per token, mean over seeds and "
-        "95 % interval. The paper's losses are of its own data, vocabulary and scale.",
+        "95 % interval; seeds that diverged are in no mean."
+        + (" The paper's losses are of its own data, vocabulary and scale." if result.record["mirrors"] else ""),
         columns=(
             "arm", "what it is", "non-embedding", "parameters", "stream cells", "tokens", "peak rate", "paper",
             "ours", "95 % interval", "seeds", "runs",
@@ -252,19 +300,32 @@ def rates_table(result: StudyResult) -> Table:
                 for trial in trials
             ]
             edge = arm.entry["rate"] in (trials[0]["lr"], trials[-1]["lr"])
-            length = formats.percent(trials[0]["steps"] / arm.entry["runs"][0]["steps"])
-            rows.append((arm.name, "; ".join(losses), f"{arm.entry['rate']:g}", "yes" if edge else "no", length))
+            runs, rate = arm.entry["runs"], arm.entry["rate"]
+            length = formats.percent(trials[0]["steps"] / runs[0]["steps"]) if runs else NONE
+            taken = NONE if rate is None or not runs else f"{rate:g}"
+            rows.append((arm.name, "; ".join(losses), taken, "yes" if edge else "no", length))
         elif arm.entry["rate_of"]:
             rate = NONE if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
             rows.append((arm.name, f"as {arm.entry['rate_of']}", rate, NONE, NONE))
     return Table(
         title="Learning rates",
         caption="Held-out loss by peak rate; the same grid for all, grown by its own ratio while the best lies at its "
-        "edge, up to a number of rates; one seed. Length: of a search run, as a share of the arm's full length.",
+        "edge, up to a number of rates; one seed. Length: of a search run, as a share of the arm's full length. "
+        + _chosen_on(result.record["search"]),
         columns=("arm", "rates searched", "taken", "at the edge", "length"),
         rows=tuple(rows),
         words=2,
     )
+
+
+def _chosen_on(search: dict[str, Any] | None) -> str:
+    """Which part of the held-out text chose the rates."""
+    share = (search or {}).get("selection")
+    if not share:
+        return (
+            "The rates were chosen on the held-out text that results are reported on, which flatters all arms a little."
+        )
+    return f"The rates were chosen on {formats.percent(share)} of the held-out text, on which no result is reported."
 
 
 def runs_table(result: StudyResult) -> Table:
