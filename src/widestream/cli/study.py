@@ -60,7 +60,7 @@ def report(
 
 
 def pack(
-    archive: Annotated[Path, typer.Argument(metavar="FILE.tar.xz", help="Replaced if it is there.")],
+    archive: Annotated[Path, typer.Argument(metavar="FILE.tar.xz", help="Replaced if nothing in it is lost.")],
     runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Results of one scale.")] = Path("runs/study/cpu"),
 ) -> None:
     """Keep results as one small file: records, recipes, metrics; no checkpoints."""

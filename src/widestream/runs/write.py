@@ -11,7 +11,7 @@ import yaml
 
 from widestream.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from widestream.errors import UserError
-from widestream.files import write_atomic, write_json
+from widestream.files import leftover, write_atomic, write_json
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs.folder import CONFIG, DONE, INFO
 
@@ -22,8 +22,10 @@ def require_free(run_dir: Path) -> None:
     Raises:
         UserError: it holds something else.
     """
-    begun = {name + suffix for name in (TOKENIZER_FILE, INFO, CONFIG) for suffix in ("", ".tmp")}
-    strangers = [path.name for path in _contents(run_dir) if path.name not in begun]
+    begun = (TOKENIZER_FILE, INFO, CONFIG)
+    strangers = [
+        path.name for path in _contents(run_dir) if not any(path.name == name or leftover(path, name) for name in begun)
+    ]
     if strangers:
         raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
 

@@ -82,11 +82,13 @@ def losses_by_rate(trials: dict[float, Job]) -> dict[float, float | None]:
 
 
 def rate_of(study: Study, place: Place, arm: Arm, trials: Trials) -> float | None:
-    """Peak rate that an arm is given; None: its recipe's, which it may have set itself."""
+    """Peak rate of an arm; None: its recipe's."""
     searched = trials.get(arm.rate_of or arm.name)
     if searched is not None:
         # Where every rate diverged or failed, its runs are made all the same, at the lowest, shown as what they are.
         return best_rate(losses_by_rate(searched)) or min(searched)
+    if names(arm.settings, RATE):
+        return arm_config(study, arm, place).optimizer.lr
     lender = next((other for other in study.arms if other.name == arm.rate_of), None)
     return None if lender is None else arm_config(study, lender, place).optimizer.lr
 

@@ -85,9 +85,10 @@ def require_own_record(path: Path, study: Study) -> dict[str, Any] | None:
         raise UserError(fault) from None
     now = {"title": study.title, "question": study.question}
     if asked != now and record.get("file") != _file(path, study):
+        other = next(value for key, value in asked.items() if value != now[key])
         raise UserError(
-            f"{path} is the record of another study called {study.name}, {asked['title']!r} ({asked['question']!r}), "
-            "and stays as it is; give another folder with --out, or another name to the file of this study."
+            f"{path} is the record of another study called {study.name} ({other!r}), and stays as it is; give another "
+            "folder with --out, or the file of this study another name."
         )
     return record
 
@@ -151,3 +152,4 @@ def _keep_aside(path: Path) -> None:
             return
         number += 1
     write_atomic(aside, content)
+    print(f"The record named runs that it does not name any more, and is kept as {aside}.")

@@ -20,6 +20,7 @@ from widestream.study.page.results import RECORD
 from widestream.study.plan import Place, arm_job, refuse_others
 from widestream.study.rates import Trials, rate_of, search_rates
 from widestream.study.record import Runs, require_own_record, write_study_record
+from widestream.study.reuse import made_otherwise
 from widestream.study.spec import Study
 
 
@@ -118,6 +119,10 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
     in_turn = [runs[arm.name][seed] for seed in seeds for arm in study.arms]
     refuse_others(study, in_turn)
     write(trials, runs)
+    if (
+        told := made_otherwise([*(job for by_rate in trials.values() for job in by_rate.values()), *in_turn])
+    ) is not None:
+        print(told)
     try:
         if in_turn:
             run_jobs(in_turn, workers, may_diverge=True, may_fail=True)

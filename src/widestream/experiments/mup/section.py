@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeGuard
 
-from widestream.files import write_text
+from widestream.files import write_page
 from widestream.report.figures.svg import Chart, Series, write_charts
 from widestream.report.formats import listing
 from widestream.report.page import render_page
@@ -199,7 +199,7 @@ def page(record: Record) -> str:
 def write_check(record: Record, out: Path) -> list[Path]:
     """Write the page, if `out` ends in .html, or the picture OUT-light.svg and OUT-dark.svg; returns the paths."""
     if out.suffix == ".html":
-        write_text(out, page(record))
+        write_page(out, page(record))
         return [out]
     pictures = list(charts(record).values())  # none where training diverged at every width
     return list(write_charts(out, pictures, " ".join(sentences(record)[:2]))) if pictures else []

@@ -307,6 +307,8 @@ def rates_table(result: StudyResult) -> Table:
         elif arm.entry["rate_of"]:
             rate = NONE if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
             rows.append((arm.name, f"as {arm.entry['rate_of']}", rate, NONE, NONE))
+        elif result.record["search"] and arm.entry.get("rate_from") == "own":
+            rows.append((arm.name, "not searched: its own", f"{arm.entry['rate']:g}", NONE, NONE))
     return Table(
         title="Learning rates",
         caption="Held-out loss by peak rate; the same grid for all, grown by its own ratio while the best lies at its "
