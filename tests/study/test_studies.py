@@ -219,7 +219,7 @@ def test_arms_may_take_the_rate_of_another_or_the_recipes(tmp_path, options):
     }
     record = json.loads(run_study(str(write_study(tmp_path / "mine.yaml", arms=arms)), options).read_text())
     rates = {arm["name"]: arm["rate"] for arm in record["arms"]}
-    assert rates == {"transformer": 0.01, "other": 0.01, "own": None}
+    assert rates == {"transformer": 0.01, "other": 0.01, "own": 0.123}
     folder = options.folder / "cpu" / record["arms"][2]["runs"][0]["folder"]
     assert "lr: 0.123" in (folder / "config.yaml").read_text()
 

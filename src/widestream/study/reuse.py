@@ -11,7 +11,11 @@ from widestream.train.begin import code_of
 
 
 def made_otherwise(jobs: Sequence[Job]) -> str | None:
-    """A sentence on finished runs that were made by other code or another PyTorch than is here; None: there are none."""
+    """A sentence on finished runs that were made by other code or another PyTorch than is here; None: there are none.
+
+    Raises:
+        UserError: the run.json of one cannot be read.
+    """
     done = {job.folder: job for job in jobs if job.done}
     others = [folder for folder in done if _maker(folder) != (code_of(load_config(folder)), torch.__version__)]
     if not others:

@@ -119,9 +119,8 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
     in_turn = [runs[arm.name][seed] for seed in seeds for arm in study.arms]
     refuse_others(study, in_turn)
     write(trials, runs)
-    if (
-        told := made_otherwise([*(job for by_rate in trials.values() for job in by_rate.values()), *in_turn])
-    ) is not None:
+    tried = [job for by_rate in trials.values() for job in by_rate.values()]
+    if (told := made_otherwise([*tried, *in_turn])) is not None:
         print(told)
     try:
         if in_turn:

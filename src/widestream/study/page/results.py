@@ -239,7 +239,7 @@ def unclaimable(arms: Sequence[ArmResult]) -> str:
 def _same(one: ArmResult, other: ArmResult) -> bool:
     """Whether two arms share their runs, as where a search finds for one the rate that the other has."""
     mine, theirs = ([run["folder"] for run in arm.entry["runs"]] for arm in (one, other))
-    return one.name != other.name and mine != [] and mine == theirs
+    return one is not other and mine != [] and mine == theirs
 
 
 def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:
