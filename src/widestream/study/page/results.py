@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.comparable import mismatches
+from widestream.report.comparable import judge
 from widestream.report.stats.groups import Apart, Group, diverged_seeds, measure
 from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
 from widestream.report.stats.pairs import Pair, match
@@ -229,10 +229,9 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
 def unclaimable(arms: Sequence[ArmResult]) -> str:
     """Why nothing is claimed from arms beside each other: seeds that diverged, runs that do not compare; else empty."""
     lost = [f"{arm.name}: {arm.lost}" for arm in arms if arm.lost]
-    lost += [
-        f"{one.name} and {other.name} are the same runs" for one, other in combinations(arms, 2) if _same(one, other)
-    ]
-    differing = mismatches([(arm.name, arm.group.runs) for arm in arms if arm.group is not None])
+    twins = [(one.name, other.name) for one, other in combinations(arms, 2) if _same(one, other)]
+    lost += [f"{one} and {other} are the same runs" for one, other in twins]
+    differing = judge([arm.group for arm in arms if arm.group is not None]).mismatches
     return "; ".join([*lost, *(one.sentence.rstrip(".") for one in differing)])
 
 

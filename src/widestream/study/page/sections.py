@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.comparable import cautions, mismatches
+from widestream.report.comparable import judge
 from widestream.report.figures.drawing import Figure
 from widestream.report.figures.forest_plot import Forest
 from widestream.report.stats.intervals import Interval
@@ -74,10 +74,11 @@ def begin(result: StudyResult) -> Section:
         commands=[record["command"]],
     )
     section.notes += searching(result)
-    models = [(arm.name, arm.group.runs) for arm in result.measured() if arm.group]
-    if len(models) > 1:
-        section.notes += [f"Not comparable in nats: {one.sentence}" for one in mismatches(models)]
-        section.notes += cautions(models)
+    groups = [arm.group for arm in result.measured() if arm.group]
+    if groups:
+        judgement = judge(groups)
+        section.notes += [f"Not comparable in nats: {one.sentence}" for one in judgement.mismatches]
+        section.notes += judgement.cautions
     section.details = [table for table in (arms_table(result), rates_table(result), runs_table(result)) if table.rows]
     return section
 
