@@ -1,8 +1,7 @@
 """The record of a study: the question, the arms, and where every run lies, how it was made and what became of it.
 
-Evidence is not overwritten. What stands in a record and is none of this call's stays: other arms, further seeds, the
-search or the runs. A record that would lose a run is kept aside (`NAME.study.old-1.json`), and that of another study is
-left alone.
+Evidence is not overwritten. What stands in a record and is none of this call's stays: further seeds, the search or the
+runs, and, under `earlier`, arms that the study no longer has, or had otherwise. Another study's record is left alone.
 """
 
 import os
@@ -11,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.files import read_json, write_atomic, write_json
+from widestream.files import read_json, write_json
 from widestream.recipe.load import RECIPES
 from widestream.runs.pool import Job
-from widestream.study.page.results import RECORD
 from widestream.study.plan import Place
 from widestream.study.rates import Trials, rate_of, rate_source
 from widestream.study.spec import Arm, Study
 
 Runs = dict[str, list[Job]]
 """Runs by arm, one a seed."""
-SAME = ("recipe", "settings", "tokens_per_parameter")
-"""What two records of an arm agree on if it is the same arm."""
+Entry = dict[str, Any]
+"""An arm in a record."""
+SAME = ("name", "recipe", "settings", "tokens_per_parameter")
+"""What two entries agree on if they are of the same arm."""
 
 
 def write_study_record(path: Path, study: Study, place: Place, command: str, trials: Trials, runs: Runs) -> None:
@@ -56,11 +56,15 @@ def write_study_record(path: Path, study: Study, place: Place, command: str, tri
         "corpus": study.corpus,
         "search": search and {"rates": search.rates, "share": search.share, "selection": search.selection},
         "arms": [_arm_entry(study, place, arm, path.parent, trials, runs) for arm in study.arms],
+        "earlier": [],
     }
     if before is not None:
-        value["arms"] = _with_earlier(value["arms"], before["arms"])
-        if not _folders(before) <= _folders(value):
-            _keep_aside(path)
+        value["arms"], rest = _with_earlier(value["arms"], [*before["arms"], *before.get("earlier", [])])
+        if search is not None and search.record is not None:  # a call is of some of its arms
+            names = {arm["name"] for arm in value["arms"]}
+            value["arms"] += [arm for arm in rest if arm["name"] not in names]
+            rest = [arm for arm in rest if arm["name"] in names]
+        value["earlier"] = rest
     write_json(path, value, indent=1)
 
 
@@ -126,30 +130,19 @@ def _state(job: Job, folder: Path) -> dict[str, Any]:
     return {"folder": place, "status": status, "steps": job.steps, "command": train} | reason
 
 
-def _with_earlier(arms: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is recorded now, and what stands there and is none of this call's."""
-    before = {arm["name"]: arm for arm in earlier}
+def _with_earlier(arms: list[Entry], before: list[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """The arms of this call, with what stands of them already; and what of the record would else be lost."""
     whole = []
     for arm in arms:
-        old = before.pop(arm["name"], None)
-        if old is not None and all(old.get(key) == arm[key] for key in SAME):
+        same = (old for old in before if all(old.get(key) == arm[key] for key in SAME))
+        if (old := next(same, None)) is not None:
             seeds = {run["seed"] for run in arm["runs"]}
             further = [run for run in old["runs"] if run["seed"] not in seeds]
             arm = arm | {"trials": arm["trials"] or old["trials"], "runs": [*arm["runs"], *further]}
         whole.append(arm)
-    return [*whole, *before.values()]
+    named = {folder for arm in whole for folder in _folders(arm)}
+    return whole, [old for old in before if not _folders(old) <= named]
 
 
-def _folders(record: dict[str, Any]) -> set[str]:
-    return {run["folder"] for arm in record["arms"] for run in (*arm["trials"], *arm["runs"])}
-
-
-def _keep_aside(path: Path) -> None:
-    """Copy a record beside its place under a name that no page takes for a study's."""
-    content, number = path.read_bytes(), 1
-    while (aside := path.with_name(f"{path.name.removesuffix(RECORD)}.study.old-{number}.json")).exists():
-        if aside.read_bytes() == content:
-            return
-        number += 1
-    write_atomic(aside, content)
-    print(f"The record named runs that it does not name any more, and is kept as {aside}.")
+def _folders(arm: Entry) -> set[str]:
+    return {run["folder"] for run in (*arm["trials"], *arm["runs"])}

@@ -74,6 +74,9 @@ def begin(result: StudyResult) -> Section:
         commands=[record["command"]],
     )
     section.notes += searching(result)
+    if earlier := [arm["name"] for arm in record.get("earlier", [])]:
+        names = formats.listing(list(dict.fromkeys(earlier)))
+        section.notes.append(f"The record also has runs of earlier forms of this study, not shown here: {names}.")
     groups = [arm.group for arm in result.measured() if arm.group]
     if groups:
         judgement = judge(groups)
