@@ -37,10 +37,10 @@ class Comparison:
     tokens: float
     """The one number of training tokens at which models are put into an order (`common_tokens`)."""
     pairs: tuple[Pair, ...]
-    """Every other model against the reference, all at that number of tokens. Those of which nothing is claimed, because
-    a seed diverged, are among them."""
+    """Every other model against the reference, all at that number of tokens."""
     unranked: tuple[Pair, ...]
-    """Models that did not get there against the reference, each at the last tokens that both have seen."""
+    """The same for those that did not get there, each at the last tokens that both have seen, and for those from which
+    nothing is claimed, because a seed diverged (`Pair.claimed`)."""
     verdict: tuple[Verdict, ...]
     """The result in words, one for each pair; a single one where nothing can be decided."""
 
@@ -119,15 +119,20 @@ def compare(run_dirs: Iterable[str | Path]) -> Comparison:
         tokens=tokens,
         pairs=pairs,
         unranked=unranked,
-        verdict=tuple(verdicts(groups, apart, (*pairs, *unranked), judgement.mismatches, metric)),
+        verdict=tuple(verdicts(groups, apart, pairs, unranked, judgement.mismatches, metric)),
     )
 
 
 def _pairs(groups: Sequence[Group], tokens: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Every model against the first: those that are compared at these tokens, and those that did not get there."""
-    ranked = [pair for other in groups[1:] if other.tokens >= tokens and (pair := match(groups[0], other, tokens))]
-    there = {pair.other.label for pair in ranked}
-    rest = [pair for other in groups[1:] if other.label not in there and (pair := match(groups[0], other))]
+    """Every model against the first: those that may be put into an order at these tokens, and the others."""
+    ranked: list[Pair] = []
+    rest: list[Pair] = []
+    for other in groups[1:]:
+        pair = match(groups[0], other, tokens) if other.tokens >= tokens else None
+        if pair is not None and pair.claimed:
+            ranked.append(pair)
+        elif (pair := pair or match(groups[0], other)) is not None:
+            rest.append(pair)
     return tuple(as_family(ranked)), tuple(rest)
 
 

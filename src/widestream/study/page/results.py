@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.comparable import mismatches
+from widestream.report.comparable import judge
 from widestream.report.stats.groups import Apart, Group, diverged_seeds, measure
 from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
 from widestream.report.stats.pairs import Pair, match
@@ -228,8 +228,8 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
 def unclaimable(arms: Sequence[ArmResult]) -> str:
     """Why nothing is claimed from arms beside each other: seeds that diverged, runs that do not compare; else empty."""
     lost = [f"{arm.name}: {arm.lost}" for arm in arms if arm.lost]
-    differing = mismatches([(arm.name, arm.group.runs) for arm in arms if arm.group is not None])
-    return "; ".join([*lost, *(one.sentence.rstrip(".") for one in differing)])
+    judgement = judge([arm.group for arm in arms if arm.group is not None])
+    return "; ".join([*lost, *(one.sentence.rstrip(".") for one in judgement.mismatches)])
 
 
 def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:
