@@ -119,7 +119,7 @@ def _details(runs: Sequence[Run]) -> list[str]:
         columns.pop("run.heldout_fingerprint", None)
     elif "run.heldout_fingerprint" in columns:
         columns["run.heldout_fingerprint"] = _data_names(runs, "heldout_fingerprint")
-    order = sorted(columns, key=lambda key: (key.startswith("run."), -len(set(columns[key]))))
+    order = sorted(columns, key=lambda key: (key.startswith("run."), -len(set(columns[key])), key != "optimizer.lr"))
     chosen: list[str] = []
     seen = [""] * len(runs)
     for key in order:

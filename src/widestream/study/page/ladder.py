@@ -30,7 +30,8 @@ def ladder_section(result: StudyResult) -> Section:
     others = [family for family in families if family != reference and len(rungs[family]) > 1]
     rows = []
     for axis in AXES:
-        section.charts.append((f"Loss over {AXES[axis]}", _ladder_chart(rungs, axis)))
+        if len({_at(arm, axis) for arms in rungs.values() for arm in arms}) > 1:
+            section.charts.append((f"Loss over {AXES[axis]}", _ladder_chart(rungs, axis)))
         for other in others:
             sentence, row = saved(rungs[reference], rungs[other], axis)
             section.answers.append(sentence)

@@ -228,8 +228,8 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
 def unclaimable(arms: Sequence[ArmResult]) -> str:
     """Why nothing is claimed from arms beside each other: seeds that diverged, runs that do not compare; else empty."""
     lost = [f"{arm.name}: {arm.lost}" for arm in arms if arm.lost]
-    judgement = judge([arm.group for arm in arms if arm.group is not None])
-    return "; ".join([*lost, *(one.sentence.rstrip(".") for one in judgement.mismatches)])
+    differing = judge([arm.group for arm in arms if arm.group is not None]).mismatches
+    return "; ".join([*lost, *(one.sentence.rstrip(".") for one in differing)])
 
 
 def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:

@@ -32,7 +32,7 @@ def sweep_section(result: StudyResult) -> Section:
         found = [_trend(name, arms, entry) for name, arms in groups.items()]
         trends += [one for one in found if isinstance(one, Trend)]
         section.notes += [why for why in found if isinstance(why, str)]
-        if groups:
+        if len({arm.count(entry["x"]) for arms in groups.values() for arm in arms}) > 1:
             section.charts.append((entry["title"], _sweep_chart(groups, entry["x"])))
     if trends:
         steps, bends = holm([one.slope.per_doubling for one in trends]), _bends(trends)
