@@ -47,7 +47,7 @@ def test_one_seed_of_three_diverged_is_a_result(tmp_path, evaluated):
     found = compare([tmp_path])
     rmt = found.groups[1]
     headline = found.verdict[0].headline
-    assert headline.startswith("rmt: 1 of 3 seeds diverged (seed 2 at step 107). No difference between rmt and transf")
+    assert headline.startswith("rmt: 1 of 3 seeds diverged (seed 2 at step 107). No difference at equal tokens between")
     assert f"rmt {sum(rmt.finals) / 2:.3f} (2 of 3 seeds)" in headline
     assert "lower" not in str(found.verdict[0])
     assert rmt.seeds == "2 of 3 seeds"

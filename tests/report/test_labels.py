@@ -46,7 +46,7 @@ def test_as_few_settings_as_tell_models_apart(tmp_path):
         ({"optimizer.lr": lr, "train.batch_size": 16 * step, "model.num_heads": step}, {})
         for step, lr in enumerate((0.1, 0.2, 0.3), start=1)
     ]
-    assert labels_of(tmp_path, runs) == ["rmt (num_heads 1)", "rmt (num_heads 2)", "rmt (num_heads 3)"]
+    assert labels_of(tmp_path, runs) == ["rmt (lr 0.1)", "rmt (lr 0.2)", "rmt (lr 0.3)"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.comparison import Comparison, train_figures
+from widestream.report.comparison import Comparison
 from widestream.report.search_record import Search, Trial
 from widestream.report.stats.groups import Apart
 from widestream.report.stats.labels import stream_kind
@@ -13,6 +13,8 @@ from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES, Reach
 from widestream.report.stats.pairs import Pair, Target
 from widestream.report.table import NONE, Table
 from widestream.runs.read import Run
+from widestream.runs.row import train_figures
+from widestream.runs.settings import plain
 
 
 def results(comparison: Comparison) -> Table:
@@ -206,7 +208,7 @@ def configuration(comparison: Comparison) -> Table | None:
         return None
     labels = [group.label for group in comparison.groups]
     rows = tuple(
-        (key, *(formats.plain(values[label]) if label in values else NONE for label in labels))
+        (key, *(plain(values[label]) if label in values else NONE for label in labels))
         for key, values in comparison.config_differences.items()
     )
     return Table(

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from widestream.report import formats
-from widestream.report.comparison import Comparison, train_figures
+from widestream.report.comparison import Comparison
 from widestream.report.stats.groups import Apart, Group, diverged_seeds
 from widestream.report.stats.matched import RESOURCES, Resource
 from widestream.report.stats.pairs import Pair
 from widestream.report.table import NONE, Table
 from widestream.report.verdict import METRIC_NAMES, Verdict, reading_depth
 from widestream.runs.read import Run
+from widestream.runs.row import train_figures
 
 MANY = 6
 """More models than these make a league: a chart has no more colours."""

@@ -86,8 +86,8 @@ def _survivors(pair: Pair, metric: Metric) -> str:
     lost = [f"{group.label}: {diverged_seeds(group.members)}." for group in groups if group.diverged]
     figures = [f"{group.label} {formats.loss(group.final.mean)} ({group.seeds})" for group in groups]
     return (
-        f"{' '.join(lost)} No difference between {pair.other.label} and {pair.reference.label} is claimed from the "
-        f"other seeds; their {METRIC_NAMES[metric]} is {formats.listing(figures)}."
+        f"{' '.join(lost)} No difference at equal tokens between {pair.other.label} and {pair.reference.label} is "
+        f"claimed from the other seeds; their {METRIC_NAMES[metric]} is {formats.listing(figures)}."
     )
 
 
