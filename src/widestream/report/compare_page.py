@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from widestream.files import write_text
+from widestream.files import write_page
 from widestream.report import comparison_tables as tables
 from widestream.report import formats
 from widestream.report.comparison import Choice, Comparison, compare
@@ -46,7 +46,7 @@ def write_report(
     """
     comparison = compare(run_dirs, choice)
     record = load_search(search) if search is not None else None
-    write_text(Path(out), compare_page(comparison, record, title))
+    write_page(Path(out), compare_page(comparison, record, title))
     return comparison
 
 
