@@ -201,8 +201,13 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
         lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
     except FileNotFoundError:
         raise _missing(path) from None
+    lines = [] if lines == [""] else lines
+    with contextlib.suppress(ValueError):  # a whole file at once is twice as fast as line by line
+        whole = json.loads(f"[{','.join(lines)}]")
+        if len(whole) == len(lines) and all(isinstance(row, dict) for row in whole):
+            return whole, False
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate([] if lines == [""] else lines, start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError:
