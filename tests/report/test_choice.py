@@ -121,6 +121,13 @@ def test_the_table_goes_to_a_file_or_alone_to_standard_output(runs, here):
     assert run(runs, "--csv", "runs.csv").output.rstrip().endswith("Table: runs.csv")
 
 
+def test_a_table_replaces_no_other_file(runs, here):
+    (here / "notes.txt").write_text("mine")
+    result = run(runs, "--csv", "notes.txt")
+    assert isinstance(result.exception, UserError)
+    assert (here / "notes.txt").read_text() == "mine"
+
+
 def test_names_with_commas_and_lines_stay_in_their_cells(tmp_path):
     name = 'a, "quoted"\nname'
     write_run(tmp_path / "a", "rmt", steps=50, config={"name": name})
