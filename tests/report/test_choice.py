@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -133,3 +135,12 @@ def test_names_with_commas_and_lines_stay_in_their_cells(tmp_path):
     write_run(tmp_path / "a", "rmt", steps=50, config={"name": name})
     (row,) = table_of(to_csv(compare([tmp_path])))
     assert row["name"] == name
+
+
+def test_the_page_names_every_column_of_the_table(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "compare.md").read_text()
+    table = page.partition("## The tidy table")[2]
+    named = {name for row in table.splitlines() if row.startswith("| `") for name in re.findall("`([a-z0-9_.]+)`", row)}
+    write_run(tmp_path / "a", "rmt", steps=50)
+    (row,) = table_of(to_csv(compare([tmp_path])))
+    assert named - {"done", "unfinished", "diverged"} == row.keys() - {"model", "counted"}

@@ -174,7 +174,7 @@ def load_run(path: str | Path) -> Run:
         evals, lost = _evaluations(rows)
         steps = max((int(row["step"]) for row in rows), default=0)
         skipped = [int(row["skipped"]) for row in rows if row.get("kind") == "event" and "skipped" in row]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
         raise UserError(f"A row of {path / METRICS} {what}; put a good copy back or leave this run out.") from error
     if lost:
@@ -262,12 +262,12 @@ def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], list[int
             continue
         evals[row["step"], row["target_tokens"]] = Evaluation(
             step=row["step"],
-            tokens=row["tokens"],
-            flops=row["flops"],
-            wall_s=row["clock"]["wall_s"],
-            loss=row["loss"],
-            bits_per_byte=row.get("bits_per_byte"),
-            target_tokens=row["target_tokens"],
+            tokens=int(row["tokens"]),
+            flops=float(row["flops"]),
+            wall_s=float(row["clock"]["wall_s"]),
+            loss=float(row["loss"]),
+            bits_per_byte=None if row.get("bits_per_byte") is None else float(row["bits_per_byte"]),
+            target_tokens=int(row["target_tokens"]),
             whole=row.get("whole", True),
         )
     return [evals[key] for key in sorted(evals)], lost
