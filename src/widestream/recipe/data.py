@@ -10,8 +10,8 @@ class DataConfig:
     """Which prepared tokens a run trains on and is evaluated on."""
 
     path: str
-    """Folder written by `widestream data prepare` (holds manifest.json). Relative to the working directory; ~ is the home
-    folder."""
+    """Folder written by `widestream data prepare` (holds manifest.json). Relative to the working directory; ~ is the
+    home folder."""
     train_split: str = "train"
     """Split of the manifest to train on."""
     heldout_split: str = "heldout"
