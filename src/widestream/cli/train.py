@@ -16,6 +16,9 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME, with the recipe's name.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an existing run folder aside and begin anew.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Go on for longer, also where the schedule would have been another one.")
+    ] = False,
 ) -> None:
     """Train a model, or go on with an interrupted run.
 
@@ -27,7 +30,7 @@ def train(
 
     from widestream.train.loop import train as run_training
 
-    run_training(config, out or Path("runs") / config.name, resume=not fresh)
+    run_training(config, out or Path("runs") / config.name, resume=not fresh, extend=extend)
 
 
 def evaluate(

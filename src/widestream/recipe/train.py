@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from widestream.errors import UserError
+from widestream.recipe.home import expand_home
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,9 @@ class TrainConfig:
     """Windows per forward pass and process; the rest is gradient accumulation. Default: no accumulation."""
     seed: int = 0
     """Seed of the initial weights."""
+    init_from: str | None = None
+    """Start from the weights of another run: its folder (the newest checkpoint) or that of one of its checkpoints.
+    Moments and schedule start anew. Relative to the working directory; ~ is the home folder."""
     z_loss: float = 1e-4
     """Weight of (log sum exp logits)^2; kept apart from the reported loss."""
     device: str = "auto"
@@ -123,6 +127,8 @@ class TrainConfig:
     """Also write TensorBoard events (needs the `track` extra)."""
 
     def __post_init__(self):
+        if self.init_from is not None:
+            object.__setattr__(self, "init_from", expand_home(self.init_from))
         counts = ("steps", "tokens", "batch_size", "micro_batch_size", "threads")
         counts += ("log_every", "eval_every", "eval_windows", "save_every", "keep")
         _require(self, "train", "at least 1", lambda value: value >= 1, *counts)

@@ -5,6 +5,7 @@ A checkpoint is a folder `checkpoints/step_00000100/` of
     model.safetensors       weights by parameter name: all that is needed to share a model
     optimizer.safetensors   `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` for every parameter
     state.json              whatever else the run needs to go on
+    metrics.json            what metrics.jsonl held when it was made: its size and SHA-256
     complete.json           size and SHA-256 of the files above, written last
 
 It is written beside its final place under a hidden name, flushed to the disk, and renamed. A process killed at any
@@ -17,7 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
 from widestream.files import sync_folder, write_atomic
 from widestream.runs.folder import CHECKPOINTS, list_checkpoints
+from widestream.runs.rows import WRITTEN, Written, written_at
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -37,6 +39,9 @@ STATE = "state.json"
 COMPLETE = "complete.json"
 UNFINISHED = ".unfinished_"
 """What the names of folders begin with that are being written or removed."""
+
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""What safetensors calls the types that weights and moments have."""
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +56,18 @@ class Checkpoint:
     """Optimizer steps done."""
     state: dict[str, Any]
     """Contents of state.json."""
+    written: Written | None
+    """What metrics.jsonl held when it was made; older ones do not say."""
 
 
 def save(
-    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    run_dir: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    written: Written | None = None,
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `keep`.
 
@@ -65,6 +78,7 @@ def save(
         optimizer: its moments are saved.
         state: anything JSON can hold; `step` is added.
         keep: number of checkpoints to keep, this one included.
+        written: what metrics.jsonl holds, if there is one.
 
     Returns:
         The new checkpoint's folder.
@@ -72,7 +86,7 @@ def save(
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are as they were.
     """
-    final = run_dir / CHECKPOINTS / f"step_{step:08d}"
+    final = run_dir / CHECKPOINTS / folder_name(step)
     folder = final.parent
     aside = folder / f"{UNFINISHED}{final.name}"
     with _write_errors(final, aside):
@@ -83,7 +97,9 @@ def save(
         save_file(_weights(model), aside / MODEL, metadata={"format": "pt"})
         save_file(_moments(model, optimizer), aside / OPTIMIZER, metadata={"format": "pt"})
         write_atomic(aside / STATE, json.dumps({"step": step, **state}, indent=1).encode())
-        files = {name: _describe(aside / name) for name in (MODEL, OPTIMIZER, STATE)}
+        if written is not None:
+            write_atomic(aside / WRITTEN, json.dumps(asdict(written)).encode())
+        files = {path.name: _describe(path) for path in sorted(aside.iterdir())}
         write_atomic(aside / COMPLETE, json.dumps({"files": files}, indent=1).encode())
         if final.exists():  # one that was damaged and therefore skipped: `latest` would have gone on from it otherwise
             final.rename(folder / f"{UNFINISHED}damaged_{final.name}")
@@ -160,6 +176,11 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
     _copy_into(checkpoint / OPTIMIZER, _moments(model, optimizer))
 
 
+def folder_name(step: int) -> str:
+    """Of the checkpoint after so many optimizer steps."""
+    return f"step_{step:08d}"
+
+
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and persistent buffers by name, each tensor once."""
     tensors = {id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
@@ -175,7 +196,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 
 def _copy_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy a file's tensors into `tensors`, whose names and shapes must be the same."""
+    """Copy a file's tensors into `tensors`, whose names, shapes and types must be the same."""
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -184,9 +205,15 @@ def _copy_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
                     raise UserError(f"{path} is of another model: it lacks {name}.")
                 if name not in tensors:
                     raise UserError(f"{path} is of another model: it has {name}, which this one lacks.")
-                shape, wanted = list(file.get_slice(name).get_shape()), list(tensors[name].shape)
+                there = file.get_slice(name)
+                shape, wanted = list(there.get_shape()), list(tensors[name].shape)
                 if shape != wanted:
                     raise UserError(f"{path} is of another model: {name} has shape {shape} there and {wanted} here.")
+                if there.get_dtype() != (kind := DTYPES.get(tensors[name].dtype)):
+                    raise UserError(
+                        f"{path} holds numbers of another kind: {name} is {there.get_dtype()} there and {kind} here; "
+                        "convert the file, or use another one."
+                    )
             for name, tensor in tensors.items():
                 tensor.copy_(file.get_tensor(name))
     except FileNotFoundError:
@@ -227,14 +254,14 @@ def _open(number: int, path: Path) -> Checkpoint | None:
 
 
 def _read(number: int, path: Path) -> Checkpoint:
-    return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")))
+    return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")), written_at(path))
 
 
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint; None when it is as it was written."""
     try:
         described = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
-        names = (MODEL, OPTIMIZER, STATE)
+        names = [MODEL, OPTIMIZER, STATE, *([WRITTEN] if WRITTEN in described else [])]  # older ones have none
         expected = [(path / name, described[name]["bytes"], described[name]["sha256"]) for name in names]
     except FileNotFoundError:
         return f"{COMPLETE} is missing, so it was never finished"
@@ -247,7 +274,8 @@ def _fault(path: Path) -> str | None:
             return f"{file.name} has {file.stat().st_size} bytes instead of {size}"
         if file_sha256(file) != sha256:
             return f"{file.name} was altered (its SHA-256 is not the recorded one)"
-    return None
+    step = json.loads((path / STATE).read_bytes())["step"]
+    return None if path.name == folder_name(step) else f"it is the checkpoint of step {step} (its {STATE} says so)"
 
 
 def _remove(path: Path) -> None:

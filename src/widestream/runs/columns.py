@@ -1,6 +1,8 @@
 """Rows of metrics.jsonl as columns."""
 
+import sys
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +12,9 @@ from widestream.runs.folder import flatten
 
 if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports]
+
+ROWS = 4096
+"""Rows that are made into arrays at once."""
 
 
 class Columns(dict[str, np.ndarray]):
@@ -36,16 +41,44 @@ class Columns(dict[str, np.ndarray]):
 
 
 def to_columns(rows: Iterable[dict[str, Any]]) -> Columns:
-    """Columns for the keys of all rows, in the order in which they first occur; nested keys are joined by a dot."""
-    flat = [flatten(row) for row in rows]
-    names = dict.fromkeys(name for row in flat for name in row)
-    return Columns({name: _array([row.get(name) for row in flat]) for name in names})
+    """Columns for the keys of all rows, in the order in which they first occur; nested keys are joined by a dot.
+
+    Rows are taken some at a time, so that of many rows no more than the columns lies in memory.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    left, before = iter(rows), 0
+    while some := [flatten(row) for row in islice(left, ROWS)]:
+        for name in dict.fromkeys(name for row in some for name in row):
+            part = parts.setdefault(name, [_missing(before)] if before else [])
+            part.append(_array([row.get(name) for row in some]))
+        before += len(some)
+        for part in parts.values():
+            if (lacking := before - sum(map(len, part))) > 0:
+                part.append(_missing(lacking))
+    return Columns({name: _joined(part) for name, part in parts.items()})
 
 
 def _array(values: list[Any]) -> np.ndarray:
+    """Values as an array; text and None, each once in memory, as objects."""
     kinds = {type(value) for value in values}
     if str in kinds:
-        return np.array(values, dtype=object)
+        return np.array([sys.intern(value) if type(value) is str else value for value in values], dtype=object)
     if len(kinds) == 1 and kinds <= {bool, int}:
         return np.array(values)
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _missing(count: int) -> np.ndarray:
+    return np.full(count, np.nan)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One array of several, of the kind that holds them all; in a column of text what is missing is None."""
+    kinds = {part.dtype for part in parts}
+    if len(kinds) == 1:
+        return np.concatenate(parts)
+    if np.dtype(object) not in kinds:
+        return np.concatenate([part.astype(np.float64) for part in parts])
+    joined = np.concatenate([part.astype(object) for part in parts])
+    joined[[value != value for value in joined]] = None
+    return joined

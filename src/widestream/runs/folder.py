@@ -113,34 +113,12 @@ def read_info(run_dir: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise missing(path) from None
     except ValueError:
         raise damaged(path) from None
     if not isinstance(info, dict) or not {"data", "summary"} <= info.keys():
         raise damaged(path)
     return info
-
-
-def read_rows(run_dir: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The rows of metrics.jsonl.
-
-    Returns:
-        The rows in order, and whether a half-written last line was left out, as a killed process leaves it.
-
-    Raises:
-        UserError: the file is missing, or damaged elsewhere.
-    """
-    return _read_lines(run_dir / METRICS)
-
-
-def read_samples(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl; none where no sample was kept.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = run_dir / SAMPLES
-    return _read_lines(path)[0] if path.is_file() else []
 
 
 def read_done(run_dir: Path) -> dict[str, Any] | None:
@@ -191,35 +169,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Rows of a JSON-lines file, and whether a half-written last line was left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-    except FileNotFoundError:
-        raise _missing(path) from None
-    lines = [] if lines == [""] else lines
-    with contextlib.suppress(ValueError):  # a whole file at once is twice as fast as line by line
-        whole = json.loads(f"[{','.join(lines)}]")
-        if len(whole) == len(lines) and all(isinstance(row, dict) for row in whole):
-            return whole, False
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                return rows, True
-            row = None
-        if not isinstance(row, dict):
-            raise UserError(
-                f"Line {number} of {path} is no JSON object; the file is damaged, put a good copy back or leave this "
-                "run out."
-            )
-        rows.append(row)
-    return rows, False
-
-
-def _missing(path: Path) -> UserError:
+def missing(path: Path) -> UserError:
+    """What to say of a file that a run should have."""
     return UserError(f"{path} is missing; leave the run out, or train it again with --fresh.")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -11,6 +12,9 @@ from filelock import lock_descriptor
 
 from widestream.errors import UserError
 from widestream.runs.folder import BOARD, METRICS
+from widestream.runs.rows import Rows, Written, hash_up_to
+
+log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -23,20 +27,26 @@ class MetricsWriter:
         run_dir: the run's folder.
         step: optimizer steps done; rows of later steps and a half-written last line are cut off.
         tensorboard: also write TensorBoard events to `run_dir/tensorboard`.
+        written: what the checkpoint of that step says of the file, where it does.
 
     Raises:
-        UserError: another process is writing the file; it is as it was.
+        UserError: another process is writing the file, or the rows up to the step are damaged; it is as it was.
     """
 
-    def __init__(self, run_dir: Path, step: int, tensorboard: bool = False):
+    def __init__(self, run_dir: Path, step: int, tensorboard: bool = False, written: Written | None = None):
         path = run_dir / METRICS
-        self._file = path.open("a", encoding="utf-8")
+        if step and not path.exists():
+            log.warning("%s is gone; the rows of the first %s steps will be missing.", path, f"{step:,}")
+            written, step = None, 0
+        self._file = path.open("ab")
         try:
             _hold(self._file, run_dir)
+            self._length = length_up_to(path, step, written)
         except UserError:
             self._file.close()
             raise
-        os.truncate(path, length_up_to(path, step))
+        os.truncate(path, self._length)
+        self._hash = hash_up_to(path, self._length)
         self._board = board_class()(str(run_dir / BOARD), purge_step=step + 1) if tensorboard else None
 
     def __enter__(self) -> "MetricsWriter":
@@ -50,16 +60,24 @@ class MetricsWriter:
     def write(self, row: dict[str, Any]) -> None:
         """Append a row and hand it to the operating system, so that it outlives a kill of this process."""
         row = {key: finite(value) for key, value in row.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        self._file.write(line)
         self._file.flush()
+        self._hash.update(line)
+        self._length += len(line)
         if self._board is not None:
             for name, value in {**row, **row.get("clock", {})}.items():
                 if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
                     self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
-    def sync(self) -> None:
-        """Have all rows on the disk, so that they outlive a power cut, as the checkpoint does that is made next."""
+    def sync(self) -> Written:
+        """Have all rows on the disk, so that they outlive a power cut, as the checkpoint does that is made next.
+
+        Returns:
+            What the file holds, for that checkpoint to say.
+        """
         os.fsync(self._file.fileno())
+        return Written(self._length, self._hash.hexdigest())
 
 
 def require_idle(run_dir: Path) -> None:
@@ -83,17 +101,40 @@ def _hold(file: IO[Any], run_dir: Path) -> None:
         )
 
 
-def length_up_to(path: Path, step: int) -> int:
-    """Bytes of a metrics file that come before the first row of a step later than `step`, or before a damaged line."""
+def length_up_to(path: Path, step: int, written: Written | None = None) -> int:
+    """Bytes of a metrics file that come before the first row of a step later than `step`.
+
+    Args:
+        path: the file.
+        step: optimizer steps done.
+        written: what the checkpoint of that step says of the file; older ones say nothing.
+
+    Raises:
+        UserError: these rows are not what was written, as far as can be told.
+    """
+    if written is not None:
+        if not written.opens(path):
+            raise UserError(
+                f"{path} is not as it was at the checkpoint of step {step}: {_fault(path)}. It is left as it is; put a "
+                "good copy back, or move it away to go on without these rows."
+            )
+        return written.bytes
     length = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+    if step:
+        for row, size in Rows(path, metrics=True).sized():
+            if row["step"] > step:
                 break
-        except (ValueError, KeyError, TypeError):
-            break
-        length += len(line)
+            length += size
     return length
+
+
+def _fault(path: Path) -> str:
+    try:
+        for _ in Rows(path, metrics=True):
+            pass
+    except UserError as error:
+        return str(error).partition(";")[0]
+    return "rows were altered, lost or added"
 
 
 def finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The model and the tokenizer in a run folder."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,9 +11,9 @@ from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
-from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
-from widestream.runs.folder import differences, load_config, read_info
+from widestream.runs.folder import load_config, read_info
+from widestream.runs.identity import require_own
 
 
 def load_model(
@@ -30,7 +31,8 @@ def load_model(
         The model in evaluation mode, and the checkpoint.
 
     Raises:
-        UserError: it is no run folder, it has no usable checkpoint, or the checkpoint is of another model.
+        UserError: it is no run folder, it has no usable checkpoint, or the checkpoint is of another run or model, or
+            not finite.
     """
     config = load_config(run_dir)
     model = build_model(config.model, device=device, depth=depth)
@@ -38,27 +40,36 @@ def load_model(
         saved = checkpoint.latest(run_dir) if step is None else checkpoint.at_step(run_dir, step)
         if saved is None:
             raise UserError(f"{run_dir} has no checkpoint yet; let it train to its first one (train.save_every).")
-        require_same_model(saved, config)
+        require_own(saved, config, read_info(run_dir))
         try:
             checkpoint.load_weights(saved.path, model)
         except UserError:
             if saved.path.exists():
                 raise
             continue  # the run is training and has removed it for a newer one
-        return model.eval(), saved
+        require_finite(model.eval(), saved.path)
+        return model, saved
 
 
-def require_same_model(saved: checkpoint.Checkpoint, config: RunConfig) -> None:
-    """Make sure that a checkpoint was made with a run's model.
+@torch.no_grad()
+def require_finite(model: Decoder, place: Path | str) -> None:
+    """Make sure that a model computes numbers.
+
+    Args:
+        model: with weights from `place`.
+        place: where they are from, for messages.
 
     Raises:
-        UserError: it was not; names the first difference.
+        UserError: weights or logits are not finite.
     """
-    for key, old, new in differences(saved.state.get("model", {}), to_dict(config.model)):
-        raise UserError(
-            f"{saved.path} is of another model: model.{key} is {old} there and {new} here; "
-            "remove that checkpoint from the folder, or give another folder with --out."
-        )
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.embedding.token.device)
+    if not (all_finite(model.parameters()) and all_finite([model(token)])):
+        raise UserError(f"{place} holds weights that are not finite: its run diverged. Use an earlier one or another run.")
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every number is finite."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def load_run_tokenizer(run_dir: Path) -> Tokenizer:

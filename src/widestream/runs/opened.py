@@ -13,9 +13,9 @@ from widestream.runs.folder import (
     read_config,
     read_done,
     read_info,
-    read_rows,
     steps_done,
 )
+from widestream.runs.rows import metrics_rows
 
 if TYPE_CHECKING:
     from widestream.data.tokenizer import Tokenizer
@@ -44,9 +44,11 @@ class RunFolder:
         of = "" if planned is None else f" of {planned:,}"
         parts = [self.name, f"{stream} stream", f"{steps_done(self.path):,}{of} steps"]
         with contextlib.suppress(UserError):
-            losses = [row["loss"] for row in read_rows(self.path)[0] if row.get("kind") == "eval"]
-            if losses and losses[-1] is not None:
-                parts.append(f"held-out loss {losses[-1]:.4f}")
+            loss = None
+            for row in metrics_rows(self.path):
+                loss = row.get("loss") if row["kind"] == "eval" else loss
+            if loss is not None:
+                parts.append(f"held-out loss {loss:.4f}")
         return f"<RunFolder {self.path}: {', '.join(parts)}>"
 
     @property
@@ -99,8 +101,7 @@ class RunFolder:
 
         if kind not in (None, "train", "eval", "event"):
             raise UserError(f"There are no rows of kind {kind!r}; use train, eval, event or none.")
-        rows, _ = read_rows(self.path)
-        return to_columns(row for row in rows if kind in (None, row.get("kind")))
+        return to_columns(row for row in metrics_rows(self.path) if kind in (None, row["kind"]))
 
     def tokenizer(self) -> "Tokenizer":
         """The tokenizer that the run was trained with: `encode_batch`, `decode`, `boundary_id`.

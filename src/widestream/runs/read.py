@@ -2,8 +2,9 @@
 
 import math
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePath
@@ -21,11 +22,13 @@ from widestream.runs.folder import (
     read_config,
     read_done,
     read_info,
-    read_rows,
-    read_samples,
 )
+from widestream.runs.rows import metrics_rows, read_samples, require_as_written
 
 State = Literal["done", "unfinished", "diverged"]
+
+CLOCK = ("tokens_per_s", "mfu", "memory_bytes")
+"""What is kept of the training rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +63,8 @@ class Run:
     """Resolved recipe (config.yaml)."""
     info: dict[str, Any]
     """Environment, data and summary (run.json)."""
-    train: tuple[dict[str, Any], ...]
-    """Training rows of metrics.jsonl."""
+    clock: Mapping[str, Sequence[float]]
+    """What the training rows of metrics.jsonl say of speed and memory: each of `CLOCK`, where it was logged."""
     evals: tuple[Evaluation, ...]
     """Held-out evaluations with a finite loss, by step; none where a run did not come to its first one."""
     curve: tuple[Evaluation, ...]
@@ -167,30 +170,33 @@ def load_run(path: str | Path) -> Run:
         UserError: A file of the run is missing or damaged.
     """
     path = Path(path)
-    config, info = read_config(path), read_info(path)
-    rows, cut = read_rows(path)
-    notes = [f"the last line of {METRICS} is half written and is left out"] if cut else []
+    config, info, done = read_config(path), read_info(path), read_done(path)
+    rows, log = metrics_rows(path), _Log()
     try:
-        evals, lost = _evaluations(rows)
-        steps = max((int(row["step"]) for row in rows), default=0)
-        skipped = [int(row["skipped"]) for row in rows if row.get("kind") == "event" and "skipped" in row]
+        for row in rows:
+            log.take(row)
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
         raise UserError(f"A row of {path / METRICS} {what}; put a good copy back or leave this run out.") from error
+    require_as_written(path, int(done["step"]) if done and isinstance(done.get("step"), int) else None)
+    evals, lost = [log.evals[key] for key in sorted(log.evals)], log.lost
+    notes = [f"the last line of {METRICS} is half written and is left out"] if rows.cut else []
     if lost:
         notes.append(f"{len(lost)} held-out evaluations without a finite loss are left out")
     run = Run(
         path=path,
         config=config,
         info=info,
-        train=tuple(row for row in rows if row.get("kind") == "train"),
+        clock=log.clock,
         evals=tuple(evals),
         curve=_curve(evals),
         samples=tuple(read_samples(path)),
-        done=(done := read_done(path)),
-        steps=steps,
+        done=done,
+        steps=log.steps,
         diverged_at=_diverged_at(path, done, evals, lost),
-        skipped=max(skipped, default=0),
+        skipped=log.skipped,
         notes=tuple(notes),
     )
     _require_sound(run)
@@ -250,17 +256,33 @@ def _state_notes(run: Run) -> list[str]:
     return notes
 
 
-def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], list[int]]:
-    """Evaluations by step (the last one written wins), and the steps of those that had no finite loss."""
-    evals: dict[tuple[int, int], Evaluation] = {}
-    lost: list[int] = []
-    for row in rows:
-        if row.get("kind") != "eval":
-            continue
+class _Log:
+    """What is kept of the rows of a run."""
+
+    def __init__(self):
+        self.evals: dict[tuple[int, int], Evaluation] = {}
+        self.lost: list[int] = []  # steps of evaluations without a finite loss
+        self.clock: dict[str, "array[float]"] = {}
+        self.steps = self.skipped = 0
+
+    def take(self, row: dict[str, Any]) -> None:
+        self.steps = row["step"]
+        match row["kind"]:
+            case "train":
+                clock = row.get("clock")
+                for name in CLOCK if isinstance(clock, dict) else ():
+                    if clock.get(name) is not None:
+                        self.clock.setdefault(name, array("d")).append(clock[name])
+            case "event":
+                self.skipped = max(self.skipped, int(row.get("skipped", 0)))
+            case "eval":
+                self._evaluated(row)
+
+    def _evaluated(self, row: dict[str, Any]) -> None:
         if row["loss"] is None or not math.isfinite(row["loss"]):
-            lost.append(row["step"])
-            continue
-        evals[row["step"], row["target_tokens"]] = Evaluation(
+            self.lost.append(row["step"])
+            return
+        self.evals[row["step"], row["target_tokens"]] = Evaluation(
             step=row["step"],
             tokens=int(row["tokens"]),
             flops=float(row["flops"]),
@@ -270,4 +292,3 @@ def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], list[int
             target_tokens=int(row["target_tokens"]),
             whole=row.get("whole", True),
         )
-    return [evals[key] for key in sorted(evals)], lost

@@ -55,18 +55,26 @@ def run_row(run: Run, end: Evaluation | None) -> dict[str, Any]:
         "gpu": machine.get("gpu"),
         "threads": machine.get("threads"),
         "started": info.get("started"),
-        "resumed_elsewhere": len(info.get("resumed", [])),
+        "resumed_elsewhere": _moves(info),
     }
 
 
 def train_figures(run: Run) -> dict[str, float | None]:
     """Median tokens per second and MFU, and peak memory in bytes, of the training rows; None where not logged."""
-    clocks = [clock for row in run.train if isinstance(clock := row.get("clock"), dict)]
-    figures: dict[str, float | None] = {}
-    for name, summary in (("tokens_per_s", median), ("mfu", median), ("memory_bytes", max)):
-        values = [clock[name] for clock in clocks if clock.get(name) is not None]
-        figures[name] = summary(values) if values else None
-    return figures
+    clock = run.clock
+    return {
+        "tokens_per_s": median(clock["tokens_per_s"]) if "tokens_per_s" in clock else None,
+        "mfu": median(clock["mfu"]) if "mfu" in clock else None,
+        "memory_bytes": int(max(clock["memory_bytes"])) if "memory_bytes" in clock else None,
+    }
+
+
+def _moves(info: dict[str, Any]) -> int:
+    """How often a run went on elsewhere or by other code; not where only settings changed."""
+    keys = ("step", "started", "settings", "peak_flops_per_s")
+    made = [{key: value for key, value in part.items() if key not in keys} for part in info.get("resumed", [])]
+    first = {key: info.get(key) for key in made[0]} if made else {}
+    return sum(before != after for before, after in zip([first, *made], made, strict=False))
 
 
 def setting_columns(runs: list[Run], keys: list[str]) -> list[dict[str, Any]]:

@@ -42,6 +42,11 @@ def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tok
     run_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(run_dir)
     write_info(run_dir, info)
+    write_config(run_dir, config)
+
+
+def write_config(run_dir: Path, config: RunConfig) -> None:
+    """Write the recipe that a run begins or goes on with."""
     write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
 
@@ -53,6 +58,11 @@ def write_info(run_dir: Path, info: dict[str, Any]) -> None:
 def write_done(run_dir: Path, result: dict[str, Any]) -> None:
     """Write how a run ended, once it has."""
     write_json(run_dir / DONE, result, indent=2)
+
+
+def remove_done(run_dir: Path) -> None:
+    """Take back that a run has ended: it is to go on for longer."""
+    (run_dir / DONE).unlink(missing_ok=True)
 
 
 def move_aside(run_dir: Path) -> Path | None:

@@ -182,5 +182,7 @@ def decides(config: RunConfig, prints: Prints) -> dict[str, Any]:
     values: dict[str, Any] = to_dict(config) | {"tokens": prints}
     for key in ("name", "description"):
         del values[key]
+    if values["train"]["init_from"] is None:  # the folders of runs that were made before there was such a setting
+        del values["train"]["init_from"]
     del values["train"]["seed"], values["data"]["seed"], values["data"]["path"]
     return values

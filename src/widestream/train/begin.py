@@ -13,15 +13,16 @@ import torch
 from widestream.data.manifest import read_manifest
 from widestream.data.store import TokenStore
 from widestream.data.tokenizer import load_tokenizer
-from widestream.errors import UserError
 from widestream.machine import choose_precision, describe_machine, matmul_peak
 from widestream.model.costs import summarize
-from widestream.recipe import RunConfig, to_dict
-from widestream.runs.folder import differences, is_run, load_config, read_info
-from widestream.runs.write import begin, require_free, write_info
+from widestream.recipe import RunConfig
+from widestream.runs.folder import is_run, load_config, read_info
+from widestream.runs.identity import require_same_run, told
+from widestream.runs.write import begin, remove_done, require_free, write_config, write_info
 from widestream.streams import stream_class
+from widestream.train.extend import require_length
 from widestream.train.parallel import World
-from widestream.train.plan import Plan
+from widestream.train.plan import Plan, num_steps
 from widestream.version import __version__, code_fingerprint
 
 
@@ -35,7 +36,7 @@ def open_folder(
         config: what is to be trained.
         data: what `describe_data` says of the tokens.
         world: the processes that take part.
-        computed: what computes the stream's exchanges and attention.
+        computed: what computes the stream's exchanges and attention, and what weights it starts from.
 
     Returns:
         The contents of run.json. Precision and peak are those measured when the run began.
@@ -44,7 +45,9 @@ def open_folder(
         UserError: the folder belongs to another run, or holds something else; names what differs.
     """
     if is_run(run_dir):
-        return _require_same(run_dir, config, data)
+        info = read_info(run_dir)
+        require_same_run(run_dir, config, info, data)
+        return info
     require_free(run_dir)
     info = _describe(config, data, world) | computed
     begin(run_dir, config, info, load_tokenizer(config.data.path))
@@ -70,9 +73,15 @@ def describe_data(config: RunConfig, plan: Plan, train: TokenStore, heldout: Tok
 
 
 def note_start(
-    run_dir: Path, config: RunConfig, info: dict[str, Any], step: int, world: World, computed: dict[str, Any]
-) -> float:
-    """Enter in run.json that a run goes on elsewhere, or by other code, than where and by what it came so far.
+    run_dir: Path,
+    config: RunConfig,
+    info: dict[str, Any],
+    step: int,
+    world: World,
+    computed: dict[str, Any],
+    extend: bool = False,
+) -> tuple[float, str | None]:
+    """Enter in the folder that a run goes on elsewhere, by other code or with other settings than it came so far.
 
     Args:
         run_dir: its folder.
@@ -81,18 +90,36 @@ def note_start(
         step: optimizer steps done; with none done, the run begins here.
         world: the processes that take part now.
         computed: what computes exchanges and attention now.
+        extend: whether it may go on with another length or schedule where that changes what it is.
 
     Returns:
-        FLOPs per second that a process has at its peak here; see `machine.matmul_peak`.
+        FLOPs per second that a process has at its peak here (see `machine.matmul_peak`), and a line about the settings
+        that changed, if any did.
+
+    Raises:
+        UserError: the length or the schedule may not change like this; see `require_length`.
     """
+    before = load_config(run_dir)
+    changes = require_same_run(run_dir, config, info, info["data"])
+    asked = require_length(run_dir, before, config, changes, step, extend)
     parts = info.get("resumed", [])
     now = _made_by(config, world) | computed
     last = [info, *parts][-1]
-    if all(last.get(key) == value for key, value in now.items()):
-        return last["peak_flops_per_s"]
-    now |= {"peak_flops_per_s": matmul_peak(world.device, info["precision"]), "started": _time()}
-    write_info(run_dir, info | {"resumed": [*parts, {"step": step} | now]} if step else info | now)
-    return now["peak_flops_per_s"]
+    if step == num_steps(before) == num_steps(config):
+        return last["peak_flops_per_s"], f"it is finished already, and stays as it is: {told(changes)}" if changes else None
+    elsewhere = any(last.get(key) != value for key, value in now.items())
+    peak = matmul_peak(world.device, info["precision"]) if elsewhere else last["peak_flops_per_s"]
+    if elsewhere or (changes and step):
+        now |= {"peak_flops_per_s": peak, "started": _time()}
+        settings = {"settings": {key: list(pair) for key, pair in changes.items()}} if changes else {}
+        write_info(run_dir, info | ({"resumed": [*parts, {"step": step} | now | settings]} if step else now))
+    if not changes:
+        return peak, None
+    # In this order: a run that is killed in between comes to the same decisions again.
+    if num_steps(before) != num_steps(config):
+        remove_done(run_dir)
+    write_config(run_dir, config)
+    return peak, f"it goes on from step {step:,} with {told(changes)}" + (f"; {asked}" if asked else "")
 
 
 def code_of(config: RunConfig) -> str:
@@ -132,19 +159,3 @@ def _describe(config: RunConfig, data: dict[str, Any], world: World) -> dict[str
         "started": _time(),
         "resumed": [],
     }
-
-
-def _require_same(run_dir: Path, config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
-    """The contents of a folder's run.json, once it is certain that it holds this very run."""
-    info = read_info(run_dir)
-    pairs = [
-        *differences(to_dict(load_config(run_dir)), to_dict(config)),  # a setting that is newer has its default there
-        *differences(info["data"], data, "run data "),
-    ]
-    if pairs:
-        listed = ", ".join(f"{key} ({old} there, {new} now)" for key, old, new in pairs)
-        raise UserError(
-            f"{run_dir} holds another run; it differs in {listed}. Give another folder with --out, "
-            "or --fresh to move that one aside and begin anew."
-        )
-    return info

@@ -99,7 +99,8 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
         The checkpoint's step, and the evaluation.
 
     Raises:
-        UserError: no run folder, no usable checkpoint, no such data, or data of another tokenizer.
+        UserError: no run folder, no usable checkpoint, no such data, data of another tokenizer, or a loss that is not
+            finite.
     """
     run_dir = Path(run_dir)
     config, info = load_config(run_dir), read_info(run_dir)
@@ -118,6 +119,8 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
             precision=info["precision"],
             among=divide_windows(store, plan.sequence_length, selection)[0],
         )
+    if not math.isfinite(heldout.loss):
+        raise UserError(f"The held-out loss of {run_dir} at step {saved.step} is not finite: the run diverged.")
     return saved.step, heldout
 
 

@@ -1,6 +1,7 @@
 """The training loop. `train` is all of it; what it calls stands below, in the order of the calls."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,15 +18,17 @@ from widestream.machine import keep_freed_memory, memory_bytes, numerics
 from widestream.recipe import RunConfig
 from widestream.runs.folder import NONFINITE
 from widestream.runs.metrics import finite
+from widestream.runs.model import all_finite
 from widestream.runs.progress import Progress
 from widestream.runs.write import write_done
 from widestream.train.clock import Stopwatch
+from widestream.train.ending import TERMINATED, Ending, listening
 from widestream.train.evaluate import Heldout, evaluate
 from widestream.train.optim import set_lr
 from widestream.train.parallel import join_world
 from widestream.train.schedule import factor
 from widestream.train.setup import TrainingRun, prepare
-from widestream.train.step import StepResult, optimizer_step
+from widestream.train.step import StepResult, batch_loss, optimizer_step, split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,34 +51,45 @@ class Result:
     """The same on the windows that settings are chosen on (`train.selection`), if any are kept for that."""
 
 
-def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result:
+def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: bool = False) -> Result:
     """Train a model, or go on training it from the newest checkpoint in its folder.
 
     Args:
         config: what to train, on what, and how.
         run_dir: folder for everything that the run writes.
         resume: go on from what the folder holds; if not, the folder is moved aside first.
+        extend: go on also where another length or schedule makes other rates of the steps that were done (see
+            `train.extend`).
 
-    On a CPU the process keeps the memory that a step needs (see `keep_freed_memory`), also afterwards.
+    On a CPU the process keeps the memory that a step needs (see `keep_freed_memory`), also afterwards. Told to end by
+    SIGTERM, it saves a checkpoint after the step that it is at and exits with code 143.
 
     Raises:
         UserError: something has to be mended first (configuration, data, folder), the disk is full, or the loss is not
             finite. What the folder holds stays usable.
     """
     folder, settings = Path(run_dir), config.train
-    with join_world(settings.device) as world, numerics(settings), disk_errors(folder, "give the same command again"):
+    with (
+        listening() as ending,
+        join_world(settings.device) as world,
+        numerics(settings),
+        disk_errors(folder, "give the same command again"),
+    ):
         if world.device.type == "cpu":
             keep_freed_memory()
-        run = prepare(config, folder, world, resume)
+        run = prepare(config, folder, world, resume, extend)
         steps, watch = run.plan.steps, Stopwatch(run.reached.wall_s)
         bar = Progress(config.name, run.reached.step, steps, quiet=not world.is_main)
         with run.metrics or contextlib.nullcontext(), bar as progress:
+            if run.said:
+                progress.say(f"{folder}: {run.said}")
+            ending.may_wait = True
             watch.start()
             for step, batch in _upcoming(run):
                 watch.data_ready()
                 scale = factor(step, steps, config.schedule)
                 set_lr(run.optimizer, scale)
-                result = _take_step(run, batch)
+                result = _take_step(run, batch, ending)
                 watch.step_done()
                 run.reached.step, run.reached.wall_s = step + 1, watch.total_s
 
@@ -85,10 +99,13 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result
                     _log(run, result, scale * config.optimizer.lr, watch)
                 if run.heldout is not None and _due(run, settings.eval_every):
                     progress.say(_evaluate(run))
-                if _due(run, settings.save_every):
-                    run.save()
+                if result.ending or _due(run, settings.save_every):
+                    _save(run, batch, progress)
                 note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
                 progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
+                if result.ending and step + 1 < steps:
+                    progress.say(f"{folder}: told to end at step {step + 1}/{steps}; the same command goes on from here.")
+                    sys.exit(TERMINATED)
                 watch.start()
             return _finish(run, progress)
 
@@ -109,7 +126,7 @@ def _upcoming(run: TrainingRun) -> Iterator[tuple[int, Batch]]:
             yield step, batch
 
 
-def _take_step(run: TrainingRun, batch: Batch) -> StepResult:
+def _take_step(run: TrainingRun, batch: Batch, ending: Ending) -> StepResult:
     # A stream may draw random numbers. Seeded by the step they need no saving, and evaluation cannot disturb them.
     torch.manual_seed((run.config.train.seed << 32) + run.reached.step * run.world.size + run.world.rank)
     return optimizer_step(
@@ -121,6 +138,7 @@ def _take_step(run: TrainingRun, batch: Batch) -> StepResult:
         precision=run.precision,
         z_loss=run.config.train.z_loss,
         grad_clip=run.config.optimizer.grad_clip,
+        ending=ending.told,
     )
 
 
@@ -230,11 +248,34 @@ def _plain(heldout: Heldout) -> dict[str, Any]:
     return {name: finite(value) for name, value in asdict(heldout).items()}
 
 
+def _save(run: TrainingRun, batch: Batch, progress: Progress) -> None:
+    """Write a checkpoint, unless nothing good could be computed from it: then the older ones stay the newest.
+
+    Weights can be finite, and so large that no loss is; so the batch at hand is tried.
+    """
+    if not run.world.is_main:
+        return
+    moments = [moment for state in run.optimizer.state.values() for moment in state.values()]
+    sound = all_finite([*run.model.parameters(), *moments])
+    if sound:
+        run.model.eval()
+        with torch.no_grad():
+            part = next(split(batch, run.plan.micro_batches))
+            sound = all_finite([batch_loss(run.model, part, run.world.device, run.precision).cross_entropy])
+        run.model.train()
+    if sound:
+        run.save()
+    else:
+        progress.say(f"step {run.reached.step}: its weights give no finite loss, so no checkpoint is made of them")
+
+
 def _finish(run: TrainingRun, progress: Progress) -> Result:
     """Write done.json; the last step has evaluated and saved already."""
     result = Result(tokens=run.tokens, flops=run.flops, **asdict(run.reached))
     if run.world.is_main:
         write_done(run.folder, asdict(result))
     lost = f" ({result.skipped:,} skipped, which moved nothing)" if result.skipped else ""
+    if 2 * result.skipped > result.step:
+        lost += ", most of its steps: this is no trained model; lower optimizer.lr or set optimizer.grad_clip"
     progress.say(f"{run.folder}: {result.step:,} steps{lost}, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result

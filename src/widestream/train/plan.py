@@ -30,20 +30,19 @@ def make_plan(config: RunConfig, world_size: int = 1) -> Plan:
     Raises:
         UserError: the sizes do not fit together; the message names the keys to change.
     """
-    length = config.data.sequence_length or config.model.context
+    length = _length(config)
     if length > config.model.context:
         raise UserError(
             f"data.sequence_length is {length} but the model reads at most model.context={config.model.context} "
             "tokens; lower the first or raise the second."
         )
     micro_batch_size, micro_batches = _split(config.train, world_size)
-    tokens_per_step = config.train.batch_size * length
-    steps = _steps(config.train, tokens_per_step)
+    steps = num_steps(config)
     phases(steps, config.schedule)
     return Plan(
         steps=steps,
         sequence_length=length,
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=config.train.batch_size * length,
         micro_batches=micro_batches,
         micro_batch_size=micro_batch_size,
     )
@@ -67,11 +66,21 @@ def _split(train: TrainConfig, world_size: int) -> tuple[int, int]:
     return micro, local // micro
 
 
-def _steps(train: TrainConfig, tokens_per_step: int) -> int:
+def num_steps(config: RunConfig) -> int:
+    """Optimizer steps of a run.
+
+    Raises:
+        UserError: its length is not given, or twice.
+    """
+    train = config.train
     if train.steps is not None and train.tokens is not None:
         raise UserError("train.steps and train.tokens are both given; set one of them to null.")
     if train.steps is not None:
         return train.steps
     if train.tokens is not None:
-        return -(-train.tokens // tokens_per_step)
+        return -(-train.tokens // (train.batch_size * _length(config)))
     raise UserError("The length of the run is not given; set train.steps or train.tokens.")
+
+
+def _length(config: RunConfig) -> int:
+    return config.data.sequence_length or config.model.context

@@ -14,14 +14,18 @@ from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth, plan_depth
-from widestream.recipe import RunConfig, to_dict
+from widestream.recipe import RunConfig
 from widestream.runs import checkpoint
+from widestream.runs.folder import load_config
+from widestream.runs.identity import own_settings, require_own
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
-from widestream.runs.model import require_same_model
+from widestream.runs.model import require_finite
+from widestream.runs.rows import Written
 from widestream.runs.write import move_aside
 from widestream.streams import stream_class
 from widestream.train.begin import describe_data, note_start, open_folder
 from widestream.train.optim import build_optimizer
+from widestream.train.origin import describe, find_origin
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
 
@@ -74,6 +78,8 @@ class TrainingRun:
     """The log, in the main process."""
     reached: Reached
     """How far the run has come."""
+    said: str
+    """What is to be said before it starts: other settings than it came so far with, or where its weights are from."""
 
     @property
     def precision(self) -> str:
@@ -104,20 +110,22 @@ class TrainingRun:
         """Write a checkpoint of where the run stands."""
         if self.metrics is None:
             return
-        self.metrics.sync()
+        written = self.metrics.sync()
         reached = self.reached
         state = {
             "wall_s": reached.wall_s,
             "skipped": reached.skipped,
             "heldout": reached.heldout,
             "selection": reached.selection,
-            "model": to_dict(self.config.model),
+            "settings": own_settings(self.config),
             "data_fingerprint": self.info["data"]["fingerprint"],
         }
-        checkpoint.save(self.folder, reached.step, self.model, self.optimizer, state, self.config.train.keep)
+        checkpoint.save(self.folder, reached.step, self.model, self.optimizer, state, self.config.train.keep, written)
 
 
-def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True) -> TrainingRun:
+def prepare(
+    config: RunConfig, run_dir: Path, world: World, resume: bool = True, extend: bool = False
+) -> TrainingRun:
     """Check everything, open data and run folder, build the model, and restore the newest checkpoint if there is one.
 
     Args:
@@ -125,6 +133,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
         run_dir: the run's folder.
         world: the processes that take part; only the main one writes.
         resume: go on from what the folder holds; if not, the folder is moved aside first.
+        extend: go on also where another length or schedule makes other rates of the steps that were done.
 
     Raises:
         UserError: something does not fit together, data were altered, or the folder belongs to another run or is being
@@ -141,13 +150,21 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     selection = config.train.selection
     reported, chosen = divide_windows(heldout, plan.sequence_length, selection) if heldout is not None else ([], [])
     data = describe_data(config, plan, store, heldout)
+    origin = world.on_main(lambda: find_origin(config, run_dir, resume))
+    model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
+    if origin is not None:
+        checkpoint.load_weights(Path(origin.folder), model)
+        require_finite(model, origin.folder)
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
-    info = world.on_main(lambda: open_folder(run_dir, config, data, world, computed))
-    model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
+    begun = computed | describe(origin)
+    info = world.on_main(lambda: open_folder(run_dir, config, data, world, begun))
     optimizer = build_optimizer(model, config.optimizer)
-    reached = _restore(config, run_dir, world, model, optimizer)
-    peak = world.on_main(lambda: note_start(run_dir, config, info, reached.step, world, computed))
+    reached, written = _restore(plan, config, run_dir, info, world, model, optimizer)
+    peak, changed = world.on_main(lambda: note_start(run_dir, config, info, reached.step, world, computed, extend))
+    writers: list[MetricsWriter] = []  # one, in the main process
+    board = config.train.tensorboard
+    world.on_main(lambda: writers.append(MetricsWriter(run_dir, reached.step, board, written)))
     return TrainingRun(
         config=config,
         plan=plan,
@@ -161,8 +178,9 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
         heldout=heldout,
         reported=reported,
         chosen=chosen,
-        metrics=MetricsWriter(run_dir, reached.step, config.train.tensorboard) if world.is_main else None,
+        metrics=writers[0] if writers else None,
         reached=reached,
+        said="; ".join(filter(None, (changed, origin and origin.told))),
     )
 
 
@@ -228,20 +246,28 @@ def _open_data(config: RunConfig, world: World) -> tuple[TokenStore, TokenStore 
 
 
 def _restore(
-    config: RunConfig, run_dir: Path, world: World, model: Decoder, optimizer: torch.optim.Optimizer
-) -> Reached:
-    """Load the newest complete checkpoint, if there is one."""
+    plan: Plan,
+    config: RunConfig,
+    run_dir: Path,
+    info: dict[str, Any],
+    world: World,
+    model: Decoder,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[Reached, Written | None]:
+    """Load the newest complete checkpoint, if there is one; and what it says of the rows of metrics.jsonl."""
     saved = world.on_main(lambda: checkpoint.latest(run_dir))
     if saved is None:
-        return Reached()
-    require_same_model(saved, config)
+        return Reached(), None
+    world.on_main(lambda: require_own(saved, load_config(run_dir), info))
     checkpoint.load_weights(saved.path, model)
     checkpoint.load_optimizer(saved.path, model, optimizer)
     state = saved.state
-    return Reached(
+    reached = Reached(
         step=saved.step,
         wall_s=state["wall_s"],
         skipped=state["skipped"],
         heldout=state["heldout"],
-        selection=state.get("selection"),  # older checkpoints have none
+        # Made at the end, which may be further off now; older checkpoints have none.
+        selection=state.get("selection") if saved.step == plan.steps else None,
     )
+    return reached, saved.written

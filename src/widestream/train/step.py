@@ -25,6 +25,8 @@ class StepResult:
     """Global gradient norm before clipping."""
     applied: bool
     """False when loss or gradient was not finite: the weights are as they were before."""
+    ending: bool
+    """Whether some process was told to end; all of them see it at the same step."""
     losses: torch.Tensor
     """[processes, micro-batches] cross-entropy of each micro-batch."""
 
@@ -39,6 +41,7 @@ def optimizer_step(
     precision: str = "float32",
     z_loss: float = 0.0,
     grad_clip: float | None = None,
+    ending: bool = False,
 ) -> StepResult:
     """Train on one batch.
 
@@ -53,6 +56,7 @@ def optimizer_step(
         precision: `bf16` computes under autocast.
         z_loss: weight of (log sum exp logits)^2 in what is minimised.
         grad_clip: largest global gradient norm.
+        ending: whether this process was told to end.
 
     Returns:
         Losses and gradient norm, read back from the device: the one point at which the host waits for it.
@@ -73,11 +77,12 @@ def optimizer_step(
     parts = [share * part for share, part in zip(shares, rows.unbind(1), strict=True)]
     means = torch.stack(parts).sum((0, 1)) / world.size
     # Summed over the processes, so that all of them see what is not finite in any of them, and decide alike.
-    loss, z, grad_norm = (world.sum_(torch.cat((means, norm[None]))) / world.size).tolist()
+    told = torch.tensor([float(ending)], device=world.device)
+    loss, z, grad_norm, told = (world.sum_(torch.cat((means, norm[None], told))) / world.size).tolist()
     applied = math.isfinite(loss) and math.isfinite(grad_norm)
     if applied:
         optimizer.step()
-    return StepResult(loss, z, grad_norm, applied, rows[..., 0])
+    return StepResult(loss, z, grad_norm, applied, told > 0, rows[..., 0])
 
 
 def batch_loss(

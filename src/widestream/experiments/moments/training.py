@@ -15,8 +15,8 @@ from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.record import Exchanged, record_exchanges
 from widestream.runs import checkpoint
-from widestream.runs.folder import load_config
-from widestream.runs.model import require_same_model
+from widestream.runs.folder import load_config, read_info
+from widestream.runs.identity import require_own
 from widestream.train.evaluate import open_heldout
 from widestream.train.plan import make_plan
 
@@ -47,7 +47,7 @@ def measure_run(run_dir: Path, settings: RunSettings) -> dict[str, Any]:
     Raises:
         UserError: no run folder, no checkpoint, or no data of its tokenizer.
     """
-    config = load_config(run_dir)
+    config, info = load_config(run_dir), read_info(run_dir)
     checkpoints = checkpoint.complete(run_dir)
     if not checkpoints:
         raise UserError(f"{run_dir} has no checkpoint yet; let it train to its first one (train.save_every).")
@@ -56,7 +56,7 @@ def measure_run(run_dir: Path, settings: RunSettings) -> dict[str, Any]:
     model = build_model(config.model, config.train.seed)
     steps, updates = [{"step": 0, **_measure(model, batch)}], []
     for saved in checkpoints:
-        require_same_model(saved, config)
+        require_own(saved, config, info)
         before = {name: value.detach().clone() for name, value in model.named_parameters()}
         checkpoint.load_weights(saved.path, model)
         updates.append({"from": steps[-1]["step"], "to": saved.step, "relative": _relative_change(model, before)})

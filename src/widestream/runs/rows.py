@@ -1,0 +1,165 @@
+"""JSON lines of a run folder, read: a piece at a time, row by row checked, and held to what a checkpoint says of them."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from widestream.errors import UserError
+from widestream.runs.folder import METRICS, SAMPLES, damaged, list_checkpoints, missing
+
+WRITTEN = "metrics.json"
+"""File of a checkpoint that says what metrics.jsonl held when it was made."""
+PIECE = 1 << 20
+"""Bytes that are read and parsed at once: a good deal faster than line by line, and a bound for memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The rows of metrics.jsonl up to some step."""
+
+    bytes: int
+    """Their length."""
+    sha256: str
+    """Their hash."""
+
+    def opens(self, path: Path) -> bool:
+        """Whether a file begins with exactly these rows."""
+        return path.stat().st_size >= self.bytes and hash_up_to(path, self.bytes).hexdigest() == self.sha256
+
+
+class Rows:
+    """The rows of a JSON-lines file, read anew by every iteration.
+
+    Args:
+        path: the file.
+        metrics: it is metrics.jsonl: rows have a kind and a step, stand in the order of their steps, and occur once.
+
+    Raises:
+        UserError: while iterating: the file is missing or damaged; names the line.
+    """
+
+    def __init__(self, path: Path, metrics: bool = False):
+        self.path = path
+        self.cut = False
+        """Whether a half-written last line was left out, as a killed process leaves it; known after an iteration."""
+        self._metrics = metrics
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (row for row, _ in self.sized())
+
+    def sized(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Every row, with its length in bytes; 0 for one that has no end of line."""
+        number, step, seen = 0, -1, set[tuple[Any, ...]]()
+        for lines in self._pieces():
+            for line, row in zip(lines, self._parse(lines, number), strict=False):
+                number += 1
+                if self._metrics:
+                    kind, at = row.get("kind"), row.get("step")
+                    if not isinstance(kind, str) or type(at) is not int:
+                        raise self._fault(number, "has no kind or no step")
+                    if at < step:
+                        raise self._fault(number, f"is of step {at} and stands behind one of step {step}")
+                    if at > step:
+                        step = at
+                        seen.clear()
+                    if (key := (kind, row.get("target_tokens"))) in seen:
+                        raise self._fault(number, f"is a second one of kind {kind} of step {at}")
+                    seen.add(key)
+                yield row, len(line) if line.endswith(b"\n") else 0
+
+    def _pieces(self) -> Iterator[list[bytes]]:
+        try:
+            with self.path.open("rb") as file:
+                while lines := file.readlines(PIECE):
+                    yield lines
+        except FileNotFoundError:
+            raise missing(self.path) from None
+        except IsADirectoryError:
+            raise damaged(self.path) from None
+
+    def _parse(self, lines: list[bytes], before: int) -> list[dict[str, Any]]:
+        rows = _json(b"[" + b",".join(lines) + b"]")
+        if isinstance(rows, list) and len(rows) == len(lines) and all(isinstance(row, dict) for row in rows):
+            return rows
+        rows = []
+        for number, line in enumerate(lines, start=before + 1):
+            row = _json(line)
+            if not isinstance(row, dict):
+                if line.endswith(b"\n"):
+                    raise self._fault(number, "is no JSON object")
+                self.cut = True  # only the last line has no end
+                break
+            rows.append(row)
+        return rows
+
+    def _fault(self, number: int, what: str) -> UserError:
+        advice = "put a good copy back or leave this run out"
+        return UserError(f"Line {number} of {self.path} {what}; the file is damaged, {advice}.")
+
+
+def metrics_rows(run_dir: Path) -> Rows:
+    """The rows of a run's metrics.jsonl."""
+    return Rows(run_dir / METRICS, metrics=True)
+
+
+def read_samples(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl; none where no sample was kept.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run_dir / SAMPLES
+    return list(Rows(path)) if path.is_file() else []
+
+
+def written_at(checkpoint: Path) -> Written | None:
+    """What metrics.jsonl held when a checkpoint was made; None where that is not told."""
+    try:
+        return Written(**json.loads((checkpoint / WRITTEN).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def require_as_written(run_dir: Path, done: int | None) -> None:
+    """Make sure that metrics.jsonl holds what it held when the newest checkpoint was made.
+
+    Args:
+        run_dir: the run's folder.
+        done: steps of a finished run. One that is not may have gone on from an older checkpoint: where the file is
+            shorter than it was at the newest one, an older one tells.
+
+    Raises:
+        UserError: rows were altered, lost or added since.
+    """
+    path = run_dir / METRICS
+    for step, checkpoint in reversed(list_checkpoints(run_dir)):
+        written = written_at(checkpoint)
+        if written is None or (done is None and written.bytes > path.stat().st_size):
+            continue
+        if not written.opens(path) or (step == done and written.bytes < path.stat().st_size):
+            raise UserError(
+                f"{path} is not as the run wrote it: rows were altered, lost or added; put a good copy back or leave "
+                "this run out."
+            )
+        return
+
+
+def hash_up_to(path: Path, length: int) -> "hashlib._Hash":
+    """SHA-256 of the first `length` bytes of a file, to go on with."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while length > 0 and (piece := file.read(min(length, PIECE))):
+            digest.update(piece)
+            length -= len(piece)
+    return digest
+
+
+def _json(text: bytes) -> Any:
+    """What a text holds; None where it is no JSON."""
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
