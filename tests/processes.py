@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from widestream.model.build import build_model
 from widestream.model.depth import Depth
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
+from widestream.runs import progress
 from widestream.train import begin
 from widestream.train.loop import train
 
@@ -23,6 +25,15 @@ def train_quickly(config: RunConfig, run_dir: Path) -> None:
     """Train without measuring the machine."""
     begin.matmul_peak = lambda device, precision: 1e11
     train(config, run_dir)
+
+
+def train_without_terminal(config: RunConfig, run_dir: Path) -> None:
+    """Train with a standard error that cannot be written, as that of a terminal that was closed."""
+    read, write = os.pipe()
+    os.close(read)
+    sys.stderr = open(write, "w")  # noqa: PTH123, SIM115
+    progress.PLAIN_EVERY_S = 0.0
+    train_quickly(config, run_dir)
 
 
 def train_and_die(config: RunConfig, run_dir: Path, call: str, count: int) -> None:

@@ -1,17 +1,18 @@
 import errno
+import hashlib
 import json
 import re
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.runs import checkpoint
-from widestream.runs.checkpoint import latest, load_optimizer, load_weights, save
+from widestream.runs.checkpoint import at_step, latest, load_optimizer, load_weights, save
 from widestream.runs.model import load_model
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
@@ -40,6 +41,17 @@ def saved(config, tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step, model, optimizer, {"note": step}, keep=3)
     return tmp_path
+
+
+def renumber(path, step):
+    """Make a checkpoint one of another step, in what it says too."""
+    state = path / "state.json"
+    text = re.sub(r'"step": \d+', f'"step": {step}', state.read_text(), count=1)
+    state.write_text(text)
+    complete = json.loads((path / "complete.json").read_text())
+    complete["files"]["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (path / "complete.json").write_text(json.dumps(complete))
+    path.rename(path.with_name(f"step_{step:08d}"))
 
 
 def names(run_dir):
@@ -135,7 +147,7 @@ def test_checkpoints_that_training_removes_meanwhile_give_way_to_newer_ones(save
     def removing(*args, **kwargs):
         for path in sorted((saved / "checkpoints").iterdir())[1:]:
             shutil.rmtree(path)
-        (saved / "checkpoints" / "step_00000001").rename(saved / "checkpoints" / "step_00000004")
+        renumber(saved / "checkpoints" / "step_00000001", 4)
         undo.undo()
         return original(*args, **kwargs)
 
@@ -154,11 +166,30 @@ def test_a_checkpoint_removed_before_its_weights_are_read_gives_way_to_a_newer_o
 
     def removing(path, model):
         monkeypatch.undo()
-        path.rename(path.with_name("step_00000009"))
+        renumber(path, 9)
         load_weights(path, model)
 
     monkeypatch.setattr(checkpoint, "load_weights", removing)
     assert load_model(tmp_path, torch.device("cpu"))[1].path.name == "step_00000009"
+
+
+def test_a_renamed_checkpoint_is_not_taken_for_another(saved, caplog):
+    for step in (3, 2):
+        (saved / "checkpoints" / f"step_{step:08d}").rename(saved / "checkpoints" / f"step_{step + 6:08d}")
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 1
+    assert "it is the checkpoint of step 3" in caplog.text
+    with pytest.raises(UserError, match="step 9 in .* cannot be used: it is the checkpoint of step 3"):
+        at_step(saved, 9)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_weights_of_another_type_are_refused(config, saved, kind):
+    file = saved / "checkpoints" / "step_00000003" / "model.safetensors"
+    save_file({name: tensor.to(kind) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=r"holds numbers of another kind: .* is (F64|BF16) there and F32 here"):
+        load_weights(file, build_model(config.model))
 
 
 def test_all_damaged_is_an_error(saved):

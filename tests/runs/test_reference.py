@@ -105,8 +105,9 @@ def test_config(run, data):
     assert yaml.safe_load((run / "config.yaml").read_text()) == to_dict(recipe)
 
 
-def test_run_json(run):
-    check("`run.json`", json.loads((run / "run.json").read_text()))
+def test_run_json(run, data, tmp_path):
+    train(tiny_config(data, train={"init_from": str(run)}), tmp_path / "later")
+    check("`run.json`", *(json.loads((folder / "run.json").read_text()) for folder in (run, tmp_path / "later")))
 
 
 def test_an_entry_of_resumed(data, tmp_path, monkeypatch):
@@ -118,7 +119,7 @@ def test_an_entry_of_resumed(data, tmp_path, monkeypatch):
     before = json.loads((tmp_path / "run" / "run.json").read_text())
     assert before["resumed"] == []
     monkeypatch.setattr(begin, "describe_machine", lambda _: before["machine"] | {"cpu": "Another"})
-    train(config, tmp_path / "run")
+    train(tiny_config(data, train={"keep": 1}), tmp_path / "run")
     after = json.loads((tmp_path / "run" / "run.json").read_text())
     (part,) = after["resumed"]
     assert part["step"] == 4
@@ -145,6 +146,7 @@ def test_done_and_samples(run):
 def test_checkpoints(run):
     folder = max((run / "checkpoints").iterdir())
     check("`state.json`", json.loads((folder / "state.json").read_text()))
+    check("`metrics.json`", json.loads((folder / "metrics.json").read_text()))
     check("`complete.json`", json.loads((folder / "complete.json").read_text()))
     weights, moments = (load_file(folder / f"{name}.safetensors").keys() for name in ("model", "optimizer"))
     kinds = [name.partition("/")[0] for name in re.findall(r"`\w+/NAME`", PAGE.read_text()) if name != "`runs/NAME`"]
@@ -173,5 +175,4 @@ def test_without_evaluations_the_last_one_is_null(data, tmp_path):
     train(tiny_config(data, data={"heldout_split": "none"}), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "done.json").read_text())["heldout"] is None
     info = json.loads((tmp_path / "run" / "run.json").read_text())
-    check("`run.json`", info)
     assert info["data"]["heldout_tokens"] is None

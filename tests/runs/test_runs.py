@@ -1,11 +1,13 @@
 import json
 import math
+import tracemalloc
 
 import pytest
 
 from fake_runs import write_run
 from widestream.errors import UserError
 from widestream.runs.folder import TAIL, steps_done
+from widestream.runs.opened import RunFolder
 from widestream.runs.read import find_runs, load_run
 
 
@@ -22,7 +24,7 @@ def test_a_finished_run(tmp_path):
     assert run.seeds == (3, 3)
     assert [row.step for row in run.evals] == [25, 50, 75, 100]
     assert run.final.tokens == 100 * 4096
-    assert len(run.train) == 4
+    assert list(run.clock["tokens_per_s"]) == [6900.0] * 4
     assert run.notes == ()
 
 
@@ -67,9 +69,52 @@ def test_the_curve_keeps_to_one_set_of_tokens_and_the_last_evaluation_is_the_who
     assert run.final.whole
 
 
-def test_a_repeated_evaluation_counts_once_the_last_one_written(tmp_path):
-    run = load_run(write_run(tmp_path / "a", "rmt", rows=[evaluation(1, 5.0), evaluation(1, 4.0)]))
-    assert [row.loss for row in run.evals] == [4.0]
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([evaluation(1, 5.0), evaluation(1, 4.0)], "Line 2 of .* is a second one of kind eval of step 1"),
+        ([evaluation(2, 5.0), evaluation(1, 4.0)], "Line 2 of .* is of step 1 and stands behind one of step 2"),
+        ([evaluation(1, 5.0), {}], "Line 2 of .* has no kind or no step"),
+        ([evaluation(1, 5.0), {"kind": "train"}], "Line 2 of .* has no kind or no step"),
+    ],
+)
+def test_rows_that_are_doubled_misplaced_or_emptied_are_named(tmp_path, rows, fault):
+    folder = write_run(tmp_path / "a", "rmt", finished=False)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=fault):
+        load_run(folder)
+
+
+def test_a_byte_that_is_no_text_is_named(tmp_path):
+    folder = write_run(tmp_path / "a", "rmt", steps=100)
+    content = bytearray((folder / "metrics.jsonl").read_bytes())
+    content[content.find(b"kind", 300)] ^= 0x80
+    (folder / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"Line 2 of .*metrics.jsonl is no JSON object"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "metrics.jsonl"])
+def test_a_folder_in_place_of_a_file_is_named(tmp_path, name):
+    folder = write_run(tmp_path / "a", "rmt", steps=25)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(UserError, match=name):
+        load_run(folder)
+
+
+def test_a_million_rows_take_no_more_memory_than_their_columns(tmp_path):
+    folder = write_run(tmp_path / "a", "rmt", steps=100, finished=False)
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    with (folder / "metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps(row | {"step": step}) + "\n" for step in range(1, 100_001))  # a tenth of it
+    tracemalloc.start()
+    run = load_run(folder)
+    columns = RunFolder(folder).metrics()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert run.steps == len(columns["step"]) == 100_000
+    assert peak < 45e6
 
 
 def test_samples_may_hold_any_character(tmp_path):

@@ -1,13 +1,14 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import random
 import signal
 import time
 
 import pytest
 
-from processes import train_and_die, train_quickly
+from processes import train_and_die, train_quickly, train_without_terminal
 from tiny_runs import tiny_config
 
 
@@ -75,4 +76,29 @@ def test_killed_at_any_moment_and_resumed_ends_bit_identical(processes, config, 
         kills += process.exitcode == -signal.SIGKILL
     assert kills >= 3
     assert run(processes, train_quickly, config, tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+def test_told_to_end_it_saves_and_later_goes_on_bit_identical(processes, config, uninterrupted, tmp_path):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    process = processes.Process(target=train_quickly, args=(config, tmp_path / "run"))
+    process.start()
+    while process.is_alive() and (not metrics.exists() or metrics.stat().st_size < 500):
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGHUP)  # its terminal goes away, which ends nothing
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
+    newest = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert last <= int(newest.removeprefix("step_")) <= last + 1, "log_every is 2"
+    assert run(processes, train_quickly, config, tmp_path / "run") == 0
+    files, rows, done = outcome(tmp_path / "run")
+    assert (rows, done) == uninterrupted[1:]
+    last = {name: digest for name, digest in uninterrupted[0].items() if "step_00000036" in name}
+    assert last.items() <= files.items()
+
+
+def test_a_terminal_that_goes_away_does_not_end_a_training(processes, config, uninterrupted, tmp_path):
+    assert run(processes, train_without_terminal, config, tmp_path / "run") == 0
     assert outcome(tmp_path / "run") == uninterrupted

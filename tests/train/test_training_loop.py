@@ -1,5 +1,8 @@
+import contextlib
+import hashlib
 import json
 import logging
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -9,14 +12,20 @@ from safetensors.torch import load_file
 
 from tiny_runs import tiny_config, write_data
 from widestream.errors import UserError
+from widestream.generate.sampling import SamplingConfig
 from widestream.kernels import attention_cpu
 from widestream.model.costs import summarize
 from widestream.model.decoder import Decoder
 from widestream.recipe import to_dict
 from widestream.runs import checkpoint
 from widestream.runs.metrics import MetricsWriter
+from widestream.runs.sample import sample_run
+from widestream.train import loop
 from widestream.train.evaluate import evaluate_run
 from widestream.train.loop import train
+from widestream.train.setup import TrainingRun
+
+save = TrainingRun.save
 
 
 def rows(run_dir, kind=None):
@@ -243,6 +252,30 @@ def test_on_request_the_step_is_skipped_and_counted(data, tmp_path, capsys):
     assert all(tensor.isfinite().all() for tensor in final_weights(tmp_path / "run").values())
 
 
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_of_weights_that_give_no_finite_loss_there_is_no_checkpoint(data, tmp_path, capsys, nonfinite):
+    config = tiny_config(data, optimizer={"lr": 1e30}, train={"save_every": 1, "nonfinite": nonfinite})
+    with pytest.raises(UserError, match="stopped at step 3") if nonfinite == "stop" else contextlib.nullcontext():
+        train(config, tmp_path / "run")
+    told = capsys.readouterr()
+    assert "step 2: its weights give no finite loss, so no checkpoint is made of them" in told.err + told.out
+    assert ("most of its steps: this is no trained model" in told.err + told.out) == (nonfinite == "skip")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
+    assert evaluate_run(tmp_path / "run")[0] == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_a_checkpoint_that_is_not_finite_is_one_sentence(data, tmp_path, value, monkeypatch):
+    monkeypatch.setattr(loop, "all_finite", lambda _: True)  # as before there was a look at it
+    with monkeypatch.context() as broken:
+        broken.setattr(TrainingRun, "save", lambda run: (run.model.embedding.token.data.fill_(value), save(run)))
+        train(tiny_config(data, train={"steps": 2}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"step_00000002 holds weights that are not finite"):
+        evaluate_run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"step_00000002 holds weights that are not finite"):
+        sample_run(tmp_path / "run", "the", SamplingConfig(max_new_tokens=3))
+
+
 # ---- TensorBoard
 
 
@@ -385,6 +418,55 @@ def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
     (tmp_path / "other" / "checkpoints" / "step_00000008").rename(tmp_path / "run" / "checkpoints" / "step_00000008")
     with pytest.raises(UserError, match=r"is of another model: model.norm is rmsnorm there and layernorm here"):
         train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("sections", "what"),
+    [
+        ({"train": {"seed": 1}}, "train.seed is 1 there and 0 here"),
+        ({"optimizer": {"lr": 0.02}}, "optimizer.lr is 0.02 there and 0.01 here"),
+        ({"schedule": {"kind": "constant"}}, "schedule.kind is constant there and cosine here"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, sections, what):
+    config = tiny_config(data)
+    train(config, tmp_path / "run")
+    train(tiny_config(data, **sections), tmp_path / "other")
+    for name in ("done.json", "checkpoints"):
+        (tmp_path / "run" / name).rename(tmp_path / name)
+    (tmp_path / "other" / "checkpoints").rename(tmp_path / "run" / "checkpoints")
+    for use in (lambda: train(config, tmp_path / "run"), lambda: evaluate_run(tmp_path / "run")):
+        with pytest.raises(UserError, match=f"is of another run: {what}"):
+            use()
+
+
+def test_a_checkpoint_of_other_data_is_refused(data, tmp_path):
+    train(tiny_config(data), tmp_path / "run")
+    train(tiny_config(write_data(tmp_path / "data", seed=9)), tmp_path / "other")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "other" / "checkpoints").rename(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="is of another run: it was trained on other data"):
+        train(tiny_config(data), tmp_path / "run")
+
+
+def test_a_run_with_a_checkpoint_of_an_older_version_goes_on(data, tmp_path):
+    config = tiny_config(data)
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000006")
+    (tmp_path / "run" / "done.json").unlink()
+    folder = tmp_path / "run" / "checkpoints" / "step_00000004"
+    (folder / "metrics.json").unlink()
+    state = json.loads((folder / "state.json").read_text())
+    del state["settings"]
+    text = json.dumps(state | {"model": to_dict(config.model)})
+    (folder / "state.json").write_text(text)
+    files = json.loads((folder / "complete.json").read_text())["files"]
+    del files["metrics.json"]
+    files["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (folder / "complete.json").write_text(json.dumps({"files": files}))
+    train(config, tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 def test_the_recorded_configuration_builds_the_same_run(data, tmp_path):

@@ -265,7 +265,7 @@ def _fault(path: Path) -> str | None:
         expected = [(path / name, described[name]["bytes"], described[name]["sha256"]) for name in names]
     except FileNotFoundError:
         return f"{COMPLETE} is missing, so it was never finished"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{COMPLETE} is damaged"
     for file, size, sha256 in expected:
         if not file.is_file():

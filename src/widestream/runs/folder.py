@@ -87,7 +87,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run_dir} is no run folder: it has no {CONFIG}; give a folder that training wrote.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise damaged(path)
@@ -114,9 +114,9 @@ def read_info(run_dir: Path) -> dict[str, Any]:
         info = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise missing(path) from None
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         raise damaged(path) from None
-    if not isinstance(info, dict) or not {"data", "summary"} <= info.keys():
+    if not isinstance(info, dict) or not all(isinstance(info.get(part), dict) for part in ("data", "summary")):
         raise damaged(path)
     return info
 
@@ -125,7 +125,7 @@ def read_done(run_dir: Path) -> dict[str, Any] | None:
     """The contents of done.json; None while there is none, or none that can be read."""
     try:
         done = json.loads((run_dir / DONE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return done if isinstance(done, dict) else None
 

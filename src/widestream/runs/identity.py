@@ -17,7 +17,7 @@ ROUNDING = "batches stay, numbers may change by rounding"
 
 MAY_CHANGE = {
     **dict.fromkeys(("name", "description", "train.save_every", "train.keep", "train.log_every"), NOTHING),
-    # A precision may be written in another way only: `require_same_run`. What a run computes in is settled at its beginning.
+    # What a run computes in is settled at its beginning: `require_same_run` lets it be written in another way only.
     **dict.fromkeys(("train.tensorboard", "train.precision"), NOTHING),
     # What these mean is compared by the fingerprints and sizes of the data (run.json).
     **dict.fromkeys(("data.path", "data.train_split", "data.heldout_split", "data.sequence_length"), NOTHING),
@@ -68,7 +68,9 @@ def require_same_run(run_dir: Path, config: RunConfig, info: Mapping[str, Any], 
 
 def another_run(run_dir: Path, changes: Changes, advice: str = "") -> UserError:
     """What to say of a folder with a run that differs."""
-    listed = ", ".join(f"{key} ({shown(plain(old))} there, {shown(plain(new))} now)" for key, (old, new) in changes.items())
+    listed = ", ".join(
+        f"{key} ({shown(plain(old))} there, {shown(plain(new))} now)" for key, (old, new) in changes.items()
+    )
     return UserError(
         f"{run_dir} holds another run; it differs in {listed}. {advice}Give another folder with --out (and "
         "train.init_from=RUN to start from that one's weights), or --fresh to move that one aside and begin anew."

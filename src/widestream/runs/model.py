@@ -12,7 +12,7 @@ from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
 from widestream.runs import checkpoint
-from widestream.runs.folder import load_config, read_info
+from widestream.runs.folder import INFO, damaged, load_config, read_info
 from widestream.runs.identity import require_own
 
 
@@ -64,7 +64,9 @@ def require_finite(model: Decoder, place: Path | str) -> None:
     """
     token = torch.zeros(1, 1, dtype=torch.long, device=model.embedding.token.device)
     if not (all_finite(model.parameters()) and all_finite([model(token)])):
-        raise UserError(f"{place} holds weights that are not finite: its run diverged. Use an earlier one or another run.")
+        raise UserError(
+            f"{place} holds weights that are not finite: its run diverged. Use an earlier one or another run."
+        )
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
@@ -78,4 +80,8 @@ def load_run_tokenizer(run_dir: Path) -> Tokenizer:
     Raises:
         UserError: run.json or the tokenizer is missing or damaged.
     """
-    return open_tokenizer(run_dir, TokenizerInfo(**read_info(run_dir)["data"]["tokenizer"]))
+    try:
+        info = TokenizerInfo(**read_info(run_dir)["data"]["tokenizer"])
+    except (KeyError, TypeError):
+        raise damaged(run_dir / INFO) from None
+    return open_tokenizer(run_dir, info)

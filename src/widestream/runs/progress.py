@@ -16,8 +16,10 @@ PLAIN_EVERY_S = 30.0
 P = ParamSpec("P")
 
 
-def _outlives_terminal(method: Callable[Concatenate["Progress", P], None]) -> Callable[Concatenate["Progress", P], None]:
-    """Say nothing more, anywhere, once nobody can read it: a terminal that goes away ends no work."""
+def _outlives_terminal(
+    method: Callable[Concatenate["Progress", P], None],
+) -> Callable[Concatenate["Progress", P], None]:
+    """Say nothing more once nobody can read it: a terminal that goes away ends no work."""
 
     @functools.wraps(method)
     def called(self: "Progress", *args: P.args, **kwargs: P.kwargs) -> None:

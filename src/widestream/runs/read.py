@@ -177,7 +177,7 @@ def load_run(path: str | Path) -> Run:
             log.take(row)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
         raise UserError(f"A row of {path / METRICS} {what}; put a good copy back or leave this run out.") from error
     require_as_written(path, int(done["step"]) if done and isinstance(done.get("step"), int) else None)
@@ -262,15 +262,15 @@ class _Log:
     def __init__(self):
         self.evals: dict[tuple[int, int], Evaluation] = {}
         self.lost: list[int] = []  # steps of evaluations without a finite loss
-        self.clock: dict[str, "array[float]"] = {}
+        self.clock: dict[str, array[float]] = {}
         self.steps = self.skipped = 0
 
     def take(self, row: dict[str, Any]) -> None:
         self.steps = row["step"]
         match row["kind"]:
             case "train":
-                clock = row.get("clock")
-                for name in CLOCK if isinstance(clock, dict) else ():
+                clock = row.get("clock") or {}
+                for name in CLOCK:
                     if clock.get(name) is not None:
                         self.clock.setdefault(name, array("d")).append(clock[name])
             case "event":

@@ -1,4 +1,4 @@
-"""JSON lines of a run folder, read: a piece at a time, row by row checked, and held to what a checkpoint says of them."""
+"""JSON lines of a run folder: read a piece at a time, checked row by row, held to what a checkpoint says of them."""
 
 import hashlib
 import json

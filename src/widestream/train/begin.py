@@ -106,7 +106,9 @@ def note_start(
     now = _made_by(config, world) | computed
     last = [info, *parts][-1]
     if step == num_steps(before) == num_steps(config):
-        return last["peak_flops_per_s"], f"it is finished already, and stays as it is: {told(changes)}" if changes else None
+        return last[
+            "peak_flops_per_s"
+        ], f"it is finished already, and stays as it is: {told(changes)}" if changes else None
     elsewhere = any(last.get(key) != value for key, value in now.items())
     peak = matmul_peak(world.device, info["precision"]) if elsewhere else last["peak_flops_per_s"]
     if elsewhere or (changes and step):

@@ -138,7 +138,7 @@ def open_heldout(run_dir: Path, data: str | Path | None = None) -> TokenStore:
     folder = config.data.path if data is None else data
     split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
     store = TokenStore.open(folder, split, verify=True)
-    if read_manifest(folder).tokenizer.sha256 != info["data"]["tokenizer_sha256"]:
+    if read_manifest(folder).tokenizer.sha256 != info["data"].get("tokenizer_sha256"):
         raise UserError(
             f"{folder} was prepared with another tokenizer than {run_dir} was trained with; "
             "prepare the text again with the run's tokenizer."

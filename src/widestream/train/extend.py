@@ -1,8 +1,7 @@
-"""Training longer than a run was planned, or by another schedule: when that is the same run, and when it is asked for."""
+"""Training longer than was planned, or by another schedule: when that is the same run, when it must be asked for."""
 
 from pathlib import Path
 
-from widestream.errors import UserError
 from widestream.recipe import RunConfig
 from widestream.runs.identity import Changes, another_run, is_length
 from widestream.train.plan import num_steps

@@ -104,7 +104,9 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
                 note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
                 progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
                 if result.ending and step + 1 < steps:
-                    progress.say(f"{folder}: told to end at step {step + 1}/{steps}; the same command goes on from here.")
+                    progress.say(
+                        f"{folder}: told to end at step {step + 1}/{steps}; the same command goes on from here."
+                    )
                     sys.exit(TERMINATED)
                 watch.start()
             return _finish(run, progress)

@@ -123,9 +123,7 @@ class TrainingRun:
         checkpoint.save(self.folder, reached.step, self.model, self.optimizer, state, self.config.train.keep, written)
 
 
-def prepare(
-    config: RunConfig, run_dir: Path, world: World, resume: bool = True, extend: bool = False
-) -> TrainingRun:
+def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True, extend: bool = False) -> TrainingRun:
     """Check everything, open data and run folder, build the model, and restore the newest checkpoint if there is one.
 
     Args:
