@@ -31,7 +31,7 @@ def train_without_terminal(config: RunConfig, run_dir: Path) -> None:
     """Train with a standard error that cannot be written, as that of a terminal that was closed."""
     read, write = os.pipe()
     os.close(read)
-    sys.stderr = open(write, "w")  # noqa: PTH123, SIM115
+    sys.stderr = open(write, "w", buffering=1)  # noqa: PTH123, SIM115
     progress.PLAIN_EVERY_S = 0.0
     train_quickly(config, run_dir)
 

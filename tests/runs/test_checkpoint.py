@@ -145,10 +145,10 @@ def test_damaged_checkpoints_are_named_and_skipped(saved, caplog, harm):
 @pytest.mark.parametrize("moment", ["_fault", "json.loads"])
 def test_checkpoints_that_training_removes_meanwhile_give_way_to_newer_ones(saved, monkeypatch, caplog, moment):
     def removing(*args, **kwargs):
+        undo.undo()
         for path in sorted((saved / "checkpoints").iterdir())[1:]:
             shutil.rmtree(path)
         renumber(saved / "checkpoints" / "step_00000001", 4)
-        undo.undo()
         return original(*args, **kwargs)
 
     original = checkpoint._fault if moment == "_fault" else json.loads
@@ -180,7 +180,7 @@ def test_a_renamed_checkpoint_is_not_taken_for_another(saved, caplog):
     assert found is not None
     assert found.step == 1
     assert "it is the checkpoint of step 3" in caplog.text
-    with pytest.raises(UserError, match="step 9 in .* cannot be used: it is the checkpoint of step 3"):
+    with pytest.raises(UserError, match=r"step 9 in .* cannot be used: it is the checkpoint of step 3"):
         at_step(saved, 9)
 
 

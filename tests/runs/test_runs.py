@@ -90,7 +90,7 @@ def test_a_byte_that_is_no_text_is_named(tmp_path):
     content = bytearray((folder / "metrics.jsonl").read_bytes())
     content[content.find(b"kind", 300)] ^= 0x80
     (folder / "metrics.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=r"Line 2 of .*metrics.jsonl is no JSON object"):
+    with pytest.raises(UserError, match=r"Line 3 of .*metrics.jsonl is no JSON object"):
         load_run(folder)
 
 
@@ -107,7 +107,7 @@ def test_a_million_rows_take_no_more_memory_than_their_columns(tmp_path):
     folder = write_run(tmp_path / "a", "rmt", steps=100, finished=False)
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     with (folder / "metrics.jsonl").open("w") as file:
-        file.writelines(json.dumps(row | {"step": step}) + "\n" for step in range(1, 100_001))  # a tenth of it
+        file.writelines(json.dumps(row | {"step": step}) + "\n" for step in range(1, 100_001))
     tracemalloc.start()
     run = load_run(folder)
     columns = RunFolder(folder).metrics()

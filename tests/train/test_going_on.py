@@ -205,7 +205,7 @@ def test_what_a_run_cannot_start_from_is_named_and_nothing_is_written(data, tmp_
 
     with pytest.raises(UserError, match="is no run folder and no checkpoint of one"):
         start("nowhere")
-    with pytest.raises(UserError, match="is of another model: .* has shape"):
+    with pytest.raises(UserError, match=r"is of another model: .* has shape"):
         start("first", model={"mlp_dim": 48})
     with pytest.raises(UserError, match="is the run's own folder"):
         train(tiny_config(data, train={"init_from": str(tmp_path / "first")}), tmp_path / "first", resume=False)

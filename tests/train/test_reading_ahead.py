@@ -23,9 +23,9 @@ def test_batches_are_read_by_another_thread_one_step_ahead(data, tmp_path, monke
         seen.append(("read", step, threading.current_thread() is not threading.main_thread()))
         return at(self, step, *world)
 
-    def compute(run, batch):
+    def compute(run, batch, ending):
         seen.append(("step", run.reached.step, False))
-        return take(run, batch)
+        return take(run, batch, ending)
 
     monkeypatch.setattr(TrainBatches, "at", read)
     monkeypatch.setattr(loop, "_take_step", compute)
@@ -63,7 +63,7 @@ def test_an_error_of_the_reader_is_that_of_the_run(data, tmp_path, monkeypatch):
 
 
 def test_an_interruption_ends_the_reader(data, tmp_path, monkeypatch):
-    def interrupted(run, batch):
+    def interrupted(run, batch, ending):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "_take_step", interrupted)

@@ -34,7 +34,7 @@ def _outlives_terminal(
 class Progress:
     """A progress bar on standard error; where that is no terminal, a plain line now and then.
 
-    Standard error may go away (a terminal that is closed, a full disk under it): what it says is lost, and work goes on.
+    Standard error may go away (a terminal is closed, a disk is full): what is said then is lost, and work goes on.
 
     Args:
         name: of what is done.

@@ -47,10 +47,11 @@ def measure_run(run_dir: Path, settings: RunSettings) -> dict[str, Any]:
     Raises:
         UserError: no run folder, no checkpoint, or no data of its tokenizer.
     """
-    config, info = load_config(run_dir), read_info(run_dir)
+    config = load_config(run_dir)
     checkpoints = checkpoint.complete(run_dir)
     if not checkpoints:
         raise UserError(f"{run_dir} has no checkpoint yet; let it train to its first one (train.save_every).")
+    info = read_info(run_dir)
     store, length = open_heldout(run_dir, settings.data), make_plan(config).sequence_length
     batch = next(eval_batches(store, length, settings.windows, settings.windows))
     model = build_model(config.model, config.train.seed)
