@@ -190,7 +190,7 @@ def load_run(path: str | Path) -> Run:
         samples=tuple(read_samples(path)),
         done=(done := read_done(path)),
         steps=steps,
-        diverged_at=_diverged_at(path, done, evals, lost, steps),
+        diverged_at=_diverged_at(path, done, evals, lost),
         skipped=max(skipped, default=0),
         notes=tuple(notes),
     )
@@ -248,17 +248,12 @@ def _curve(evals: list[Evaluation]) -> tuple[Evaluation, ...]:
     return tuple(row for row in evals if row.target_tokens == size)
 
 
-def _diverged_at(
-    path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int], steps: int
-) -> int | None:
-    """The step at which the run stopped because something was not finite, or of a last evaluation that was not.
-
-    A run that has gone on beyond its stop, as after a fault of the machine, did not diverge there.
-    """
+def _diverged_at(path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int]) -> int | None:
+    """The step at which the run stopped because something was not finite, or of a last evaluation that was not."""
     if lost and (not evals or max(lost) >= evals[-1].step):
         return max(lost)
     stops = [int(found[1]) for file in path.glob(NONFINITE.format("*")) if (found := re.search(r"_(\d+)\.", file.name))]
-    return max(stops) if stops and done is None and steps <= max(stops) else None
+    return max(stops) if stops and done is None else None
 
 
 def _state_notes(run: Run) -> list[str]:

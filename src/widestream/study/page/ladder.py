@@ -43,9 +43,7 @@ def ladder_section(result: StudyResult) -> Section:
         if len(_all(result, other)) == len(_all(result, reference)):
             section.tables.append(_rung_table(result, reference, other))
         else:
-            section.notes.append(
-                f"{other} and {reference} have different numbers of sizes, so none stand side by side."
-            )
+            section.notes.append(f"{other} and {reference} have different numbers of sizes: none stand side by side.")
     return section
 
 
@@ -112,7 +110,7 @@ def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tupl
     name, family = AXES[axis], other[0].entry["group"]
     if refused := unclaimable([*reference, *other]):
         return f"Nothing is read off over {name} for {family}: {refused}.", ()
-    reference, other = ([arm for arm in side if arm.group] for side in (reference, other))
+    reference, other = ([arm for arm in side if arm.losses] for side in (reference, other))
     fits = [_fits(arms, axis) for arms in (reference, other)]
     if len({_at(arm, axis) for arm in reference}) < 2 or len({_at(arm, axis) for arm in other}) < 2:
         return f"All sizes of a family have the same {name}: there is no power law over them.", ()
