@@ -153,11 +153,17 @@ def _with_earlier(arms: list[Entry], before: list[Entry]) -> tuple[list[Entry], 
     whole = []
     for arm in arms:
         same = (old for old in before if all(old.get(key) == arm[key] for key in SAME))
-        if (old := next(same, None)) is not None:
+        if (old := next(same, None)) is not None and _one_search(arm["trials"], old["trials"]):
             arm = arm | {"trials": arm["trials"] or old["trials"], "runs": _with_further(arm["runs"], old["runs"])}
         whole.append(arm)
     named = {folder for arm in whole for folder in _folders(arm)}
     return whole, [old for old in before if not _folders(old) <= named]
+
+
+def _one_search(trials: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
+    """Whether trials are of the same search as those of before; runs of another one are at a rate that it chose."""
+    folders, earlier = ({trial["folder"] for trial in one} for one in (trials, before))
+    return not folders or not earlier or bool(folders & earlier)
 
 
 def _with_further(runs: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[dict[str, Any]]:

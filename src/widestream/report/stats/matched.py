@@ -199,8 +199,8 @@ class Trend:
     end: float
     """Mean gap there."""
     direction: Literal["growing", "shrinking", "unclear", "crossing"]
-    """growing, shrinking: the gap's size changes by a tenth or more. crossing: the lead changes hands. unclear: neither,
-    or the 95 % interval of the change over seeds holds zero, or there is none, as with one seed."""
+    """growing, shrinking: the gap's size changes by a tenth or more. crossing: the lead changes hands. unclear:
+    neither, or the 95 % interval of the change over seeds holds zero, or there is none, as with one seed."""
 
 
 def trend(pairs: Sequence[tuple[Curve, Curve]]) -> Trend | None:

@@ -248,9 +248,9 @@ def contrast_table(
         title=title,
         caption="Nats per token; below zero the first named is better. Ours: the last evaluation at equal tokens "
         "(where one of the two ends earlier: the curves there), mean over seeds and 95 % interval, seed by seed; "
-        f"p {_corrected(compared)}. Beside it the same at equal training FLOPs (logits included), equal "
-        "wall time and equal non-embedding parameters, with intervals; at equal FLOPs or time one of the two is read before its run, and its schedule, has ended. A dash: not comparable without "
-        "extrapolating.",
+        f"p {_corrected(compared)}. Beside it the same at equal training FLOPs (logits included), equal wall time and "
+        "equal non-embedding parameters, with intervals; at equal FLOPs or time one of the two is read before its run, "
+        "and its schedule, has ended. A dash: not comparable without extrapolating.",
         columns=(
             "comparison", "paper", "ours", "95 % interval", "p",
             *(EQUAL[resource] for resource in ("flops", "wall_s", "parameters")),

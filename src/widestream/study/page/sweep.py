@@ -37,7 +37,7 @@ def sweep_section(result: StudyResult) -> Section:
     if trends:
         steps, bends = holm([one.slope.per_doubling for one in trends]), _bends(trends)
         tested = sum(p is not None for p in steps)
-        section.answers += [_in_words(one, *ps, tested) for one, *ps in zip(trends, steps, bends, strict=True)]
+        section.answers += [_in_words(one, p, bend, tested) for one, p, bend in zip(trends, steps, bends, strict=True)]
         section.tables.append(_slope_table(trends, steps, bends, result.record["scale"]))
     compared = contrasts(result, analysis.get("contrasts"))
     section.answers += answers_of(compared)
