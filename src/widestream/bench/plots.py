@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from widestream.report.figures.bar_chart import BarChart, render_bars
+from widestream.report.figures.rows import BarChart, render_bars
 from widestream.report.figures.svg import Chart, Series, render
 from widestream.report.formats import three
 

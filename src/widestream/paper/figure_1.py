@@ -10,7 +10,8 @@ from typing import Any
 
 from widestream.paper.printed import GPT2_MEDIUM, RMT_MEDIUM, TABLE_8, TABLE_9
 from widestream.paper.resources import BF16, FLOAT32, RMT, Transformer, checkpoint_balance
-from widestream.report.figures.svg import Chart, Series, write_charts
+from widestream.report.figures.chart import Chart, Series
+from widestream.report.figures.pictures import write_pictures
 from widestream.report.formats import count
 
 STREAM_SIZES = tuple(range(512, 8193, 512))

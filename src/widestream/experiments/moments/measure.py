@@ -22,7 +22,7 @@ from widestream.experiments.moments.ratios import measure_ratios
 from widestream.experiments.moments.training import RunSettings, measure_run
 from widestream.files import write_json
 from widestream.paper.moments import GPT2_MEDIUM, Row, Scheme, Shape
-from widestream.report.figures.svg import write_charts
+from widestream.report.figures.pictures import write_pictures
 
 SHAPES = {"gpt2-medium": GPT2_MEDIUM, "small": Shape(rank=8, key_dim=32, value_dim=16, mlp_dim=512)}
 EQUAL_KEYS = (Row("feed-forward", "storage", "RMT"), Row("feed-forward", "retrieval", "RMT"))

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from widestream.files import write_text
-from widestream.report.figures.svg import Chart, Series, write_charts
+from widestream.report.figures.chart import Chart, Series
+from widestream.report.figures.pictures import write_pictures
 from widestream.report.formats import listing
 from widestream.report.page import render_page
 from widestream.report.stats.fits import slope_of

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from widestream.report.figures.forest_plot import forest_of
+from widestream.report.figures.rows import forest_of
 from widestream.study.page.ladder import ladder_section
 from widestream.study.page.race import lead_section, race_section
 from widestream.study.page.results import StudyResult

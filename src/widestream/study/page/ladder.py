@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from widestream.report import formats
-from widestream.report.figures.svg import Chart, Series
+from widestream.report.figures.chart import Chart, Series
 from widestream.report.stats.fits import PowerLaw, fit_by_seed
 from widestream.report.stats.intervals import Interval, mean_interval
 from widestream.report.table import NONE, Table

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.figures.svg import Chart, Series
+from widestream.report.figures.chart import Chart, Series
 from widestream.report.stats.fits import Slope, slope
 from widestream.report.stats.intervals import SIGNIFICANT, holm
 from widestream.report.table import Table
