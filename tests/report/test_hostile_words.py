@@ -116,4 +116,4 @@ def test_a_template_does_not_make_do_without_its_data():
     from jinja2 import UndefinedError
 
     with pytest.raises(UndefinedError, match="sections"):
-        render_page("studies_page.html")
+        render_page("studies_page.html", paper=True)

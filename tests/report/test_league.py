@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from test_compare_page import Page
+from widestream.report.figures.ranking_chart import render_ranking
 
 from fake_runs import loss_at, write_run
 from widestream.report import compare, print_table, write_picture, write_report
-from widestream.report.figures.ranking_chart import render_ranking
 from widestream.report.league import is_league, league_table, league_verdict, ranked
 
 LEADS = {"wide": -0.2, "wider": -0.3, "even": 0.0, "behind": 0.15, "far": 2.0, "late": -0.05, "last": 0.3}

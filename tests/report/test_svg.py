@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from widestream.report.figures.scales import linear_ticks, log_ticks
 from widestream.report.figures.svg import THEMES, Chart, Guide, Mark, Series, _apart, render, standalone
 

@@ -16,7 +16,7 @@ from widestream.study.archive import opened, pack_results
 from widestream.study.page import studies_page
 from widestream.study.page.analyses import study_section
 from widestream.study.page.ladder import saved
-from widestream.study.page.results import ArmResult, contrast, load_result, load_results
+from widestream.study.page.results import ArmResult, contrast, load_result
 from widestream.study.page.sections import at_equal_tokens
 from widestream.study.page.studies_page import write_studies
 from widestream.study.run import StudyOptions, run_study
@@ -111,10 +111,10 @@ def test_the_ladder_tells_what_is_needed_to_equal_loss(make):
     section = study_section(make("ladder", **LADDER))
     tables = {table.title: table for table in section.tables}
     assert len(tables["Rung by rung"].rows) == 3
-    exponents = [float(row[3]) for row in tables["Power laws"].rows]
+    exponents = [float(row[tables["Power laws"].columns.index("ours")]) for row in tables["Power laws"].rows]
     assert all(0 < value < 0.2 for value in exponents)
-    assert len(section.charts) == 3
-    assert all("do not overlap" in answer for answer in section.answers), "rmt is far better: nothing is extrapolated"
+    assert len(section.charts) == 2, "all runs have the same tokens"
+    assert sum("do not overlap" in answer for answer in section.answers) == 2, "rmt is far better: not extrapolated"
 
 
 def test_the_ladder_reads_off_what_both_families_were_measured_at():
@@ -122,7 +122,7 @@ def test_the_ladder_reads_off_what_both_families_were_measured_at():
         runs = [SimpleNamespace(seeds=(seed, seed)) for seed in range(3)]
         group = SimpleNamespace(runs=runs, finals=[loss + 0.001 * seed for seed in range(3)])
         arm = ArmResult(name=f"{family} {size}", entry={"group": family, "runs": []}, group=group)
-        return SimpleNamespace(losses=arm.losses, entry=arm.entry, count=lambda what: size)
+        return SimpleNamespace(losses=arm.losses, entry=arm.entry, count=lambda what: size, lost="", group=None)
 
     plain = [rung("transformer", size, 5 * size**-0.1) for size in (1e3, 1e4, 1e5)]
     half = [rung("rmt", size, 5 * (2 * size) ** -0.1) for size in (1e3, 1e4, 1e5)]
@@ -143,7 +143,7 @@ def test_a_sweep_tells_slope_and_bend(make):
     assert section.answers[0].startswith("rmt: −0.0")
     assert "for every doubling of the stream" in section.answers[0]
     slopes = next(table for table in section.tables if table.title == "Slopes")
-    assert slopes.rows[0][2] == "falls at every step"
+    assert slopes.rows[0][1] == "falls at every step"
 
 
 def test_race_and_lead_compare_whole_curves(make):
@@ -168,38 +168,132 @@ def test_the_page_names_every_run_and_command_and_what_went_wrong(make, tmp_path
     out = tmp_path / "studies.html"
     sections = write_studies([result.folder], out)
     html = out.read_text()
-    assert [section.key for section in sections] == ["resources", "mine-cpu"]
+    assert [section.key for section in sections] == ["mine-cpu"]
     for arm in result.record["arms"]:
         for one in arm["runs"]:
             assert one["folder"] in html
     assert "transformer, seed 1:" in html
     assert "is missing" in html
-    assert html.count("<h2>") == 2
+    assert html.count("<h2>") == 1
+    assert "<h1>Studies</h1>" in html
+    assert "not printed" not in html
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
-    write_studies([result.folder], out, ["mine"])
-    assert "Table 7" not in out.read_text()
+    assert "Table 7" not in html
+    write_studies([result.folder], out, ["mine", "resources"])
+    assert "Table 7" in out.read_text()
     with pytest.raises(UserError, match="Unknown results 'lost'"):
         write_studies([result.folder], out, ["lost"])
 
 
-def test_unfinished_studies_are_shown_as_what_they_are(make, tmp_path):
+def test_studies_that_are_not_carried_out_yet_are_shown_as_what_they_are(make, tmp_path):
     result = make(seeds=2)
     path = result.folder / "mine.study.json"
     record = json.loads(path.read_text())
     for arm in record["arms"]:
         for one in arm["runs"]:
-            one["status"] = "diverged"
+            one["status"] = "unfinished"
             (result.folder / one["folder"] / "done.json").unlink(missing_ok=True)
     path.write_text(json.dumps(record))
     section = study_section(load_result(path))
     assert section.answers == []
-    assert len(section.notes) == 6
+    assert sum("unfinished" in note for note in section.notes) == 6
     assert "no run is finished" in section.scale
-    path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        load_results(result.folder)
     with pytest.raises(UserError, match="holds no results"):
         studies_page.find_sections([tmp_path / "runs"])
+
+
+def diverge(result, arm, seed, step=8):
+    """Leave a run as training does whose loss is not finite any more."""
+    entry = result.arms[arm].entry["runs"][seed]
+    folder = result.folder / entry["folder"]
+    rows = [line for line in (folder / "metrics.jsonl").open() if json.loads(line)["step"] <= step]
+    (folder / "metrics.jsonl").write_text("".join(rows))
+    (folder / "done.json").unlink()
+    (folder / f"nonfinite_step_{step + 1}.safetensors").touch()
+
+
+def test_a_diverged_seed_is_a_result_and_nothing_is_claimed_from_the_others(make, tmp_path):
+    result = make(seeds=3)
+    diverge(result, "rmt key_dim=4", 2)
+    [section] = write_studies([result.folder], tmp_path / "page.html")
+    assert section.answers[0] == "rmt key_dim=4: 1 of 3 seeds diverged (seed 2 at step 9)."
+    assert any(
+        line.startswith("No difference between rmt key_dim=4 and transformer is claimed") for line in section.answers
+    )
+    assert any("(2 of 3 seeds)" in line for line in section.answers)
+    assert any(line.startswith("rmt key_dim=16 is") for line in section.answers), "the others are compared as before"
+    [table] = [table for table in section.tables if table.title == "Differences in held-out loss"]
+    assert table.rows[0][1:3] == ("not claimed", "–")
+    [(caption, _)] = section.charts
+    assert "none is shown, for rmt key_dim=4" in caption
+    arms = {row[0]: row for row in section.details[0].rows}
+    assert arms["rmt key_dim=4"][-2:] == ("2 of 3", "seed 2 diverged")
+
+
+def test_an_arm_whose_seeds_all_diverged_is_shown(make):
+    result = make(seeds=2)
+    for seed in range(2):
+        diverge(result, "rmt key_dim=16", seed)
+    section = study_section(load_result(result.folder / "mine.study.json"))
+    words = "rmt key_dim=16: all 2 seeds diverged (seed 0 at step 9, seed 1 at step 9); rmt key_dim=16 has no figure."
+    assert section.answers[0] == words
+
+
+def test_a_diverged_seed_leaves_fits_without_a_claim(make):
+    result = make("ladder", **LADDER)
+    diverge(result, "rmt 2", 1)
+    section = study_section(load_result(result.folder / "ladder.study.json"))
+    assert "rmt 2: 1 of 3 seeds diverged (seed 1 at step 9)." in section.answers
+    assert not any("to equal loss" in line or "reaches" in line for line in section.answers)
+    assert any(answer.startswith("Nothing is read off over training FLOPs") for answer in section.answers)
+
+
+def test_a_damaged_record_leaves_the_other_sections_whole(make, tmp_path):
+    result = make(seeds=2)
+    record = json.loads((result.folder / "mine.study.json").read_text())
+    misspelt = {"title": "T", "x": "num_layrs", "groups": ["rmt"]}
+    damaged = {
+        "a": "{",
+        "b": "[1, 2]",
+        "c": "null",
+        "d": json.dumps(record | {"arms": [1]}),
+        "e": json.dumps(record | {"analysis": {"kind": "sweep", "lines": [misspelt]}}),
+        "f": json.dumps(record | {"reference": "nobody"}),
+        "g": json.dumps(record | {"analysis": {"kind": "unheard of"}}),
+    }  # fmt: skip
+    for name, text in damaged.items():
+        (result.folder / f"{name}.study.json").write_text(text)
+    sections = write_studies([result.folder], tmp_path / "page.html")
+    notes = {section.name: section.notes for section in sections if section.scale == "Not shown."}
+    assert set(notes) == set(damaged)
+    assert all(note.startswith("Not shown: ") for [note] in notes.values())
+    [whole] = [section for section in sections if section.name == "mine"]
+    assert whole.answers == study_section(result).answers
+
+
+def test_the_page_of_a_study_in_its_search(make):
+    result = make(seeds=2)
+    path = result.folder / "mine.study.json"
+    record = json.loads(path.read_text())
+    for arm in record["arms"]:
+        arm["runs"] = []
+        arm["trials"][0]["status"] = "unfinished"
+        arm["trials"][0]["loss"] = None
+    path.write_text(json.dumps(record))
+    section = study_section(load_result(path))
+    assert any(note.startswith("Learning rates are being searched: ") for note in section.notes)
+    [rates] = [table for table in section.details if table.title == "Learning rates"]
+    assert len(rates.rows) == 3
+
+
+def test_a_ladder_of_equal_tokens_and_a_sweep_of_one_size_say_so(make):
+    equal = {name: arm | {"set": arm["set"] | {"train.steps": 16}} for name, arm in LADDER["arms"].items()}
+    section = study_section(make("ladder", **LADDER | {"arms": equal}))
+    assert "All sizes of a family have the same training tokens: there is no power law over them." in section.answers
+    assert any("non-embedding parameters" in row[1] for table in section.tables for row in table.rows)
+    result = make(seeds=2)
+    result.record["analysis"] = {"kind": "sweep", "lines": [{"title": "T", "x": "num_layers", "groups": ["rmt"]}]}
+    assert "rmt: no line, for its finished runs have one num_layers only." in study_section(result).notes
 
 
 def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(make, tmp_path):
@@ -213,13 +307,13 @@ def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(ma
     with opened(archive) as folders:
         assert not list(folders[0].rglob("*.safetensors"))
         sections = studies_page.find_sections(folders)
-        again = study_section(load_results(folders[0])[0])
-    assert again.answers == study_section(result).answers == sections[1].answers
+        again = study_section(load_result(folders[0] / "mine.study.json"))
+    assert again.answers == study_section(result).answers == sections[0].answers
     (tmp_path / "kept").mkdir()
     shutil.copy(archive, tmp_path / "kept")
     (tmp_path / "kept" / "other.json").write_text('{"something": "else"}')
     with opened(tmp_path / "kept") as folders:
-        assert [one.key for one in studies_page.find_sections(folders)] == ["resources", "mine-cpu"]
+        assert [one.key for one in studies_page.find_sections(folders)] == ["mine-cpu"]
     with pytest.raises(UserError, match=r"must end in \.tar\.xz"):
         pack_results(result.folder, tmp_path / "mine.zip")
     with pytest.raises(UserError, match="no study"):
@@ -239,5 +333,5 @@ def test_runs_made_by_hand_in_a_jobs_folder_count(tmp_path):
 
 def test_a_record_that_lacks_a_part_is_told(tmp_path):
     (tmp_path / "moments.json").write_text('{"bench": "study moments"}')
-    with pytest.raises(UserError, match="The record moments lacks 'command'"):
-        studies_page.find_sections([tmp_path])
+    [section] = studies_page.find_sections([tmp_path])
+    assert section.notes == ["Not shown: The record moments lacks 'command'; measure again, or remove it."]

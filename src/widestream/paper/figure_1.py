@@ -53,7 +53,7 @@ def figure_1() -> dict[str, Curves]:
     }
 
 
-def write_chart(stem: str | Path) -> tuple[Path, Path]:
+def write_chart(stem: str | Path) -> list[Path]:
     """Write Figure 1 as STEM-light.svg and STEM-dark.svg and return their paths. Thick lines: the models as they are.
 
     Raises:
@@ -61,7 +61,7 @@ def write_chart(stem: str | Path) -> tuple[Path, Path]:
     """
     charts = [chart_of(name, curves) for name, curves in figure_1().items()]
     title = "Parameters and FLOPs against the size of the residual stream, transformer and RMT at GPT2-medium's sizes"
-    return write_charts(stem, charts, title, width=560, height=340)
+    return write_pictures(stem, charts, title)
 
 
 def resources_record() -> dict[str, Any]:

@@ -1,16 +1,17 @@
 """The comparison of models: what `compare` finds out, and what tables, verdict and report are made from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.comparable import Mismatch, cautions, mismatches, tokenizers_differ
-from widestream.report.stats.groups import Apart, Group, Metric, config_differences, group_runs, measure
+from widestream.report.comparable import Mismatch, judge, tokenizers_differ
+from widestream.report.stats.groups import Apart, Group, Metric, group_runs, measure
+from widestream.report.stats.labels import config_differences
 from widestream.report.stats.matched import RESOURCES
-from widestream.report.stats.pairs import Pair, match
+from widestream.report.stats.pairs import Pair, as_family, common_tokens, match
 from widestream.report.verdict import Verdict, verdicts
 from widestream.runs.read import Run, find_runs, load_run
 
@@ -33,8 +34,13 @@ class Comparison:
     """What is to be known of single runs."""
     config_differences: dict[str, dict[str, Any]]
     """Keys of the configuration that differ, with their value by label."""
+    tokens: float
+    """The one number of training tokens at which models are put into an order (`common_tokens`)."""
     pairs: tuple[Pair, ...]
-    """Every other model against the reference."""
+    """Every other model against the reference, all at that number of tokens. Those of which nothing is claimed, because
+    a seed diverged, are among them."""
+    unranked: tuple[Pair, ...]
+    """Models that did not get there against the reference, each at the last tokens that both have seen."""
     verdict: tuple[Verdict, ...]
     """The result in words, one for each pair; a single one where nothing can be decided."""
 
@@ -75,7 +81,9 @@ class Comparison:
                 }
                 for one in self.apart
             ],
+            "tokens": self.tokens,
             "pairs": [_pair_dict(pair) for pair in self.pairs],
+            "unranked": [_pair_dict(pair) for pair in self.unranked],
             "config_differences": [{"key": key, "values": values} for key, values in self.config_differences.items()],
         }
 
@@ -90,27 +98,37 @@ def compare(run_dirs: Iterable[str | Path]) -> Comparison:
     """
     runs, damaged = _read(run_dirs)
     models = group_runs(runs)
-    metric: Metric = "bits_per_byte" if tokenizers_differ(models) else "loss"
+    metric: Metric = "bits_per_byte" if tokenizers_differ(runs) else "loss"
     measured = [measure(label, members, metric) for label, members in models]
     groups = tuple(one for one in measured if isinstance(one, Group))
     apart = tuple(one for one in measured if isinstance(one, Apart))
     if not groups:
         why = "; ".join([*(f"{one.label}: {one.reason}" for one in apart), *damaged])
         raise UserError(f"There is nothing to compare. {why}")
-    models = [(group.label, group.runs) for group in groups]
-    differing = tuple(mismatches(models))
-    pairs = tuple(pair for other in groups[1:] if (pair := match(groups[0], other)))
+    judgement = judge(groups)
+    tokens = common_tokens(groups)
+    pairs, unranked = _pairs(groups, tokens)
     return Comparison(
         groups=groups,
         apart=apart,
         metric=metric,
-        mismatches=differing,
-        cautions=() if differing else tuple(cautions(models)),
+        mismatches=judgement.mismatches,
+        cautions=judgement.cautions,
         notes=(*damaged, *(f"{run.path}: {note}." for run in runs for note in run.notes)),
         config_differences=config_differences({group.label: group.runs[0].config for group in groups}),
+        tokens=tokens,
         pairs=pairs,
-        verdict=tuple(verdicts(groups, apart, pairs, differing, metric)),
+        unranked=unranked,
+        verdict=tuple(verdicts(groups, apart, (*pairs, *unranked), judgement.mismatches, metric)),
     )
+
+
+def _pairs(groups: Sequence[Group], tokens: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Every model against the first: those that are compared at these tokens, and those that did not get there."""
+    ranked = [pair for other in groups[1:] if other.tokens >= tokens and (pair := match(groups[0], other, tokens))]
+    there = {pair.other.label for pair in ranked}
+    rest = [pair for other in groups[1:] if other.label not in there and (pair := match(groups[0], other))]
+    return tuple(as_family(ranked)), tuple(rest)
 
 
 def _read(run_dirs: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
@@ -170,6 +188,7 @@ def _pair_dict(pair: Pair) -> dict[str, Any]:
         "other": pair.other.label,
         "tokens": pair.tokens,
         "claimed": pair.claimed,
+        "corrected_p": pair.corrected,
         "by_seed": pair.by_seed,
         "at_equal": {resource: asdict(interval) for resource, interval in pair.at_equal.items()},
         "gaps": {resource: [list(point) for point in points] for resource, points in pair.gaps.items()},

@@ -7,7 +7,8 @@ from typing import Any
 from widestream.report import formats
 from widestream.report.comparison import Comparison, train_figures
 from widestream.report.search_record import Search, Trial
-from widestream.report.stats.groups import Apart, stream_kind
+from widestream.report.stats.groups import Apart
+from widestream.report.stats.labels import stream_kind
 from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES, Reach
 from widestream.report.stats.pairs import Target
 from widestream.report.table import NONE, Table

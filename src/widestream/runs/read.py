@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from widestream.errors import UserError
@@ -99,6 +99,16 @@ class Run:
         """Both seeds agree in most studies; then one number is enough."""
         weights, order = self.seeds
         return str(weights) if weights == order else f"{weights}/{order}"
+
+    @property
+    def batches(self) -> tuple[Any, ...]:
+        """What two runs share that begin alike and see the same batches: seeds, sizes, data."""
+        return (*self.seeds, *(self.data[key] for key in ("batch_size", "sequence_length", "fingerprint")))
+
+    @property
+    def data_name(self) -> str:
+        """Name of the folder that the data lay in; the same data may go by several."""
+        return PurePath(str(self.config.get("data", {}).get("path", ""))).name
 
     @property
     def data(self) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.experiments.moments.section import Record, by_name, by_span, by_step, deepest, run_figures
-from widestream.report.figures.chart import with_room
-from widestream.report.figures.chart import Chart, Series
+from widestream.report.figures.chart import Chart, Series, with_room
 from widestream.report.formats import three
 
 HIGHLIGHTED = ("vector", "matrix")

@@ -109,5 +109,5 @@ def write_outputs(record: dict[str, Any], outputs: Outputs) -> list[Path]:
         written.append(outputs.json)
     charts = moments_charts(record)
     if outputs.stem is not None and charts:
-        written += write_charts(outputs.stem, charts, "Moment propagation")
+        written += write_pictures(outputs.stem, charts, "Moment propagation")
     return written

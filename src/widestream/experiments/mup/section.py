@@ -190,7 +190,7 @@ def write_check(record: Record, out: Path) -> list[Path]:
     if out.suffix == ".html":
         write_text(out, page(record))
         return [out]
-    return list(write_charts(out, list(charts(record).values()), " ".join(sentences(record)[:2])))
+    return write_pictures(out, list(charts(record).values()), " ".join(sentences(record)[:2]))
 
 
 def _slope(row: dict[str, Any]) -> str:

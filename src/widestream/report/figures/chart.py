@@ -68,6 +68,10 @@ class Mark:
     """Model."""
     above: bool = False
     """Whether the words stand above the line, as they must where it falls, or below."""
+    model: str = ""
+    """Name of the line, as in the legend, with which it is hidden."""
+    seed: str = ""
+    """Seed of a line that is one run, with which it is hidden."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,13 +38,14 @@ class Drawer:
         """Whether some line is drawn through a part of its points."""
 
     def draw(self, figure: Figure, small: bool = False) -> Markup:
-        """The box of a figure, named for those who hear it; `small` for one of many, which is named by what is around."""
+        """The box of a figure, described for those who hear it; `small` for one of many, named by what is around."""
         size, number = SMALL if small else WIDE, len(self._figures)
         data, height = self._data(figure, size)
         self._figures.append(self._share(data))
+        kind, words = "chart little" if small else "chart", _text(described(figure))
         return Markup(
-            f'<div class="chart{" little" if small else ""}" data-figure="{number}">'
-            f'<div class="plot" role="img" style="min-height:{height}px" aria-label="{_text(described(figure))}"></div></div>'
+            f'<div class="{kind}" data-figure="{number}">'
+            f'<div class="plot" role="img" style="min-height:{height}px" aria-label="{words}"></div></div>'
         )
 
     def data(self) -> Markup:
@@ -86,7 +87,7 @@ class Drawer:
             "spec": lines.spec,
             "series": lines.series,
             "logs": lines.logs,
-            "right": lines.right,
+            "margin": lines.margin,
             "x": visible(chart.x_label),
             "y": visible(chart.y_label),
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 from widestream.report.figures.chart import Chart, Guide, Mark, Series
 from widestream.report.figures.names import shorten
-from widestream.report.figures.themes import BROKEN, colour_scale, dash_scale, look
+from widestream.report.figures.themes import BROKEN, NUMBERS, colour_scale, dash_scale, look
 from widestream.report.figures.thin import room_for_each, thinned
 from widestream.report.formats import visible
 
@@ -24,10 +24,10 @@ FEW = 12
 """Up to so many points, each is shown as a dot: there is more line than measurement."""
 LABELS = 8
 """More lines than these are named in the legend alone."""
-LETTERS = 26
+LETTERS = 16
 """Longest name at the end of a line, its figure not counted."""
-_LETTER = 7.3
-"""Width of a letter of such a name, on the safe side."""
+_DIGIT = 7
+"""Width of a digit beside an axis."""
 _APART = 16
 """Distance of names at the ends of lines."""
 
@@ -44,7 +44,6 @@ class Size:
     """Whether axes and line ends are named; where not, what stands around the chart names them."""
 
 
-_ACTIVE = {"name": "active", "value": False}
 _HOLLOW: Spec = {
     "type": "point",
     "size": 55,
@@ -69,8 +68,9 @@ class Lines:
     """Lines as columns."""
     logs: dict[str, list[float] | None]
     """Range of each axis when it is logarithmic; None where it cannot be."""
-    right: int
-    """Room right of the plot, for names."""
+    margin: dict[str, int]
+    """Room around the plot: left for numbers, above for the chart's name, below for the axis. A page's
+    script adds room for names, which it can measure."""
     cut: bool
     """Whether lines are drawn through some of their points only."""
 
@@ -87,13 +87,13 @@ def line_spec(chart: Chart, size: Size = WIDE, interactive: bool = True) -> Line
     most = room_for_each(len(lines))
     kept = [_fewer(series, most) for series in lines]
     axes = _Axes.of(chart, kept)
-    ends, right = _ends(kept, axes, size) if size.words else ([], 12)
+    ends = _ends(kept, axes, size) if size.words else []
     hiding = [{"filter": "indexof(hidden, datum.m) < 0"}] if interactive else []
     layers = [
         *([_rule_at_zero()] if chart.zero else []),
-        *_line_layers(kept, hiding, interactive),
+        *_line_layers(kept, hiding),
         *_guide_layers(chart.guide, axes),
-        *_mark_layers(chart.marks, axes, kept, hiding),
+        *_mark_layers(chart.marks, axes, _seeds(hiding)),
         *_end_layers(ends, hiding, interactive),
     ]
     if not any(series.points for series in kept):
@@ -108,15 +108,17 @@ def line_spec(chart: Chart, size: Size = WIDE, interactive: bool = True) -> Line
         "layer": layers,
         "encoding": {"x": axes.x(chart, size), "y": axes.y(size)},
     }
+    top = 8
     if size.words:
-        spec["title"] = {"text": wrap(visible(chart.y_label), 52) or [""]}
+        name = wrap(visible(chart.y_label), 52) or [""]
+        spec["title"], top = {"text": name, "lineHeight": 17}, 14 + 17 * len(name)
     if interactive:
-        spec["params"] = [{"name": "hidden", "value": []}, {"name": "seeds", "value": True}, _ACTIVE]
+        spec["params"] = [{"name": "hidden", "value": []}, {"name": "seeds", "value": True}]
     return Lines(
         spec=spec,
         series=[_columns(series) for series in kept],
         logs={"x": axes.log_x, "y": axes.log_y},
-        right=right,
+        margin={"left": axes.numbers(), "top": top, "right": 14, "bottom": 44 if size.words else 22},
         cut=any(len(a.points) < len(b.points) for a, b in zip(kept, lines, strict=True)),
     )
 
@@ -156,6 +158,13 @@ class _Axes:
         """The y channel; the chart's own title names it."""
         return _channel("y", self.y_range, False, title=None, tickCount=max(3, size.height // 48))
 
+    def numbers(self) -> int:
+        """Width of the numbers beside the y axis."""
+        low, high = self.y_range
+        behind = max(0, math.ceil(-math.log10((high - low) / 6)))
+        before = len(f"{max(abs(low), abs(high)):.0f}")
+        return 20 + round(_DIGIT * (before + behind + (behind > 0) + (low < 0)))
+
     def part(self, x: float) -> float:
         """How far to the right a number lies, from 0 to 1."""
         if self.log and self.log_x:
@@ -176,18 +185,17 @@ def _wide(ends: tuple[float, float]) -> tuple[float, float]:
 
 
 def _channel(field: str, domain: Sequence[float] | None, log: bool, **axis: Any) -> Spec:
-    scale = {"domain": list(domain or (0, 1)), "type": "log" if log else "linear", "nice": False, "zero": False}
+    scale = {"domain": list(domain or (0, 1)), "type": "log" if log else "linear", "nice": False}
     return {
         "field": field,
         "type": "quantitative",
         "scale": scale,
-        "axis": {"format": "~g", "labelOverlap": True, **axis},
+        "axis": {"labelExpr": NUMBERS, "labelOverlap": True, **axis},
     }
 
 
-def _line_layers(lines: Sequence[Series], hiding: list[Spec], interactive: bool) -> list[Spec]:
+def _line_layers(lines: Sequence[Series], hiding: list[Spec]) -> list[Spec]:
     """Bands under the lines of seeds under the lines of means; dots on lines of few points."""
-    seeds = " && (seeds || datum.s == '')" if interactive else ""
     encoding = {
         "color": _colour(),
         "strokeDash": {"field": "d", "type": "nominal", "scale": dash_scale(), "legend": None},
@@ -195,12 +203,12 @@ def _line_layers(lines: Sequence[Series], hiding: list[Spec], interactive: bool)
     }
 
     def layer(mark: Spec, which: str) -> Spec:
-        transform = [*hiding, {"filter": which}]
+        transform = [*_seeds(hiding), {"filter": which}]
         return {"data": {"name": "lines"}, "transform": transform, "mark": mark, "encoding": encoding}
 
     line = {"type": "line", "clip": True, "strokeCap": "round", "strokeJoin": "round"}
     layers = [
-        layer(line | {"strokeWidth": 1, "opacity": 0.55}, f"datum.t == 0{seeds}"),
+        layer(line | {"strokeWidth": 1, "opacity": 0.55}, "datum.t == 0"),
         layer(line | {"strokeWidth": 2.5}, "datum.t == 1"),
     ]
     if any(_dotted(series) for series in lines):
@@ -223,6 +231,11 @@ def _line_layers(lines: Sequence[Series], hiding: list[Spec], interactive: bool)
     return layers
 
 
+def _seeds(hiding: list[Spec]) -> list[Spec]:
+    """What hides models, and single seeds with it."""
+    return [*hiding, {"filter": "seeds || datum.s == ''"}] if hiding else []
+
+
 def _dotted(series: Series) -> bool:
     """Whether each of its points is a dot."""
     return len(series.points) == 1 or (series.thick and len(series.points) <= FEW)
@@ -243,6 +256,7 @@ def _guide_layers(guide: Guide | None, axes: _Axes) -> list[Spec]:
     corners = [(guide.start, floor), (guide.start, guide.y), (guide.end, guide.y), (guide.end, floor)]
     point = {"x": guide.start, "y": guide.y, "c": look(guide.colour)[0]}
     words = {"align": "right", "dx": -7} if left else {"align": "left", "dx": 7}
+    text = wrap(visible(guide.text), 28)
     return [
         {
             "data": {"values": [{"x": x, "y": y, "o": order} for order, (x, y) in enumerate(corners)]},
@@ -251,20 +265,29 @@ def _guide_layers(guide: Guide | None, axes: _Axes) -> list[Spec]:
         },
         {"data": {"values": [point]}, "mark": _HOLLOW, "encoding": {"stroke": _colour()}},
         {
-            "data": {"values": [point | {"y": floor, "text": visible(guide.text)}]},
-            "mark": {"type": "text", "dy": -9, "fontSize": 13, "color": "var(--ink)", "clip": True, **words},
+            "data": {"values": [point | {"y": floor, "text": text}]},
+            "mark": {
+                "type": "text",
+                "dy": 7 - 16 * len(text),
+                "lineHeight": 16,
+                "fontSize": 13,
+                "color": "var(--ink)",
+                "clip": True,
+                **words,
+            },
             "encoding": {"text": {"field": "text", "type": "nominal"}},
         },
     ]
 
 
-def _mark_layers(marks: Sequence[Mark], axes: _Axes, lines: Sequence[Series], hiding: list[Spec]) -> list[Spec]:
+def _mark_layers(marks: Sequence[Mark], axes: _Axes, hiding: list[Spec]) -> list[Spec]:
+    marks = [mark for mark in marks if math.isfinite(mark.x) and math.isfinite(mark.y)]
     if not marks:
         return []
-    models = {series.colour: series.name for series in lines}
     rows = [
         {
-            "m": models.get(mark.colour, ""),
+            "m": visible(mark.model),
+            "s": visible(mark.seed),
             "x": mark.x,
             "y": mark.y,
             "c": look(mark.colour)[0],
@@ -292,11 +315,11 @@ def _mark_layers(marks: Sequence[Mark], axes: _Axes, lines: Sequence[Series], hi
     ]
 
 
-def _ends(lines: Sequence[Series], axes: _Axes, size: Size) -> tuple[list[Spec], int]:
-    """Names at the ends of lines, and how much room they need: none where they are too many to stand apart."""
+def _ends(lines: Sequence[Series], axes: _Axes, size: Size) -> list[Spec]:
+    """Names at the ends of lines; none where they are too many to stand apart."""
     named = [series for series in lines if series.label and series.points]
     if not named or len(named) > min(LABELS, size.height // _APART):
-        return [], 12
+        return []
     short = shorten([visible(series.label or "") for series in named], LETTERS)
     texts = [f"{short[visible(series.label or '')]} {series.value}".strip() for series in named]
     rows: list[Spec] = []
@@ -307,7 +330,7 @@ def _ends(lines: Sequence[Series], axes: _Axes, size: Size) -> tuple[list[Spec],
         if domain is not None:
             for row, at in zip(rows, _apart([row["y"] for row in rows], domain, log, size.height), strict=True):
                 row[place] = at
-    return rows, 18 + math.ceil(_LETTER * max(map(len, texts)))
+    return rows
 
 
 def _apart(values: Sequence[float], domain: Sequence[float], log: bool, height: int) -> list[float]:
@@ -381,11 +404,8 @@ def _pointer_layers() -> list[Spec]:
 
 
 def _zoom() -> Spec:
-    """Wheel and drag; a double click shows all again.
-
-    The wheel zooms only once the pointer was moved over the chart, so that who scrolls by is not held up.
-    """
-    return {"name": "zoom", "select": {"type": "interval", "zoom": "wheel![active]"}, "bind": "scales"}
+    """Wheel and drag; a double click shows all again."""
+    return {"name": "zoom", "select": "interval", "bind": "scales"}
 
 
 def _colour() -> Spec:

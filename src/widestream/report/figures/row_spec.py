@@ -1,5 +1,6 @@
 """Figures with a row a name as Vega-Lite specifications: bars, and differences with their intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
@@ -9,7 +10,7 @@ from widestream.report import formats
 from widestream.report.figures.line_spec import Spec
 from widestream.report.figures.names import shorten
 from widestream.report.figures.rows import BarChart, Forest
-from widestream.report.figures.themes import GREY, colour_scale
+from widestream.report.figures.themes import GREY, NUMBERS, colour_scale
 from widestream.report.formats import visible
 from widestream.report.stats.intervals import Interval
 
@@ -46,11 +47,14 @@ class Rows:
 def forest_rows(forest: Forest, narrow: bool = False) -> Rows:
     """Dots with their intervals, panels beside each other; on a narrow page below each other, names above rows.
 
-    What betters the reference is blue, what is worse vermilion; grey is what has no interval, or one that holds zero.
+    What betters the reference is blue, what is worse vermilion; grey is what has no interval, one that holds zero, or
+    no claim.
     """
     names = _short(forest.names, narrow)
     panels = [
-        _panel(heading, [_row(name, names[name], gaps.get(name), forest) for name in forest.names], forest, narrow)
+        _panel(
+            heading, [_row(name, names[name], gaps.get(name), forest, heading) for name in forest.names], forest, narrow
+        )
         for heading, gaps in forest.panels.items()
     ]
     for panel in panels[1:]:
@@ -98,10 +102,10 @@ def bar_rows(chart: BarChart, narrow: bool = False) -> Rows:
     return _beside(chart.title, [panel], list(names.values()), narrow)
 
 
-def _row(name: str, short: str, gap: Interval | None, forest: Forest) -> dict[str, Any]:
+def _row(name: str, short: str, gap: Interval | None, forest: Forest, heading: str) -> dict[str, Any]:
     """What is drawn of one difference: `at` where its dot lies, `from` and `to` its interval as far as it is shown."""
     row: dict[str, Any] = {"name": visible(name), "short": short}
-    if gap is None:
+    if gap is None or not math.isfinite(gap.mean):
         words = visible(forest.remarks.get(name, formats.interval(None, None)))
         return row | {"text": words, "difference": words, "interval": formats.interval(None, None)}
     low, high = forest.x_range
@@ -109,7 +113,7 @@ def _row(name: str, short: str, gap: Interval | None, forest: Forest) -> dict[st
     row |= {
         "at": min(max(gap.mean, low), high),
         "beyond": int(gap.mean > high) - int(gap.mean < low),
-        "c": GREY if gap.holds_zero or not known else int(gap.mean > 0),
+        "c": GREY if gap.holds_zero or not known or name in forest.unseen.get(heading, ()) else int(gap.mean > 0),
         "text": formats.signed(gap.mean),
         "difference": formats.signed(gap.mean),
         "interval": formats.interval(gap.low, gap.high) if known else f"none, {gap.n} value{'s' if gap.n > 1 else ''}",
@@ -200,10 +204,10 @@ def _beside(title: str, panels: list[Spec], names: Sequence[str], narrow: bool) 
 
 
 def _x(ends: tuple[float, float], title: str) -> Spec:
-    axis = {"title": wrap(visible(title), 44), "format": "~g", "labelOverlap": True, "tickCount": 5, "grid": True}
+    axis = {"title": wrap(visible(title), 44), "labelExpr": NUMBERS, "labelOverlap": True, "tickCount": 5, "grid": True}
     return {
         "type": "quantitative",
-        "scale": {"domain": list(ends), "nice": False, "zero": False},
+        "scale": {"domain": list(ends), "nice": False},
         "axis": axis,
     }
 

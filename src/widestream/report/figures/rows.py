@@ -34,6 +34,8 @@ class Forest:
     """Differences by name, by the heading of their panel; the heading of a single one may be empty."""
     x_range: tuple[float, float]
     """Lowest and highest difference shown; what lies beyond stands at the edge as an arrow with its figure."""
+    unseen: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Names, by panel, whose difference is not claimed though its own interval leaves zero out: one among many."""
     remarks: dict[str, str] = field(default_factory=dict)
     """Words in place of a difference, by name: of a model that has none."""
 

@@ -51,6 +51,10 @@ CONFIG: dict[str, Any] = {
 """What all specifications share."""
 
 
+NUMBERS = "abs(datum.value) >= 1e5 ? replace(format(datum.value, '.3~s'), 'G', 'B') : format(datum.value, '.6~r')"
+"""How axes write numbers: whole as far as they are short, else with k, M, B, T."""
+
+
 def css_variables(theme: str) -> str:
     """The CSS variables of a theme."""
     return "".join(f"--{name}:{value};" for name, value in THEMES[theme].items())

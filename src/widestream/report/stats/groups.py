@@ -1,36 +1,16 @@
 """Groups of runs: the same configuration but for the seeds. A group is what the report calls a model."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from widestream.errors import UserError
 from widestream.report.stats.intervals import Interval, mean_interval
+from widestream.report.stats.labels import labels, same_model, stream_kind
 from widestream.report.stats.matched import Curve, mean_curve, smooth
-from widestream.runs.folder import flatten
 from widestream.runs.read import Evaluation, Run
 
 Metric = Literal["loss", "bits_per_byte"]
-
-SEED_KEYS = ("train.seed", "data.seed")
-"""What may differ between the runs of one group and is averaged over."""
-
-BOOKKEEPING = frozenset(
-    {
-        "name",
-        "description",
-        "data.path",
-        "train.log_every",
-        "train.eval_every",
-        "train.save_every",
-        "train.keep",
-        "train.tensorboard",
-        *SEED_KEYS,
-    }
-)
-"""Keys of a configuration that do not change what is learned (the data are told apart by their fingerprint)."""
-
 
 LEAST = 1e-12
 """Curves are smoothed and read in log space; a loss of zero is taken for this."""
@@ -74,6 +54,11 @@ class Group:
     """Loss (or bits per byte) of `ends`."""
 
     @property
+    def tokens(self) -> int:
+        """Training tokens after which it was evaluated last, all its runs alike."""
+        return self.ends[0].tokens
+
+    @property
     def members(self) -> tuple[Run, ...]:
         """All runs, those too that do not count, by seeds."""
         return tuple(sorted((*self.runs, *self.diverged, *self.behind), key=lambda run: run.seeds))
@@ -93,9 +78,9 @@ class Group:
         """Parameters without embeddings, unembedding and positions."""
         return self.runs[0].parameters["non_embedding"]
 
-    def by_seed(self) -> dict[tuple[int, int], int]:
-        """Index of each run by its seeds."""
-        return {run.seeds: i for i, run in enumerate(self.runs)}
+    def by_seed(self) -> dict[tuple[Any, ...], int]:
+        """Index of each run by its seeds and batches, which it may share with a run of another model."""
+        return {run.batches: i for i, run in enumerate(self.runs)}
 
 
 def group_runs(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
@@ -106,7 +91,7 @@ def group_runs(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     """
     members: dict[str, list[Run]] = {}
     for run in runs:
-        twins = members.setdefault(_key(run), [])
+        twins = members.setdefault(same_model(run), [])
         twin = next((other for other in twins if other.seeds == run.seeds), None)
         if twin:
             raise UserError(
@@ -115,7 +100,7 @@ def group_runs(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
         twins.append(run)
     groups = [sorted(group, key=lambda run: run.seeds) for group in members.values()]
     groups.sort(key=lambda group: not is_plain(group[0]))
-    return list(zip(_labels(groups), groups, strict=True))
+    return list(zip(labels(groups), groups, strict=True))
 
 
 def measure(label: str, runs: Sequence[Run], metric: Metric) -> Group | Apart:
@@ -210,37 +195,11 @@ def _points(run: Run) -> list[Evaluation]:
     return [row for row in run.curve if row.tokens > 0 and row.flops > 0 and row.wall_s > 0]
 
 
-def stream_kind(run: Run) -> str:
-    """Kind of the residual stream in a run's configuration."""
-    return str(run.config.get("model", {}).get("stream", {}).get("kind", "?"))
-
-
 def is_plain(run: Run) -> bool:
     """Whether a run's model is the plain transformer: a vector stream, and none of the options that go beside it."""
     model = run.config.get("model", {})
     beside = model.get("value_residual", "none") != "none" or model.get("short_swa") is not None
     return stream_kind(run) == "vector" and not beside
-
-
-def config_differences(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Keys that differ between configurations, sorted, with their value by label; seeds and bookkeeping left out.
-
-    Labels whose configuration has no such key are left out.
-    """
-    flat = {label: flatten(config) for label, config in configs.items()}
-    differing = {}
-    for key in sorted({key for config in flat.values() for key in config} - BOOKKEEPING):
-        values = {label: config[key] for label, config in flat.items() if key in config}
-        if len(values) < len(flat) or len({repr(value) for value in values.values()}) > 1:
-            differing[key] = values
-    return differing
-
-
-def _key(run: Run) -> str:
-    """What the runs of a group share: configuration and data, without seeds and bookkeeping."""
-    config = {key: value for key, value in flatten(run.config).items() if key not in BOOKKEEPING}
-    data = {key: value for key, value in run.data.items() if key != "seed"}
-    return repr((sorted(config.items(), key=lambda item: item[0]), sorted(data.items())))
 
 
 def _curve(run: Run, metric: Metric) -> Curve:
@@ -251,29 +210,3 @@ def _curve(run: Run, metric: Metric) -> Curve:
         wall_s=tuple(row.wall_s for row in rows),
         loss=tuple(max(_known(row, metric), LEAST) for row in rows),
     )
-
-
-def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Recipe names without what the seeds add and without a shared folder; made unique by what differs."""
-    names = [_common_name(group) for group in groups]
-    short = [name.rsplit("/", 1)[-1] for name in names]
-    labels = short if len(set(short)) == len(set(names)) else names
-    result = list(labels)
-    for i, label in enumerate(labels):
-        same = [j for j, other in enumerate(labels) if other == label]
-        if len(same) > 1:
-            differing = config_differences({str(j): groups[j][0].config for j in same})
-            details = [
-                f"{key.rsplit('.', 1)[-1]} {values[str(i)]}" for key, values in differing.items() if str(i) in values
-            ]
-            result[i] = f"{label} ({', '.join(details)})" if 0 < len(details) <= 2 else f"{label} #{same.index(i) + 1}"
-    return result
-
-
-def _common_name(group: Sequence[Run]) -> str:
-    names = {run.name for run in group}
-    if len(names) == 1:
-        return names.pop()
-    first, last = min(names), max(names)
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", first[:shared]) or stream_kind(group[0])

@@ -1,9 +1,12 @@
 """Two models side by side: difference in loss at equal resources, along training, and resources to equal loss."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
 
 from widestream.report.stats.groups import Group
-from widestream.report.stats.intervals import Interval, difference
+from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
 from widestream.report.stats.matched import RESOURCES, Curve, Reach, Resource, Trend, gaps, reach, trend, value_at
 
 
@@ -38,7 +41,7 @@ class Pair:
     other: Group
     """The model compared."""
     tokens: float
-    """Training tokens at which they are compared: the last that both have seen."""
+    """Training tokens at which they are compared: the last that both have seen, or, among many, that most have."""
     by_seed: dict[str, float]
     """The difference for each seed that both have."""
     at_equal: dict[Resource, Interval]
@@ -53,6 +56,11 @@ class Pair:
     targets: tuple[Target, Target]
     """To reach the reference's best loss; to reach the other's."""
 
+    family: int = 1
+    """Comparisons that were made together and are corrected for their number."""
+    corrected: dict[Resource, float | None]
+    """p-value by resource, corrected by Holm within the family; None without an interval or a claim."""
+
     @property
     def difference(self) -> Interval:
         """Difference in held-out loss at equal tokens."""
@@ -63,45 +71,92 @@ class Pair:
         """Whether a difference may be claimed at all: neither model lost a seed by divergence."""
         return self.reference.claimable and self.other.claimable
 
+    def seen(self, resource: Resource) -> bool:
+        """Whether the difference is one at the 5 % level, the family's size counted in."""
+        p = self.corrected.get(resource)
+        return p is not None and p < SIGNIFICANT
 
-def match(reference: Group, other: Group) -> Pair | None:
+
+def match(reference: Group, other: Group, tokens: float | None = None) -> Pair | None:
     """Compare two models; None when their evaluations share no stretch of training.
 
     Where all runs end after the same tokens and were read on as many held-out ones, their last evaluations are
-    compared, as measured; else the smoothed curves at the last tokens that all runs have seen.
+    compared, as measured; else the smoothed curves. Differences are taken seed by seed where the models share seeds and
+    batches (`Run.batches`).
+
+    Args:
+        reference: what is compared with.
+        other: what is compared.
+        tokens: where; default: the last that all runs have seen.
     """
     groups = (reference, other)
-    last = {(end.tokens, end.target_tokens) for group in groups for end in group.ends}
-    if len(last) == 1:
-        tokens = last.pop()[0]
-        values = [{run.seeds: end for run, end in zip(group.runs, group.finals, strict=True)} for group in groups]
+    ends = {(end.tokens, end.target_tokens) for group in groups for end in group.ends}
+    if len(ends) == 1 and tokens in (None, reference.tokens):
+        tokens = reference.tokens
+        values = [{run.batches: end for run, end in zip(group.runs, group.finals, strict=True)} for group in groups]
     else:
-        tokens = min(group.curve.tokens[-1] for group in groups)
+        tokens = min(group.curve.tokens[-1] for group in groups) if tokens is None else tokens
         values = [_values_at(group, "tokens", tokens) for group in groups]
     if not all(values):
         return None
     curves = _paired_curves(reference, other)
-    return Pair(
+    pair = Pair(
         reference=reference,
         other=other,
         tokens=tokens,
         by_seed={
-            run.seed_name: values[1][run.seeds] - values[0][run.seeds]
+            run.seed_name: values[1][run.batches] - values[0][run.batches]
             for run in reference.runs
-            if run.seeds in values[0] and run.seeds in values[1]
+            if run.batches in values[0] and run.batches in values[1]
         },
         at_equal={"tokens": difference(*values), **_at_equal_cost(reference, other)},
         gaps={resource: tuple(gaps(reference.curve, other.curve, resource)) for resource in RESOURCES},
         gaps_by_seed=tuple(tuple(gaps(*pair, "tokens")) for pair in curves),
         trend=trend(curves or [(reference.curve, other.curve)]),
         targets=(_target(reference, other), _target(other, reference)),
+        corrected={},
     )
+    return as_family([pair])[0]
 
 
-def _values_at(group: Group, resource: Resource, amount: float) -> dict[tuple[int, int], float]:
-    """Loss by seeds after an amount of a resource, from the smoothed curves."""
-    losses = {run.seeds: value_at(curve, resource, amount) for run, curve in zip(group.runs, group.curves, strict=True)}
-    return {seeds: value for seeds, value in losses.items() if value is not None}
+def as_family(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same comparisons with the p-values of each resource corrected for their number (Holm).
+
+    Those of which nothing may be claimed are no part of the family.
+    """
+    corrected: list[dict[Resource, float | None]] = [{} for _ in pairs]
+    for resource in RESOURCES:
+        places = [i for i, pair in enumerate(pairs) if pair.claimed and resource in pair.at_equal]
+        for i, p in zip(places, holm([pairs[i].at_equal[resource] for i in places]), strict=True):
+            corrected[i][resource] = p
+    tests = sum(pair.claimed and pair.difference.p is not None for pair in pairs)
+    return [replace(pair, family=tests, corrected=p) for pair, p in zip(pairs, corrected, strict=True)]
+
+
+def common_tokens(groups: Sequence[Group]) -> float:
+    """The one number of tokens at which models are put into an order: that which most of them end at, if they do.
+
+    Without a majority, the least at which one ends that is not shorter than half of the median. Nobody is read beyond
+    the reference's end. A model that did not get there stands apart.
+
+    Args:
+        groups: the models, the reference first.
+    """
+    ends = [min(group.tokens, groups[0].tokens) for group in groups]
+    if len(ends) < 3:
+        return min(ends)
+    most = max(ends, key=lambda end: (ends.count(end), end))
+    if ends.count(most) > len(ends) / 2:
+        return most
+    return min(end for end in ends if end >= median(ends) / 2)
+
+
+def _values_at(group: Group, resource: Resource, amount: float) -> dict[tuple[Any, ...], float]:
+    """Loss by seeds and batches after an amount of a resource, from the smoothed curves."""
+    losses = {
+        run.batches: value_at(curve, resource, amount) for run, curve in zip(group.runs, group.curves, strict=True)
+    }
+    return {key: value for key, value in losses.items() if value is not None}
 
 
 def _at_equal_cost(reference: Group, other: Group) -> dict[Resource, Interval]:

@@ -57,6 +57,12 @@
   const hide = () => { tip.hidden = true; };
   const number = (value) => String(Number(value.toPrecision(6))).replace("-", "−");
 
+  const pen = document.createElement("canvas").getContext("2d");
+  const measure = (text) => {
+    pen.font = `600 13px ${page.config.font}`;
+    return pen.measureText(text).width;
+  };
+
   /* Lines as the rows that a specification reads; line_spec.py, `datasets`, does the same. */
   const rowsOf = (series) => {
     const lines = [], bands = [];
@@ -94,7 +100,7 @@
         const way = spec.hconcat ? "hconcat" : "vconcat";
         return { ...spec, [way]: spec[way].map((panel) => ({ ...panel, width })), config: page.config };
       }
-      const { spec: stored, series, right, logs } = this.lines;
+      const { spec: stored, series, margin, logs } = this.lines;
       const narrow = room < PHONE;
       const spec = structuredClone(stored);
       if (narrow) spec.layer = spec.layer.filter((layer) => layer.name !== "ends");
@@ -109,9 +115,15 @@
       }
       const chosen = { hidden: [...this.hidden], seeds: this.seeds };
       for (const param of spec.params) if (param.name in chosen) param.value = chosen[param.name];
-      const margin = { left: 2, top: 4, bottom: 4, right: narrow ? 14 : right };
-      return { ...spec, width: room, autosize: { type: "fit-x", contains: "padding" }, padding: margin,
-        datasets: rowsOf(series), config: page.config };
+      const padding = { ...margin, right: margin.right + (narrow ? 0 : this.names(spec)) };
+      const width = Math.max(80, room - padding.left - padding.right);
+      return { ...spec, width, autosize: "none", padding, datasets: rowsOf(series), config: page.config };
+    }
+
+    /* Width of the names at the ends of lines. */
+    names(spec) {
+      const texts = spec.layer.filter((layer) => layer.name === "ends").flatMap((layer) => layer.data.values);
+      return Math.ceil(Math.max(0, ...texts.map((row) => measure(row.text))));
     }
 
     /* The range of a linear axis where the chart itself has a logarithmic one. */
@@ -144,19 +156,25 @@
     listen() {
       this.plot.addEventListener("pointermove", (event) => {
         if (!this.view) return;
-        if (event.movementX || event.movementY) this.view.signal("active", true);
+        if (event.movementX || event.movementY) this.active = true;
         this.point(event);
       });
+      /* The wheel zooms only once the pointer was moved over the chart, so that who scrolls by is not held up. */
+      this.plot.addEventListener("wheel", (event) => this.active || event.stopPropagation(), { capture: true });
       this.plot.addEventListener("pointerdown", (event) => this.point(event));
-      this.plot.addEventListener("pointerleave", () => this.leave());
-      addEventListener("scroll", () => this.leave(), { passive: true });
+      const leave = () => {
+        this.active = false;
+        this.leave();
+      };
+      this.plot.addEventListener("pointerleave", leave);
+      addEventListener("scroll", leave, { passive: true });
     }
 
     leave() {
       if (!this.seen) return;
       this.seen = null;
       hide();
-      this.view?.signal("active", false).data("hover", []).run();
+      this.view?.data("hover", []).run();
     }
 
     point(event) {

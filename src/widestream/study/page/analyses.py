@@ -2,11 +2,21 @@
 
 from collections.abc import Callable
 
+from widestream.report import formats
 from widestream.report.figures.rows import forest_of
+from widestream.report.table import Table
 from widestream.study.page.ladder import ladder_section
 from widestream.study.page.race import lead_section, race_section
 from widestream.study.page.results import StudyResult
-from widestream.study.page.sections import Section, answers_of, begin, contrast_table, contrasts
+from widestream.study.page.sections import (
+    UNPRINTED,
+    Section,
+    answers_of,
+    begin,
+    contrast_table,
+    contrasts,
+    diverged_sentences,
+)
 from widestream.study.page.sweep import sweep_section
 
 
@@ -20,9 +30,14 @@ def arms_section(result: StudyResult) -> Section:
         gaps = [
             (row.get("label") or one.of.name, one.at_equal["tokens"])
             for row, one in compared
-            if "tokens" in one.at_equal
+            if "tokens" in one.at_equal and not one.refused
         ]
-        section.charts.append(("Differences at equal tokens, each with its own 95 % interval", forest_of(gaps)))
+        shown = "Differences at equal tokens, each with its own 95 % interval"
+        left_out = [row.get("label") or one.of.name for row, one in compared if one.refused]
+        if left_out:
+            shown += f". No difference is claimed, and none is shown, for {formats.listing(left_out)}"
+        if gaps:
+            section.charts.append((shown, forest_of(gaps)))
     return section
 
 
@@ -37,5 +52,24 @@ ANALYSES: dict[str, Callable[[StudyResult], Section]] = {
 
 
 def study_section(result: StudyResult) -> Section:
-    """The section of a study; one without a kind of its own compares its arms."""
-    return ANALYSES[result.record["analysis"].get("kind", "arms")](result)
+    """The section of a study; one without a kind of its own compares its arms.
+
+    What diverged comes first. Of a study that repeats no part of the paper, columns for the paper's numbers are left
+    out.
+    """
+    section = ANALYSES[result.record["analysis"].get("kind", "arms")](result)
+    section.answers = [*diverged_sentences(result), *section.answers]
+    if not section.mirrors:
+        section.tables = [_without_paper(table) for table in section.tables]
+        section.details = [_without_paper(table) for table in section.details]
+    return section
+
+
+def _without_paper(table: Table) -> Table:
+    """The table without columns in which the paper has no number."""
+    empty = [
+        name
+        for i, name in enumerate(table.columns)
+        if name.startswith("paper") and all(row[i] == UNPRINTED for row in table.rows)
+    ]
+    return table.without(*empty)

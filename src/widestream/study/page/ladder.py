@@ -8,7 +8,7 @@ from widestream.report.figures.chart import Chart, Series
 from widestream.report.stats.fits import PowerLaw, fit_by_seed
 from widestream.report.stats.intervals import Interval, mean_interval
 from widestream.report.table import NONE, Table
-from widestream.study.page.results import ArmResult, StudyResult
+from widestream.study.page.results import ArmResult, StudyResult, unclaimable
 from widestream.study.page.sections import UNPRINTED, Section, begin, mean_loss, shown
 
 AXES = {
@@ -30,30 +30,28 @@ def ladder_section(result: StudyResult) -> Section:
     others = [family for family in families if family != reference and len(rungs[family]) > 1]
     rows = []
     for axis in AXES:
-        section.charts.append((f"Loss over {AXES[axis]}", _ladder_chart(rungs, axis)))
+        if len({_at(arm, axis) for arms in rungs.values() for arm in arms}) > 1:
+            section.charts.append((f"Loss over {AXES[axis]}", _ladder_chart(rungs, axis)))
         for other in others:
             sentence, row = saved(rungs[reference], rungs[other], axis)
-            (section.answers if row else section.notes).append(sentence)
+            section.answers.append(sentence)
             rows += [row] if row else []
     section.tables.append(_fit_table(rungs, result.record["scale"]))
-    section.tables.append(
-        Table(
-            title="Resources to equal loss",
-            caption="Read off power laws fitted to each seed, at the lowest mean loss that both families were measured "
-            "at; a line may pass its last point by its own residual. Geometric mean over seeds and 95 % t-interval.",
-            columns=("resource", "family", "paper", "share of the reference's", "95 % interval"),
-            rows=tuple(rows),
-            words=2,
-        )
-    )
-    pairs = [
-        {"of": mine.name, "against": theirs.name}
-        for other in others
-        for mine, theirs in zip(_all(result, other), _all(result, reference), strict=False)
-        if mine.group is not None and theirs.group is not None
-    ]
-    section.tables.append(_rung_table(result, pairs))
+    if rows:
+        section.tables.append(_saved_table(rows))
+    section.tables += [_rung_table(result, reference, other) for other in others]
     return section
+
+
+def _saved_table(rows: Sequence[tuple[str, ...]]) -> Table:
+    return Table(
+        title="Resources to equal loss",
+        caption="Read off power laws fitted to each seed, at the lowest mean loss that both families were measured at; "
+        "a line may pass its last point by its own residual. Geometric mean over seeds and 95 % t-interval.",
+        columns=("resource", "family", "paper", "share of the reference's", "95 % interval"),
+        rows=tuple(rows),
+        words=2,
+    )
 
 
 def _all(result: StudyResult, family: str) -> list[ArmResult]:
@@ -106,6 +104,8 @@ def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tupl
     The row is empty, and the words say why, where nothing can be read off.
     """
     name, family = AXES[axis], other[0].entry["group"]
+    if refused := unclaimable([*reference, *other]):
+        return f"Nothing is read off over {name} for {family}: {refused}.", ()
     fits = [_fits(arms, axis) for arms in (reference, other)]
     if len({_at(arm, axis) for arm in reference}) < 2 or len({_at(arm, axis) for arm in other}) < 2:
         return f"All sizes of a family have the same {name}: there is no power law over them.", ()
@@ -159,11 +159,12 @@ def _fit_table(rungs: dict[str, list[ArmResult]], scale: str) -> Table:
     )
 
 
-def _rung_table(result: StudyResult, pairs: list[dict[str, str]]) -> Table:
-    """Sizes beside each other, each at its own 20 tokens per parameter."""
+def _rung_table(result: StudyResult, reference: str, other: str) -> Table:
+    """Sizes of two families beside each other."""
     rows = []
-    for pair in pairs:
-        mine, theirs = result.arms[pair["of"]], result.arms[pair["against"]]
+    for mine, theirs in zip(_all(result, other), _all(result, reference), strict=False):
+        if mine.group is None or theirs.group is None:
+            continue
         shared = [seed for seed in mine.losses if seed in theirs.losses]
         gap = mean_interval([mine.losses[seed] - theirs.losses[seed] for seed in shared]) if shared else None
         rows.append(
@@ -171,14 +172,21 @@ def _rung_table(result: StudyResult, pairs: list[dict[str, str]]) -> Table:
                 f"{mine.name} against {theirs.name}",
                 formats.loss(mean_loss(theirs)),
                 formats.loss(mean_loss(mine)),
-                shown(gap),
+                NONE if unclaimable([mine, theirs]) else shown(gap),
                 *(formats.percent(_at(mine, axis) / _at(theirs, axis)) for axis in AXES),
             )
         )
     return Table(
         title="Rung by rung",
-        caption="Each at 20 tokens per non-embedding parameter of its own, so RMT has fewer tokens than the "
-        "transformer beside it. Difference seed by seed, with its 95 % interval.",
-        columns=("sizes", "transformer", "RMT", "difference", "of its parameters", "of its tokens", "of its FLOPs"),
+        caption=f"Each with its own number of tokens{_length(result)}. Difference seed by seed with its 95 % interval, "
+        "not corrected for the number of rungs.",
+        columns=("sizes", reference, other, "difference", "of its parameters", "of its tokens", "of its FLOPs"),
         rows=tuple(rows),
     )
+
+
+def _length(result: StudyResult) -> str:
+    """How long the runs are, where all are as long for every parameter."""
+    lengths = {arm.entry["tokens_per_parameter"] for arm in result.arms.values()}
+    length = lengths.pop() if len(lengths) == 1 else None
+    return "" if length is None else f", {length:g} for each of its non-embedding parameters"

@@ -10,7 +10,7 @@ from widestream.report.stats.intervals import mean_interval
 from widestream.report.stats.matched import RESOURCES, Resource, gap_at, reach
 from widestream.report.stats.pairs import Pair
 from widestream.report.table import NONE, Table
-from widestream.study.page.results import ArmResult, StudyResult, contrast
+from widestream.study.page.results import ArmResult, Contrast, StudyResult, contrast, unclaimable
 from widestream.study.page.sections import Section, at_equal_tokens, begin, contrast_table, shown
 
 
@@ -23,6 +23,9 @@ def race_section(result: StudyResult) -> Section:
         return section
     printed, scale = result.record["analysis"]["printed"], result.record["scale"]
     section.answers.append(at_equal_tokens(one))
+    _draw(section, one)
+    if one.refused:
+        return section
     fewer = 1 - one.of.count("parameters") / one.against.count("parameters")
     gap, paper_gap = one.at_equal["tokens"], printed["loss"][1] - printed["loss"][0]
     ends = formats.interval(gap.low, gap.high)
@@ -42,11 +45,15 @@ def race_section(result: StudyResult) -> Section:
         )
     )
     section.tables.append(contrast_table(result, [({"paper": paper_gap}, one)]))
-    comparison = compare([run.path for arm in (one.against, one.of) if arm.group for run in arm.group.runs])
-    section.charts += [(f"Over {words}", loss_chart(comparison, resource)) for resource, words in _OVER.items()]
-    if (chart := gap_chart(comparison)) is not None:
-        section.charts.append(("The gap over tokens", chart))
     return section
+
+
+def _draw(section: Section, one: Contrast) -> None:
+    """Curves of both arms, those of diverged seeds too."""
+    comparison = compare([run.path for arm in (one.against, one.of) if arm.group for run in arm.group.members])
+    section.charts += [(f"Over {words}", loss_chart(comparison, resource)) for resource, words in _OVER.items()]
+    if not one.refused and (chart := gap_chart(comparison)) is not None:
+        section.charts.append(("The gap over tokens", chart))
 
 
 _OVER: dict[Resource, str] = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
@@ -93,9 +100,10 @@ def lead_section(result: StudyResult) -> Section:
     rows = [{"label": f"{one.of.name} against {one.against.name}"} for one in (short, long)]
     section.tables.append(contrast_table(result, list(zip(rows, (short, long), strict=True))))
     assert long.pair is not None
-    section.tables.append(_along(long.pair))
-    comparison = compare([run.path for arm in (long.against, long.of) if arm.group for run in arm.group.runs])
-    if (chart := gap_chart(comparison)) is not None:
+    if not long.refused:
+        section.tables.append(_along(long.pair))
+    comparison = compare([run.path for arm in (long.against, long.of) if arm.group for run in arm.group.members])
+    if not long.refused and (chart := gap_chart(comparison)) is not None:
         section.charts.append(("The gap along the long runs", chart))
     section.charts.append(("Loss along the long runs", loss_chart(comparison, "tokens")))
     return section
@@ -103,6 +111,8 @@ def lead_section(result: StudyResult) -> Section:
 
 def _change(mine: ArmResult, theirs: ArmResult, later: ArmResult, against: ArmResult) -> str:
     """Whether the difference at the end of the long runs is another than at the end of the short ones."""
+    if refused := unclaimable([mine, theirs, later, against]):
+        return f"Whether the lead lasts is not said: {refused}."
     seeds = [seed for seed in mine.losses if all(seed in arm.losses for arm in (theirs, later, against))]
     if not seeds:
         return "The short and the long runs have no seed in common."

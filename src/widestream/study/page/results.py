@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.report.stats.groups import Apart, Group, measure
+from widestream.report.comparable import judge
+from widestream.report.stats.groups import Apart, Group, diverged_seeds, measure
 from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
 from widestream.report.stats.pairs import Pair, match
 from widestream.runs.folder import finished
@@ -30,7 +31,9 @@ class ArmResult:
     entry: dict[str, Any]
     """The arm in the record: group, recipe, settings, rate, trials, runs."""
     group: Group | None
-    """Its finished runs, measured; None where none is finished."""
+    """Its finished runs, measured, and those that diverged; None where no finished run counts."""
+    lost: str = ""
+    """How many of its seeds diverged, and where, in words; empty where none did."""
 
     @property
     def losses(self) -> dict[Seeds, float]:
@@ -38,6 +41,11 @@ class ArmResult:
         if self.group is None:
             return {}
         return {run.seeds: loss for run, loss in zip(self.group.runs, self.group.finals, strict=True)}
+
+    @property
+    def seeds(self) -> str:
+        """How many of its finished or diverged seeds count: `3`, or `2 of 3`."""
+        return "0" if self.group is None else self.group.seeds.removesuffix("s").removesuffix(" seed")
 
     @property
     def trouble(self) -> list[str]:
@@ -103,17 +111,6 @@ class StudyResult:
         return [run for arm in self.measured() if arm.group for run in arm.group.runs]
 
 
-def load_results(folder: Path) -> list[StudyResult]:
-    """Read every study whose record lies in a folder, by name.
-
-    Raises:
-        UserError: one is damaged.
-    """
-    paths = sorted(folder.glob(f"*{RECORD}"))
-    cache: Cache = {}
-    return [load_result(path, cache) for path in paths]
-
-
 def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
     """Read one study.
 
@@ -135,36 +132,44 @@ def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
     notes: list[str] = []
     runs = {} if cache is None else cache
     arms = {name: _arm(name, entry, path.parent, runs, notes) for name, entry in entries.items()}
+    record = {"question": "", "mirrors": "", "title": record["study"], "command": ""} | record
     return StudyResult(record=record, folder=path.parent, arms=arms, notes=notes)
 
 
 def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: list[str]) -> ArmResult:
-    """Read an arm's finished runs, those too that finished since the record was written."""
+    """Read an arm's runs. What their folders say goes before what the record says, which may be older."""
     runs = []
     for row in entry["runs"]:
-        if row["status"] != "done" and finished(folder / row["folder"], row["steps"]):
-            row["status"] = "done"
-        if row["status"] != "done":
+        run = _read(folder / row["folder"], row, cache)
+        if run is not None and run.state != "unfinished":
+            runs.append(run)
+        if row["status"] not in ("done", "diverged"):
             why = f": {row['why']}" if row.get("why") else ""
             notes.append(f"{name}, seed {row['seed']}: {row['status']}{why} ({row['folder']})")
-            continue
-        path = folder / row["folder"]
-        if path not in cache:
-            try:
-                cache[path] = load_run(path)
-            except UserError as error:
-                cache[path] = error
-        run = cache[path]
-        if isinstance(run, UserError):
-            row["status"] = "unreadable"
-            notes.append(f"{name}, seed {row['seed']}: {run}")
-        else:
-            runs.append(run)
-    runs.sort(key=lambda run: run.seeds)
     measured = measure(name, runs, "loss") if runs else None
-    if isinstance(measured, Apart):
+    if isinstance(measured, Apart) and not measured.diverged:
         notes.append(f"{name}: {measured.reason}.")
-    return ArmResult(name=name, entry=entry, group=measured if isinstance(measured, Group) else None)
+    lost = diverged_seeds(runs) if any(run.state == "diverged" for run in runs) else ""
+    return ArmResult(name=name, entry=entry, group=measured if isinstance(measured, Group) else None, lost=lost)
+
+
+def _read(path: Path, row: dict[str, Any], cache: Cache) -> Run | None:
+    """The run of a row, whose status becomes what the folder says; None where there is none to read."""
+    if row["status"] not in ("done", "diverged") and not finished(path, row["steps"]):
+        return None
+    if path not in cache:
+        try:
+            cache[path] = load_run(path)
+        except UserError as error:
+            cache[path] = error
+    run = cache[path]
+    if isinstance(run, UserError):
+        row |= {"status": "unreadable", "why": str(run)}
+        return None
+    if row["status"] == "diverged" and run.state == "unfinished":  # packed results have no batch to tell it by
+        run = replace(run, diverged_at=run.steps + 1)
+    row["status"] = run.state
+    return run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +184,8 @@ class Contrast:
     """By resource: tokens, flops, wall_s, parameters; those that cannot be compared are left out."""
     pair: Pair | None
     """The whole comparison; None where the runs share no stretch."""
+    refused: str = ""
+    """Why no difference is claimed, in words; empty where one may be."""
     family: int = 1
     """Comparisons that were made together and are corrected for their number."""
     corrected: dict[str, float | None] = field(default_factory=dict)
@@ -192,13 +199,14 @@ class Contrast:
 
 def as_family(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """The same comparisons with the p-values of each resource corrected for their number (Holm)."""
+    counted = [i for i, one in enumerate(contrasts) if not one.refused]
     corrected: list[dict[str, float | None]] = [{} for _ in contrasts]
     for resource in EQUAL:
-        places = [i for i, one in enumerate(contrasts) if resource in one.at_equal]
+        places = [i for i in counted if resource in contrasts[i].at_equal]
         values = holm([contrasts[i].at_equal[resource] for i in places])
         for i, p in zip(places, values, strict=True):
             corrected[i][resource] = p
-    return [replace(one, family=len(contrasts), corrected=p) for one, p in zip(contrasts, corrected, strict=True)]
+    return [replace(one, family=len(counted), corrected=p) for one, p in zip(contrasts, corrected, strict=True)]
 
 
 def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
@@ -213,7 +221,15 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
     at_parameters = _at_equal_parameters(result, one, other)
     if at_parameters is not None:
         at_equal["parameters"] = at_parameters
-    return as_family([Contrast(of=one, against=other, at_equal=at_equal, pair=pair)])[0]
+    found = Contrast(of=one, against=other, at_equal=at_equal, pair=pair, refused=unclaimable([one, other]))
+    return as_family([found])[0]
+
+
+def unclaimable(arms: Sequence[ArmResult]) -> str:
+    """Why nothing is claimed from arms beside each other: seeds that diverged, runs that do not compare; else empty."""
+    lost = [f"{arm.name}: {arm.lost}" for arm in arms if arm.lost]
+    differing = judge([arm.group for arm in arms if arm.group is not None]).mismatches
+    return "; ".join([*lost, *(one.sentence.rstrip(".") for one in differing)])
 
 
 def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.comparable import cautions, mismatches
+from widestream.report.comparable import judge
 from widestream.report.figures.pictures import Figure
 from widestream.report.figures.rows import Forest
 from widestream.report.stats.intervals import Interval
@@ -73,12 +73,32 @@ def begin(result: StudyResult) -> Section:
         notes=list(result.notes),
         commands=[record["command"]],
     )
-    models = [(arm.name, arm.group.runs) for arm in result.measured() if arm.group]
-    if len(models) > 1:
-        section.notes += [f"Not comparable in nats: {one.sentence}" for one in mismatches(models)]
-        section.notes += cautions(models)
+    section.notes += searching(result)
+    groups = [arm.group for arm in result.measured() if arm.group]
+    if groups:
+        judgement = judge(groups)
+        section.notes += [f"Not comparable in nats: {one.sentence}" for one in judgement.mismatches]
+        section.notes += judgement.cautions
     section.details = [table for table in (arms_table(result), rates_table(result), runs_table(result)) if table.rows]
     return section
+
+
+def diverged_sentences(result: StudyResult) -> list[str]:
+    """What became of arms of which a seed diverged; that is a result, and comes first."""
+    return [
+        f"{arm.name}: {arm.lost}" + (f"; {arm.name} has no figure." if arm.group is None else ".")
+        for arm in result.arms.values()
+        if arm.lost
+    ]
+
+
+def searching(result: StudyResult) -> list[str]:
+    """How far the search for learning rates is, while it goes on."""
+    trials = [trial for arm in result.arms.values() for trial in arm.entry["trials"]]
+    waiting = [trial for trial in trials if trial["status"] == "unfinished"]
+    if not waiting:
+        return []
+    return [f"Learning rates are being searched: {len(trials) - len(waiting)} of {len(trials)} runs so far are done."]
 
 
 def describe_scale(result: StudyResult) -> str:
@@ -107,6 +127,8 @@ def _span(values: Sequence[Any], shown: Any) -> str:
 def at_equal_tokens(contrast: Contrast) -> str:
     """At equal tokens: who is ahead and by how much, or that no difference is seen."""
     one, other, gap = contrast.of.name, contrast.against.name, contrast.at_equal.get("tokens")
+    if contrast.refused:
+        return _refused(contrast)
     if gap is None:
         return f"{one} and {other} share no stretch of training."
     if gap.low is None or gap.high is None:
@@ -119,10 +141,20 @@ def at_equal_tokens(contrast: Contrast) -> str:
     return f"{one} is {formats.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
 
 
+def _refused(contrast: Contrast) -> str:
+    """Why no difference is claimed, and the figures that stand."""
+    arms = (contrast.of, contrast.against)
+    losses = [f"{arm.name} {formats.loss(mean_loss(arm))} ({arm.group.seeds})" for arm in arms if arm.group]
+    return (
+        f"No difference between {arms[0].name} and {arms[1].name} is claimed ({contrast.refused}); the losses are "
+        f"{formats.listing(losses)}."
+    )
+
+
 def _at_equal_parameters(contrast: Contrast) -> str | None:
     """The same at equal parameters, where that is not the comparison at equal tokens itself."""
     gap = contrast.at_equal.get("parameters")
-    if gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
+    if contrast.refused or gap is None or gap.low is None or gap == contrast.at_equal.get("tokens"):
         return None
     one, other = contrast.of.name, contrast.against.name
     if not contrast.seen("parameters"):
@@ -177,10 +209,15 @@ def contrast_table(
     for row, one in compared:
         gap = one.at_equal.get("tokens")
         paper = row.get("paper")
+        label = row.get("label") or f"{one.of.name} against {one.against.name}"
+        printed = UNPRINTED if paper is None else formats.signed(paper)
+        if one.refused:
+            rows.append((label, printed, "not claimed", *[NONE] * 5, NONE, result.record["scale"]))
+            continue
         rows.append(
             (
-                row.get("label") or f"{one.of.name} against {one.against.name}",
-                UNPRINTED if paper is None else formats.signed(paper),
+                label,
+                printed,
                 NONE if gap is None else formats.signed(gap.mean),
                 NONE if gap is None else formats.interval(gap.low, gap.high),
                 formats.p_value(one.corrected.get("tokens")),
@@ -220,7 +257,7 @@ def arms_table(result: StudyResult) -> Table:
         trouble = formats.listing(arm.trouble) if arm.trouble else "all done"
         rate = "recipe's" if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
         if arm.group is None:
-            rows.append((arm.name, about, *[NONE] * 4, rate, paper, NONE, NONE, "0", trouble))
+            rows.append((arm.name, about, *[NONE] * 4, rate, paper, NONE, NONE, arm.seeds, trouble))
             continue
         final = arm.group.final
         rows.append(
@@ -235,14 +272,15 @@ def arms_table(result: StudyResult) -> Table:
                 paper,
                 formats.loss(final.mean),
                 NONE if final.low is None else f"{formats.loss(final.low)} to {formats.loss(final.high or 0)}",
-                str(final.n),
+                arm.seeds,
                 trouble,
             )
         )
     return Table(
         title="Arms",
         caption="Parameters without norm gains. Loss: last held-out evaluation in nats per token, mean over seeds and "
-        "95 % interval. The paper's losses are of its own data, vocabulary and scale.",
+        "95 % interval; seeds that diverged are in no mean."
+        + (" The paper's losses are of its own data, vocabulary and scale." if result.record["mirrors"] else ""),
         columns=(
             "arm", "what it is", "non-embedding", "parameters", "stream cells", "tokens", "peak rate", "paper",
             "ours", "95 % interval", "seeds", "runs",
@@ -263,19 +301,32 @@ def rates_table(result: StudyResult) -> Table:
                 for trial in trials
             ]
             edge = arm.entry["rate"] in (trials[0]["lr"], trials[-1]["lr"])
-            length = formats.percent(trials[0]["steps"] / arm.entry["runs"][0]["steps"])
-            rows.append((arm.name, "; ".join(losses), f"{arm.entry['rate']:g}", "yes" if edge else "no", length))
+            runs, rate = arm.entry["runs"], arm.entry["rate"]
+            length = formats.percent(trials[0]["steps"] / runs[0]["steps"]) if runs else NONE
+            taken = NONE if rate is None or not runs else f"{rate:g}"
+            rows.append((arm.name, "; ".join(losses), taken, "yes" if edge else "no", length))
         elif arm.entry["rate_of"]:
             rate = NONE if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
             rows.append((arm.name, f"as {arm.entry['rate_of']}", rate, NONE, NONE))
     return Table(
         title="Learning rates",
         caption="Held-out loss by peak rate; the same grid for all, grown by its own ratio while the best lies at its "
-        "edge, up to a number of rates; one seed. Length: of a search run, as a share of the arm's full length.",
+        "edge, up to a number of rates; one seed. Length: of a search run, as a share of the arm's full length. "
+        + _chosen_on(result.record["search"]),
         columns=("arm", "rates searched", "taken", "at the edge", "length"),
         rows=tuple(rows),
         words=2,
     )
+
+
+def _chosen_on(search: dict[str, Any] | None) -> str:
+    """Which part of the held-out text chose the rates."""
+    share = (search or {}).get("selection")
+    if not share:
+        return (
+            "The rates were chosen on the held-out text that results are reported on, which flatters all arms a little."
+        )
+    return f"The rates were chosen on {formats.percent(share)} of the held-out text, on which no result is reported."
 
 
 def runs_table(result: StudyResult) -> Table:

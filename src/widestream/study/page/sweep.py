@@ -9,7 +9,7 @@ from widestream.report.figures.chart import Chart, Series
 from widestream.report.stats.fits import Slope, slope
 from widestream.report.stats.intervals import SIGNIFICANT, holm
 from widestream.report.table import Table
-from widestream.study.page.results import ArmResult, StudyResult
+from widestream.study.page.results import ArmResult, StudyResult, unclaimable
 from widestream.study.page.sections import (
     UNPRINTED,
     Section,
@@ -32,7 +32,7 @@ def sweep_section(result: StudyResult) -> Section:
         found = [_trend(name, arms, entry) for name, arms in groups.items()]
         trends += [one for one in found if isinstance(one, Trend)]
         section.notes += [why for why in found if isinstance(why, str)]
-        if any(isinstance(one, Trend) for one in found):
+        if len({arm.count(entry["x"]) for arms in groups.values() for arm in arms}) > 1:
             section.charts.append((entry["title"], _sweep_chart(groups, entry["x"])))
     if trends:
         steps, bends = holm([one.slope.per_doubling for one in trends]), _bends(trends)
@@ -61,7 +61,7 @@ def _sweep_chart(groups: dict[str, list[ArmResult]], x: str) -> Chart:
             (at, final.mean if final.low is None else final.low, final.mean if final.high is None else final.high)
             for (at, _), final in zip(points, finals, strict=True)
         )
-        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}" for arm in arms)
+        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}, {arm.seeds} seeds" for arm in arms)
         value = formats.loss(points[-1][1])
         series.append(Series(points=points, colour=number, label=name, value=value, band=band, titles=titles))
     seen = [end for line in series for _, low, high in line.band for end in (low, high)]
@@ -103,6 +103,8 @@ class Trend:
 
 def _trend(name: str, arms: list[ArmResult], entry: dict[str, Any]) -> Trend | str:
     """The line through a group of arms, or why there is none."""
+    if refused := unclaimable(arms):
+        return f"{name}: no slope is claimed ({refused})."
     found = slope([(arm.count(entry["x"]), arm.losses) for arm in arms])
     if found is not None:
         return Trend(name=name, entry=entry, slope=found, points=len(arms))
