@@ -16,8 +16,8 @@ from widestream.report.figures.comparison_charts import (
     over_resources,
     ranking,
     search_chart,
-    small_charts,
 )
+from widestream.report.figures.small_charts import small_charts
 from widestream.report.league import MANY, is_league, league_table, league_verdict
 from widestream.report.page import render_page
 from widestream.report.search_record import Search, load_search

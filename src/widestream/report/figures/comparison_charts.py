@@ -1,8 +1,7 @@
 """The charts of a comparison."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from widestream.report import formats
@@ -10,10 +9,9 @@ from widestream.report.comparison import Comparison
 from widestream.report.figures.chart import Chart, Guide, Mark, Series, Switched, with_room
 from widestream.report.figures.names import shorten
 from widestream.report.figures.rows import Forest
-from widestream.report.figures.themes import GREY
 from widestream.report.league import EQUAL, ranked
 from widestream.report.search_record import Search
-from widestream.report.stats.groups import Group, Metric
+from widestream.report.stats.groups import Apart, Group, Metric
 from widestream.report.stats.intervals import Interval
 from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES, Resource
 from widestream.report.stats.pairs import Pair
@@ -32,24 +30,13 @@ EXPLODED = 8
 LONG = 4
 """A run this many times as long as half of the others makes the x axis a logarithmic one at first."""
 
-_WORDS: dict[Resource, str] = {
+AXIS_WORDS: dict[Resource, str] = {
     "tokens": "training tokens",
     "flops": "training FLOPs, logits included",
     "wall_s": "wall time",
 }
+"""What an axis is called, without its unit."""
 _SAVED: dict[Resource, str] = {"tokens": "tokens", "flops": "FLOPs", "wall_s": "time"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SmallChart:
-    """One of many charts, and what stands above it."""
-
-    name: str
-    """The model, whole."""
-    says: str
-    """Its difference, or what became of it."""
-    figure: Switched
-    """Its loss and the reference's."""
 
 
 def over_resources(chart: Callable[[Resource], Chart | None]) -> Switched | None:
@@ -64,27 +51,28 @@ def loss_chart(comparison: Comparison, resource: Resource) -> Chart:
     A run that diverged is dashed and ends in words; it has no part in mean, band, or range.
     """
     ends = [group.curve.axis(resource)[-1] for group in comparison.groups]
-    unit, name = _unit(resource, max(ends))
+    unit, name = unit_of(resource, max(ends))
     lines = [
         line for number, group in enumerate(comparison.groups) for line in _lines(comparison, number, resource, unit)
     ]
-    y_range = _losses_in_view([curve.points(resource) for group in comparison.groups for curve in group.curves])
-    lost = [
+    y_range = losses_in_view([curve.points(resource) for group in comparison.groups for curve in group.curves])
+    dashed = [
         (run, line)
-        for run, model, colour in _diverged(comparison)
-        if (line := _lost(run, model, colour, comparison.metric, resource, unit)).points
+        for number, model in enumerate((*comparison.groups, *comparison.apart))
+        for run in lost_runs(model)
+        if (line := lost(run, model.label, number, comparison.metric, resource, unit)).points
     ]
     models = formats.listing(_few([label for label, _ in comparison.models]))
     metric = METRIC_NAMES[comparison.metric]
     return Chart(
-        title=f"{metric} against {_WORDS[resource]}, {models}",
-        x_label=f"{_WORDS[resource]} ({name})",
+        title=f"{metric} against {AXIS_WORDS[resource]}, {models}",
+        x_label=f"{AXIS_WORDS[resource]} ({name})",
         y_label=f"{metric} (nats per token)" if comparison.metric == "loss" else metric,
-        series=(*(line for _, line in lost), *lines),
+        series=(*lines, *(line for _, line in dashed)),
         y_range=y_range,
         log_x=max(ends) > LONG * sorted(ends)[len(ends) // 2],
         guide=_guide(comparison, resource, unit),
-        marks=tuple(_end_of(line, run, y_range) for run, line in lost),
+        marks=tuple(end_of(line, run, y_range) for run, line in dashed),
     )
 
 
@@ -99,7 +87,7 @@ def gap_chart(comparison: Comparison, resource: Resource = "tokens") -> Chart | 
     if not pairs:
         return None
     end = max(pair.gaps[resource][-1][0] for pair in pairs)
-    unit, name = _unit(resource, end)
+    unit, name = unit_of(resource, end)
     series = []
     for pair in pairs:
         number, label = comparison.groups.index(pair.other), pair.other.label
@@ -114,8 +102,8 @@ def gap_chart(comparison: Comparison, resource: Resource = "tokens") -> Chart | 
     reference = pairs[0].reference.label
     marks = [mark for pair in pairs if (mark := _half(comparison, pair, unit))] if resource == "tokens" else []
     return Chart(
-        title=f"Difference in {METRIC_NAMES[comparison.metric]} from {reference} over {_WORDS[resource]}",
-        x_label=f"{_WORDS[resource]} ({name})",
+        title=f"Difference in {METRIC_NAMES[comparison.metric]} from {reference} over {AXIS_WORDS[resource]}",
+        x_label=f"{AXIS_WORDS[resource]} ({name})",
         y_label=f"{METRIC_NAMES[comparison.metric]} minus {reference}'s: below zero is better",
         series=tuple(series),
         y_range=with_room([*seen, 0.0], 0.1, 0.1),
@@ -152,7 +140,7 @@ def search_chart(search: Search, colours: dict[str, int]) -> Chart | None:
 def ranking(comparison: Comparison) -> Forest:
     """A row a model in the ranking's order, a panel a resource; below it those out of it, and what became of them."""
     pairs = ranked(comparison)
-    remarks = {pair.other.label: "other tokens" for pair in comparison.unranked}
+    remarks = {pair.other.label: f"only {formats.count(pair.tokens)} tokens" for pair in comparison.unranked}
     remarks |= {pair.other.label: "a seed diverged" for pair in pairs if not pair.claimed}
     remarks |= {one.label: "diverged" if one.diverged else "no figures" for one in comparison.apart}
     standing = [pair for pair in pairs if pair.claimed]
@@ -179,48 +167,7 @@ def ranking(comparison: Comparison) -> Forest:
     )
 
 
-def small_charts(comparison: Comparison) -> list[SmallChart]:
-    """Every model of a league beside the reference, in the ranking's order, then those out of the ranking.
-
-    Charts have the same axes as far as the model is then in view, and else their own.
-    """
-    charts = []
-    for pair in (*ranked(comparison), *comparison.unranked):
-        figure = over_resources(lambda resource, pair=pair: _small_chart(comparison, pair.other, resource))
-        assert figure is not None, "a model with a curve has a chart"
-        says = formats.signed(pair.difference.mean) if pair.claimed else "a seed diverged"
-        if pair in comparison.unranked:
-            says += f" at {formats.count(pair.tokens)} tokens"
-        charts.append(SmallChart(name=pair.other.label, says=says, figure=figure))
-    return charts
-
-
-def _small_chart(comparison: Comparison, other: Group, resource: Resource) -> Chart:
-    reference = comparison.groups[0]
-    ends = sorted(group.curve.axis(resource)[-1] for group in comparison.groups)
-    usual, end = ends[len(ends) // 2], other.curve.axis(resource)[-1]
-    unit, name = _unit(resource, end)
-    last = usual if 0.5 * usual <= end <= 1.5 * usual else 1.02 * end
-    curves = [group.curve.points(resource) for group in comparison.groups]
-    low, high = _losses_in_view(curves)
-    shown = [loss for at, loss in other.curve.points(resource) if at >= EARLY * end]
-    if not all(low <= loss <= high for loss in shown[len(shown) // 2 :]):
-        both = [other.curve.points(resource), [point for point in reference.curve.points(resource) if point[0] <= last]]
-        low, high = _losses_in_view([points for points in both if points])
-    return Chart(
-        title=f"{other.label} and {reference.label} over {_WORDS[resource]} ({name})",
-        x_label=f"{_WORDS[resource]} ({name})",
-        y_label=METRIC_NAMES[comparison.metric],
-        series=(
-            _mean(comparison, 0, resource, unit, GREY),
-            _mean(comparison, comparison.groups.index(other), resource, unit, 0),
-        ),
-        x_range=(0.0, last / unit),
-        y_range=(low, high),
-    )
-
-
-def _losses_in_view(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+def losses_in_view(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
     """The range of losses that shows every model after its first fall, however long it was trained.
 
     Losses far above those of the usual model leave the frame, so that one that explodes does not flatten the others.
@@ -248,26 +195,24 @@ def _differences_in_view(gaps: Sequence[Interval]) -> tuple[float, float]:
     return with_room([max(min(ends), -most), min(max(ends), most)], 0.05, 0.05)
 
 
-def _diverged(comparison: Comparison) -> Iterator[tuple[Run, str, int]]:
-    """(run, model, number of the model) of every run that diverged."""
-    for number, group in enumerate(comparison.groups):
-        yield from ((run, group.label, number) for run in group.diverged)
-    for number, one in enumerate(comparison.apart, len(comparison.groups)):
-        yield from ((run, one.label, number) for run in one.runs if run.state == "diverged")
+def lost_runs(model: Group | Apart) -> list[Run]:
+    """A model's runs that diverged after an evaluation: they have a curve up to there."""
+    runs = model.diverged if isinstance(model, Group) else model.runs
+    return [run for run in runs if run.state == "diverged" and any(row.tokens > 0 for row in run.curve)]
 
 
-def _lost(run: Run, model: str, number: int, metric: Metric, resource: Resource, unit: float) -> Series:
+def lost(run: Run, model: str, number: int, metric: Metric, resource: Resource, unit: float) -> Series:
     """The curve of a run that diverged, as measured, up to there."""
     rows = [(getattr(row, resource), getattr(row, metric)) for row in run.curve if row.tokens > 0]
     points = tuple((at / unit, loss) for at, loss in rows if loss is not None and math.isfinite(loss))
     return Series(points=points, colour=number, thick=False, broken=True, model=model, seed=run.seed_name)
 
 
-def _end_of(line: Series, run: Run, y_range: tuple[float, float]) -> Mark:
-    """Where a run diverged, inside of the frame."""
-    x, y = line.points[-1]
+def end_of(line: Series, run: Run, y_range: tuple[float, float]) -> Mark:
+    """Where a run diverged, or where its curve left the frame on the way there."""
     low, high = y_range
     room = 0.06 * (high - low)
+    x, y = next((point for point in reversed(line.points) if low <= point[1] <= high), line.points[-1])
     where = "" if run.diverged_at is None else f" at step {run.diverged_at:,}"
     y = min(max(y, low + room), high - room)
     return Mark(x=x, y=y, text=f"diverged{where}", colour=line.colour, model=line.model, seed=run.seed_name)
@@ -297,12 +242,11 @@ def _lines(comparison: Comparison, number: int, resource: Resource, unit: float)
             )
             for run, curve in zip(group.runs, group.curves, strict=True)
         ]
-    return [*lines, _mean(comparison, number, resource, unit, number)]
+    return [*lines, _mean(comparison, group, resource, unit, number)]
 
 
-def _mean(comparison: Comparison, number: int, resource: Resource, unit: float, colour: int) -> Series:
+def _mean(comparison: Comparison, group: Group, resource: Resource, unit: float, colour: int) -> Series:
     """The mean of a model's seeds."""
-    group = comparison.groups[number]
     return Series(
         points=group.curve.points(resource, unit),
         colour=colour,
@@ -360,7 +304,7 @@ def _few(names: list[str]) -> list[str]:
     return names if len(names) <= 6 else [*names[:5], f"{len(names) - 5} others"]
 
 
-def _unit(resource: Resource, end: float) -> tuple[float, str]:
+def unit_of(resource: Resource, end: float) -> tuple[float, str]:
     """What an axis counts in, and the unit's name."""
     if resource == "wall_s":
         return next(

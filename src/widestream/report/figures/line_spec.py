@@ -265,7 +265,7 @@ def _guide_layers(guide: Guide | None, axes: _Axes) -> list[Spec]:
         },
         {"data": {"values": [point]}, "mark": _HOLLOW, "encoding": {"stroke": _colour()}},
         {
-            "data": {"values": [point | {"y": floor, "text": text}]},
+            "data": {"values": [point | {"text": text}]},
             "mark": {
                 "type": "text",
                 "dy": 7 - 16 * len(text),
@@ -275,7 +275,7 @@ def _guide_layers(guide: Guide | None, axes: _Axes) -> list[Spec]:
                 "clip": True,
                 **words,
             },
-            "encoding": {"text": {"field": "text", "type": "nominal"}},
+            "encoding": {"y": {"value": "height"}, "text": {"field": "text", "type": "nominal"}},
         },
     ]
 

@@ -106,8 +106,8 @@ def _row(name: str, short: str, gap: Interval | None, forest: Forest, heading: s
     """What is drawn of one difference: `at` where its dot lies, `from` and `to` its interval as far as it is shown."""
     row: dict[str, Any] = {"name": visible(name), "short": short}
     if gap is None or not math.isfinite(gap.mean):
-        words = visible(forest.remarks.get(name, formats.interval(None, None)))
-        return row | {"text": words, "difference": words, "interval": formats.interval(None, None)}
+        remark = visible(forest.remarks.get(name, formats.interval(None, None)))
+        return row | {"remark": remark if heading == next(iter(forest.panels)) else "", "difference": remark}
     low, high = forest.x_range
     known = gap.low is not None and gap.high is not None
     row |= {
@@ -159,8 +159,14 @@ def _panel(heading: str, rows: list[dict[str, Any]], forest: Forest, narrow: boo
             for side in (1, -1)
         ),
         {
+            "transform": [{"filter": "isValid(datum.at)"}],
             "mark": {"type": "text", "align": "left", "dx": 8, "color": "var(--ink)", "fontSize": 12, **offset},
             "encoding": {"x": {"value": "width"}, "text": {"field": "text", "type": "nominal"}},
+        },
+        {
+            "transform": [{"filter": "isValid(datum.remark)"}],
+            "mark": {"type": "text", "align": "left", "dx": 4, "color": "var(--soft)", "fontSize": 12, **offset},
+            "encoding": {"x": {"value": 0}, "text": {"field": "remark", "type": "nominal"}},
         },
         {
             "mark": {"type": "rule", "strokeWidth": ROW, "opacity": 0, **offset},

@@ -206,7 +206,7 @@
         line.x.forEach((x, i) => {
           const [px, py] = [across(x), down(line.y[i])];
           if (px < -1 || px > width + 1 || py < -1 || py > height + 1) return;
-          const distance = (px - left) ** 2 + (py - top) ** 2;
+          const distance = (px - left) ** 2 + (py - top) ** 2 + (line.t ? 0 : 16);
           if (distance < least) [least, found] = [distance, { line, i }];
         });
       }
