@@ -209,10 +209,14 @@ def lost(run: Run, model: str, number: int, metric: Metric, resource: Resource, 
 
 
 def end_of(line: Series, run: Run, y_range: tuple[float, float]) -> Mark:
-    """Where a run diverged, or where its curve left the frame on the way there."""
+    """Where a run diverged, or where its curve left the frame at the top on the way there."""
     low, high = y_range
     room = 0.06 * (high - low)
-    x, y = next((point for point in reversed(line.points) if low <= point[1] <= high), line.points[-1])
+    inside = [i for i, (_, loss) in enumerate(line.points) if loss <= high]
+    (x, y), after = line.points[inside[-1] if inside else 0], line.points[inside[-1] + 1 :] if inside else ()
+    if after:
+        x += (after[0][0] - x) * (high - y) / (after[0][1] - y)
+        y = high
     where = "" if run.diverged_at is None else f" at step {run.diverged_at:,}"
     y = min(max(y, low + room), high - room)
     return Mark(x=x, y=y, text=f"diverged{where}", colour=line.colour, model=line.model, seed=run.seed_name)

@@ -24,7 +24,7 @@ FEW = 12
 """Up to so many points, each is shown as a dot: there is more line than measurement."""
 LABELS = 8
 """More lines than these are named in the legend alone."""
-LETTERS = 16
+LETTERS = 20
 """Longest name at the end of a line, its figure not counted."""
 _DIGIT = 7
 """Width of a digit beside an axis."""
@@ -243,9 +243,9 @@ def _dotted(series: Series) -> bool:
 
 def _rule_at_zero() -> Spec:
     return {
-        "data": {"values": [{}]},
+        "data": {"values": [{"y": 0}]},
         "mark": {"type": "rule", "color": "var(--ink)", "clip": True},
-        "encoding": {"x": None, "y": {"datum": 0}},
+        "encoding": {"x": {"value": 0}, "x2": {"value": "width"}},
     }
 
 
@@ -398,7 +398,11 @@ def _pointer_layers() -> list[Spec]:
     """A hair line and a ring on the point that lies under the pointer; a page's script fills the data."""
     data = {"name": "hover"}
     return [
-        {"data": data, "mark": {"type": "rule", "color": "var(--rule)"}, "encoding": {"y": None}},
+        {
+            "data": data,
+            "mark": {"type": "rule", "color": "var(--rule)"},
+            "encoding": {"y": {"value": 0}, "y2": {"value": "height"}},
+        },
         {"data": data, "mark": _HOLLOW | {"size": 90}, "encoding": {"stroke": _colour()}},
     ]
 

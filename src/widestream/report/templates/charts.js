@@ -249,13 +249,13 @@
       for (const line of this.lines.series) {
         if (line.m && (!models.has(line.m) || line.t)) models.set(line.m, line);
       }
-      const entries = [...models].map(([model, { c, d }]) => {
+      const entries = [...models].map(([model, { c, d, t }]) => {
         const dash = page.dashes[d].join(" ");
         const key = document.createElementNS("http://www.w3.org/2000/svg", "svg");
         key.setAttribute("width", "26");
         key.setAttribute("height", "8");
         const stroke = document.createElementNS("http://www.w3.org/2000/svg", "path");
-        for (const [name, value] of Object.entries({ d: "M0 4H26", stroke: `var(--s${c})`, "stroke-width": "2.5",
+        for (const [name, value] of Object.entries({ d: "M0 4H26", stroke: `var(--s${c})`, "stroke-width": t ? 2.5 : 1,
           "stroke-dasharray": dash })) stroke.setAttribute(name, value);
         key.append(stroke);
         const entry = toggle("", !this.hidden.has(model), (on) => {
