@@ -1,6 +1,7 @@
 """Figures as SVG files, light and dark, for README and docs; drawn by vl-convert, the extra `pictures`."""
 
 import re
+import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -40,14 +41,14 @@ def write_pictures(stem: str | Path, figures: Sequence[Figure], title: str) -> l
     try:
         import vl_convert
     except ImportError:
-        print(MISSING)
+        print(MISSING, file=sys.stderr)
         return []
     spec = picture_spec(figures)
     written = []
     for theme in THEMES:
         path = Path(f"{stem}-{theme}.svg")
-        drawn = vl_convert.vegalite_to_svg(in_theme(spec, theme))
-        named = re.sub(r"<svg ", lambda _: f'<svg role="img" aria-label="{_attribute(title)}" ', drawn, count=1)
+        drawn = _numbered(vl_convert.vegalite_to_svg(in_theme(spec, theme)))
+        named = drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(visible(title))}" ', 1)
         write_text(path, f"{named}\n")
         written.append(path)
     return written
@@ -94,5 +95,7 @@ def _renamed(panel: Spec, number: int) -> Spec:
     return panel | {"layer": layers}
 
 
-def _attribute(words: str) -> str:
-    return escape(visible(words))
+def _numbered(svg: str) -> str:
+    """The same picture under the same names, however many were drawn before it."""
+    names: dict[str, str] = {}
+    return re.sub(r"\bclip\d+\b", lambda found: names.setdefault(found[0], f"clip{len(names)}"), svg)
