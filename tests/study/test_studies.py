@@ -12,9 +12,11 @@ from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.study import run
 from widestream.study.archive import pack_results
-from widestream.study.plan import Place, arm_job, recipe_hash
-from widestream.study.run import StudyOptions, best_rate, next_rate, run_study
-from widestream.study.spec import SCALES, RateSearch, find_study, load_study, study_names
+from widestream.study.load import find_study, load_study, study_names
+from widestream.study.plan import Place, Prints, arm_job, recipe_hash
+from widestream.study.rates import best_rate, next_rate
+from widestream.study.run import StudyOptions, run_study
+from widestream.study.spec import SCALES, RateSearch
 
 LOOKS = {"demo", "zoo"}
 """Studies that look at the beginning of training with a seed or two."""
@@ -63,13 +65,17 @@ def test_studies_share_the_runs_of_equal_recipes(tmp_path):
     assert again.name.rpartition("-")[0] == one["transformer"].name.rpartition("-")[0]
 
 
-def test_what_only_computes_leaves_a_runs_name_alone():
-    names = {
-        recipe_hash(load_recipe("demo/rmt", [f"train.{change}"]), "tokens")
-        for change in ("attention=auto", "attention=sdpa", "threads=2", "kernels=reference", "stream_memory=states")
-    }
-    assert len(names) == 1
-    assert recipe_hash(load_recipe("demo/rmt", ["train.z_loss=0.5"]), "tokens") not in names
+def test_whatever_can_change_a_figure_gives_a_run_a_name_of_its_own():
+    changes = (
+        "attention=auto", "attention=sdpa", "threads=2", "kernels=reference", "stream_memory=states", "device=cuda",
+        "precision=bf16", "compile=true", "z_loss=0.5", "eval_every=7", "eval_windows=3", "selection=0.5",
+    )  # fmt: skip
+    prints: Prints = {"train": "t", "heldout": "h"}
+    names = {recipe_hash(load_recipe("demo/rmt", [f"train.{change}"]), prints) for change in changes}
+    names.add(recipe_hash(load_recipe("demo/rmt"), prints | {"heldout": "other"}))
+    assert len(names) == len(changes) + 1
+    seeds = [recipe_hash(load_recipe("demo/rmt", [f"train.seed={seed}", f"name=s{seed}"]), prints) for seed in (1, 2)]
+    assert seeds[0] == seeds[1]
 
 
 def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):
@@ -213,7 +219,7 @@ def test_arms_may_take_the_rate_of_another_or_the_recipes(tmp_path, options):
     }
     record = json.loads(run_study(str(write_study(tmp_path / "mine.yaml", arms=arms)), options).read_text())
     rates = {arm["name"]: arm["rate"] for arm in record["arms"]}
-    assert rates == {"transformer": 0.01, "other": 0.01, "own": None}
+    assert rates == {"transformer": 0.01, "other": 0.01, "own": 0.123}
     folder = options.folder / "cpu" / record["arms"][2]["runs"][0]["folder"]
     assert "lr: 0.123" in (folder / "config.yaml").read_text()
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from widestream.study.corpus import find_data
+from widestream.study.load import load_study
 from widestream.study.run import Outcome, StudyOptions, carry_out, command_line, place_folder
-from widestream.study.spec import load_study
 
 PROMPT = "It was a truth"
 

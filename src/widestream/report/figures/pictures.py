@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from widestream.files import write_text
+from widestream.files import write_page
 from widestream.report.figures.chart import Chart, Switched
 from widestream.report.figures.line_spec import WIDE, Spec, datasets, line_spec
 from widestream.report.figures.row_spec import bar_rows, forest_rows
@@ -49,7 +49,7 @@ def write_pictures(stem: str | Path, figures: Sequence[Figure], title: str) -> l
         path = Path(f"{stem}-{theme}.svg")
         drawn = _numbered(vl_convert.vegalite_to_svg(in_theme(spec, theme)))
         named = drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(visible(title))}" ', 1)
-        write_text(path, f"{named}\n")
+        write_page(path, f"{named}\n")
         written.append(path)
     return written
 

@@ -120,16 +120,13 @@ def match(reference: Group, other: Group, tokens: float | None = None) -> Pair |
 
 
 def as_family(pairs: Sequence[Pair]) -> list[Pair]:
-    """The same comparisons with the p-values of each resource corrected for their number (Holm).
-
-    Those of which nothing may be claimed are no part of the family.
-    """
+    """The same comparisons with the p-values of each resource corrected for their number (Holm)."""
     corrected: list[dict[Resource, float | None]] = [{} for _ in pairs]
     for resource in RESOURCES:
         places = [i for i, pair in enumerate(pairs) if pair.claimed and resource in pair.at_equal]
         for i, p in zip(places, holm([pairs[i].at_equal[resource] for i in places]), strict=True):
             corrected[i][resource] = p
-    tests = sum(pair.claimed and pair.difference.p is not None for pair in pairs)
+    tests = sum(p.get("tokens") is not None for p in corrected)
     return [replace(pair, family=tests, corrected=p) for pair, p in zip(pairs, corrected, strict=True)]
 
 

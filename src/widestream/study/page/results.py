@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,16 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
 def unclaimable(arms: Sequence[ArmResult]) -> str:
     """Why nothing is claimed from arms beside each other: seeds that diverged, runs that do not compare; else empty."""
     lost = [f"{arm.name}: {arm.lost}" for arm in arms if arm.lost]
+    twins = [(one.name, other.name) for one, other in combinations(arms, 2) if _same(one, other)]
+    lost += [f"{one} and {other} are the same runs" for one, other in twins]
     differing = judge([arm.group for arm in arms if arm.group is not None]).mismatches
     return "; ".join([*lost, *(one.sentence.rstrip(".") for one in differing)])
+
+
+def _same(one: ArmResult, other: ArmResult) -> bool:
+    """Whether two arms share their runs, as where a search finds for one the rate that the other has."""
+    mine, theirs = ([run["folder"] for run in arm.entry["runs"]] for arm in (one, other))
+    return one is not other and mine != [] and mine == theirs
 
 
 def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:
