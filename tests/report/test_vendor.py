@@ -1,4 +1,4 @@
-"""The libraries in pages are the ones that the notice names, and travel with the package."""
+"""The libraries in pages are the ones that the notice names."""
 
 import re
 from hashlib import sha256

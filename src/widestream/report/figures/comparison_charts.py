@@ -263,7 +263,7 @@ def _mean(comparison: Comparison, group: Group, resource: Resource, unit: float,
 
 def _measured(runs: Sequence[Run], tokens: Sequence[float], metric: Metric) -> tuple[float, ...]:
     """Mean over runs of what was measured at each number of tokens, before smoothing."""
-    by_tokens = [{row.tokens: getattr(row, metric) for row in run.curve} for run in runs]
+    by_tokens = [{float(row.tokens): getattr(row, metric) for row in run.curve} for run in runs]
     return tuple(fmean(losses[at] for losses in by_tokens) for at in tokens)
 
 
