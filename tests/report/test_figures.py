@@ -127,10 +127,11 @@ def test_what_a_page_draws_compiles_too(name, capfd):
         return
     for one in figure.charts.values() if isinstance(figure, Switched) else [figure]:
         for lines in (line_spec(one), line_spec(one, SMALL)):
-            for axis, domain in lines.logs.items():
-                if domain is not None:
-                    assert 0 < domain[0] < domain[1]
-                    lines.spec["encoding"][axis]["scale"] |= {"type": "log", "domain": domain}
+            for axis, log in lines.logs.items():
+                if log is not None:
+                    assert 0 < log["domain"][0] < log["domain"][1]
+                    lines.spec["encoding"][axis]["scale"] |= {"type": "log", "domain": log["domain"]}
+                    lines.spec["encoding"][axis]["axis"]["labelExpr"] = log["numbers"]
             spec = {**lines.spec, "datasets": {**datasets(lines.series), "hover": []}, "config": CONFIG}
             names = {signal["name"] for signal in compiled(spec, capfd)["signals"]}
             assert {"zoom_x", "zoom_y", "hidden", "seeds"} <= names

@@ -153,7 +153,7 @@ def ranking(comparison: Comparison) -> Forest:
     metric, reference = METRIC_NAMES[comparison.metric], comparison.groups[0].label
     return Forest(
         title=f"{metric} of {len(standing)} models minus that of {reference}",
-        x_label="below zero is better",
+        x_label=f"{'nats' if comparison.metric == 'loss' else 'bits per byte'}; below zero is better",
         names=(*(pair.other.label for pair in standing), *remarks),
         panels=panels,
         x_range=_differences_in_view([gap for gaps in panels.values() for gap in gaps.values()]),

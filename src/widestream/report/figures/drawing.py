@@ -17,7 +17,7 @@ from widestream.report.figures.line_spec import SMALL, WIDE, Lines, Size, line_s
 from widestream.report.figures.pictures import Figure
 from widestream.report.figures.row_spec import ROW, Rows, bar_rows, forest_rows
 from widestream.report.figures.rows import BarChart, Forest
-from widestream.report.figures.themes import CONFIG, dash_scale
+from widestream.report.figures.themes import CONFIG, NUMBERS, dash_scale
 from widestream.report.formats import visible
 
 LIBRARIES = ("vega.min.js", "vega-lite.min.js")
@@ -52,7 +52,7 @@ class Drawer:
         """What the figures show, as JSON; nothing where there are none."""
         shared = ",".join(self._shared)
         rest = json.dumps(
-            {"config": CONFIG, "dashes": dash_scale()["range"], "figures": self._figures},
+            {"config": CONFIG, "numbers": NUMBERS, "dashes": dash_scale()["range"], "figures": self._figures},
             allow_nan=False,
             separators=(",", ":"),
         )

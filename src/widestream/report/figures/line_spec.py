@@ -13,7 +13,7 @@ from typing import Any
 
 from widestream.report.figures.chart import Chart, Guide, Mark, Series
 from widestream.report.figures.names import shorten
-from widestream.report.figures.themes import BROKEN, NUMBERS, colour_scale, dash_scale, look
+from widestream.report.figures.themes import BROKEN, NUMBERS, colour_scale, dash_scale, log_numbers, look
 from widestream.report.figures.thin import room_for_each, thinned
 from widestream.report.formats import visible
 
@@ -26,6 +26,8 @@ LABELS = 8
 """More lines than these are named in the legend alone."""
 LETTERS = 20
 """Longest name at the end of a line, its figure not counted."""
+MANY = 12
+"""More lines than these are thinner."""
 _DIGIT = 7
 """Width of a digit beside an axis."""
 _APART = 16
@@ -66,8 +68,8 @@ class Lines:
     """The specification, without its lines."""
     series: list[dict[str, Any]]
     """Lines as columns."""
-    logs: dict[str, list[float] | None]
-    """Range of each axis when it is logarithmic; None where it cannot be."""
+    logs: dict[str, Spec | None]
+    """Range and numbers of each axis when it is logarithmic; None where it cannot be."""
     margin: dict[str, int]
     """Room around the plot: left for numbers, above for the chart's name, below for the axis. A page's
     script adds room for names, which it can measure."""
@@ -117,7 +119,10 @@ def line_spec(chart: Chart, size: Size = WIDE, interactive: bool = True) -> Line
     return Lines(
         spec=spec,
         series=[_columns(series) for series in kept],
-        logs={"x": axes.log_x, "y": axes.log_y},
+        logs={
+            axis: {"domain": domain, "numbers": log_numbers(*domain)} if domain else None
+            for axis, domain in (("x", axes.log_x), ("y", axes.log_y))
+        },
         margin={"left": axes.numbers(), "top": top, "right": 14, "bottom": 44 if size.words else 22},
         cut=any(len(a.points) < len(b.points) for a, b in zip(kept, lines, strict=True)),
     )
@@ -185,12 +190,14 @@ def _wide(ends: tuple[float, float]) -> tuple[float, float]:
 
 
 def _channel(field: str, domain: Sequence[float] | None, log: bool, **axis: Any) -> Spec:
-    scale = {"domain": list(domain or (0, 1)), "type": "log" if log else "linear", "nice": False}
+    domain = list(domain or (0.0, 1.0))
+    scale = {"domain": domain, "type": "log" if log else "linear", "nice": False}
+    numbers = log_numbers(domain[0], domain[1]) if log else NUMBERS
     return {
         "field": field,
         "type": "quantitative",
         "scale": scale,
-        "axis": {"labelExpr": NUMBERS, "labelOverlap": True, **axis},
+        "axis": {"labelExpr": numbers, "labelOverlap": "greedy", **axis},
     }
 
 
@@ -206,10 +213,10 @@ def _line_layers(lines: Sequence[Series], hiding: list[Spec]) -> list[Spec]:
         transform = [*_seeds(hiding), {"filter": which}]
         return {"data": {"name": "lines"}, "transform": transform, "mark": mark, "encoding": encoding}
 
-    line = {"type": "line", "clip": True, "strokeCap": "round", "strokeJoin": "round"}
+    line = {"type": "line", "clip": True, "strokeJoin": "round"}
     layers = [
         layer(line | {"strokeWidth": 1, "opacity": 0.55}, "datum.t == 0"),
-        layer(line | {"strokeWidth": 2.5}, "datum.t == 1"),
+        layer(line | {"strokeWidth": 2.5 if sum(series.thick for series in lines) <= MANY else 1.5}, "datum.t == 1"),
     ]
     if any(_dotted(series) for series in lines):
         dots = layer({"type": "circle", "size": 36, "opacity": 1, "clip": True}, "datum.f == 1")

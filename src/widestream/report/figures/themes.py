@@ -5,6 +5,7 @@ theme at once, on screen and in print; for a file of its own `in_theme` puts the
 """
 
 import json
+import math
 import re
 from typing import Any
 
@@ -53,6 +54,14 @@ CONFIG: dict[str, Any] = {
 
 NUMBERS = "abs(datum.value) >= 1e5 ? replace(format(datum.value, '.3~s'), 'G', 'B') : format(datum.value, '.6~r')"
 """How axes write numbers: whole as far as they are short, else with k, M, B, T."""
+
+
+def log_numbers(low: float, high: float) -> str:
+    """How a logarithmic axis writes numbers: few of them, and round ones, the longer the rounder."""
+    decades = math.log10(high / low)
+    digits = [1] if decades > 3 else [1, 3] if decades > 2 else [1, 2, 5] if decades > 0.7 else [*range(1, 10)]
+    digit = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"
+    return f"indexof({digits}, {digit}) < 0 ? '' : {NUMBERS}"
 
 
 def css_variables(theme: str) -> str:

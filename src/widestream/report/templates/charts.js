@@ -108,7 +108,8 @@
         const scale = spec.encoding[axis].scale;
         if (log === undefined || !logs[axis] || log === (scale.type === "log")) continue;
         scale.type = log ? "log" : "linear";
-        scale.domain = log ? logs[axis] : this.linear(axis);
+        scale.domain = log ? logs[axis].domain : this.linear(axis);
+        spec.encoding[axis].axis.labelExpr = log ? logs[axis].numbers : page.numbers;
         if (axis === "y" && log) {
           for (const layer of spec.layer) if (layer.name === "ends") layer.encoding.y.field = "log_place";
         }
