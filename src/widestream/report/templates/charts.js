@@ -12,7 +12,8 @@
     return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, whole(value)]));
   };
   for (const part of page.shared) parts.push(whole(part));
-  const PHONE = 480;
+  const PHONE = 480; /* pixels; a narrower figure has no names at line ends, and those of rows above them */
+  const FEW = 4; /* more models than these can be shown and hidden all at once */
 
   const make = (name, attributes = {}, ...children) => {
     const element = document.createElement(name);
@@ -224,6 +225,15 @@
         const words = Object.keys(this.data.views);
         if (words.length > 1) tools.append(choice(words, (word) => { this.over = word; this.name(); this.change(); }));
         tools.append(...this.switches([this]));
+        if (this.models().size > FEW) {
+          for (const [word, all] of [["all", true], ["none", false]]) {
+            tools.append(make("button", { type: "button", click: () => {
+              this.hidden = new Set(all ? [] : this.models().keys());
+              this.name();
+              this.set("hidden", [...this.hidden]);
+            } }, word));
+          }
+        }
         if (this.lines.series.some((line) => line.s)) {
           tools.append(toggle("seeds", true, (on) => { this.seeds = on; this.set("seeds", on); }));
         }
@@ -245,12 +255,17 @@
       });
     }
 
-    name() {
+    /* The models of the legend, each with its thickest line. */
+    models() {
       const models = new Map();
       for (const line of this.lines.series) {
         if (line.m && (!models.has(line.m) || line.t)) models.set(line.m, line);
       }
-      const entries = [...models].map(([model, { c, d, t }]) => {
+      return models;
+    }
+
+    name() {
+      const entries = [...this.models()].map(([model, { c, d, t }]) => {
         const dash = page.dashes[d].join(" ");
         const key = document.createElementNS("http://www.w3.org/2000/svg", "svg");
         key.setAttribute("width", "26");
