@@ -11,7 +11,7 @@ from typing import Any
 from widestream.errors import UserError
 from widestream.report.comparable import judge
 from widestream.report.stats.groups import Apart, Group, diverged_seeds, measure
-from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
+from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm_by
 from widestream.report.stats.pairs import Pair, match
 from widestream.runs.folder import finished
 from widestream.runs.read import Run, load_run
@@ -200,14 +200,9 @@ class Contrast:
 
 def as_family(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """The same comparisons with the p-values of each resource corrected for their number (Holm)."""
-    counted = [i for i, one in enumerate(contrasts) if not one.refused]
-    corrected: list[dict[str, float | None]] = [{} for _ in contrasts]
-    for resource in EQUAL:
-        places = [i for i in counted if resource in contrasts[i].at_equal]
-        values = holm([contrasts[i].at_equal[resource] for i in places])
-        for i, p in zip(places, values, strict=True):
-            corrected[i][resource] = p
-    return [replace(one, family=len(counted), corrected=p) for one, p in zip(contrasts, corrected, strict=True)]
+    corrected = holm_by([{} if one.refused else one.at_equal for one in contrasts])
+    counted = sum(not one.refused for one in contrasts)
+    return [replace(one, family=counted, corrected=p) for one, p in zip(contrasts, corrected, strict=True)]
 
 
 def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
