@@ -116,7 +116,7 @@ def chart_of(name: str, curves: Curves) -> Chart:
             label=label,
             value=count(points[-1][1]),
             thick=label in exact,
-            titles=tuple(f"{label}, {x} cells: {y:,}" for x, y in points),
+            titles=tuple(f"{y:,}" for _, y in points),
         )
         for label, points in curves.items()
     )

@@ -48,7 +48,8 @@ def depth_chart(depth: Sequence[Record], quantity: str, scaled: bool) -> Chart |
                 colour=HIGHLIGHTED.index(name) if marked else GREY,
                 label=name if marked else None,
                 thick=marked,
-                titles=tuple(f"{name}, site {x:g}: {three(10**y)}" for x, y in points),
+                model=name,
+                titles=tuple(f"{three(10**y)} times" for _, y in points),
             )
         )
     if not series:

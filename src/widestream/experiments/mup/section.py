@@ -231,7 +231,7 @@ def _line(quantity: str, colour: int, widths: list[int], rows: list[list[float]]
         colour=colour,
         label=quantity,
         band=tuple((width, min(values), max(values)) for width, values in places),
-        titles=tuple(f"{quantity} at width {width}: {fmean(row):.3g}" for width, row in zip(widths, rows, strict=True)),
+        titles=tuple(f"mean {fmean(row):.3g}" for row in rows),
     )
 
 

@@ -112,7 +112,7 @@ def line_spec(chart: Chart, size: Size = WIDE, interactive: bool = True) -> Line
     }
     top = 8
     if size.words:
-        name = wrap(visible(chart.y_label), 52) or [""]
+        name = wrap(visible(chart.y_label), 44) or [""]
         spec["title"], top = {"text": name, "lineHeight": 17}, 14 + 17 * len(name)
     if interactive:
         spec["params"] = [{"name": "hidden", "value": []}, {"name": "seeds", "value": True}]
