@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widestream.report.figures import pictures
+from widestream.report.figures.axes import SMALL
 from widestream.report.figures.chart import Chart, Guide, Mark, Series, Switched, with_room
+from widestream.report.figures.columns import datasets
 from widestream.report.figures.drawing import Drawer
-from widestream.report.figures.line_spec import SMALL, _apart, datasets, line_spec
+from widestream.report.figures.line_spec import _apart, line_spec
 from widestream.report.figures.names import shorten
 from widestream.report.figures.pictures import picture_spec, write_pictures
 from widestream.report.figures.row_spec import bar_rows, forest_rows

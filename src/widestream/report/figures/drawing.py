@@ -12,8 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from widestream.report.figures.axes import SMALL, WIDE, Size
 from widestream.report.figures.chart import Chart, Switched
-from widestream.report.figures.line_spec import SMALL, WIDE, Lines, Size, line_spec
+from widestream.report.figures.line_spec import Lines, line_spec
 from widestream.report.figures.pictures import Figure
 from widestream.report.figures.row_spec import ROW, Rows, bar_rows, forest_rows
 from widestream.report.figures.rows import BarChart, Forest

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from widestream.files import write_page
+from widestream.report.figures.axes import WIDE, Spec
 from widestream.report.figures.chart import Chart, Switched
-from widestream.report.figures.line_spec import WIDE, Spec, datasets, line_spec
+from widestream.report.figures.columns import datasets
+from widestream.report.figures.line_spec import line_spec
 from widestream.report.figures.row_spec import bar_rows, forest_rows
 from widestream.report.figures.rows import BarChart, Forest
 from widestream.report.figures.themes import CONFIG, THEMES, in_theme

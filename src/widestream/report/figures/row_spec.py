@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.figures.line_spec import Spec
+from widestream.report.figures.axes import Spec
 from widestream.report.figures.names import shorten
 from widestream.report.figures.rows import BarChart, Forest
 from widestream.report.figures.themes import GREY, NUMBERS, colour_scale

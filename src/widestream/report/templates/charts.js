@@ -64,7 +64,7 @@
     return pen.measureText(text).width;
   };
 
-  /* Lines as the rows that a specification reads; line_spec.py, `datasets`, does the same. */
+  /* Lines as the rows that a specification reads; columns.py, `datasets`, does the same. */
   const rowsOf = (series) => {
     const lines = [], bands = [];
     series.forEach(({ m, s, c, d, t, f, x, y, band }, k) => {
