@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -121,8 +123,24 @@ def test_the_table_goes_to_a_file_or_alone_to_standard_output(runs, here):
     assert run(runs, "--csv", "runs.csv").output.rstrip().endswith("Table: runs.csv")
 
 
+def test_a_table_replaces_no_other_file(runs, here):
+    (here / "notes.txt").write_text("mine")
+    result = run(runs, "--csv", "notes.txt")
+    assert isinstance(result.exception, UserError)
+    assert (here / "notes.txt").read_text() == "mine"
+
+
 def test_names_with_commas_and_lines_stay_in_their_cells(tmp_path):
     name = 'a, "quoted"\nname'
     write_run(tmp_path / "a", "rmt", steps=50, config={"name": name})
     (row,) = table_of(to_csv(compare([tmp_path])))
     assert row["name"] == name
+
+
+def test_the_page_names_every_column_of_the_table(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "compare.md").read_text()
+    table = page.partition("## The tidy table")[2]
+    named = {name for row in table.splitlines() if row.startswith("| `") for name in re.findall("`([a-z0-9_.]+)`", row)}
+    write_run(tmp_path / "a", "rmt", steps=50)
+    (row,) = table_of(to_csv(compare([tmp_path])))
+    assert named - {"done", "unfinished", "diverged"} == row.keys() - {"model", "counted"}

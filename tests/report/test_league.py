@@ -120,6 +120,16 @@ def test_counts_before_and_after_the_correction_for_their_number(tmp_path):
     assert min(corrected) == pytest.approx(min(1.0, 7 * min(p)))
 
 
+def test_who_shares_no_stretch_with_the_reference_stays_in_the_table(tmp_path):
+    write_league(tmp_path)
+    write_run(tmp_path / "late", "rmt", steps=600, every=600, config={"name": "late-one"})
+    found = compare([tmp_path])
+    assert [group.label for group in found.unmatched] == ["late-one"]
+    row = next(row for row in league_table(found).rows if row[0] == "late-one")
+    assert set(row[4:8]) == {"–"}
+    assert "1 that share no stretch of training with it" in str(league_verdict(found))
+
+
 def test_a_reference_of_which_a_seed_diverged_leaves_no_claim(league, tmp_path):
     write_league(tmp_path)
     (tmp_path / "transformer-1" / "done.json").unlink()

@@ -82,6 +82,14 @@ def test_a_study_on_other_data_has_other_runs_and_names_the_former_ones(tmp_path
     assert len(runs_of(record)) == 3
 
 
+def test_seeds_on_other_data_do_not_join_an_arm(tmp_path, options):
+    one, other = (write_data(tmp_path / f"data{seed}", seed=seed) for seed in (0, 1))
+    carry_out(tmp_path, replace(options, data=one), arms=arms(base=1), seeds=3)
+    record = carry_out(tmp_path, replace(options, data=other), arms=arms(base=1), seeds=2)
+    assert [run["seed"] for run in record["arms"][0]["runs"]] == [0, 1]
+    assert [run["seed"] for run in record["earlier"][0]["runs"]] == [0, 1, 2]
+
+
 def test_a_plain_run_is_not_taken_for_one_on_other_heldout_text(tmp_path, options):
     data = write_data(tmp_path / "data")
     carry_out(tmp_path, replace(options, data=data), arms=arms(base=1), runs="plain")

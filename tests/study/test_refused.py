@@ -92,6 +92,7 @@ def test_what_a_study_would_overwrite_in_silence_is_refused(tmp_path, changes, w
         ({"arms": {"a": PLAIN, "b": PLAIN | {"rate_of": "a"}}}, "are the same run"),
         ({"runs": "plain", "arms": {"a": PLAIN, "b": PLAIN}}, "are the same run"),
         ({"search": None, "arms": {"a": PLAIN, "b": PLAIN | {"rate_of": "a"}}}, "are the same run"),
+        ({"arms": TWO, "set": {"data.heldout_split": "none"}}, "a study judges by the held-out loss"),
         ({"arms": TWO, "set": {"train.tokens": 9999, "train.steps": 3}}, "Arm a of the study mine: .*both given"),
         ({"arms": TWO, "set": {"train.steps": 3, "train.micro_batch_size": 5}}, "does not divide"),
         (

@@ -95,6 +95,8 @@ def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):
         ({"reference": "rtm"}, "Unknown arm 'rtm'"),
         ({"search": {"rates": [0.1]}}, "two or more positive rates"),
         ({"search": {"rates": [0.1, 0.1]}}, "each once"),
+        ({"search": {"rates": [0.1, float("inf")]}}, "two or more positive rates"),
+        ({"search": {"rates": [0.1, float("nan")]}}, "two or more positive rates"),
         ({"search": {"rates": "many"}}, "search.rates must be a list"),
         ({"search": {"most": 3}}, "lacks search.rates"),
         ({"seedz": 3}, "did you mean seeds"),
@@ -135,6 +137,8 @@ def test_the_grid_grows_while_the_best_rate_lies_at_its_edge():
     assert next_rate({0.004: 3.0, 0.01: None}, search) == 0.0016, "a rate that diverged is no best one"
     assert next_rate({0.004: None, 0.01: None}, search) is None
     assert best_rate({0.004: None, 0.01: None}) is None
+    close = RateSearch(rates=(0.01, 0.010001), most=9)
+    assert next_rate({0.01: 3.0, 0.010001: 2.9}, close) is None, "the next one would be rounded to one that was tried"
 
 
 def test_a_study_searches_rates_then_trains_all_seeds_and_records_both(tmp_path, options):

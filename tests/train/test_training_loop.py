@@ -230,9 +230,11 @@ def test_by_default_the_run_stops_and_saves_the_batch(data, tmp_path):
 
 
 @pytest.mark.usefixtures("poisoned")
-def test_on_request_the_step_is_skipped_and_counted(data, tmp_path):
+def test_on_request_the_step_is_skipped_and_counted(data, tmp_path, capsys):
     result = train(tiny_config(data, train={"nonfinite": "skip"}), tmp_path / "run")
     assert (result.step, result.skipped) == (6, 1)
+    told = capsys.readouterr()
+    assert "6 steps (1 skipped, which moved nothing)" in told.out + told.err
     assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3, 5, 6]
     (event,) = rows(tmp_path / "run", "event")
     assert event == {

@@ -36,7 +36,6 @@ def compare(
 
     from widestream import report
     from widestream.errors import UserError
-    from widestream.files import write_text
 
     if as_json and table == STDOUT:
         raise UserError("Both --json and --csv - print to standard output; give one of them, or --csv FILE.")
@@ -45,16 +44,15 @@ def compare(
         comparison = report.compare(runs, choice)
     else:
         comparison = report.write_report(runs, out, search=search, choice=choice)
-    rows = None if table is None else report.to_csv(comparison)
-    if rows is not None and table == STDOUT:
-        typer.echo(rows, nl=False)
+    if table == STDOUT:
+        typer.echo(report.to_csv(comparison), nl=False)
         return
+    if table is not None:
+        report.write_csv(comparison, Path(table))
     if as_json:
         typer.echo(json.dumps(comparison.to_dict(), allow_nan=False))
     else:
         report.print_table(comparison)
-    if rows is not None:
-        write_text(Path(str(table)), rows)
     for what, place in {"Report": out, "Table": table}.items():
         if place is not None and not as_json:
             typer.echo(f"{what}: {place}")

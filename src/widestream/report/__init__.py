@@ -9,7 +9,7 @@ script that draws), `vendor` (the libraries that it draws with).
 from widestream.report.compare_page import write_report
 from widestream.report.comparison import Choice, Comparison, compare
 from widestream.report.figures.readme_picture import write_picture
-from widestream.report.run_rows import to_csv
+from widestream.report.run_rows import to_csv, write_csv
 from widestream.report.terminal import print_table
 
-__all__ = ["Choice", "Comparison", "compare", "print_table", "to_csv", "write_picture", "write_report"]
+__all__ = ["Choice", "Comparison", "compare", "print_table", "to_csv", "write_csv", "write_picture", "write_report"]

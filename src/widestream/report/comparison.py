@@ -65,6 +65,12 @@ class Comparison:
         return not self.mismatches
 
     @property
+    def unmatched(self) -> list[Group]:
+        """Models whose evaluations share no stretch of training with the reference's, so that there is no pair."""
+        matched = {pair.other.label for pair in (*self.pairs, *self.unranked)}
+        return [group for group in self.groups[1:] if group.label not in matched]
+
+    @property
     def models(self) -> list[tuple[str, tuple[Run, ...]]]:
         """(label, all its runs) of every model, those without figures last."""
         return [

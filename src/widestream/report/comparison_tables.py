@@ -97,7 +97,7 @@ def _differences(pair: Pair) -> list[tuple[str, ...]]:
 
 def _unclaimed(pair: Pair) -> tuple[str, ...]:
     seeds = f"{pair.other.seeds}, {pair.reference.seeds}"
-    return (f"{pair.other.label} − {pair.reference.label}", "anything", "not claimed", NONE, NONE, seeds)
+    return (f"{pair.other.label} − {pair.reference.label}", NONE, "not claimed", NONE, NONE, seeds)
 
 
 def resources(comparison: Comparison) -> Table | None:

@@ -52,9 +52,9 @@ def _standing(comparison: Comparison, resource: Resource) -> str:
     reference, metric = comparison.groups[0].label, METRIC_NAMES[comparison.metric]
     where = f" ({formats.count(comparison.tokens)})" if resource == "tokens" else ""
     if not pairs:
-        return f"{reference}: {diverged_seeds(comparison.groups[0].members)}. No difference is claimed." * (
-            resource == "tokens" and bool(comparison.groups[0].diverged)
-        )
+        lost = diverged_seeds(comparison.groups[0].members)
+        told = f"{reference}: {lost}. No difference is claimed." if lost else f"No model is ranked beside {reference}."
+        return told if resource == "tokens" else ""
     known = [pair for pair in pairs if pair.at_equal[resource].low is not None]
     others = len(comparison.groups) - 1 + len(comparison.apart)
     sure = [pair for pair in known if not pair.at_equal[resource].holds_zero]
@@ -104,6 +104,7 @@ def _not_counted(comparison: Comparison) -> str:
         (lonely, "with too few seeds for an interval"),
         (len(short), f"that ended earlier and stand apart ({ends})"),
         (lost, "beside which seeds diverged"),
+        (len(comparison.unmatched), "that share no stretch of training with it"),
         (gone, "that diverged"),
         (len(comparison.apart) - gone, "without figures"),
     )
@@ -123,6 +124,7 @@ def league_table(comparison: Comparison, brief: bool = False) -> Table:
     rows.append((0.0, _row(comparison, reference, None, brief)))
     rows.sort(key=lambda item: item[0])
     below = [_row(comparison, pair.other, pair, brief) for pair in comparison.unranked]
+    below += [_row(comparison, group, None, brief) for group in comparison.unmatched]
     below += [_row_apart(one) for one in comparison.apart]
     return Table(
         title="All models",
@@ -148,13 +150,14 @@ def _row(comparison: Comparison, group: Group, pair: Pair | None, brief: bool) -
     loss = formats.loss(fmean(losses)) if brief else formats.spread(losses)
     place = "" if group.tokens == comparison.tokens else f" at {formats.count(group.tokens)}"
     reached = pair.targets[0].ratio("tokens") if pair else 1.0
+    unknown = not pair.claimed if pair else group is not reference
     return (
         group.label,
         str(run.config.get("description") or NONE),
         group.seeds.removesuffix("s").removesuffix(" seed"),
         f"{loss}{place}",
         *(_gap(pair, resource, brief and resource != "tokens") for resource in RESOURCES),
-        NONE if pair and not pair.claimed else "not reached" if reached is None else formats.percent(reached),
+        NONE if unknown else "not reached" if reached is None else formats.percent(reached),
         *_model_figures(run),
         _relative(group, reference, "tokens_per_s", inverse=True),
         _relative(group, reference, "memory_bytes"),

@@ -2,12 +2,18 @@
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
+from widestream.errors import UserError
+from widestream.files import write_text
 from widestream.report.comparison import Comparison
 from widestream.runs.read import Evaluation, Run
 from widestream.runs.row import run_row, setting_columns
 from widestream.runs.settings import differing, settings
+
+_BEGINNING = "model,counted,name,folder,"
+"""Of every table."""
 
 
 def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -30,8 +36,19 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """Write the table, over an older one at most.
+
+    Raises:
+        UserError: a file of another kind lies there, or it cannot be written.
+    """
+    if path.is_file() and not path.read_bytes().startswith(_BEGINNING.encode()):
+        raise UserError(f"{path} is no table of runs and stays as it is; give the name of another file.")
+    write_text(path, to_csv(comparison))
+
+
 def to_csv(comparison: Comparison) -> str:
-    """The same as comma-separated text with a head; what is missing is empty."""
+    """The table as comma-separated text with a head; what is missing is empty."""
     rows = run_rows(comparison)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

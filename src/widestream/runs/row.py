@@ -13,7 +13,7 @@ LARGEST = math.log(1.7e308)
 
 
 def run_row(run: Run, end: Evaluation | None) -> dict[str, Any]:
-    """What a run came to; None or nan where there is no figure. docs/reference/python.md names the columns.
+    """What a run came to; None or nan where there is no figure. docs/how-to/compare.md names the columns.
 
     Args:
         run: the run.

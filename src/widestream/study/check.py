@@ -66,6 +66,9 @@ def check_plan(study: Study, place: Place, given_data: bool) -> None:
     if given_data:
         refuse_other_data(study)
     planned = {arm.name: PlannedArm(arm.name, arm_config(study, arm, place)) for arm in study.arms}
+    for arm in planned.values():
+        if arm.config.data.heldout_split == "none":
+            raise UserError(f"Arm {arm.name} has data.heldout_split: none, and a study judges by the held-out loss.")
     _refuse_twins(study, planned)
     families: dict[str, list[PlannedArm]] = {}
     for arm in study.arms:

@@ -38,7 +38,7 @@ def run_demo(options: StudyOptions) -> Path:
     texts = _write_samples(outcome)
     comparison, report = compare_runs(outcome)
     for model, text in texts.items():
-        print(f"\n--- {model}, after {comparison.runs[0].evals[-1].tokens:,} tokens ---\n{text}")
+        print(f"\n--- {model}, after {comparison.groups[0].tokens:,} tokens ---\n{text}")
     print(f"\nReport: {report}")
     return report
 

@@ -63,11 +63,10 @@ def next_rate(losses: dict[float, float | None], search: RateSearch) -> float | 
     best = best_rate(losses)
     if best is None or len(losses) >= search.most:
         return None
-    rates = sorted(losses)
     ratio = search.rates[1] / search.rates[0]
-    if best == rates[0]:
-        return float(f"{rates[0] / ratio:.3g}")
-    return float(f"{rates[-1] * ratio:.3g}") if best == rates[-1] else None
+    beyond = {max(losses): max(losses) * ratio, min(losses): min(losses) / ratio}.get(best)
+    rate = None if beyond is None else float(f"{beyond:.3g}")
+    return None if rate in losses else rate  # rates so close together that the next one is rounded to one of them
 
 
 def best_rate(losses: dict[float, float | None]) -> float | None:

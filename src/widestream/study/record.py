@@ -136,12 +136,20 @@ def _with_earlier(arms: list[Entry], before: list[Entry]) -> tuple[list[Entry], 
     for arm in arms:
         same = (old for old in before if all(old.get(key) == arm[key] for key in SAME))
         if (old := next(same, None)) is not None:
-            seeds = {run["seed"] for run in arm["runs"]}
-            further = [run for run in old["runs"] if run["seed"] not in seeds]
-            arm = arm | {"trials": arm["trials"] or old["trials"], "runs": [*arm["runs"], *further]}
+            arm = arm | {"trials": arm["trials"] or old["trials"], "runs": _with_further(arm["runs"], old["runs"])}
         whole.append(arm)
     named = {folder for arm in whole for folder in _folders(arm)}
     return whole, [old for old in before if not _folders(old) <= named]
+
+
+def _with_further(runs: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An arm's runs, and those of further seeds that are of the same recipe, rate and data: folders differ by seed."""
+
+    def alike(run: dict[str, Any]) -> str:
+        return run["folder"].rpartition("-seed")[0]
+
+    seeds, kinds = {run["seed"] for run in runs}, {alike(run) for run in runs}
+    return [*runs, *(run for run in before if run["seed"] not in seeds and (not runs or alike(run) in kinds))]
 
 
 def _folders(arm: Entry) -> set[str]:

@@ -15,6 +15,7 @@ an arm of every combination; a recipe `FOLDER/*` one of every shipped recipe the
 """
 
 import itertools
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -52,7 +53,8 @@ class RateSearch:
     is made anew only if asked."""
 
     def __post_init__(self):
-        if len(set(self.rates)) < max(2, len(self.rates)) or min(self.rates) <= 0 or not 0 < self.share <= 1:
+        sound = all(0 < rate < math.inf for rate in self.rates) and 0 < self.share <= 1
+        if len(set(self.rates)) < max(2, len(self.rates)) or not sound:
             raise UserError("`search` needs two or more positive rates, each once, and a share above 0, at most 1.")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"search.steps must be at least one, not {self.steps}.")

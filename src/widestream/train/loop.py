@@ -235,5 +235,6 @@ def _finish(run: TrainingRun, progress: Progress) -> Result:
     result = Result(tokens=run.tokens, flops=run.flops, **asdict(run.reached))
     if run.world.is_main:
         write_done(run.folder, asdict(result))
-    progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
+    lost = f" ({result.skipped:,} skipped, which moved nothing)" if result.skipped else ""
+    progress.say(f"{run.folder}: {result.step:,} steps{lost}, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result
