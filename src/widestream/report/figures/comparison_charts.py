@@ -97,7 +97,14 @@ def gap_chart(comparison: Comparison, resource: Resource = "tokens") -> Chart | 
                 for seed, line in zip(pair.by_seed, pair.gaps_by_seed, strict=False)
             ]
         mean = pair.gaps[resource]
-        series.append(Series(points=_scaled(mean, unit), colour=number, label=label, value=formats.signed(mean[-1][1])))
+        series.append(
+            Series(
+                points=_scaled(mean, unit),
+                colour=number,
+                label=label,
+                value=formats.signed(mean[-1][1]) if pair.claimed else f"({pair.other.seeds})",
+            )
+        )
     seen = [gap for line in series for at, gap in line.points if at >= EARLY_GAP * line.points[-1][0]]
     reference = pairs[0].reference.label
     marks = [mark for pair in pairs if (mark := _half(comparison, pair, unit))] if resource == "tokens" else []
@@ -140,27 +147,26 @@ def search_chart(search: Search, colours: dict[str, int]) -> Chart | None:
 def ranking(comparison: Comparison) -> Forest:
     """A row a model in the ranking's order, a panel a resource; below it those out of it, and what became of them."""
     pairs = ranked(comparison)
-    remarks = {pair.other.label: f"only {formats.count(pair.tokens)} tokens" for pair in comparison.unranked}
-    remarks |= {pair.other.label: "a seed diverged" for pair in pairs if not pair.claimed}
+    remarks = {
+        pair.other.label: f"only {formats.count(pair.tokens)} tokens" if pair.claimed else "a seed diverged"
+        for pair in comparison.unranked
+    }
     remarks |= {one.label: "diverged" if one.diverged else "no figures" for one in comparison.apart}
-    standing = [pair for pair in pairs if pair.claimed]
     panels = {
         EQUAL[resource].partition(" (")[0]: {
-            pair.other.label: pair.at_equal[resource] for pair in standing if resource in pair.at_equal
+            pair.other.label: pair.at_equal[resource] for pair in pairs if resource in pair.at_equal
         }
         for resource in RESOURCES
     }
     metric, reference = METRIC_NAMES[comparison.metric], comparison.groups[0].label
     return Forest(
-        title=f"{metric} of {len(standing)} models minus that of {reference}",
+        title=f"{metric} of {len(pairs)} models minus that of {reference}",
         x_label=f"{'nats' if comparison.metric == 'loss' else 'bits per byte'}; below zero is better",
-        names=(*(pair.other.label for pair in standing), *remarks),
+        names=(*(pair.other.label for pair in pairs), *remarks),
         panels=panels,
         x_range=_differences_in_view([gap for gaps in panels.values() for gap in gaps.values()]),
         unseen={
-            EQUAL[resource].partition(" (")[0]: frozenset(
-                pair.other.label for pair in standing if not pair.seen(resource)
-            )
+            EQUAL[resource].partition(" (")[0]: frozenset(pair.other.label for pair in pairs if not pair.seen(resource))
             for resource in RESOURCES
         },
         remarks=remarks,
@@ -224,7 +230,7 @@ def end_of(line: Series, run: Run, y_range: tuple[float, float]) -> Mark:
 
 def _half(comparison: Comparison, pair: Pair, unit: float) -> Mark | None:
     """The gap at half of training, from which it is said to grow or shrink."""
-    if pair.trend is None:
+    if pair.trend is None or not pair.claimed:
         return None
     x, y, number = pair.trend.half_tokens / unit, pair.trend.half, comparison.groups.index(pair.other)
     text, above = f"{formats.signed(y)} halfway", pair.trend.end < y
@@ -255,7 +261,7 @@ def _mean(comparison: Comparison, group: Group, resource: Resource, unit: float,
         points=group.curve.points(resource, unit),
         colour=colour,
         label=group.label,
-        value=formats.loss(group.curve.loss[-1]),
+        value=formats.loss(group.curve.loss[-1]) if group.claimable else f"({group.seeds})",
         band=_band(group, resource, unit),
         measured=_measured(group.runs, group.curve.tokens, comparison.metric),
     )

@@ -51,7 +51,7 @@ def small_charts(comparison: Comparison) -> list[SmallChart]:
     charts = []
     for pair in (*ranked(comparison), *comparison.unranked):
         says = formats.signed(pair.difference.mean) if pair.claimed else diverged_seeds(pair.other.members)
-        if pair in comparison.unranked:
+        if pair.claimed and pair in comparison.unranked:
             says += f" at {formats.count(pair.tokens)} tokens"
         charts.append(small(pair.other, says))
     return [*charts, *(small(one, one.reason) for one in comparison.apart if lost_runs(one))]
