@@ -281,6 +281,14 @@ def test_a_picture_brings_its_colours_and_loads_nothing(tmp_path):
         assert "http" not in re.sub(r'"http://www.w3.org/[^"]*"', "", text)
 
 
+def test_figures_beside_each_other_keep_their_own_names_and_lines():
+    one, other = chart(line(0, label="left", value="1")), chart(line(1, ((1, 2.0), (4, 2.5)), label="right", value="2"))
+    root = ET.fromstring(vl_convert.vegalite_to_svg(in_theme(picture_spec([one, other]), "light")))
+    assert [word for word in words(root) if word in ("left 1", "right 2")] == ["left 1", "right 2"]
+    paths = [node for node in root.iter("{http://www.w3.org/2000/svg}path") if node.get("stroke-width") == "2.5"]
+    assert [node.get("stroke") for node in paths] == [THEMES["light"]["s0"], THEMES["light"]["s1"]]
+
+
 def test_without_the_extra_a_sentence_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(pictures.sys.modules, "vl_convert", None)
     assert write_pictures(tmp_path / "result", [FIGURES["two"]], "result") == []

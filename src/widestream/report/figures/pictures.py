@@ -87,14 +87,14 @@ def _panel(figure: Figure, beside: int) -> tuple[Spec, dict[str, Any]]:
 
 
 def _renamed(panel: Spec, number: int) -> Spec:
-    """A panel whose named data are its own among the others'."""
+    """A panel whose named data and layers are its own among the others'."""
     if "layer" not in panel:
         return panel
-    layers = [
-        layer | {"data": {"name": f"{layer['data']['name']}{number}"}} if "name" in layer["data"] else layer
-        for layer in panel["layer"]
-    ]
-    return panel | {"layer": layers}
+
+    def renamed(part: Spec) -> Spec:
+        return part | {"name": f"{part['name']}{number}"} if "name" in part else part
+
+    return panel | {"layer": [renamed(layer) | {"data": renamed(layer["data"])} for layer in panel["layer"]]}
 
 
 def _numbered(svg: str) -> str:
