@@ -126,6 +126,7 @@ class TrainConfig:
         counts = ("steps", "tokens", "batch_size", "micro_batch_size", "threads")
         counts += ("log_every", "eval_every", "eval_windows", "save_every", "keep")
         _require(self, "train", "at least 1", lambda value: value >= 1, *counts)
+        _require(self, "train", "at most 1024", lambda value: value <= 1024, "threads")
         _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss", "anchors")
         _require(self, "train", "at least 0 and below 1", lambda value: 0 <= value < 1, "selection")
         _require(self, "train", "at least 0 and below 2^31", lambda value: 0 <= value < 2**31, "seed")
