@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from small_corpora import texts, write_jsonl
 
-from widestream.data.readers import PrepareOptions
+from widestream.data.options import PrepareOptions
 from widestream.data.sources import BUNDLED, Position, assign_split, heldout_limit, open_corpus
 from widestream.errors import UserError
 

@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from widestream.data.cutting import DEFAULT_CUT
+from widestream.data.options import DEFAULT_CUT, DEFAULT_MAX_RECORD
 
 Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATH...",
-        help="What to read: .txt or .md files (cut into documents, see --cut), .jsonl (also .gz, .xz, .zst), .parquet, "
-        "folders of them, bundled:prose, or hf:OWNER/NAME\\[:CONFIG]\\[@REVISION].",
+        help="What to read: .txt or .md files (cut into documents, see --cut), files with a JSON object a line (.jsonl, "
+        ".ndjson, .json), both also packed (.gz, .xz, .zst, .bz2), .parquet, folders of them, bundled:prose, or "
+        "hf:OWNER/NAME\\[:CONFIG]\\[@REVISION]. Files named for validation or test are not trained on.",
     ),
 ]
 Heldout = Annotated[
@@ -29,6 +30,17 @@ Cut = Annotated[
         metavar="BYTES",
         help="Cut .txt and .md files into documents of that many bytes at most, behind a blank line if possible, else "
         "behind a line or a word; 0 makes each file one document.",
+    ),
+]
+MaxRecord = Annotated[
+    int, typer.Option(metavar="BYTES", help="Bytes of a line or a text, at most. A longer one is a bad record.")
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Pass over bad records (no text, not JSON, not UTF-8, too long), and lines of text files that are not "
+        "UTF-8; count them, and note the first in the manifest. Otherwise the first one is an error.",
     ),
 ]
 TextField = Annotated[str, typer.Option(help="Field (.jsonl) or column (.parquet, hf:) that holds the text.")]
@@ -50,6 +62,16 @@ def prepare(
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard, at most.")] = 100_000_000,
     text_field: TextField = "text",
     cut: Cut = DEFAULT_CUT,
+    max_record: MaxRecord = DEFAULT_MAX_RECORD,
+    skip_bad: SkipBad = False,
+    allow_lost_text: Annotated[
+        bool,
+        typer.Option(
+            "--allow-lost-text",
+            help="Go on where the tokenizer cannot spell characters, without them; the manifest says how many. There are "
+            "no bits per byte on such data.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace data prepared in another way.")] = False,
 ) -> None:
     """Turn text into shards of tokens to train on.
@@ -67,11 +89,19 @@ def prepare(
 
         widestream data prepare hf:roneneldan/TinyStories --out data/stories --tokenizer gpt2
     """
-    from widestream.data.prepare import PrepareOptions
+    from widestream.data.options import PrepareOptions
     from widestream.data.prepare import prepare as run
     from widestream.data.tokenizer import resolve_tokenizer
 
-    options = PrepareOptions(heldout=heldout, shard_tokens=shard_tokens, text_field=text_field, cut=cut)
+    options = PrepareOptions(
+        heldout=heldout,
+        shard_tokens=shard_tokens,
+        text_field=text_field,
+        cut=cut,
+        max_record=max_record,
+        skip_bad=skip_bad,
+        allow_lost_text=allow_lost_text,
+    )
     resolved = resolve_tokenizer(tokenizer, boundary)
     run(paths, out, resolved, options, workers=workers, overwrite=overwrite)
     inspect(out)
@@ -112,6 +142,8 @@ def train_tokenizer(
     heldout: Heldout = 0.005,
     text_field: TextField = "text",
     cut: Cut = DEFAULT_CUT,
+    max_record: MaxRecord = DEFAULT_MAX_RECORD,
+    skip_bad: SkipBad = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer on the training documents.
@@ -124,9 +156,9 @@ def train_tokenizer(
         widestream data train-tokenizer bundled:prose --out bpe4096.json --vocab-size 4096
     """
     from widestream.data.bpe import train_tokenizer as run
-    from widestream.data.readers import PrepareOptions
+    from widestream.data.options import PrepareOptions
 
-    options = PrepareOptions(heldout=heldout, text_field=text_field, cut=cut)
+    options = PrepareOptions(heldout=heldout, text_field=text_field, cut=cut, max_record=max_record, skip_bad=skip_bad)
     tokenizer = run(paths, vocab_size, out, options, overwrite=overwrite)
     fewer = "" if tokenizer.vocab_size == vocab_size else f" ({vocab_size:,} asked for: the text has no more to merge)"
     typer.echo(f"{out}: {tokenizer.vocab_size:,} ids{fewer}")
