@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -132,8 +133,11 @@ def test_manifest_of_another_format(fresh):
 
 
 def test_token_outside_the_vocabulary_is_found_by_verify(fresh):
-    edit_manifest(fresh, lambda raw: raw["tokenizer"].update(vocab_size=100))
-    with pytest.raises(UserError, match=r"holds token 256, but the vocabulary has 100 ids"):
+    shard = fresh / "train_00000.bin"
+    shard.write_bytes(shard.read_bytes().replace(b"o\0", b"o\2", 1))
+    sha256 = hashlib.sha256(shard.read_bytes()).hexdigest()
+    edit_manifest(fresh, lambda raw: raw["splits"]["train"]["shards"][0].update(sha256=sha256))
+    with pytest.raises(UserError, match=r"holds token 623, but the vocabulary has 257 ids"):
         TokenStore.open(fresh, "train", verify=True)
 
 

@@ -2,18 +2,24 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from widestream.data.options import DEFAULT_CUT, DEFAULT_MAX_RECORD
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MOST_FILES = 50
+"""Files that a table names, at most."""
+
 Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATH...",
-        help="What to read: .txt or .md files (cut into documents, see --cut), files with a JSON object a line (.jsonl, "
-        ".ndjson, .json), both also packed (.gz, .xz, .zst, .bz2), .parquet, folders of them, bundled:prose, or "
+        help="What to read: .txt or .md files (cut into documents, see --cut), a JSON object a line (.jsonl, .ndjson, "
+        ".json), both also packed (.gz, .xz, .zst, .bz2), .parquet, folders of them, bundled:prose, or "
         "hf:OWNER/NAME\\[:CONFIG]\\[@REVISION]. Files named for validation or test are not trained on.",
     ),
 ]
@@ -68,8 +74,8 @@ def prepare(
         bool,
         typer.Option(
             "--allow-lost-text",
-            help="Go on where the tokenizer cannot spell characters, without them; the manifest says how many. There are "
-            "no bits per byte on such data.",
+            help="Go on where the tokenizer cannot spell characters, without them; the manifest says how many. There "
+            "are no bits per byte on such data.",
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace data prepared in another way.")] = False,
@@ -175,6 +181,7 @@ def _print(description: dict[str, Any]) -> None:
         counts = [f"{split[key]:,}" for key in ("tokens", "bytes")]
         table.add_row(name, *counts, f"{split['bytes_per_token']:.3f}", f"{split['documents']:,}", str(split["shards"]))
     console, tokenizer = Console(), description["tokenizer"]
+    _print_files(console, description)
     console.print(table)
     facts = (
         f"tokenizer {tokenizer['kind']}, {tokenizer['vocab_size']:,} ids, boundary {tokenizer['boundary_id']}, "
@@ -182,7 +189,49 @@ def _print(description: dict[str, Any]) -> None:
         f"{description['empty_documents']:,} empty documents dropped"
     )
     checked = "; every hash, document start and token id is right" if description["verified"] else ""
-    console.print(facts + checked, markup=False, highlight=False)
+    for line in (facts + checked, *_warnings(description)):
+        console.print(line, markup=False, highlight=False)
     for name, split in description["splits"].items():
         for number, beginning in enumerate(split["beginnings"]):
             console.print(f"\n{name} document {number}: {beginning!r}", markup=False, highlight=False)
+
+
+def _print_files(console: "Console", description: dict[str, Any]) -> None:
+    """A table of the files that were read and that were passed over, of each the first `_MOST_FILES`."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("file", "split", "bytes")
+    table.columns[2].justify = "right"
+    read, passed_over = description["files"], description["passed_over"]
+    for file in read[:_MOST_FILES]:
+        size = "" if file["bytes"] is None else f"{file['bytes']:,}"
+        table.add_row(escape(file["path"]), file["split"] or "", size)
+    for entry in passed_over[:_MOST_FILES]:
+        table.add_row(escape(entry["path"]), f"passed over: {escape(entry['reason'])}", "")
+    for rows, what in ((read, "read"), (passed_over, "passed over")):
+        if len(rows) > _MOST_FILES:
+            table.add_row(f"... and {len(rows) - _MOST_FILES:,} more {what}: see manifest.json", "", "")
+    if table.row_count:
+        console.print(table)
+
+
+def _warnings(description: dict[str, Any]) -> list[str]:
+    """What of the text is not in the data, and what follows from it."""
+    lines = []
+    if (bad := description["skipped"])["records"]:
+        lines.append(f"{bad['records']:,} bad records passed over, the first: {bad['first'][0]}")
+    for name, split in description["splits"].items():
+        if lost := split["lost_characters"]:
+            lines.append(f"{name}: {lost:,} characters ({lost / split['characters']:.2%}) are not in the tokens")
+        if changed := split["changed_documents"]:
+            lines.append(
+                f"{name}: the tokens tell {changed:,} documents otherwise (capitals, white space, parts left out)"
+            )
+    if lines and any(
+        split["lost_characters"] or split["changed_documents"] for split in description["splits"].values()
+    ):
+        lines.append("bits per byte are not given on such data: they would be of another text")
+    if description["splits"].keys() == {"train", "test"}:
+        lines.append("nothing is held out but the split test: train with data.heldout_split=test")
+    return lines

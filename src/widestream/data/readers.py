@@ -55,7 +55,7 @@ def _decoded(data: bytes, name: str, offset: int) -> tuple[str, Problem | None]:
     lines = [(line, line.decode(errors="ignore")) for line in data.splitlines(keepends=True)]
     kept = [text for line, text in lines if text.encode() == line]
     bad = len(lines) - len(kept)
-    more = f" (nor on {bad - 1:,} more lines up to byte {offset + len(data)})" if bad > 1 else ""
+    more = f" (and on {bad - 1:,} more lines)" if bad > 1 else ""
     return "".join(kept), Problem(f"{name} is not UTF-8 at byte {place}{more}", "convert the file to UTF-8", bad)
 
 

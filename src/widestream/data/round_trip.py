@@ -1,10 +1,11 @@
 """Whether text can be had back from its ids, for tokenizers that do not promise it.
 
-Two things can happen to text on its way. Characters are **lost** where nothing in the ids speaks of them: the vocabulary
-cannot spell them, and they were dropped or became the unknown token. And text is **changed** where another text has the
-same ids: in small letters, without accents, in other white space. A text is lost in part if letters of it are not in
-what its ids spell, when neither capitals, accents, white space, controls nor other forms of the same character (NFKD)
-count. It is changed if what its ids spell is not the text, but for one space in front, which many tokenizers add or drop.
+Two things can happen to text on its way. Characters are **lost** where nothing in the ids speaks of them: the
+vocabulary cannot spell them, and they were dropped or became the unknown token. And text is **changed** where another
+text has the same ids: in small letters, without accents, in other white space. A text is lost in part if letters of it
+are not in what its ids spell, when neither capitals, accents, white space, controls nor other forms of the same
+character (NFKD) count. It is changed if what its ids spell is not the text, but for one space in front, which many
+tokenizers add or drop.
 
 Spelling takes a third as long as encoding, so not every text is looked at. The model of a tokenizer loses a character
 by making the unknown token, or, without one, in silence; what stands before the model drops characters that `_drops`
@@ -138,7 +139,7 @@ class RoundTrip:
     def _drops(self, character: str) -> bool:
         text = f"a{character}a"
         normalizer, splitter = self._library.normalizer, self._library.pre_tokenizer
-        come = text if normalizer is None else normalizer.normalize_str(text)
+        come = text if normalizer is None else str(normalizer.normalize_str(text))
         if splitter is not None:
             pieces = [piece for piece, _ in splitter.pre_tokenize_str(come)]
             come = str(self._bytes.decode(pieces)) if self._byte_level else "".join(pieces)

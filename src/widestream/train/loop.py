@@ -190,9 +190,10 @@ def _evaluate(run: TrainingRun) -> str:
     last = run.reached.step == run.plan.steps and run.config.train.final_eval == "whole"
     if last and not heldout.whole:
         heldout = _evaluate_windows(run, None)
+    bits = "" if heldout.bits_per_byte is None else f", {heldout.bits_per_byte:.4f} bits per byte"
     return (
         f"step {run.reached.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
-        f"perplexity {heldout.perplexity:.2f}, {heldout.bits_per_byte:.4f} bits per byte"
+        f"perplexity {heldout.perplexity:.2f}{bits}"
     )
 
 
