@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 from widestream.data.names import claimed_packing, shown
 from widestream.errors import UserError
 
-_HEAD = 1024
+HEAD = 1024
+"""Bytes from which it is seen what a file is."""
 _MAGIC = {
     b"\x1f\x8b": "gz",
     b"\xfd7zXZ\0": "xz",
@@ -104,13 +105,13 @@ def open_text(path: Path) -> Iterator[Opened]:
     """
     damaged: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
     with path.open("rb") as raw:
-        head = raw.peek(_HEAD)
+        head = raw.peek(HEAD)
         codec = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
         if codec == "zst":
             damaged = (*damaged, import_for("zstandard", "data", ".zst files").ZstdError)
         try:
             content = _unpacked(raw, codec)
-            _check_beginning(path, content.peek(_HEAD), claimed_packing(path) if codec is None else "")
+            check_beginning(path, content.peek(HEAD), claimed_packing(path) if codec is None else "")
             yield Opened(content, raw)
         except damaged as error:
             raise UserError(f"{shown(path)} {_reason(error)}.") from error
@@ -137,8 +138,12 @@ def _reason(error: Exception) -> str:
     return f"is damaged or cut short ({error}): get the file again"
 
 
-def _check_beginning(path: Path, head: bytes, claimed: str) -> None:
-    """Name what is no UTF-8 text from its first bytes; `claimed` is a packing that only the file's name speaks of."""
+def check_beginning(path: Path, head: bytes, claimed: str = "") -> None:
+    """Name what is no UTF-8 text from its first bytes; `claimed` is a packing that only the file's name speaks of.
+
+    Raises:
+        UserError: it is something else.
+    """
     if head.startswith(_POINTER):
         raise UserError(f"{shown(path)} is a pointer of Git LFS, not the text itself: fetch it with `git lfs pull`.")
     if head.startswith(_UTF_16):

@@ -156,6 +156,15 @@ class _Job:
         self._staging, self._corpus, self._tokenizer = staging, corpus, tokenizer
         self._dtype = staging.plan["dtype"]
         self._progress = staging.load(overwrite)
+        self._limit = heldout_limit(corpus)
+        if staging.changed and not self._is_found_again():
+            if not overwrite:
+                raise UserError(
+                    f"{shown(staging.folder)} is half prepared from other text: a file was changed before the place "
+                    "that was reached; give another --out, or --overwrite to start again."
+                )
+            staging.clear()
+            self._progress = Progress()
         self._writers = {
             split: ShardWriter(staging.folder, split, self._dtype, corpus.options.shard_tokens, state)
             for split, state in self._progress.splits.items()
@@ -165,15 +174,12 @@ class _Job:
         """Tokenize what is left, and publish."""
         self._tokenizer.save(self._staging.folder)
         try:
-            limit = heldout_limit(self._corpus)
-            if self._staging.changed:
-                self._find_again(limit)
             self._check_loss("")
             with self._bar(show) as bar:
                 documents = self._corpus.documents(self._progress.position)
                 batches = encode_documents(documents, self._tokenizer, self._dtype, workers, self._progress.read)
                 with contextlib.closing(batches):
-                    self._write(batches, limit, bar)
+                    self._write(batches, bar)
             for writer in self._writers.values():
                 writer.end_shard()
         finally:
@@ -181,23 +187,15 @@ class _Job:
                 writer.close()
         self._staging.finish(self._manifest())
 
-    def _find_again(self, limit: int) -> None:
-        """Look whether files that were changed still begin with what was read of them, and where that ends now.
-
-        Raises:
-            UserError: they do not.
-        """
+    def _is_found_again(self) -> bool:
+        """Whether files that were changed still begin with what was read of them; the work goes on where that ends."""
         progress, chain = self._progress, 0
         document = None
         for document in itertools.islice(self._corpus.documents(), progress.read):
-            chain = link(chain, document, assign_split(document, limit))
-        if chain != progress.chain:
-            raise UserError(
-                f"{shown(self._staging.folder)} is half prepared from other text: a file was changed before the place "
-                "that was reached; give another --out, or --overwrite to start again."
-            )
+            chain = link(chain, document, assign_split(document, self._limit))
         if document is not None:
             progress.position, progress.consumed = document.after, document.consumed
+        return chain == progress.chain
 
     def _bar(self, show: bool) -> "tqdm[Any]":
         size = self._corpus.size
@@ -211,11 +209,11 @@ class _Job:
             dynamic_ncols=True,
         )
 
-    def _write(self, batches: Iterable[Encoded], limit: int, bar: "tqdm[Any]") -> None:
+    def _write(self, batches: Iterable[Encoded], bar: "tqdm[Any]") -> None:
         recorded = time.monotonic()
         try:
             for batch in batches:
-                self._add(batch, limit)
+                self._add(batch)
                 last = batch.documents[-1]
                 bar.update(len(batch.documents) if bar.total is None else last.consumed - self._progress.consumed)
                 self._progress.position, self._progress.consumed = last.after, last.consumed
@@ -228,11 +226,11 @@ class _Job:
                 self._record()
             raise
 
-    def _add(self, batch: Encoded, limit: int) -> None:
+    def _add(self, batch: Encoded) -> None:
         """Bring the documents of a batch to their splits."""
         progress, ends = self._progress, np.cumsum(batch.lengths).tolist()
         for document, loss, start, end in zip(batch.documents, batch.losses, [0, *ends], ends, strict=False):
-            split = assign_split(document, limit)
+            split = assign_split(document, self._limit)
             progress.read += 1
             progress.chain = link(progress.chain, document, split)
             progress.skipped.note(document.problem, document.bad)

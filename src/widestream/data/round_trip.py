@@ -116,7 +116,8 @@ class RoundTrip:
 
     def losses(self, texts: Sequence[str], ids: Sequence[np.ndarray], sampled: Sequence[bool]) -> list[Loss]:
         """What each text loses; a text that was not looked at loses nothing."""
-        losses, looked_at = [NOTHING] * len(texts), []
+        losses = [NOTHING] * len(texts)
+        looked_at: list[int] = []
         for index, (text, row, sample) in enumerate(zip(texts, ids, sampled, strict=True)):
             unknown = self._unknown is not None and bool((row == self._unknown).any())
             if sample or unknown or self._in_silence or self._is_dropped(text):

@@ -181,7 +181,8 @@ class Staging:
             if self.recorded:
                 record = self._read()
                 progress = record.progress
-                forgiven = made_no_difference(progress.skipped, progress.splits.values())
+                # Loss is asked about again before anything else is done, so whether it is allowed may change.
+                forgiven = made_no_difference(progress.skipped, ())
                 plan = self.plan | {"sources": None}
                 check_plan(plan, record.plan | {"sources": None}, self.folder, "half prepared", forgiven)
                 self.changed = record.stamp != self._stamp

@@ -8,7 +8,7 @@ from typing import Any
 
 from widestream.data.names import shown
 from widestream.data.options import PrepareOptions
-from widestream.data.packed import import_for
+from widestream.data.packed import HEAD, check_beginning, import_for
 from widestream.data.records import SPLIT_FIELD, Record, no_field
 from widestream.errors import UserError
 
@@ -31,6 +31,8 @@ def read_parquet(path: Path, options: PrepareOptions, start: int) -> Iterator[Re
         parquet = importlib.import_module("pyarrow.parquet")
         file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except pyarrow.ArrowInvalid as error:
+        with path.open("rb") as raw:
+            check_beginning(path, raw.read(HEAD))
         raise UserError(f"{name} is not a parquet file or is cut short ({error}): get the file again.") from error
     with file:
         names, text_field = file.schema_arrow.names, options.text_field
