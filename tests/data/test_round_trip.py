@@ -121,7 +121,7 @@ def test_bytes_behind_something_else(tmp_path, change):
 
 def test_a_rare_character_does_not_go_unseen(tmp_path):
     """Behind the texts that are all looked at, the unknown token or a dropped character still tells."""
-    many = [f"The miller walked to {i % 40}." for i in range(FIRST)]
+    many = [f"The miller walked to {i % 40}." for i in range(10 * FIRST)]
     dropping = normalizers.Sequence([normalizers.Replace(Regex("[^A-Za-z0-9 .]"), ""), normalizers.NFC()])
     trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "</s>"], show_progress=False)
     space = {"splitter": pre_tokenizers.Metaspace(), "decoder": decoders.Metaspace()}

@@ -1,7 +1,7 @@
 """Text to tokens to batches.
 
 options.py, names.py, folders.py        how text is read, what names of files say, what of a folder is read
-packed.py, readers.py, tables.py, cutting.py, records.py    files of every kind -> records, good or bad, in little memory
+packed.py, readers.py, tables.py, cutting.py, records.py    files -> records, good or bad, in little memory
 sources.py                              what was named on the command line -> documents, streamed
 tokenizer.py, file_tokenizer.py, gpt2.py, bpe.py    tokenizers by name, from files, GPT-2's, one of one's own
 fast_bpe.py         byte-level BPE by tiktoken, where its ids are the same; encode.py: in threads

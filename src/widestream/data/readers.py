@@ -20,8 +20,8 @@ from widestream.errors import UserError
 
 _MARK = b"\xef\xbb\xbf"
 """The byte order mark: at the beginning of a file it is no text; in JSON, where files were joined, on no line."""
-_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|$)")
-"""How a file begins that is one array of objects."""
+_OTHER_JSON = re.compile(rb"(\xef\xbb\xbf)?\s*(\[\s*(\{|$)|\{\s*$)")
+"""How a file begins that is one array of objects, or an object on several lines."""
 
 
 def read_text(path: Path, options: PrepareOptions, start: int) -> Iterator[Record]:
@@ -66,9 +66,10 @@ def read_jsonl(path: Path, options: PrepareOptions, start: int) -> Iterator[Reco
         for number, (line, length) in enumerate(_lines(opened.content, options.max_record), start=1):
             if number > start and (line is None or line.strip()):
                 where = f"{shown(path)}, line {number}"
-                if number == 1 and line is not None and _ARRAY.match(line):
+                if number == 1 and line is not None and _OTHER_JSON.match(line):
                     raise UserError(
-                        f"{shown(path)} is one JSON array, not an object a line: convert it with `jq -c '.[]'`."
+                        f"{shown(path)} is JSON, but not an object a line: convert it with `jq -c .`, "
+                        "or if it is one array with `jq -c '.[]'`."
                     )
                 value: dict[str, Any] | Problem
                 if line is None:

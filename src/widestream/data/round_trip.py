@@ -27,7 +27,7 @@ from widestream.data.fast_bpe import BYTE_SYMBOLS
 if TYPE_CHECKING:
     import tokenizers
 
-FIRST = 1000
+FIRST = 100
 """Texts at the beginning that are all looked at."""
 _ONE_OF = 16
 _ALL = 0x110000

@@ -210,7 +210,12 @@ class Staging:
     def _read(self) -> _Record:
         path = self.folder / _PROGRESS
         try:
-            return build(_Record, json.loads(path.read_text(encoding="utf-8")), "", "record")
+            record = build(_Record, json.loads(path.read_text(encoding="utf-8")), "", "record")
+            if record.progress.splits.keys() != {*SPLITS} or {"settings", *_PLAN} - record.plan.keys():
+                raise ValueError("it is not whole")
+            if not isinstance(record.plan["settings"], dict):
+                raise ValueError("its settings are none")
+            return record
         except (ValueError, RecursionError) as error:
             raise UserError(f"{shown(path)} is damaged ({str(error)[:200]}): start again with --overwrite.") from error
 
