@@ -134,6 +134,22 @@ def test_damaged_record(often, tmp_path, content):
     run(source, tmp_path / "out", overwrite=True)
 
 
+@pytest.mark.parametrize("place", [("progress", "splits"), ("progress", "read"), ("progress", "position", "offset")])
+def test_a_record_without_a_key_is_not_taken(often, tmp_path, place):
+    source = write_jsonl(tmp_path / "source.jsonl", texts(300))
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out", CountingTokenizer(limit=100))
+    path = tmp_path / "out.preparing" / "progress.json"
+    raw = json.loads(path.read_text())
+    inner = raw
+    for key in place[:-1]:
+        inner = inner[key]
+    del inner[place[-1]]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"progress.json is damaged \(it was altered.*--overwrite"):
+        run(source, tmp_path / "out")
+
+
 def test_shard_shorter_than_recorded(often, tmp_path):
     source = write_jsonl(tmp_path / "source.jsonl", texts(300))
     with pytest.raises(KeyboardInterrupt):

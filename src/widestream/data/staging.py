@@ -6,6 +6,7 @@ at any moment, and a killed process loses only what it did since the last record
 """
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -93,9 +94,9 @@ class Progress:
 
 
 def link(chain: int, document: Document, split: str) -> int:
-    """The hash over documents so far and one more, 64 bits."""
+    """The hash over documents so far and one more, 62 bits."""
     number = document.digest + SPLITS.index(split) + document.bad
-    return (chain * 0x9E3779B97F4A7C15 + number + 1) & 0xFFFFFFFFFFFFFFFF
+    return (chain * 0x9E3779B97F4A7C15 + number + 1) & 0x3FFFFFFFFFFFFFFF
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +104,11 @@ class _Record:
     plan: dict[str, Any]
     stamp: list[Any]
     progress: Progress
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """Of a record, so that a key that is missing, or another number, is noticed."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 class Staging:
@@ -210,19 +216,17 @@ class Staging:
     def _read(self) -> _Record:
         path = self.folder / _PROGRESS
         try:
-            record = build(_Record, json.loads(path.read_text(encoding="utf-8")), "", "record")
-            if record.progress.splits.keys() != {*SPLITS} or {"settings", *_PLAN} - record.plan.keys():
-                raise ValueError("it is not whole")
-            if not isinstance(record.plan["settings"], dict):
-                raise ValueError("its settings are none")
-            return record
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(raw, dict) or raw.pop("sha256", None) != _digest(raw):
+                raise ValueError("it was altered, or is of another version")
+            return build(_Record, raw, "", "record")
         except (ValueError, RecursionError) as error:
             raise UserError(f"{shown(path)} is damaged ({str(error)[:200]}): start again with --overwrite.") from error
 
     def save(self, progress: Progress) -> None:
         """Record progress. The shards must have been flushed."""
         record = asdict(_Record(plan=self.plan, stamp=self._stamp, progress=progress))
-        write_atomic(self.folder / _PROGRESS, json.dumps(record, indent=2).encode())
+        write_atomic(self.folder / _PROGRESS, json.dumps(record | {"sha256": _digest(record)}, indent=2).encode())
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest and rename the folder to OUT, in the place of what may be there."""
