@@ -135,8 +135,10 @@ def _number(kind: type, value: Any, path: str) -> int | float | None:
         return None
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number) or (kind is int and abs(number) >= _TOO_LARGE):
-        raise UserError(f"{path} is {shown(_plain(value))}; it must be a finite number, and not so large.")
+    if not math.isfinite(number):
+        raise UserError(f"{path} is {shown(_plain(value))}; it must be a finite number.")
+    if kind is int and abs(number) >= _TOO_LARGE:
+        raise UserError(f"{path} is {shown(_plain(value))}; that is too large for any machine.")
     if kind is float:
         return number
     if isinstance(value, int):
