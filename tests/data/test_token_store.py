@@ -172,7 +172,7 @@ WRONG = [
     (("splits", "heldout", "bytes"), 0),  # would divide by zero after training
     (("splits", "heldout", "bytes"), -5),
     (("splits", "heldout", "lost_characters"), -1),
-    (("splits", "heldout", "bytes"), "6"),
+    (("splits", "heldout", "bytes"), "six"),
     (("splits", "train", "tokens"), True),
     (("splits", "train", "tokens"), 10**30),
     (("splits", "train", "shards"), []),
