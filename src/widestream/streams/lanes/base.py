@@ -68,8 +68,11 @@ class LaneBase(Stream[Settings]):
         return embedding.unsqueeze(-2).expand(*embedding.shape[:-1], self.lanes, self.lane_width)
 
     def read_out(self, H: Tensor) -> Tensor:
-        """What the head gets of the last lanes, before its norm [B, T, D]; default: their sum."""
-        return H.sum(-2)
+        """What the head gets of the last lanes, before its norm [B, T, D]; default: their mean.
+
+        The designs say sum. A norm does not see the factor n, but its eps does: of equal lanes the mean is the lane.
+        """
+        return H.mean(-2)
 
     def deposit(self, state: Lanes, written: Tensor) -> Tensor:
         """H' = A_r^T H + B^T y: written [B, T, D] -> lanes [B, T, n, W]."""
