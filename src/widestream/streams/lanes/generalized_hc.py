@@ -24,7 +24,8 @@ and 8, about -0.0069 per doubling; m hardly matters beyond 4. 3.3B active, (8, 6
 tokens, the lead growing from 0.025 to 0.032 until 3T tokens. Its authors expect r = 1.5 to 4 to be practical.
 
 Open in the paper as we could read it, chosen here: groups are of D numbers where m divides n, else of as many slots as
-divide both; the linear embedding map starts as copies (slot j gets segment j mod m). No published code.
+divide both; the linear embedding map starts as copies (slot j gets segment j mod m), and weight decay leaves it alone.
+No published code.
 """
 
 import math
@@ -113,7 +114,8 @@ class GeneralizedHCStream(LaneBase[GeneralizedHCConfig]):
         if settings.dynamic:
             self._declare_dynamic(config, roles)
         if settings.embedding == "expand":
-            self.declare("expand", (n * self.lane_width, D), roles.hidden((roles.width,), (self.virtual,), "stream"))
+            copies = replace(roles.hidden((roles.width,), (self.virtual,), "stream"), std=0.0, decay="none")
+            self.declare("expand", (n * self.lane_width, D), copies)
         if settings.readout == "group_norm":
             self.declare("readout", (D, n * self.lane_width), roles.hidden((self.virtual,), (roles.width,), "stream"))
             group = math.gcd(m, n)

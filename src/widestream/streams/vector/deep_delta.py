@@ -251,7 +251,7 @@ class DeepDeltaStream(Stream[DeepDeltaConfig]):
         if settings.compressor != "none":
             self.compressors = nn.ModuleList(Compressor(settings, self.width) for _ in range(config.num_layers + 1))
         if settings.expand_embedding:
-            self.declare("expand", (settings.num_taps, settings.channels, self.width), Role(0.0, "key", part="stream"))
+            self.declare("expand", (settings.num_taps, settings.channels, self.width), Role(0.0, "none", part="stream"))
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
