@@ -118,6 +118,36 @@ def check_decoding(stream: Fields, changes: Fields) -> None:
                 cache.advance(1)
 
 
+def check_cached_documents(stream: Fields, changes: Fields) -> None:
+    """Documents are kept apart in a cache as they are without: in pieces, in steps of fixed shape, one a piece or not.
+
+    Tokens of which no document is said go on with the last one's.
+    """
+    model = copy_of(random_model(stream, changes), dtype=torch.float64)
+    tokens, segments = tokens_of(2, 20), torch.tensor([[0] * 7 + [1] * 6 + [2] * 7, [3] * 9 + [4] * 11])
+    with torch.no_grad():
+        hidden, cache = model(tokens, segments), model.new_cache(2, 20)
+        pieces = [model(tokens[:, a:b], segments[:, a:b], cache) for a, b in ((0, 6), (6, 9), (9, 10), (10, 16))]
+        pieces.append(model(tokens[:, 16:17], cache=cache))
+        torch.testing.assert_close(torch.cat(pieces, dim=1), hidden[:, :17], rtol=1e-6, atol=1e-6)
+        for t in range(17, 20):
+            logits = model.step(tokens[:, t : t + 1], torch.tensor([t]), cache)
+            torch.testing.assert_close(logits, model.logits(hidden[:, t]), rtol=1e-6, atol=1e-6)
+            cache.advance(1)
+
+
+def check_cached_gradients(stream: Fields, changes: Fields) -> None:
+    """Gradients go through a cache: those of two pieces are those of all at once."""
+    model = copy_of(random_model(stream, changes), dtype=torch.float64)
+    tokens, target = tokens_of(2, 12), torch.randn(2, 12, model.head_weight().shape[1], dtype=torch.float64)
+    cache = model.new_cache(2, 12)
+    pieces = torch.cat([model(tokens[:, :7], cache=cache), model(tokens[:, 7:], cache=cache)], dim=1)
+    weights = [weight for name, weight in model.named_parameters() if name != "unembedding"]
+    ours, wanted = (torch.autograd.grad((x * target).sum(), weights) for x in (pieces, model(tokens)))
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
 def check_cost(stream: Fields, changes: Fields) -> None:
     """The FLOPs that the stream declares are within 1 % of those counted, blocks and head left out.
 
@@ -283,6 +313,8 @@ CHECKS: dict[str, Callable[[Fields, Fields], None]] = {
         check_causality,
         check_documents,
         check_decoding,
+        check_cached_documents,
+        check_cached_gradients,
         check_cost,
         check_plain_start,
         check_decay,

@@ -236,6 +236,6 @@ class MHCStream(LaneBase[MHCConfig]):
         return (weights.unsqueeze(-2) @ H).squeeze(-2)
 
     def _logits(self, H: Tensor, phi: Tensor) -> Tensor:
-        """x' phi [B, T, ...] of the lanes [B, T, n, D]."""
+        """Products x' phi [B, T, ...] of the lanes [B, T, n, D]."""
         x = H.flatten(-2)
         return F.linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), phi)
