@@ -74,8 +74,8 @@ def make_context(
     wanted = (len(positions), _num_keys(positions, cache, fixed))
     if mask is not None and mask.shape[-2:] != wanted:
         raise UserError(
-            f"The mask is {list(mask.shape)}; for {wanted[0]} tokens and {wanted[1]} keys, those in the cache included, it "
-            f"must be [B, {wanted[0]}, {wanted[1]}]."
+            f"The mask is {list(mask.shape)}; for {wanted[0]} tokens and {wanted[1]} keys, cached ones included, "
+            f"it must be [B, {wanted[0]}, {wanted[1]}]."
         )
     alibi_heads = config.num_heads if config.positions == "alibi" else None
 

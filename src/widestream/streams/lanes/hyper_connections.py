@@ -23,7 +23,8 @@ sum of 4 lanes moves logits by 1.4e-3 of their size, and some gradients as much,
 normalises as RMSNorm and multiplies by gain + 1; here the norm is the model's and its gain starts at 1.
 
 All lanes are equal in front of the first block, so that its A_m only sets a scale that the norm removes again (up to
-its eps).
+its eps). Lanes are told apart by which block starts by reading them. With n > S lanes for S blocks, lane 0 (of the
+first block) and lanes S, S + 1, ... are read by none of the others, and stay equal copies for ever.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.lanes.base import LaneBase
+from widestream.streams.lanes.base import EQUAL_LANES, LaneBase, warn_of_equal_lanes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,7 @@ class HyperConnectionsStream(LaneBase[HyperConnectionsConfig]):
     """H [B, T, n, D]; weights per site, those of all blocks in one table."""
 
     Config = HyperConnectionsConfig
+    limits = (EQUAL_LANES,)
     examples = ({}, {"dynamic": False}, {"lanes": 2, "tanh": False}, {"lanes": 1, "dynamic": False})
 
     A: Tensor
@@ -100,6 +102,11 @@ class HyperConnectionsStream(LaneBase[HyperConnectionsConfig]):
         if self.settings.dynamic:
             values |= {"s_alpha": torch.full((S,), 0.01), "s_beta": torch.full((S,), 0.01)}
         return values
+
+    @classmethod
+    def warnings(cls, config: ModelConfig) -> list[str]:
+        """Too many lanes."""
+        return warn_of_equal_lanes(cls.settings_of(config).lanes, config)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:

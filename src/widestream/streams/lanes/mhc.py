@@ -17,7 +17,7 @@ Start. The paper gives alpha = 0.01 and no biases. Here b_post = 0 makes H_post 
 As long as alpha x' phi is zero, lanes that start equal stay equal whatever H_res is; with H_pre summing to 1 each
 holds the plain stream, and the model is the plain transformer. Equal lanes with equal weights would stay equal for
 ever, though: something must tell them apart. `phi: zero` (default) does it by b_pre: the block of site k takes 3/4 of
-what it reads from lane k mod n. `phi: random` does it by phi, normal with 1/sqrt(n D), and b_pre = -ln(n - 1); that
+what it reads from lane k mod n (with n > S lanes for S blocks, lane 0 and lanes S, S + 1, ... stay equal copies). `phi: random` does it by phi, normal with 1/sqrt(n D), and b_pre = -ln(n - 1); that
 starts near the plain transformer, and as the plain transformer with alpha = 0, which then takes the first step alone.
 
 Cost per block: n D (n^2 + 2 n) + n^2 + 2 n + 3 parameters; at GPT-2 small with n = 4 that is 1 770 120, 2.1 % of the
@@ -54,7 +54,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.lanes.base import LaneBase
+from widestream.streams.lanes.base import EQUAL_LANES, LaneBase, warn_of_equal_lanes
 
 ROUNDS = 20
 """Of Sinkhorn's normalisation."""
@@ -119,6 +119,7 @@ class MHCStream(LaneBase[MHCConfig]):
     """H [B, T, n, D]; weights per site, those of all blocks in one table."""
 
     Config = MHCConfig
+    limits = (EQUAL_LANES.replace("some lanes", "(and phi: zero) some lanes", 1),)
     examples = (
         {},
         {"phi": "random", "lanes": 3},
@@ -179,6 +180,12 @@ class MHCStream(LaneBase[MHCConfig]):
         if self.learned:
             values |= {"head_alpha": torch.tensor([self.settings.alpha]), "head_b": torch.full((n,), 1 / n).logit()}
         return values
+
+    @classmethod
+    def warnings(cls, config: ModelConfig) -> list[str]:
+        """Too many lanes, unless a random phi tells them apart."""
+        settings = cls.settings_of(config)
+        return warn_of_equal_lanes(settings.lanes, config) if settings.phi == "zero" else []
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
