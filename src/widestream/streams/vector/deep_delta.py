@@ -233,8 +233,8 @@ class DeepDeltaStream(Stream[DeepDeltaConfig]):
 
     Config = DeepDeltaConfig
     limits = (
-        "Deep and narrow models have exploding gradients: the embedding's grows by about exp(1.1 S / D) over S blocks at "
-        "width D, a millionfold at 100 layers of width 16 (write: add has no such growth).",
+        "Deep and narrow models have exploding gradients: the embedding's grows by about exp(1.1 S / D) over S blocks "
+        "at width D, a millionfold at 100 layers of width 16 (write: add has no such growth).",
     )
     examples = (
         {},
