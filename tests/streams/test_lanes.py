@@ -227,12 +227,16 @@ def test_sinkhorn_is_doubly_stochastic(diagonal, scale):
     torch.testing.assert_close(mixing.sum(-2), torch.ones(200, 4), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(("scale", "worst"), [(2.0, 0.04), (4.0, 0.07), (8.0, 0.31)])
-def test_columns_of_sinkhorn_are_off_by_what_is_said(scale, worst):
-    off = sinkhorn(scale * torch.randn(20_000, 4, 4, generator=torch.Generator().manual_seed(0))).sum(-2) - 1
-    assert 0.5 * worst < off.abs().max() < 1.5 * worst
+@pytest.mark.parametrize(
+    ("scale", "least", "most"), [(1.0, 3e-4, 5e-3), (2.0, 0.03, 0.04), (4.0, 0.06, 0.08), (8.0, 0.3, 0.5)]
+)
+def test_columns_of_sinkhorn_are_off_by_what_is_said(scale, least, most):
+    logits = scale * torch.randn(120_000, 4, 4, generator=torch.Generator().manual_seed(0))
+    off = (sinkhorn(logits).sum(-2) - 1).abs().amax(-1)
+    assert least < off.max() < most
     if scale == 8:
-        assert off.abs().amax(-1).median() == pytest.approx(0.025, abs=0.005)
+        assert off.median() == pytest.approx(0.025, abs=0.002)
+        assert off.quantile(0.99) == pytest.approx(0.082, abs=0.005)
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.0])
@@ -246,7 +250,7 @@ def test_sinkhorn_of_the_authors_code(scale):
         x = x / (x.sum(-2, keepdim=True) + 1e-6)
     torch.testing.assert_close(sinkhorn(logits, 1e-6), x.mT, rtol=1e-12, atol=1e-14)
     apart = (sinkhorn(logits) - x.mT).abs().max()
-    assert apart < 2e-5 if scale == 1 else apart > 0.5
+    assert apart < 5e-5 if scale == 1 else apart > 0.5
 
 
 def test_sinkhorn_bears_logits_far_apart():
