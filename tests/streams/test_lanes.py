@@ -228,7 +228,7 @@ def test_sinkhorn_is_doubly_stochastic(diagonal, scale):
 
 
 @pytest.mark.parametrize(
-    ("scale", "least", "most"), [(1.0, 3e-4, 5e-3), (2.0, 0.03, 0.04), (4.0, 0.06, 0.08), (8.0, 0.3, 0.5)]
+    ("scale", "least", "most"), [(1.0, 1e-3, 5e-3), (2.0, 0.03, 0.04), (4.0, 0.07, 0.09), (8.0, 0.4, 0.5)]
 )
 def test_columns_of_sinkhorn_are_off_by_what_is_said(scale, least, most):
     logits = scale * torch.randn(120_000, 4, 4, generator=torch.Generator().manual_seed(0))
