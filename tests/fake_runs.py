@@ -151,7 +151,13 @@ def _config(model: str, seed: int, steps: int, changes: dict[str, Any]) -> dict[
     config: dict[str, Any] = {
         "name": f"demo/{model}",
         "description": "synthetic",
-        "model": {"vocab_size": 4096, "num_layers": 4, "num_heads": 8, "stream": spec["stream"], "tied_head": False},
+        "model": {
+            "vocab_size": 4096,
+            "num_layers": 4,
+            "num_heads": 8,
+            "stream": dict(spec["stream"]),
+            "tied_head": False,
+        },
         "data": {"path": "data/prose", "seed": seed},
         "train": {"steps": steps, "batch_size": 16, "seed": seed, "eval_every": 25},
         "optimizer": {"lr": spec["lr"], "grad_clip": None},

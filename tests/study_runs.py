@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from widestream.recipe import load_recipe, to_dict
-from widestream.study.plan import fingerprint
+from widestream.study.plan import fingerprints
 
 TOKENS = 2048
 """Of a step, in all runs here."""
@@ -64,7 +64,8 @@ def write_run(job, loss=loss_of) -> None:
     (job.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     parameters = {"total": size + 9000, "total_without_norm": size + 8000, "non_embedding": size + 1000, "norm": 1000,
                   "non_embedding_without_norm": size, "by_part": {"mlp": size}}  # fmt: skip
-    data = {"fingerprint": fingerprint(config) or "f", "heldout_fingerprint": "h",
+    prints = fingerprints(config)
+    data = {"fingerprint": prints["train"] or "f", "heldout_fingerprint": prints["heldout"] or "h",
             "tokenizer_sha256": "t", "tokenizer": {},
             "train_tokens": 10**6, "train_bytes": 1, "heldout_tokens": 100, "heldout_bytes": 1,
             "sequence_length": 128, "batch_size": 16, "seed": config.data.seed}  # fmt: skip

@@ -1,6 +1,7 @@
 """Build, train, compare and understand transformer residual streams.
 
-    open(folder)            a run folder as an object: recipe, metrics, model, tokenizer, samples (`RunFolder`)
+    open(folder)            a run folder as an object: recipe, metrics, model, tokenizer, samples (`RunFolder`);
+                            of a folder of runs, a pattern or a list, all of them with one table (`Runs`)
     load_recipe(name)       a recipe, shipped or a file, with changes (`RunConfig`); `recipe_names()` lists the shipped
     build_model(config)     a new model (`Decoder`); `LanguageModel` makes it return logits
     UserError               what all of these raise for what a user can mend: one sentence that says how
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
     from widestream.model.language_model import LanguageModel
     from widestream.recipe import RunConfig, load_recipe
     from widestream.recipe.load import recipe_names
+    from widestream.runs.many import Runs
+    from widestream.runs.many import open_run as open
     from widestream.runs.opened import RunFolder
-    from widestream.runs.opened import open_run as open
 
 __all__ = [
     "Decoder",
     "LanguageModel",
     "RunConfig",
     "RunFolder",
+    "Runs",
     "UserError",
     "__version__",
     "build_model",
@@ -42,9 +45,10 @@ _PLACES = {
     "LanguageModel": "model.language_model:LanguageModel",
     "RunConfig": "recipe:RunConfig",
     "RunFolder": "runs.opened:RunFolder",
+    "Runs": "runs.many:Runs",
     "build_model": "model.build:build_model",
     "load_recipe": "recipe:load_recipe",
-    "open": "runs.opened:open_run",
+    "open": "runs.many:open_run",
     "recipe_names": "recipe.load:recipe_names",
 }
 

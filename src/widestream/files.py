@@ -8,6 +8,7 @@ import errno
 import json
 import lzma
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` aside, flush it to disk and rename it over `path`: a reader sees the old or the new, whole."""
-    aside = path.with_name(path.name + ".tmp")
+    """Write `content` aside, flush it to disk and rename it over `path`: a reader sees the old or the new, whole.
+
+    Several processes may write the same file: each has a name of its own aside (`leftover` knows them).
+    """
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with aside.open("wb") as file:
             file.write(content)
@@ -37,6 +41,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def leftover(path: Path, name: str) -> bool:
+    """Whether a file is what a process left that was killed while it wrote the file `name`."""
+    return path.name.startswith(f"{name}.") and path.suffix == ".tmp"
 
 
 @contextlib.contextmanager
@@ -61,6 +70,20 @@ def write_text(path: Path, content: str) -> None:
         UserError: The folder does not exist, cannot be written to or is full; the path is a folder.
     """
     _write(path, content.encode("utf-8"))
+
+
+def write_page(path: Path, content: str) -> None:
+    """Write a page or a picture, as `write_text`, over an older one at most.
+
+    Raises:
+        UserError: as `write_text`, or a file of another kind lies there.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+        if start and not start.startswith(b"<"):
+            raise UserError(f"{path} is no page and no picture, and stays as it is; give the name of another file.")
+    write_text(path, content)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

@@ -96,7 +96,7 @@ def test_killed_while_recording(often, tmp_path, monkeypatch):
     run(source, tmp_path / "expected")
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "out", CountingTokenizer(limit=100))
-    (tmp_path / "out.preparing" / "progress.json.tmp").write_text("{")
+    (tmp_path / "out.preparing" / "progress.json.00ff00ff.tmp").write_text("{")
     monkeypatch.setattr("widestream.data.prepare.RECORD_SECONDS", 1000)
     run(source, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")

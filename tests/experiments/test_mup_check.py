@@ -91,11 +91,37 @@ def test_slopes():
         (0.2, 0.11, 0.29, "grows"),
         (-0.2, -0.29, -0.11, "shrinks"),
         (0.0, None, None, "unclear"),
-        (float("nan"), None, None, "grows"),
+        (None, None, None, "diverged"),
     ],
 )
 def test_a_verdict_is_the_intervals_not_the_means(mean, low, high, expected):
     assert verdict({"mean": mean, "low": low, "high": high}, (-0.1, 0.1)) == expected
+
+
+@pytest.mark.parametrize("out", ["mup.html", "mup"])
+def test_a_check_that_diverges_says_so_and_leaves_a_record(tmp_path, monkeypatch, capsys, out):
+    small = ["--widths", "32,64", "--rate", "1e38", "--steps", "3", "--seeds", "2", "--windows", "1", "--length", "8"]
+    files = ["--json", str(tmp_path / "mup.json"), "--out", str(tmp_path / out)]
+    monkeypatch.setattr("sys.argv", ["widestream", "mup", "check", "tune/rmt", *TINY["rmt"], *small, *files])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "with muP: training diverged at width 32 and 64, so that nothing can be judged" in capsys.readouterr().out
+    record = json.loads((tmp_path / "mup.json").read_text())
+    assert report.outcome(record, "mup") == "diverged"
+    assert record["results"]["mup"]["slopes"]["logits"]["change"]["mean"] is None
+    assert report.charts(record) == {}
+
+
+def test_a_check_that_diverges_at_one_width_shows_the_others():
+    quick = dict(recipe="tune/rmt", changes=TINY["rmt"], widths=(32, 64, 128), steps=1, seeds=2, windows=1, length=8)
+    record = run_check(CheckOptions(**quick))
+    record["results"]["mup"]["size"]["state"][-1][2][0] = None
+    assert report.diverged_at(record, "mup") == [128]
+    assert report.outcome(record, "mup") == "diverged"
+    lines = {line.label: line.points for line in report.charts(record, "size")["with muP"].series}
+    assert [width for width, _ in lines["state"]] == [32, 64]
+    assert "diverged" in report.page(record)
 
 
 @pytest.mark.parametrize(

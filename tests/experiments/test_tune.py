@@ -121,6 +121,20 @@ def test_record_recipe_and_page(place, monkeypatch):
     assert len(tuning.slice_charts(record)) == len(KEYS)
 
 
+def test_a_search_from_before_a_setting_was_there_goes_on(place, monkeypatch):
+    monkeypatch.setattr(pool.Job, "start", finish)
+    with monkeypatch.context() as older:
+        shared = tune._shared
+        older.setattr(tune, "_shared", lambda recipe: without_selection(shared(recipe)))
+        run_search(options(trials=1))
+    assert len(run_search(options(trials=2))["trials"]) == 2
+
+
+def without_selection(recipe):
+    del recipe["train"]["selection"]
+    return recipe
+
+
 def test_a_search_goes_on_and_is_not_mixed_with_another(place, monkeypatch):
     monkeypatch.setattr(pool.Job, "start", finish)
     first = run_search(options(trials=3))

@@ -129,17 +129,17 @@ def test_partial_evaluations_are_told_apart_from_the_last_whole_one(tmp_path):
 
 
 def test_the_report_replaces_an_older_one_whole(demo, tmp_path):
-    (tmp_path / "report.html").write_text("old")
+    (tmp_path / "report.html").write_text("<!doctype html>old")
     write_report([demo], tmp_path / "report.html", title="A title")
     assert "<title>A title</title>" in (tmp_path / "report.html").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_a_bad_run_leaves_the_older_report_alone(tmp_path):
-    (tmp_path / "report.html").write_text("old")
+    (tmp_path / "report.html").write_text("<!doctype html>old")
     with pytest.raises(UserError):
         write_report([tmp_path / "nowhere"], tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text() == "old"
+    assert (tmp_path / "report.html").read_text() == "<!doctype html>old"
 
 
 def test_places_that_cannot_be_written_to(demo, tmp_path):
@@ -153,11 +153,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(demo, tmp_path, m
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    (tmp_path / "report.html").write_text("old")
+    (tmp_path / "report.html").write_text("<!doctype html>old")
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         write_report([demo], tmp_path / "report.html")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "old")]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "<!doctype html>old")]
 
 
 def test_the_picture_for_a_readme(demo, tmp_path):

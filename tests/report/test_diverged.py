@@ -47,12 +47,12 @@ def test_one_seed_of_three_diverged_is_a_result(tmp_path, evaluated):
     found = compare([tmp_path])
     rmt = found.groups[1]
     headline = found.verdict[0].headline
-    assert headline.startswith("rmt: 1 of 3 seeds diverged (seed 2 at step 107). No difference between rmt and transf")
+    assert headline.startswith("rmt: 1 of 3 seeds diverged (seed 2 at step 107). No difference at equal tokens between")
     assert f"rmt {sum(rmt.finals) / 2:.3f} (2 of 3 seeds)" in headline
     assert "lower" not in str(found.verdict[0])
     assert rmt.seeds == "2 of 3 seeds"
     assert {end.tokens for end in rmt.ends} == {200 * 4096}, "nothing is averaged over different tokens"
-    assert not found.pairs[0].claimed
+    assert (found.pairs, found.unranked[0].claimed) == ((), False)
     row = next(row for row in run_table(found).rows if row[0].endswith("rmt-2"))
     assert "diverged at 107" in row
     assert next(row for row in results(found).rows if row[0] == "rmt")[1] == "2 of 3 seeds"

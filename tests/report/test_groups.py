@@ -37,7 +37,7 @@ def test_another_learning_rate_or_other_data_is_another_model(tmp_path):
     b = write_run(tmp_path / "b", "rmt", steps=25, config={"optimizer.lr": 0.5})
     c = write_run(tmp_path / "c", "rmt", steps=25, data={"fingerprint": "other"})
     assert groups_of(a, b) == [("rmt (lr 0.01)", [0]), ("rmt (lr 0.5)", [0])]
-    assert groups_of(a, c) == [("rmt #1", [0]), ("rmt #2", [0])]
+    assert groups_of(a, c) == [("rmt (data ab12cd)", [0]), ("rmt (data other)", [0])]
 
 
 def test_the_same_measurement_twice_is_an_error(tmp_path):

@@ -1,9 +1,11 @@
 """Several processes that divide runs between them, and what is left when one of them is killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from filelock import SoftFileLease
 from tiny_runs import RECIPE
 from widestream.runs import pool
 from widestream.runs.folder import claim_file
+from widestream.runs.metrics import MetricsWriter
 from widestream.runs.pool import Job, run_jobs
 
 
@@ -85,6 +88,60 @@ def test_a_claim_left_behind_on_another_machine_is_taken_over_after_the_lease(tm
     job.end()
 
 
+def test_a_live_claim_is_not_taken_by_a_clock_that_is_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "LEASE_S", 30.0)
+    job, other = make_job(tmp_path / "run"), make_job(tmp_path / "run")
+    assert other.take()
+    long_ago = time.time() - 3600  # what a heartbeat looks like to a clock an hour ahead
+    os.utime(claim_file(job.folder), (long_ago, long_ago))
+    assert not job.take()
+    other.end()
+
+
+def test_a_live_claim_is_not_taken_from_another_table_of_processes(tmp_path):
+    """As between two containers of one host name, where the owner's process number is nobody's or another's."""
+    elsewhere = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*elsewhere, "true"], capture_output=True).returncode:
+        pytest.skip("no right to make a table of processes")
+    job = make_job(tmp_path / "run")
+    assert job.take()
+    found = subprocess.run(
+        [*elsewhere, sys.executable, "-c", HOLD.replace("time.sleep(60)", ""), str(job.folder), "30"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout == "False\n"
+    job.end()
+
+
+def test_a_lost_race_is_no_failure(tmp_path, monkeypatch):
+    """A process trains in the folder though the claim is free: its pool stood still, and has lost it."""
+    monkeypatch.setattr(pool, "POLL_S", 0.05)
+    job, started = make_job(tmp_path / "run"), []
+    job.folder.mkdir()
+    metrics = MetricsWriter(job.folder, 0)
+
+    def start(self, gpu=None):
+        started.append(metrics._file.closed)
+        (self.folder / "done.json").write_text('{"step": 5}')
+        self.process = subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(Job, "start", start)
+    threading.Timer(0.5, metrics._file.close).start()
+    run_jobs([job], workers=1)
+    assert started == [True], "it waits until the other process has ended"
+    assert not job.failed
+
+
+def test_a_process_that_ends_because_another_one_trains_is_tried_again(tmp_path):
+    job = make_job(tmp_path / "run")
+    job.folder.mkdir()
+    with MetricsWriter(job.folder, 0):
+        job.settle(over=False)
+        assert not job.failed
+    job.settle(over=False)
+    assert job.failed
+
+
 def test_a_run_that_was_taken_over_from_a_process_that_stood_still_is_left_to_the_other(tmp_path, monkeypatch):
     """As after a suspended laptop: the process goes on and finds its claim gone."""
     monkeypatch.setattr(pool, "LEASE_S", 0.3)
@@ -92,7 +149,7 @@ def test_a_run_that_was_taken_over_from_a_process_that_stood_still_is_left_to_th
     job, started = make_job(tmp_path / "run"), []
     other = SoftFileLease(claim_file(job.folder), lease_duration=0.3)
 
-    def start(job):
+    def start(job, gpu=None):
         assert not started, "made twice"
         job.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         started.append(job.process)

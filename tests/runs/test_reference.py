@@ -1,5 +1,6 @@
 """docs/reference/run-folder.md says what runs write: every key of every file, no more and no less, with its type."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -18,9 +19,12 @@ from widestream.model.decoder import Decoder
 from widestream.recipe import to_dict
 from widestream.runs.folder import flatten
 from widestream.runs.sample import sample_run
+from widestream.train import begin, loop
 from widestream.train.loop import train
 
+original = loop._upcoming
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md"
+EVERYTHING = {"eval_windows": 2, "tensorboard": True, "selection": 0.3}
 TYPES = {"integer": int, "number": (int, float), "text": str, "boolean": bool, "null": type(None), "any": object}
 
 
@@ -39,6 +43,8 @@ def matching(key, keys):
 
 
 def has_type(value, words):
+    if words == "list":
+        return isinstance(value, list)
     if words.startswith("list of integers"):
         return isinstance(value, list) and all(type(item) is int for item in value)
     kinds = [TYPES[word] for word in words.split(" or ")]
@@ -76,7 +82,7 @@ def poisoned(monkeypatch):
 def run(data, tmp_path_factory):
     """A small run with everything that a run can have."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny_config(data, train={"eval_windows": 2, "tensorboard": True}), folder)
+    train(tiny_config(data, train=EVERYTHING), folder)
     sample_run(folder, "the", SamplingConfig(max_new_tokens=3), keep=True)
     return folder
 
@@ -95,12 +101,34 @@ def test_every_file_is_listed(run):
 
 
 def test_config(run, data):
-    recipe = tiny_config(data, train={"eval_windows": 2, "tensorboard": True})
+    recipe = tiny_config(data, train=EVERYTHING)
     assert yaml.safe_load((run / "config.yaml").read_text()) == to_dict(recipe)
 
 
 def test_run_json(run):
     check("`run.json`", json.loads((run / "run.json").read_text()))
+
+
+def test_an_entry_of_resumed(data, tmp_path, monkeypatch):
+    config = tiny_config(data)
+    with monkeypatch.context() as killed:
+        killed.setattr(loop, "_finish", lambda *_: None)
+        killed.setattr(loop, "_upcoming", lambda run: itertools.islice(original(run), 4))
+        train(config, tmp_path / "run")
+    before = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert before["resumed"] == []
+    monkeypatch.setattr(begin, "describe_machine", lambda _: before["machine"] | {"cpu": "Another"})
+    train(config, tmp_path / "run")
+    after = json.loads((tmp_path / "run" / "run.json").read_text())
+    (part,) = after["resumed"]
+    assert part["step"] == 4
+    assert part["machine"]["cpu"] == "Another"
+    assert after | {"resumed": []} == before
+    documented = {name: cells for key, cells in table("Entries of `resumed`").items() for name in key.split("`, `")}
+    for key, value in flatten(part).items():
+        (name,) = matching(key, documented)
+        assert has_type(value, documented[name][0]), (key, value)
+    assert {name for key in flatten(part) for name in matching(key, documented)} == documented.keys()
 
 
 @pytest.mark.parametrize("kind", ["train", "eval"])

@@ -118,7 +118,16 @@ def test_a_missing_file_is_named(tmp_path, name):
     [
         *(("config.yaml", text) for text in ("a: [1", "7", "train: null", "model: [1]", "model: {stream: gru}")),
         *(("run.json", text) for text in ("{", "{}", "null", "[]", '"text"', '{"data": null, "summary": []}')),
-        *(("metrics.jsonl", text) for text in ("null\n", "[1]\n", '"text"\n', '{"kind": "eval", "loss": "low"}\n')),
+        *(
+            ("metrics.jsonl", text)
+            for text in (
+                "null\n",
+                "[1]\n",
+                '"text"\n',
+                '{"kind": "eval", "step": 1, "loss": "low"}\n',
+                '{"step": Infinity}\n',
+            )
+        ),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from widestream.study.archive import opened
+from widestream.study.load import study_names
 from widestream.study.page import studies_page
-from widestream.study.spec import study_names
 
 LAB = Path(__file__).parent.parent.parent / "lab"
 

@@ -21,9 +21,9 @@ from widestream.runs import pool
 from widestream.runs.pool import Job, run_jobs
 from widestream.study import demo, run
 from widestream.study.demo import prepare_data, run_demo
+from widestream.study.load import STUDIES, load_study
 from widestream.study.plan import Place, arm_job
 from widestream.study.run import StudyOptions, run_study
-from widestream.study.spec import STUDIES, load_study
 
 WORDS = [
     "the",
@@ -158,7 +158,7 @@ def test_a_failing_run_says_why(tmp_path):
 def test_terminating_the_demo_ends_its_runs(tmp_path, monkeypatch):
     started = []
 
-    def start(job):
+    def start(job, gpu=None):
         job.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         started.append(job.process)
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()

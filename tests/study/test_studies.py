@@ -12,9 +12,11 @@ from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.study import run
 from widestream.study.archive import pack_results
-from widestream.study.plan import Place, arm_job, recipe_hash
-from widestream.study.run import StudyOptions, best_rate, next_rate, run_study
-from widestream.study.spec import SCALES, RateSearch, find_study, load_study, study_names
+from widestream.study.load import find_study, load_study, study_names
+from widestream.study.plan import Place, Prints, arm_job, recipe_hash
+from widestream.study.rates import best_rate, next_rate
+from widestream.study.run import StudyOptions, run_study
+from widestream.study.spec import SCALES, RateSearch
 
 LOOKS = {"demo", "zoo"}
 """Studies that look at the beginning of training with a seed or two."""
@@ -63,13 +65,17 @@ def test_studies_share_the_runs_of_equal_recipes(tmp_path):
     assert again.name.rpartition("-")[0] == one["transformer"].name.rpartition("-")[0]
 
 
-def test_what_only_computes_leaves_a_runs_name_alone():
-    names = {
-        recipe_hash(load_recipe("demo/rmt", [f"train.{change}"]), "tokens")
-        for change in ("attention=auto", "attention=sdpa", "threads=2", "kernels=reference", "stream_memory=states")
-    }
-    assert len(names) == 1
-    assert recipe_hash(load_recipe("demo/rmt", ["train.z_loss=0.5"]), "tokens") not in names
+def test_whatever_can_change_a_figure_gives_a_run_a_name_of_its_own():
+    changes = (
+        "attention=auto", "attention=sdpa", "threads=2", "kernels=reference", "stream_memory=states", "device=cuda",
+        "precision=bf16", "compile=true", "z_loss=0.5", "eval_every=7", "eval_windows=3", "selection=0.5",
+    )  # fmt: skip
+    prints: Prints = {"train": "t", "heldout": "h"}
+    names = {recipe_hash(load_recipe("demo/rmt", [f"train.{change}"]), prints) for change in changes}
+    names.add(recipe_hash(load_recipe("demo/rmt"), prints | {"heldout": "other"}))
+    assert len(names) == len(changes) + 1
+    seeds = [recipe_hash(load_recipe("demo/rmt", [f"train.seed={seed}", f"name=s{seed}"]), prints) for seed in (1, 2)]
+    assert seeds[0] == seeds[1]
 
 
 def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):
@@ -89,6 +95,8 @@ def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):
         ({"reference": "rtm"}, "Unknown arm 'rtm'"),
         ({"search": {"rates": [0.1]}}, "two or more positive rates"),
         ({"search": {"rates": [0.1, 0.1]}}, "each once"),
+        ({"search": {"rates": [0.1, float("inf")]}}, "finite number"),
+        ({"search": {"rates": [0.1, float("nan")]}}, "finite number"),
         ({"search": {"rates": "many"}}, "search.rates must be a list"),
         ({"search": {"most": 3}}, "lacks search.rates"),
         ({"seedz": 3}, "did you mean seeds"),
@@ -129,6 +137,8 @@ def test_the_grid_grows_while_the_best_rate_lies_at_its_edge():
     assert next_rate({0.004: 3.0, 0.01: None}, search) == 0.0016, "a rate that diverged is no best one"
     assert next_rate({0.004: None, 0.01: None}, search) is None
     assert best_rate({0.004: None, 0.01: None}) is None
+    close = RateSearch(rates=(0.01, 0.010001), most=9)
+    assert next_rate({0.01: 3.0, 0.010001: 2.9}, close) is None, "the next one would be rounded to one that was tried"
 
 
 def test_a_study_searches_rates_then_trains_all_seeds_and_records_both(tmp_path, options):
@@ -213,7 +223,7 @@ def test_arms_may_take_the_rate_of_another_or_the_recipes(tmp_path, options):
     }
     record = json.loads(run_study(str(write_study(tmp_path / "mine.yaml", arms=arms)), options).read_text())
     rates = {arm["name"]: arm["rate"] for arm in record["arms"]}
-    assert rates == {"transformer": 0.01, "other": 0.01, "own": None}
+    assert rates == {"transformer": 0.01, "other": 0.01, "own": 0.123}
     folder = options.folder / "cpu" / record["arms"][2]["runs"][0]["folder"]
     assert "lr: 0.123" in (folder / "config.yaml").read_text()
 

@@ -15,10 +15,10 @@ from widestream.report.search_record import load_search
 from widestream.runs.pool import Job, run_jobs
 from widestream.streams import OWN_KINDS
 from widestream.study import corpus, run
+from widestream.study.load import load_study
 from widestream.study.page.results import load_result
 from widestream.study.plan import trial_job
 from widestream.study.run import Place, StudyOptions
-from widestream.study.spec import load_study
 from widestream.study.zoo import run_zoo, search_zoo, zoo_study
 
 ZOO = load_study("zoo")

@@ -5,7 +5,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tiny_runs import tiny_config
+from widestream.data.batches import divide_windows
 from widestream.data.store import TokenStore
+from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.train.evaluate import evaluate
 from widestream.train.parallel import World
@@ -57,6 +59,30 @@ def test_part_of_a_split_estimates_its_bytes(model, store):
     bytes_per_token = store.source_bytes / (store.tokens - 1)
     assert got.bits_per_byte == pytest.approx(got.loss / math.log(2) / bytes_per_token)
     assert evaluate(model, store, world=WORLD, sequence_length=16, batch_size=3, limit=10**6).whole
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_windows_are_divided_evenly_and_none_is_in_both_parts(store, share):
+    reported, chosen = divide_windows(store, 16, share)
+    count = -(-(store.tokens - 1) // 16)
+    assert sorted([*reported, *chosen]) == list(range(count))
+    assert len(chosen) == int(count * share)
+    halves = [sum(index < count // 2 for index in chosen), sum(index >= count // 2 for index in chosen)]
+    assert abs(halves[0] - halves[1]) <= 1
+    assert divide_windows(store, 16, 0.0) == (list(range(count)), [])
+    with pytest.raises(UserError, match=r"of which no 0\.01 can be kept for choosing"):
+        divide_windows(store, 16, 0.01)
+
+
+def test_a_part_of_the_windows_is_that_part(model, store):
+    options = {"world": WORLD, "sequence_length": 16, "batch_size": 3}
+    parts = [evaluate(model, store, **options, among=part) for part in divide_windows(store, 16, 0.4)]
+    whole = evaluate(model, store, **options)
+    assert sum(part.target_tokens for part in parts) == whole.target_tokens
+    assert not any(part.whole for part in parts)
+    mean = sum(part.loss * part.target_tokens for part in parts) / whole.target_tokens
+    assert mean == pytest.approx(whole.loss, rel=1e-6)
+    assert parts[0].loss != parts[1].loss
 
 
 def test_evaluation_leaves_no_trace(model, store):

@@ -1,6 +1,6 @@
 import json
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from widestream.model.decoder import Decoder
 from widestream.recipe import to_dict
 from widestream.runs import checkpoint
 from widestream.runs.metrics import MetricsWriter
+from widestream.train.evaluate import evaluate_run
 from widestream.train.loop import train
 
 
@@ -148,6 +149,41 @@ def test_part_of_the_heldout_split_on_the_way_and_all_of_it_at_the_end(data, tmp
     assert found[-2]["target_tokens"] == found[0]["target_tokens"] < found[-1]["target_tokens"]
 
 
+@pytest.mark.parametrize("settings", [{}, {"eval_windows": 2}, {"eval_windows": 2, "final_eval": "windows"}])
+def test_settings_are_chosen_on_windows_that_no_evaluation_reads(data, tmp_path, settings):
+    config = tiny_config(data, train={"eval_every": 3, "selection": 0.5} | settings)
+    result = train(config, tmp_path / "run")
+    step, heldout = evaluate_run(tmp_path / "run")
+    assert step == 6
+    assert result.selection is not None
+    if "final_eval" not in settings:
+        assert asdict(heldout) == result.heldout, "the checkpoint is judged on what the run is judged on"
+        whole = json.loads((tmp_path / "run" / "run.json").read_text())["data"]["heldout_tokens"] - 1
+        assert result.selection["target_tokens"] + result.heldout["target_tokens"] == whole
+    assert not any(row["whole"] for row in rows(tmp_path / "run", "eval"))
+    assert result.selection["loss"] not in [row["loss"] for row in rows(tmp_path / "run")]
+    (tmp_path / "run" / "done.json").unlink()
+    assert train(config, tmp_path / "run").selection == result.selection, "it is in the checkpoint"
+
+
+def test_keeping_nothing_for_choosing_changes_nothing(data, tmp_path):
+    result = train(tiny_config(data), tmp_path / "run")
+    assert result.selection is None
+    assert result.heldout["whole"]
+
+
+def test_a_run_begun_anew_elsewhere_is_of_there_and_keeps_its_peak(data, tmp_path, monkeypatch):
+    config = tiny_config(data)
+    with monkeypatch.context() as killed:
+        killed.setattr("widestream.train.setup.note_start", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    monkeypatch.setattr("widestream.train.begin.code_of", lambda _: "other code")
+    train(config, tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (info["code"], info["resumed"]) == ("other code", [])
+
+
 def test_a_search_reads_a_part_of_the_heldout_split_at_the_end_too(data, tmp_path):
     result = train(
         tiny_config(data, train={"eval_every": 3, "eval_windows": 2, "final_eval": "windows"}), tmp_path / "run"
@@ -194,9 +230,11 @@ def test_by_default_the_run_stops_and_saves_the_batch(data, tmp_path):
 
 
 @pytest.mark.usefixtures("poisoned")
-def test_on_request_the_step_is_skipped_and_counted(data, tmp_path):
+def test_on_request_the_step_is_skipped_and_counted(data, tmp_path, capsys):
     result = train(tiny_config(data, train={"nonfinite": "skip"}), tmp_path / "run")
     assert (result.step, result.skipped) == (6, 1)
+    told = capsys.readouterr()
+    assert "6 steps (1 skipped, which moved nothing)" in told.out + told.err
     assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3, 5, 6]
     (event,) = rows(tmp_path / "run", "event")
     assert event == {

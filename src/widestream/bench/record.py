@@ -11,7 +11,7 @@ import torch
 
 from widestream.bench.plots import WIDTH, Panel, draw
 from widestream.errors import UserError
-from widestream.files import write_json
+from widestream.files import read_json, write_json
 from widestream.machine import describe_machine
 from widestream.report.figures.svg import write_both
 from widestream.version import __version__
@@ -37,13 +37,17 @@ class Outputs:
         """Find out before measuring, and not after it, that there is nowhere to write.
 
         Raises:
-            UserError: a folder is missing, or the record's path is one.
+            UserError: a folder is missing, or the record's path is one or that of another file.
         """
         for path in filter(None, (self.json, self.stem)):
             if not path.parent.is_dir():
                 raise UserError(f"The folder {path.parent} does not exist; make it first, or write elsewhere.")
         if self.json is not None and self.json.is_dir():
             raise UserError(f"{self.json} is a folder; give the name of a file in it, such as {self.json / 'x.json'}.")
+        if self.json is not None and self.json.is_file():
+            before = read_json(self.json)
+            if not isinstance(before, dict) or "settings" not in before:
+                raise UserError(f"{self.json} is no record of a measurement, and stays as it is; give another file.")
 
     def write(self, record: dict[str, Any], panels: Sequence[Panel]) -> list[Path]:
         """Write the record and, of `panels` beside each other, the plots; returns the paths."""

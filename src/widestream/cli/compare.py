@@ -1,9 +1,12 @@
-"""`widestream compare`: runs side by side in the terminal, as JSON or as an HTML report."""
+"""`widestream compare`: runs side by side in the terminal, as JSON, as a table or as an HTML report."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+STDOUT = "-"
+"""Stands for the standard output in place of a file."""
 
 
 def compare(
@@ -12,17 +15,44 @@ def compare(
     search: Annotated[
         Path | None, typer.Option("--search", metavar="FILE", help="Learning-rate search record (JSON) to show.")
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="NAME", help="Model, or run folder, that all others are compared with."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="PATTERN", help="Keep these: name or folder (a-*), or optimizer.lr=0.01."),
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="PATTERN", help="Leave these out, named in the same way.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option("--csv", metavar="FILE", help="Write one row a run as CSV; - for standard output.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead of tables.")] = False,
 ) -> None:
     """Compare runs: held-out loss at equal tokens, FLOPs and time, resources to equal loss, and a verdict."""
     import json
 
     from widestream import report
+    from widestream.errors import UserError
 
-    comparison = report.compare(runs) if out is None else report.write_report(runs, out, search=search)
+    if as_json and table == STDOUT:
+        raise UserError("Both --json and --csv - print to standard output; give one of them, or --csv FILE.")
+    choice = report.Choice(reference=reference, only=tuple(only or ()), without=tuple(without or ()))
+    if out is None:
+        comparison = report.compare(runs, choice)
+    else:
+        comparison = report.write_report(runs, out, search=search, choice=choice)
+    if table == STDOUT:
+        typer.echo(report.to_csv(comparison), nl=False)
+        return
+    if table is not None:
+        report.write_csv(comparison, Path(table))
     if as_json:
         typer.echo(json.dumps(comparison.to_dict(), allow_nan=False))
     else:
         report.print_table(comparison)
-        if out is not None:
-            typer.echo(f"Report: {out}")
+    for what, place in {"Report": out, "Table": table}.items():
+        if place is not None and not as_json:
+            typer.echo(f"{what}: {place}")

@@ -33,7 +33,7 @@ def check(
 ) -> None:
     """Compare sizes of activations, and how far training moves them, at several widths, with muP and without.
 
-    The exit code is 0 if all are seen to be flat under muP, else 1. For example:
+    The exit code is 0 if all are seen to be flat under muP, 2 if training diverged, else 1. For example:
 
         widestream mup check tune/rmt --widths 32,64,128,256 --out mup.html
     """
@@ -62,7 +62,7 @@ def check(
         write_json(json, record)
     for path in () if out is None else write_check(record, out):
         print(path)
-    raise typer.Exit(0 if outcome(record, "mup") == "flat" else 1)
+    raise typer.Exit({"flat": 0, "diverged": 2}.get(outcome(record, "mup"), 1))
 
 
 def tune(

@@ -60,7 +60,7 @@ def report(
 
 
 def pack(
-    archive: Annotated[Path, typer.Argument(metavar="FILE.tar.xz", help="Replaced if it is there.")],
+    archive: Annotated[Path, typer.Argument(metavar="FILE.tar.xz", help="Replaced if nothing in it is lost.")],
     runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Results of one scale.")] = Path("runs/study/cpu"),
 ) -> None:
     """Keep results as one small file: records, recipes, metrics; no checkpoints."""
@@ -71,7 +71,7 @@ def pack(
 
 def list_studies() -> None:
     """List the studies that come with the package, with what they ask."""
-    from widestream.study.spec import load_study, study_names
+    from widestream.study.load import load_study, study_names
 
     for name in study_names():
         study = load_study(name)

@@ -4,7 +4,7 @@ Window i covers tokens [i*T, i*T + T]: the first T are inputs, the last T target
 one token and every token of a split but the first is a target exactly once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +124,37 @@ class TrainBatches:
         )
 
 
-def eval_batches(store: TokenStore, sequence_length: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+def divide_windows(store: TokenStore, sequence_length: int, selection: float) -> tuple[list[int], list[int]]:
+    """The windows of a split that results are reported on, and those that settings are chosen on, evenly spread.
+
+    Args:
+        store: the split.
+        sequence_length: T.
+        selection: share of the second, at least 0 and below 1.
+
+    Raises:
+        UserError: the split is so short that one of the two is empty.
+    """
+    count = _count_windows(store, sequence_length)
+    steps = [int(index * selection) for index in range(count + 1)]
+    chosen = [index for index in range(count) if steps[index + 1] > steps[index]]
+    reported = [index for index in range(count) if steps[index + 1] == steps[index]]
+    if selection and not (reported and chosen):
+        raise UserError(
+            f"The {store.split} split of {store.folder} has {count} window{'s' if count > 1 else ''} of "
+            f"{sequence_length} tokens, of which no {selection:g} can be kept for choosing; prepare more text, or set "
+            "train.selection to 0."
+        )
+    return reported, chosen
+
+
+def eval_batches(
+    store: TokenStore,
+    sequence_length: int,
+    batch_size: int,
+    limit: int | None = None,
+    among: Sequence[int] | None = None,
+) -> Iterator[Batch]:
     """Go through a split in order: every token but its first is a target exactly once.
 
     All batches have the same shape; what is missing at the end is filled with boundary tokens of weight 0, in a
@@ -135,18 +165,23 @@ def eval_batches(store: TokenStore, sequence_length: int, batch_size: int, limit
         sequence_length: T.
         batch_size: windows in a batch.
         limit: only so many windows, spread evenly over the split.
+        among: only of these windows; default: of all.
 
     Raises:
         UserError: the split has no target (fewer than two tokens).
     """
-    if store.tokens < 2:
-        raise UserError(f"The {store.split} split of {store.folder} has {store.tokens} token(s): prepare more text.")
     assert min(sequence_length, batch_size) >= 1, (sequence_length, batch_size)
-    count = -(-(store.tokens - 1) // sequence_length)
-    shown = count if limit is None else min(limit, count)
-    windows = [index * count // shown for index in range(shown)]
+    among = range(_count_windows(store, sequence_length)) if among is None else among
+    shown = len(among) if limit is None else min(limit, len(among))
+    windows = [among[index * len(among) // shown] for index in range(shown)]
     starts = range(0, shown, batch_size)
     return (_eval_batch(store, sequence_length, windows[i : i + batch_size], batch_size) for i in starts)
+
+
+def _count_windows(store: TokenStore, sequence_length: int) -> int:
+    if store.tokens < 2:
+        raise UserError(f"The {store.split} split of {store.folder} has {store.tokens} token(s): prepare more text.")
+    return -(-(store.tokens - 1) // sequence_length)
 
 
 def _eval_batch(store: TokenStore, length: int, windows: list[int], rows: int) -> Batch:

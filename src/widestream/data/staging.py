@@ -21,7 +21,7 @@ from widestream.data.shards import SplitState
 from widestream.data.sources import SPLITS, Position
 from widestream.data.tokenizer_base import TOKENIZER_FILE
 from widestream.errors import UserError
-from widestream.files import sync_folder, write_atomic
+from widestream.files import leftover, sync_folder, write_atomic
 from widestream.recipe.build import build
 
 _PROGRESS = "progress.json"
@@ -165,8 +165,9 @@ class Staging:
 
     def publish(self) -> None:
         """The last steps of `finish`; they can be repeated if they were interrupted."""
-        for name in (_PROGRESS, f"{_PROGRESS}.tmp"):  # the second is left by a process killed while it recorded
-            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / _PROGRESS).unlink(missing_ok=True)
+        for path in [path for path in self.folder.iterdir() if leftover(path, _PROGRESS)]:
+            path.unlink()
         if self._out.is_dir():
             shutil.rmtree(self._old, ignore_errors=True)
             self._out.rename(self._old)

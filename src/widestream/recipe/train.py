@@ -25,7 +25,7 @@ class OptimizerConfig:
     """coupled: w -= lr_t * weight_decay * w (PyTorch's AdamW). independent: w -= s_t * weight_decay * w with s_t the
     schedule in [0, 1], so the peak rate does not scale it (the published RMT code)."""
     decay_keys: bool = True
-    """Whether the stream's keys (and mixing weights) are decayed. Embedding, unembedding and norms never are."""
+    """Whether the stream's keys (and weights that start at zero) are decayed. Embedding, unembedding and norms never are."""
     grad_clip: float | None = None
     """Largest global gradient norm; `null` for no clipping."""
 
@@ -52,10 +52,6 @@ class ScheduleConfig:
     def __post_init__(self):
         _require(self, "schedule", "at least 0", lambda value: value >= 0, "warmup", "decay")
         _require(self, "schedule", "between 0 and 1", lambda value: 0 <= value <= 1, "floor")
-
-
-COMPUTES = ("device", "threads", "stream_memory", "kernels", "attention", "tensorboard")
-"""Settings of `TrainConfig` that say where and by what a run is computed, and change its numbers by rounding only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +108,11 @@ class TrainConfig:
     """Steps between held-out evaluations (one is always made at the end)."""
     eval_windows: int | None = None
     """Windows per evaluation during training; default: the whole held-out split."""
+    selection: float = 0.0
+    """Share of the held-out windows, evenly spread, that settings are chosen on: their loss at the end is kept apart
+    (done.json), and all other evaluations are of the rest."""
     final_eval: Literal["whole", "windows"] = "whole"
-    """whole: the last evaluation reads the whole held-out split. windows: as many as those before it (searches)."""
+    """whole: the last evaluation reads all held-out windows. windows: as many as those before it (searches)."""
     save_every: int = 100
     """Steps between checkpoints (one is always made at the end)."""
     keep: int = 2
@@ -127,7 +126,9 @@ class TrainConfig:
         counts = ("steps", "tokens", "batch_size", "micro_batch_size", "threads")
         counts += ("log_every", "eval_every", "eval_windows", "save_every", "keep")
         _require(self, "train", "at least 1", lambda value: value >= 1, *counts)
+        _require(self, "train", "at most 1024", lambda value: value <= 1024, "threads")
         _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss", "anchors")
+        _require(self, "train", "at least 0 and below 1", lambda value: 0 <= value < 1, "selection")
         _require(self, "train", "at least 0 and below 2^31", lambda value: 0 <= value < 2**31, "seed")
 
 

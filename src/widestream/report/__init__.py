@@ -6,8 +6,9 @@ For others: `compare` and what shows a comparison, listed below; `page.render_pa
 """
 
 from widestream.report.compare_page import write_report
-from widestream.report.comparison import Comparison, compare
+from widestream.report.comparison import Choice, Comparison, compare
 from widestream.report.figures.readme_picture import write_picture
+from widestream.report.run_rows import to_csv, write_csv
 from widestream.report.terminal import print_table
 
-__all__ = ["Comparison", "compare", "print_table", "write_picture", "write_report"]
+__all__ = ["Choice", "Comparison", "compare", "print_table", "to_csv", "write_csv", "write_picture", "write_report"]

@@ -119,7 +119,7 @@ def _seed_cautions(groups: Sequence[Group]) -> list[str]:
     found = [f"{group.label}: {unfinished_seeds(group.behind)}, not counted." for group in groups if group.behind]
     lonely = [group.label for group in groups if len(group.runs) == 1]
     if lonely:
-        whose = "of every model" if len(lonely) == len(groups) else f"({', '.join(lonely)})"
+        whose = "of every model" if len(lonely) == len(groups) else f"({_some(lonely)})"
         found.append(f"One seed only {whose}: a small difference may be chance.")
     return found
 
@@ -135,7 +135,9 @@ def _batch_cautions(groups: Sequence[Group]) -> list[str]:
         seeds = {group.label: "seed " + ", ".join(run.seed_name for run in group.runs) for group in groups}
         found.append(f"No batches in common, so differences are unpaired: {_told(seeds)}.")
     elif any(order != orders[0] for order in orders):
-        found.append("Some seeds were run for one model only; differences use the seeds that the models share.")
+        found.append(
+            "Some seeds were run for one model only; differences use those that two models share, where they share two."
+        )
     last = _values(groups, lambda run: f"{run.final.target_tokens:,}")
     if last and not _values(groups, _evaluated):
         found.append(

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from widestream.files import write_text
+from widestream.files import write_page
 from widestream.report import comparison_tables as tables
 from widestream.report import formats
-from widestream.report.comparison import Comparison, compare
+from widestream.report.comparison import Choice, Comparison, compare
 from widestream.report.figures.comparison_charts import gap_chart, loss_chart, search_chart, small_charts
 from widestream.report.figures.ranking_chart import Ranking
 from widestream.report.figures.svg import Chart
@@ -23,7 +23,11 @@ _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 
 def write_report(
-    run_dirs: Iterable[str | Path], out: str | Path, search: str | Path | None = None, title: str | None = None
+    run_dirs: Iterable[str | Path],
+    out: str | Path,
+    search: str | Path | None = None,
+    title: str | None = None,
+    choice: Choice | None = None,
 ) -> Comparison:
     """Compare runs and write the report.
 
@@ -32,6 +36,7 @@ def write_report(
         out: the HTML file to write; an older one is replaced whole.
         search: JSON record of a learning-rate search to show.
         title: name of the report; default: the models' names.
+        choice: reference and filters.
 
     Returns:
         The comparison that the report shows.
@@ -39,9 +44,9 @@ def write_report(
     Raises:
         UserError: runs or search record cannot be read; the file cannot be written.
     """
-    comparison = compare(run_dirs)
+    comparison = compare(run_dirs, choice)
     record = load_search(search) if search is not None else None
-    write_text(Path(out), compare_page(comparison, record, title))
+    write_page(Path(out), compare_page(comparison, record, title))
     return comparison
 
 
@@ -128,10 +133,12 @@ def _search(search: Search, groups: Sequence[Group]) -> dict[str, Any]:
 def _commands(comparison: Comparison) -> list[str]:
     """Command lines that make the runs and this report again."""
     folders = [str(run.path) for run in comparison.runs]
+    first = str(comparison.groups[0].runs[0].path)
+    reference = [] if comparison.choice.reference is None else ["--reference", first]
     return [
         *(
             f"widestream train {shlex.quote(f'{folder}/config.yaml')} --out {shlex.quote(f'{folder}-again')}"
             for folder in folders
         ),
-        f"widestream compare {shlex.join(folders)} --out report.html",
+        f"widestream compare {shlex.join([*folders, *reference])} --out report.html",
     ]

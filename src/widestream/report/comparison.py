@@ -3,23 +3,38 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from widestream.errors import UserError
+from widestream.errors import UserError, unknown_name
+from widestream.report import formats
 from widestream.report.comparable import Mismatch, judge, tokenizers_differ
 from widestream.report.stats.groups import Apart, Group, Metric, group_runs, measure
-from widestream.report.stats.labels import config_differences
 from widestream.report.stats.matched import RESOURCES
 from widestream.report.stats.pairs import Pair, as_family, common_tokens, match
 from widestream.report.verdict import Verdict, verdicts
 from widestream.runs.read import Run, find_runs, load_run
+from widestream.runs.row import train_figures
+from widestream.runs.settings import chosen, differing, settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What a reader chooses among the runs that are given. Patterns are those of `runs.settings.chosen`."""
+
+    reference: str | None = None
+    """Label or run folder of the model that others are compared with; None: the plain transformer, or the first."""
+    only: tuple[str, ...] = ()
+    """Runs that are like one of these; empty: all."""
+    without: tuple[str, ...] = ()
+    """Runs to leave out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """Everything a comparison found."""
 
+    choice: Choice
+    """Reference and filters that it was made with."""
     groups: tuple[Group, ...]
     """The models that have figures, the reference first."""
     apart: tuple[Apart, ...]
@@ -37,10 +52,10 @@ class Comparison:
     tokens: float
     """The one number of training tokens at which models are put into an order (`common_tokens`)."""
     pairs: tuple[Pair, ...]
-    """Every other model against the reference, all at that number of tokens. Those of which nothing is claimed, because
-    a seed diverged, are among them."""
+    """Every other model against the reference, all at that number of tokens."""
     unranked: tuple[Pair, ...]
-    """Models that did not get there against the reference, each at the last tokens that both have seen."""
+    """The same for those that did not get there, each at the last tokens that both have seen, and for those from which
+    nothing is claimed, because a seed diverged (`Pair.claimed`)."""
     verdict: tuple[Verdict, ...]
     """The result in words, one for each pair; a single one where nothing can be decided."""
 
@@ -48,6 +63,12 @@ class Comparison:
     def comparable(self) -> bool:
         """Whether a verdict about loss may be given."""
         return not self.mismatches
+
+    @property
+    def unmatched(self) -> list[Group]:
+        """Models whose evaluations share no stretch of training with the reference's, so that there is no pair."""
+        matched = {pair.other.label for pair in (*self.pairs, *self.unranked)}
+        return [group for group in self.groups[1:] if group.label not in matched]
 
     @property
     def models(self) -> list[tuple[str, tuple[Run, ...]]]:
@@ -88,20 +109,30 @@ class Comparison:
         }
 
 
-def compare(run_dirs: Iterable[str | Path]) -> Comparison:
+def compare(run_dirs: Iterable[str | Path], choice: Choice | None = None) -> Comparison:
     """Compare runs, or all runs directly inside folders.
 
     What is damaged, diverged or not evaluated is named, and the rest compared.
 
+    Args:
+        run_dirs: run folders, or folders that hold several.
+        choice: reference and filters.
+
     Raises:
-        UserError: A path is no run and holds none; nothing is left to compare; the same measurement is given twice.
+        UserError: A path is no run and holds none; nothing is left to compare; the same measurement is given twice;
+            nothing is called what was chosen.
     """
+    choice = choice or Choice()
     runs, damaged = _read(run_dirs)
-    models = group_runs(runs)
+    models = _chosen(group_runs(runs), choice)
+    runs = [run for _, members in models for run in members]
     metric: Metric = "bits_per_byte" if tokenizers_differ(runs) else "loss"
     measured = [measure(label, members, metric) for label, members in models]
     groups = tuple(one for one in measured if isinstance(one, Group))
     apart = tuple(one for one in measured if isinstance(one, Apart))
+    if choice.reference is not None and apart and apart[0].label == models[0][0]:
+        others = _listed([group.label for group in groups])
+        raise UserError(f"{apart[0].label} cannot be the reference: {apart[0].reason}. Choose another of: {others}.")
     if not groups:
         why = "; ".join([*(f"{one.label}: {one.reason}" for one in apart), *damaged])
         raise UserError(f"There is nothing to compare. {why}")
@@ -109,26 +140,70 @@ def compare(run_dirs: Iterable[str | Path]) -> Comparison:
     tokens = common_tokens(groups)
     pairs, unranked = _pairs(groups, tokens)
     return Comparison(
+        choice=choice,
         groups=groups,
         apart=apart,
         metric=metric,
         mismatches=judgement.mismatches,
         cautions=judgement.cautions,
         notes=(*damaged, *(f"{run.path}: {note}." for run in runs for note in run.notes)),
-        config_differences=config_differences({group.label: group.runs[0].config for group in groups}),
+        config_differences=differing({group.label: settings(group.runs[0].config) for group in groups}),
         tokens=tokens,
         pairs=pairs,
         unranked=unranked,
-        verdict=tuple(verdicts(groups, apart, (*pairs, *unranked), judgement.mismatches, metric)),
+        verdict=tuple(verdicts(groups, apart, pairs, unranked, judgement.mismatches, metric)),
     )
 
 
+def _chosen(models: Sequence[tuple[str, list[Run]]], choice: Choice) -> list[tuple[str, list[Run]]]:
+    """The models and runs that were chosen, under the labels that they have among all, the reference first.
+
+    Raises:
+        UserError: A pattern is like none, or nothing is left.
+    """
+    used: set[str] = set()
+
+    def like(pattern: str, label: str, run: Run) -> bool:
+        found = chosen(pattern, (label, run.name), run.path, run.config)
+        used.update([pattern] if found else [])
+        return found
+
+    kept: list[tuple[str, list[Run]]] = []
+    for label, runs in models:
+        wanted = [run for run in runs if not choice.only or any([like(one, label, run) for one in choice.only])]
+        wanted = [run for run in wanted if not any([like(one, label, run) for one in choice.without])]
+        kept += [(label, wanted)] if wanted else []
+    unused = [pattern for pattern in (*choice.only, *choice.without) if pattern not in used]
+    if unused or not kept:
+        what = f"No run is like {formats.listing(unused)}" if unused else "Nothing is left to compare"
+        raise UserError(f"{what}; there are: {_listed([label for label, _ in models])}.")
+    if choice.reference is None:
+        return kept
+    at = [i for i, (label, runs) in enumerate(kept) if _is_reference(choice.reference, label, runs)]
+    if not at:
+        raise unknown_name(f"reference {choice.reference}", choice.reference, [label for label, _ in kept])
+    return [kept[at[0]], *kept[: at[0]], *kept[at[0] + 1 :]]
+
+
+def _is_reference(name: str, label: str, runs: Sequence[Run]) -> bool:
+    return name == label or any(name == run.path.name or Path(name).resolve() == run.path.resolve() for run in runs)
+
+
 def _pairs(groups: Sequence[Group], tokens: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Every model against the first: those that are compared at these tokens, and those that did not get there."""
-    ranked = [pair for other in groups[1:] if other.tokens >= tokens and (pair := match(groups[0], other, tokens))]
-    there = {pair.other.label for pair in ranked}
-    rest = [pair for other in groups[1:] if other.label not in there and (pair := match(groups[0], other))]
+    """Every model against the first: those that may be put into an order at these tokens, and the others."""
+    ranked: list[Pair] = []
+    rest: list[Pair] = []
+    for other in groups[1:]:
+        pair = match(groups[0], other, tokens) if other.tokens >= tokens else None
+        if pair is not None and pair.claimed:
+            ranked.append(pair)
+        elif (pair := pair or match(groups[0], other)) is not None:
+            rest.append(pair)
     return tuple(as_family(ranked)), tuple(rest)
+
+
+def _listed(labels: Sequence[str], most: int = 12) -> str:
+    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 
 def _read(run_dirs: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
@@ -140,16 +215,6 @@ def _read(run_dirs: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
         except UserError as error:
             damaged.append(f"{path} is left out: {error}")
     return runs, damaged
-
-
-def train_figures(run: Run) -> dict[str, float | None]:
-    """Median tokens per second and MFU, and peak memory in bytes, of the training rows; None where not logged."""
-    clocks = [row["clock"] for row in run.train if "clock" in row]
-    figures: dict[str, float | None] = {}
-    for name, summary in (("tokens_per_s", median), ("mfu", median), ("memory_bytes", max)):
-        values = [clock[name] for clock in clocks if clock.get(name) is not None]
-        figures[name] = summary(values) if values else None
-    return figures
 
 
 def _group_dict(group: Group) -> dict[str, Any]:

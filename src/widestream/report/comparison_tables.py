@@ -5,14 +5,16 @@ from statistics import fmean
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.comparison import Comparison, train_figures
+from widestream.report.comparison import Comparison
 from widestream.report.search_record import Search, Trial
 from widestream.report.stats.groups import Apart
 from widestream.report.stats.labels import stream_kind
 from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES, Reach
-from widestream.report.stats.pairs import Target
+from widestream.report.stats.pairs import Pair, Target
 from widestream.report.table import NONE, Table
 from widestream.runs.read import Run
+from widestream.runs.row import train_figures
+from widestream.runs.settings import plain
 
 
 def results(comparison: Comparison) -> Table:
@@ -61,27 +63,41 @@ def _word(one: Apart) -> str:
 
 def differences(comparison: Comparison) -> Table | None:
     """Differences at equal resources, with intervals; None where nothing can be compared."""
-    if not comparison.pairs or not comparison.comparable:
+    pairs = (*comparison.pairs, *comparison.unranked)
+    if not pairs or not comparison.comparable:
         return None
-    rows = (
-        (
-            f"{pair.other.label} − {pair.reference.label}",
-            RESOURCE_WORDS[resource],
-            formats.signed(interval.mean),
-            formats.interval(interval.low, interval.high),
-            f"{interval.n} {'paired' if interval.method == 'paired' else 'unpaired'}",
-        )
-        for pair in comparison.pairs
-        for resource, interval in pair.at_equal.items()
-    )
+    rows = [row for pair in pairs for row in (_differences(pair) if pair.claimed else [_unclaimed(pair)])]
+    family = max(pair.family for pair in pairs)
+    holm = f" p: corrected for {family} comparisons (Holm), each resource by itself." if family > 1 else ""
     return Table(
         title="Difference at equal resources",
         caption="Difference in held-out loss at the last point that all runs reach; below zero the first-named is "
-        "better. Paired: taken seed by seed, on the same batches. An interval from two seeds is wide.",
-        columns=("difference", "at equal", "held-out loss", "95 % interval", "seeds"),
+        f"better. Paired: taken seed by seed, on the same batches. An interval from two seeds is wide.{holm}",
+        columns=("difference", "at equal", "held-out loss", "95 % interval", "p", "seeds"),
         rows=tuple(rows),
         words=2,
     )
+
+
+def _differences(pair: Pair) -> list[tuple[str, ...]]:
+    ends = {pair.reference.tokens, pair.other.tokens}
+    place = "" if ends == {pair.tokens} else f" ({formats.count(pair.tokens)})"
+    return [
+        (
+            f"{pair.other.label} − {pair.reference.label}",
+            RESOURCE_WORDS[resource] + (place if resource == "tokens" else ""),
+            formats.signed(interval.mean),
+            formats.interval(interval.low, interval.high),
+            formats.p_value(pair.corrected.get(resource)),
+            f"{interval.n} {'paired' if interval.method == 'paired' else 'unpaired'}",
+        )
+        for resource, interval in pair.at_equal.items()
+    ]
+
+
+def _unclaimed(pair: Pair) -> tuple[str, ...]:
+    seeds = f"{pair.other.seeds}, {pair.reference.seeds}"
+    return (f"{pair.other.label} − {pair.reference.label}", NONE, "not claimed", NONE, NONE, seeds)
 
 
 def resources(comparison: Comparison) -> Table | None:
@@ -192,7 +208,7 @@ def configuration(comparison: Comparison) -> Table | None:
         return None
     labels = [group.label for group in comparison.groups]
     rows = tuple(
-        (key, *(formats.plain(values[label]) if label in values else NONE for label in labels))
+        (key, *(plain(values[label]) if label in values else NONE for label in labels))
         for key, values in comparison.config_differences.items()
     )
     return Table(

@@ -124,13 +124,6 @@ def ticks(values: list[float]) -> list[str]:
     return [f"{value:.{digits}f}".replace("-", "−") for value in values]
 
 
-def plain(value: object) -> str:
-    """A value of a configuration as YAML writes it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def visible(words: str) -> str:
     """Words with signs in place of characters that pages and terminals swallow or obey; samples may hold any."""
     if words.isprintable():  # nearly all are, and this is the fast way to know

@@ -25,4 +25,5 @@ class Table:
         """The table less some columns."""
         kept = [i for i, column in enumerate(self.columns) if column not in columns]
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
-        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
+        words = sum(i < self.words for i in kept)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows, words=words)

@@ -1,11 +1,11 @@
 """The verdict: sentences made from the numbers, whichever way they fall."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from widestream.report import formats
 from widestream.report.comparable import Mismatch
-from widestream.report.stats.groups import Apart, Group, Metric, diverged_seeds
+from widestream.report.stats.groups import Apart, Group, Metric, diverged_seeds, seed_count
 from widestream.report.stats.intervals import Interval
 from widestream.report.stats.matched import Resource
 from widestream.report.stats.pairs import Pair, Target
@@ -35,12 +35,14 @@ def verdicts(
     groups: Sequence[Group],
     apart: Sequence[Apart],
     pairs: Sequence[Pair],
+    unranked: Sequence[Pair],
     mismatches: Sequence[Mismatch],
     metric: Metric,
 ) -> list[Verdict]:
     """One verdict for each model against the reference; a single one where there is nothing to decide.
 
-    Models that have no figures follow, each with what became of it.
+    Models that are compared elsewhere than the others (`unranked`) say so; those that have no figures follow, each
+    with what became of it.
     """
     depth = (reading_depth(groups),)
     rest = [Verdict(headline=f"{one.label}: {one.reason}.", details=()) for one in apart]
@@ -52,14 +54,20 @@ def verdicts(
         fields = formats.listing([mismatch.field for mismatch in mismatches])
         headline = f"Not comparable, so no verdict about loss is given: the models differ in {fields}."
         return [Verdict(headline=headline, details=depth), *rest]
-    by_other = {pair.other.label: pair for pair in pairs}
-    told = [
-        _verdict(by_other[other.label], metric)
-        if other.label in by_other
-        else Verdict(headline=f"{other.label} and {groups[0].label} share no stretch of training.", details=depth)
-        for other in groups[1:]
-    ]
-    return [*told, *rest]
+    told = {pair.other.label: _verdict(pair, metric) for pair in pairs}
+    for pair in unranked:
+        alone = _verdict(pair, metric)
+        told[pair.other.label] = replace(alone, headline=f"{_aside(pair)} {alone.headline}".strip()) if pairs else alone
+    for other in groups[1:]:
+        sentence = f"{other.label} and {groups[0].label} share no stretch of training."
+        told.setdefault(other.label, Verdict(headline=sentence, details=depth))
+    return [*told.values(), *rest]
+
+
+def _aside(pair: Pair) -> str:
+    """Why a model is not compared where the others are, if it is for its length."""
+    ends = f"{pair.other.label} stands apart, for it ends at {formats.count(pair.other.tokens)} tokens."
+    return ends if pair.claimed else ""
 
 
 def _verdict(pair: Pair, metric: Metric) -> Verdict:
@@ -78,28 +86,45 @@ def _survivors(pair: Pair, metric: Metric) -> str:
     lost = [f"{group.label}: {diverged_seeds(group.members)}." for group in groups if group.diverged]
     figures = [f"{group.label} {formats.loss(group.final.mean)} ({group.seeds})" for group in groups]
     return (
-        f"{' '.join(lost)} No difference between {pair.other.label} and {pair.reference.label} is claimed from the "
-        f"other seeds; their {METRIC_NAMES[metric]} is {formats.listing(figures)}."
+        f"{' '.join(lost)} No difference at equal tokens between {pair.other.label} and {pair.reference.label} is "
+        f"claimed from the other seeds; their {METRIC_NAMES[metric]} is {formats.listing(figures)}."
     )
 
 
 def _difference(pair: Pair, metric: Metric) -> str:
     """At equal tokens: who is ahead, or that nobody is."""
     ours, theirs, name = pair.other.label, pair.reference.label, METRIC_NAMES[metric]
-    sentence = f"At equal tokens {ours}'s {name} is {_lower(pair.difference)} than {theirs}'s ({_evidence(pair)})."
-    seen = not pair.difference.holds_zero and pair.difference.mean != 0
-    return sentence if seen else f"No difference seen. {sentence}"
+    gap = f"{ours}'s {name} is {_lower(pair.difference)} than {theirs}'s ({_evidence(pair)})"
+    sentence = f"At equal tokens{_place(pair)} {gap}."
+    unknown = pair.difference.low is None and pair.difference.mean != 0
+    return sentence if unknown or pair.seen("tokens") else f"No difference seen. {sentence}"
+
+
+def _place(pair: Pair) -> str:
+    """Where two models are compared, if that is not the end of both."""
+    groups = (pair.other, pair.reference)
+    ends = [group.label for group in groups if group.tokens == pair.tokens]
+    if len(ends) == 2:
+        return ""
+    return f" ({formats.count(pair.tokens)}{f', where {ends[0]} ends' if ends else ''}),"
 
 
 def _evidence(pair: Pair) -> str:
     """What stands behind a difference: interval and seeds, and what each seed says where the interval is no help."""
     difference = pair.difference
+    counts = {group.label: len(group.runs) for group in (pair.other, pair.reference)}
     if difference.low is None:
-        return "one seed each, so no interval: a difference of this size may be chance"
-    kind = "seed pairs" if difference.method == "paired" else "seeds each, unpaired"
-    shown = f"95\N{NO-BREAK SPACE}% interval {_ends(difference)}, {difference.n} {kind}"
+        each = [f"{seed_count(n, n)} of {label}" for label, n in counts.items()]
+        told = "one seed each" if set(counts.values()) == {1} else formats.listing(each)
+        return f"{told}, so no interval: a difference of this size may be chance"
+    same = len(set(counts.values())) == 1
+    unpaired = f"{difference.n} seeds each" if same else f"{formats.listing([*map(str, counts.values())])} seeds"
+    kind = f"{difference.n} seed pairs" if difference.method == "paired" else f"{unpaired}, unpaired"
+    shown = f"95\N{NO-BREAK SPACE}% interval {_ends(difference)}, {kind}"
+    if pair.family > 1:
+        shown += f"; p {formats.p_value(pair.corrected['tokens'])} by Holm over {pair.family} comparisons"
     values = list(pair.by_seed.values())
-    if difference.holds_zero and values and min(values) * max(values) > 0:
+    if not pair.seen("tokens") and values and min(values) * max(values) > 0:
         shown += f"; yet every seed points the same way, by {formats.size(min(values, key=abs))} or more"
     return shown
 

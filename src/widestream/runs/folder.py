@@ -158,16 +158,12 @@ def finished(run_dir: Path, steps: int) -> bool:
     return done is not None and done.get("step") == steps
 
 
-def evaluated(run_dir: Path) -> bool:
-    """Whether a run has an evaluation with a finite loss, without which there is nothing to compare."""
-    if not (run_dir / METRICS).is_file():
-        return False
-    return any(row.get("kind") == "eval" and row.get("loss") is not None for row in read_rows(run_dir)[0])
-
-
 def steps_done(run_dir: Path) -> int:
     """Optimizer steps so far, by the last whole line of metrics.jsonl; quick, so that it can be asked often."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError), (run_dir / METRICS).open("rb") as file:
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError),
+        (run_dir / METRICS).open("rb") as file,
+    ):
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         return int(json.loads(file.read().split(b"\n")[-2])["step"])
     return 0
@@ -201,8 +197,13 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
         lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
     except FileNotFoundError:
         raise _missing(path) from None
+    lines = [] if lines == [""] else lines
+    with contextlib.suppress(ValueError):  # a whole file at once is twice as fast as line by line
+        whole = json.loads(f"[{','.join(lines)}]")
+        if len(whole) == len(lines) and all(isinstance(row, dict) for row in whole):
+            return whole, False
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate([] if lines == [""] else lines, start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError:

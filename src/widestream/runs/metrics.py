@@ -90,7 +90,7 @@ def length_up_to(path: Path, step: int) -> int:
         try:
             if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                 break
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             break
         length += len(line)
     return length

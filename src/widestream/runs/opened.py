@@ -1,4 +1,4 @@
-"""A run folder as an object: `widestream.open`. docs/reference/python.md shows it at work."""
+"""A run folder as an object; `runs/many.py` opens it. docs/reference/python.md shows it at work."""
 
 import contextlib
 import os
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from widestream.errors import UserError
 from widestream.recipe import RunConfig
 from widestream.runs.folder import (
-    first_seed,
-    is_run,
     list_checkpoints,
     load_config,
     read_config,
@@ -162,18 +160,3 @@ class RunFolder:
 
         config = SamplingConfig(max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         return sample_run(self.path, prompt, config, step=checkpoint, device=device).text
-
-
-def open_run(path: str | os.PathLike[str]) -> RunFolder:
-    """Open a run folder: `run = widestream.open("runs/demo/rmt-seed0")`.
-
-    Args:
-        path: a folder that training wrote; or, of an arm with several seeds, its name alone (`runs/demo/rmt`): that is
-            its first seed.
-
-    Raises:
-        UserError: it is no run folder, or its config.yaml is damaged.
-    """
-    folder = Path(path)
-    first = first_seed(folder)
-    return RunFolder(first if is_run(first) and not folder.exists() else folder)

@@ -20,6 +20,7 @@ from filelock import SoftFileLease, Timeout
 
 from widestream.errors import UserError
 from widestream.runs.folder import NONFINITE, claim_file, finished, read_done, steps_done
+from widestream.runs.metrics import require_idle
 from widestream.runs.progress import Progress
 
 POLL_S = 0.5
@@ -41,12 +42,12 @@ class Job:
     """Optimizer steps of the whole run."""
     pass_fds: tuple[int, ...] = ()
     """Open files that the process inherits; a lock among them is held until it ends, whatever becomes of its parent."""
-    gpu: str | None = None
-    """Name of the GPU that the process is to see alone; None: it sees all there are."""
+    gpu: str | None = field(default=None, init=False)
+    """Name of the GPU that the process sees alone; None: it sees all there are."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     """While it runs."""
-    failed: bool = False
-    """Whether its process ended without a result, where that may be."""
+    failed: bool = field(default=False, init=False)
+    """Whether its process ended without a result, and no other one is at the run."""
     claim: SoftFileLease = field(init=False, repr=False, compare=False)
     """Says to other pools that this one carries out the run."""
 
@@ -64,10 +65,12 @@ class Job:
         return finished(self.folder, self.steps)
 
     @property
-    def heldout_loss(self) -> float | None:
-        """Last held-out loss of a finished run; None for any other."""
+    def choosing_loss(self) -> float | None:
+        """What a finished run is chosen by: its loss on the held-out text kept for that, where some was (by
+        `train.selection`), else its last held-out loss; None for any other run.
+        """
         done = read_done(self.folder) if self.done else None
-        loss = None if done is None else done["heldout"]["loss"]
+        loss = None if done is None else (done.get("selection") or done["heldout"])["loss"]
         return loss if loss is not None and math.isfinite(loss) else None
 
     @property
@@ -88,8 +91,13 @@ class Job:
             return False
         return True
 
-    def start(self) -> None:
-        """Start the process. It goes on from the run's newest checkpoint, if there is one, and ends with this one."""
+    def start(self, gpu: str | None = None) -> None:
+        """Start the process. It goes on from the run's newest checkpoint, if there is one, and ends with this one.
+
+        Args:
+            gpu: name of the GPU that it is to see alone.
+        """
+        self.gpu = gpu
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         arguments = ["train", self.recipe, *self.changes, "--out", str(self.folder)]
         with self.log.open("wb") as log:
@@ -98,7 +106,7 @@ class Job:
                 stdin=subprocess.PIPE,  # see runs/child.py
                 stdout=log,
                 stderr=log,
-                env=None if self.gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": self.gpu},
+                env=None if gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
                 pass_fds=self.pass_fds,
             )
 
@@ -108,6 +116,25 @@ class Job:
             self.process.terminate()
             self.process.communicate()
         self.claim.release()
+
+    def settle(self, over: bool) -> None:
+        """Let others have the run, whose process has ended, and note whether that was a failure.
+
+        Args:
+            over: whether the run came to a result.
+        """
+        self.end()
+        # A lost race is none: the process ended because another one was at the run already.
+        self.failed = not over and not self.busy
+
+    @property
+    def busy(self) -> bool:
+        """Whether some process is training in the folder, whoever has the claim."""
+        try:
+            require_idle(self.folder)
+        except UserError:
+            return True
+        return False
 
     @property
     def last_words(self) -> str:
@@ -162,9 +189,10 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
                     waiting.append(job)
                 for job in [job for job in running if job.process and job.process.poll() is not None]:
                     running.remove(job)
-                    job.end()
-                    job.failed = not over(job)
-                    if job.failed and not may_fail:
+                    job.settle(over(job))
+                    if not over(job):
+                        waiting.append(job)
+                    elif job.failed and not may_fail:
                         raise job.failure
     finally:
         for job in running:
@@ -191,12 +219,13 @@ def _start(
             waiting.remove(job)
             if over(job):  # another process finished it since
                 job.end()
+            elif job.busy:  # a process goes on whose pool has lost its claim
+                job.end()
+                waiting.append(job)
             else:
-                if len(gpus) > 1:
-                    taken = [other.gpu for other in running]
-                    job.gpu = min(gpus, key=taken.count)
+                taken = [other.gpu for other in running]
                 running.append(job)
-                job.start()
+                job.start(min(gpus, key=taken.count) if len(gpus) > 1 else None)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -63,6 +64,9 @@ class Run:
     """Training rows of metrics.jsonl."""
     evals: tuple[Evaluation, ...]
     """Held-out evaluations with a finite loss, by step; none where a run did not come to its first one."""
+    curve: tuple[Evaluation, ...]
+    """Those made on the same held-out tokens: of the commonest size, one a step. Of a single step with several sizes,
+    the smaller one: it is what longer runs of the same recipe have all along."""
     samples: tuple[dict[str, Any], ...]
     """Sampled texts, if any were written."""
     done: dict[str, Any] | None
@@ -131,18 +135,8 @@ class Run:
 
         Only where there is one at all.
         """
-        last = self.evals[-1].step
-        return max((row for row in self.evals if row.step == last), key=lambda row: (row.whole, row.target_tokens))
-
-    @property
-    def curve(self) -> tuple[Evaluation, ...]:
-        """The evaluations made on the same held-out tokens: those of the commonest size, one a step.
-
-        Of a single step with both, the smaller one: it is what longer runs of the same recipe have all along.
-        """
-        sizes = Counter(row.target_tokens for row in self.evals)
-        size = max(sizes, key=lambda key: (sizes[key], -key), default=0)
-        return tuple(row for row in self.evals if row.target_tokens == size)
+        last = takewhile(lambda row: row.step == self.evals[-1].step, reversed(self.evals))
+        return max(last, key=lambda row: (row.whole, row.target_tokens))
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -180,7 +174,7 @@ def load_run(path: str | Path) -> Run:
         evals, lost = _evaluations(rows)
         steps = max((int(row["step"]) for row in rows), default=0)
         skipped = [int(row["skipped"]) for row in rows if row.get("kind") == "event" and "skipped" in row]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
         raise UserError(f"A row of {path / METRICS} {what}; put a good copy back or leave this run out.") from error
     if lost:
@@ -191,6 +185,7 @@ def load_run(path: str | Path) -> Run:
         info=info,
         train=tuple(row for row in rows if row.get("kind") == "train"),
         evals=tuple(evals),
+        curve=_curve(evals),
         samples=tuple(read_samples(path)),
         done=(done := read_done(path)),
         steps=steps,
@@ -221,6 +216,12 @@ def _require_sound(run: Run) -> None:
         sound = False
     if not sound or not isinstance(run.info.get("machine", {}), dict):
         raise damaged(run.path / INFO)
+
+
+def _curve(evals: list[Evaluation]) -> tuple[Evaluation, ...]:
+    sizes = Counter(row.target_tokens for row in evals)
+    size = max(sizes, key=lambda key: (sizes[key], -key), default=0)
+    return tuple(row for row in evals if row.target_tokens == size)
 
 
 def _diverged_at(path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int]) -> int | None:
@@ -261,12 +262,12 @@ def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], list[int
             continue
         evals[row["step"], row["target_tokens"]] = Evaluation(
             step=row["step"],
-            tokens=row["tokens"],
-            flops=row["flops"],
-            wall_s=row["clock"]["wall_s"],
-            loss=row["loss"],
-            bits_per_byte=row.get("bits_per_byte"),
-            target_tokens=row["target_tokens"],
+            tokens=int(row["tokens"]),
+            flops=float(row["flops"]),
+            wall_s=float(row["clock"]["wall_s"]),
+            loss=float(row["loss"]),
+            bits_per_byte=None if row.get("bits_per_byte") is None else float(row["bits_per_byte"]),
+            target_tokens=int(row["target_tokens"]),
             whole=row.get("whole", True),
         )
     return [evals[key] for key in sorted(evals)], lost

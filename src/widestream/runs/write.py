@@ -11,7 +11,7 @@ import yaml
 
 from widestream.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from widestream.errors import UserError
-from widestream.files import write_atomic, write_json
+from widestream.files import leftover, write_atomic, write_json
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs.folder import CONFIG, DONE, INFO
 
@@ -22,8 +22,10 @@ def require_free(run_dir: Path) -> None:
     Raises:
         UserError: it holds something else.
     """
-    begun = {name + suffix for name in (TOKENIZER_FILE, INFO, CONFIG) for suffix in ("", ".tmp")}
-    strangers = [path.name for path in _contents(run_dir) if path.name not in begun]
+    begun = (TOKENIZER_FILE, INFO, CONFIG)
+    strangers = [
+        path.name for path in _contents(run_dir) if not any(path.name == name or leftover(path, name) for name in begun)
+    ]
     if strangers:
         raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
 
@@ -39,8 +41,13 @@ def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tok
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(run_dir)
-    write_json(run_dir / INFO, info, indent=2)
+    write_info(run_dir, info)
     write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+def write_info(run_dir: Path, info: dict[str, Any]) -> None:
+    """Write run.json."""
+    write_json(run_dir / INFO, info, indent=2)
 
 
 def write_done(run_dir: Path, result: dict[str, Any]) -> None:

@@ -6,9 +6,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from widestream.errors import UserError
+from widestream.files import read_json
 from widestream.runs.folder import is_run, reported_files
+from widestream.study.page.results import RECORD
 
 ENDING = ".tar.xz"
 
@@ -18,29 +21,51 @@ def pack_results(folder: Path, archive: Path) -> int:
 
     Args:
         folder: of one scale, as `widestream study run` wrote it.
-        archive: the file to write, NAME.tar.xz; replaced when complete.
+        archive: the file to write, NAME.tar.xz; one that holds nothing else is replaced when complete.
 
     Returns:
         Runs packed.
 
     Raises:
-        UserError: no study lies there, or the name has another ending.
+        UserError: no study lies there, the name has another ending, or the archive holds what would be lost.
     """
     if not archive.name.endswith(ENDING):
         raise UserError(f"{archive} must end in {ENDING}.")
     records = sorted(folder.glob("*.json"))
-    if not any(path.name.endswith(".study.json") for path in records):
+    if not any(path.name.endswith(RECORD) for path in records):
         raise UserError(f"{folder} holds no study (no *.study.json); run one first.")
     if not archive.parent.is_dir():
         raise UserError(f"The folder {archive.parent} does not exist; make it first.")
     runs = sorted(path for within in ("runs/*", "*") for path in folder.glob(within) if is_run(path))
     files = [*records, *(path for run in runs for path in reported_files(run))]
+    if archive.exists():
+        _require_superseded(archive, folder, {str(path.relative_to(folder)) for path in files})
     partial = archive.with_name(f"{archive.name}.tmp")
     with tarfile.open(partial, "w:xz", preset=9) as tar:
         for path in files:
             tar.add(path, arcname=str(path.relative_to(folder)), filter=_plain)
     partial.replace(archive)
     return len(runs)
+
+
+def _require_superseded(archive: Path, folder: Path, names: set[str]) -> None:
+    """Make sure that an archive that lies there is of the same studies and holds no run that is not packed again.
+
+    Raises:
+        UserError: names what would be lost, or the file is no archive.
+    """
+    with opened(archive) as (there,):
+        kept = [path for path in there.rglob("*") if path.is_file()]
+        lost = next((path for path in kept if str(path.relative_to(there)) not in names), None)
+        if lost is not None:
+            raise UserError(f"{archive} holds {lost.relative_to(there)}, which {folder} lacks; give another file.")
+        for path in kept:
+            if path.name.endswith(RECORD) and _title(path) != _title(folder / path.name):
+                raise UserError(f"{archive} holds another study as {path.name}, and stays as it is; give another file.")
+
+
+def _title(record: Path) -> Any:
+    return read_json(record).get("title")
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from widestream.report import Comparison, print_table, write_report
-from widestream.runs.folder import evaluated
+from widestream.runs.folder import is_run
 from widestream.study.run import Outcome
 
 
 def compare_runs(outcome: Outcome, search: Path | None = None) -> tuple[Comparison, Path]:
-    """Write report.html beside a study's runs, and print the comparison and what diverged.
+    """Write report.html beside a study's runs, and print the comparison.
 
     Args:
         outcome: the study.
@@ -26,10 +26,7 @@ def compare_runs(outcome: Outcome, search: Path | None = None) -> tuple[Comparis
     if search is None and outcome.study.search is not None:
         search = outcome.study.search.record
     page = outcome.folder / "report.html"
-    folders = [job.folder for job in outcome.jobs if evaluated(job.folder)]
+    folders = [job.folder for job in outcome.jobs if is_run(job.folder)]
     comparison = write_report(folders, page, search=search, title=outcome.study.title)
     print_table(comparison)
-    for job in outcome.jobs:
-        if job.diverged:
-            print(f"{job.folder} diverged at step {job.steps_done}.")
     return comparison, page

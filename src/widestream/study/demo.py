@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from widestream.study.corpus import find_data
+from widestream.study.load import load_study
 from widestream.study.run import Outcome, StudyOptions, carry_out, command_line, place_folder
-from widestream.study.spec import load_study
 
 PROMPT = "It was a truth"
 
@@ -38,7 +38,7 @@ def run_demo(options: StudyOptions) -> Path:
     texts = _write_samples(outcome)
     comparison, report = compare_runs(outcome)
     for model, text in texts.items():
-        print(f"\n--- {model}, after {comparison.runs[0].evals[-1].tokens:,} tokens ---\n{text}")
+        print(f"\n--- {model}, after {comparison.groups[0].tokens:,} tokens ---\n{text}")
     print(f"\nReport: {report}")
     return report
 

@@ -1,8 +1,9 @@
 """From an arm of a study to its training runs: the whole recipe, the length, and a folder.
 
-A folder's name holds a hash of everything that is trained, so that studies which train the same model in the same way
-share its runs, and so that a changed recipe never meets an older run's folder. Where a study wants plain names, a
-folder that holds another recipe's run is refused.
+A folder's name holds a hash of all that can change a figure that is shown of a run: what is trained, on which tokens,
+judged on which, and by what it is computed. So studies which train the same model in the same way share its runs, and
+a changed recipe or text never meets an older run's folder. Where a study wants plain names, a folder that holds another
+run is refused.
 """
 
 import hashlib
@@ -10,18 +11,24 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from widestream.data.manifest import MANIFEST, read_manifest
 from widestream.errors import UserError
+from widestream.model.build import meta_model
+from widestream.model.costs import EMBEDDINGS, count_parameters
 from widestream.recipe import RunConfig, load_recipe, to_dict
-from widestream.recipe.train import COMPUTES
+from widestream.recipe.model import ModelConfig
 from widestream.runs.folder import differences, is_run, load_config, read_info
 from widestream.runs.pool import Job
+from widestream.study.overwritten import names
 from widestream.study.spec import Arm, Study
+from widestream.train.plan import make_plan
 
 SEARCH_SEED = 100
 """Seed of weights and batches of search runs of a length of their own; a study's own seeds are 0, 1, ..."""
+Prints = dict[str, str | None]
+"""Fingerprints of the splits that a run is trained and judged on; None where they are not prepared yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,17 @@ class Place:
     """Runs, records and reports of one scale."""
     data: Path | None = None
     """Prepared data; None: what the recipes say."""
+
+
+def arm_config(
+    study: Study, arm: Arm, place: Place, seed: int = 0, rate: float | None = None, share: float = 1.0
+) -> RunConfig:
+    """The recipe of one run of an arm, as `arm_job` has it.
+
+    Raises:
+        UserError: as `arm_job`.
+    """
+    return _resolve(study, arm, place, seed, rate, share)[1]
 
 
 def arm_job(
@@ -51,7 +69,23 @@ def arm_job(
     Raises:
         UserError: the recipe does not exist or the arm's settings do not fit it; names the arm.
     """
+    changes, config = _resolve(study, arm, place, seed, rate, share)
+    assert config.train.steps is not None
+    if study.runs == "plain":
+        folder = place.folder / (name or f"{arm.name}-seed{seed}")
+    else:
+        digits = recipe_hash(config, fingerprints(config))
+        folder = place.folder / "runs" / f"{config.model.stream.kind}-{digits}-seed{seed}"
+    return Job(recipe=arm.recipe, changes=changes, folder=folder, steps=config.train.steps)
+
+
+def _resolve(
+    study: Study, arm: Arm, place: Place, seed: int, rate: float | None, share: float
+) -> tuple[tuple[str, ...], RunConfig]:
+    """What `widestream train` is told of a run, and the recipe that this makes."""
     changes = [f"{key}={json.dumps(value)}" for key, value in arm.settings.items()]
+    if study.search is not None and study.search.selection and not names(arm.settings, "train.selection"):
+        changes.append(f"train.selection={study.search.selection!r}")
     changes += [f"train.seed={seed}", f"data.seed={seed}"]
     if place.data is not None:
         changes.append(f"data.path={json.dumps(str(place.data))}")
@@ -59,22 +93,23 @@ def arm_job(
         changes.append(f"optimizer.lr={rate!r}")
     try:
         config = load_recipe(arm.recipe, changes)
-        steps = max(1, round(share * full_steps(arm, config)))
+        length = _length(study, arm, max(1, round(share * full_steps(arm, config))))
+        config = replace(config, train=replace(config.train, **length))
+        make_plan(config)
     except UserError as error:
         raise UserError(f"Arm {arm.name} of the study {study.name}: {error}") from None
+    return (*changes, *(f"train.{key}={json.dumps(value)}" for key, value in length.items())), config
+
+
+def _length(study: Study, arm: Arm, steps: int) -> dict[str, int | None]:
+    """Steps of a run, and how often it evaluates and saves, unless the arm sets that itself."""
     length: dict[str, int | None] = {"tokens": None, "steps": steps}
     if study.evaluations is not None:
         every = max(1, steps // study.evaluations)
         # A killed study loses at most one interval between evaluations, for every evaluation is saved.
-        length |= {"eval_every": every, "save_every": every, "keep": 1}
-    changes += [f"train.{key}={json.dumps(value)}" for key, value in length.items()]
-    if study.runs == "plain":
-        folder = place.folder / (name or f"{arm.name}-seed{seed}")
-    else:
-        config = replace(config, train=replace(config.train, **length))
-        digits = recipe_hash(config, fingerprint(config))
-        folder = place.folder / "runs" / f"{config.model.stream.kind}-{digits}-seed{seed}"
-    return Job(recipe=arm.recipe, changes=tuple(changes), folder=folder, steps=steps)
+        often = {"eval_every": every, "save_every": every, "keep": 1}
+        length |= {key: value for key, value in often.items() if not names(arm.settings, f"train.{key}")}
+    return length
 
 
 def trial_job(study: Study, arm: Arm, place: Place, rate: float) -> Job:
@@ -93,17 +128,19 @@ def trial_job(study: Study, arm: Arm, place: Place, rate: float) -> Job:
 
 
 def refuse_others(study: Study, jobs: Iterable[Job]) -> None:
-    """Refuse folders with plain names in which another recipe's run lies, finished or not.
+    """Refuse folders with plain names in which another run lies, finished or not.
 
     Raises:
-        UserError: a run there differs in what is trained, or on what; names the differences.
+        UserError: a run there differs in what is trained, on what, or by what; names the differences.
     """
     for job in jobs:
         if study.runs == "hashed" or not is_run(job.folder):
             continue
         wanted, there = load_recipe(job.recipe, job.changes), load_config(job.folder)
-        tokens = read_info(job.folder)["data"]["fingerprint"]
-        pairs = list(differences(_trained(there, tokens), _trained(wanted, fingerprint(wanted) or tokens)))
+        data = read_info(job.folder)["data"]
+        old = {"train": data["fingerprint"], "heldout": data.get("heldout_fingerprint")}
+        new = {split: digest or old[split] for split, digest in fingerprints(wanted).items()}
+        pairs = list(differences(decides(there, old), decides(wanted, new)))
         if pairs:
             listed = ", ".join(f"{key} ({old} there, {new} now)" for key, old, new in pairs)
             raise UserError(
@@ -114,38 +151,36 @@ def refuse_others(study: Study, jobs: Iterable[Job]) -> None:
 
 def full_steps(arm: Arm, config: RunConfig) -> int:
     """Optimizer steps of a whole run: by the recipe, or by the arm's tokens for each non-embedding parameter."""
-    from widestream.model.costs import summarize
-
-    tokens_per_step = config.train.batch_size * (config.data.sequence_length or config.model.context)
-    if arm.tokens_per_parameter is not None:
-        summary = summarize(config.model)  # norm gains left out, as in the paper's counts (Tables 8 and 9)
-        tokens = arm.tokens_per_parameter * (summary.non_embedding_parameters - summary.parts.get("norm", 0))
-    elif config.train.steps is not None:
-        return config.train.steps
-    elif config.train.tokens is not None:
-        tokens = config.train.tokens
-    else:
-        raise UserError("the length of a run is not given; set train.steps, train.tokens or tokens_per_parameter.")
-    return max(1, -int(-tokens // tokens_per_step))
+    if arm.tokens_per_parameter is None:
+        return make_plan(config).steps
+    tokens = arm.tokens_per_parameter * count_without_norm(config.model, "non_embedding")
+    return max(1, -int(-tokens // (config.train.batch_size * (config.data.sequence_length or config.model.context))))
 
 
-def fingerprint(config: RunConfig) -> str | None:
-    """What names a recipe's tokens, wherever they lie; None where they are not prepared yet."""
-    folder = Path(config.data.path)
-    return read_manifest(folder).fingerprint("train") if (folder / MANIFEST).is_file() else None
+def count_without_norm(model: ModelConfig, which: Literal["parameters", "non_embedding"]) -> int:
+    """Parameters, all or without those of the ends; norm gains left out, as in the paper's counts (Tables 8 and 9)."""
+    left_out = ("norm", *EMBEDDINGS) if which == "non_embedding" else ("norm",)
+    return sum(count for part, count in count_parameters(meta_model(model)).items() if part not in left_out)
 
 
-def recipe_hash(config: RunConfig, tokens: str | None) -> str:
-    """Digits of a hash of a recipe and its tokens, but for its name, seeds, data's place, and what only computes."""
-    return hashlib.sha256(json.dumps(_trained(config, tokens), sort_keys=True).encode()).hexdigest()[:10]
+def fingerprints(config: RunConfig) -> Prints:
+    """What names a recipe's tokens, wherever they lie: those of the training split and of the held-out one."""
+    folder, splits = Path(config.data.path), {"train": config.data.train_split, "heldout": config.data.heldout_split}
+    if not (folder / MANIFEST).is_file():
+        return dict.fromkeys(splits)
+    manifest = read_manifest(folder)
+    return {name: manifest.fingerprint(split) if split in manifest.splits else None for name, split in splits.items()}
 
 
-def _trained(config: RunConfig, tokens: str | None) -> dict[str, Any]:
-    """All that decides what is trained, and on what."""
-    values: dict[str, Any] = to_dict(config) | {"tokens": tokens}
+def recipe_hash(config: RunConfig, prints: Prints) -> str:
+    """Digits of a hash of a recipe and its tokens, but for its name, its seeds, and where the data lies."""
+    return hashlib.sha256(json.dumps(decides(config, prints), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def decides(config: RunConfig, prints: Prints) -> dict[str, Any]:
+    """All that decides the figures of a run but its seeds: the recipe, by what it is computed, and the tokens."""
+    values: dict[str, Any] = to_dict(config) | {"tokens": prints}
     for key in ("name", "description"):
         del values[key]
-    for section, keys in {"train": ("seed", *COMPUTES), "data": ("seed", "path")}.items():
-        for key in keys:
-            del values[section][key]
+    del values["train"]["seed"], values["data"]["seed"], values["data"]["path"]
     return values

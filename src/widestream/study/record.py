@@ -1,59 +1,50 @@
-"""The record of a study: the question, the arms, and where every run lies, how it was made and what became of it."""
+"""The record of a study: the question, the arms, and where every run lies, how it was made and what became of it.
 
-import json
+Evidence is not overwritten. What stands in a record and is none of this call's stays: further seeds, the search or the
+runs, and, under `earlier`, arms that the study no longer has, or had otherwise. Another study's record is left alone.
+"""
+
 import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
+from widestream.files import read_json, write_json
+from widestream.recipe.load import RECIPES
 from widestream.runs.pool import Job
+from widestream.study.plan import Place
+from widestream.study.rates import Trials, rate_of, rate_source
 from widestream.study.spec import Arm, Study
 
-Trials = dict[str, dict[float, Job]]
-"""Search runs by arm and rate."""
 Runs = dict[str, list[Job]]
 """Runs by arm, one a seed."""
+Entry = dict[str, Any]
+"""An arm in a record."""
+SAME = ("name", "recipe", "settings", "tokens_per_parameter")
+"""What two entries agree on if they are of the same arm."""
 
 
-def best_rate(losses: dict[float, float | None]) -> float | None:
-    """The rate of the lowest loss; None where no run came to its end."""
-    known = {rate: loss for rate, loss in losses.items() if loss is not None}
-    return min(known, key=lambda rate: known[rate]) if known else None
-
-
-def losses_by_rate(trials: dict[float, Job]) -> dict[float, float | None]:
-    """Held-out losses of an arm's search; None for a run that diverged or is not done."""
-    return {rate: job.heldout_loss for rate, job in trials.items()}
-
-
-def rate_of(arm: Arm, trials: Trials) -> float | None:
-    """Peak rate of an arm; None: the recipe's."""
-    searched = trials.get(arm.rate_of or arm.name)
-    if searched is None:
-        return None
-    # Where every rate diverged or failed, its runs are made all the same, at the lowest, and shown as what they are.
-    return best_rate(losses_by_rate(searched)) or min(searched)
-
-
-def write_study_record(path: Path, study: Study, command: str, trials: Trials, runs: Runs) -> None:
+def write_study_record(path: Path, study: Study, place: Place, command: str, trials: Trials, runs: Runs) -> None:
     """Write what a report needs.
 
     Args:
         path: the record.
         study: what is asked of which arms.
+        place: where its runs and data lie.
         command: the command line that carries the study out.
         trials: the search's runs.
         runs: the runs of all arms.
 
     Raises:
-        UserError: a file lies there that is no record of a study, or the record of another one.
+        UserError: as `require_own_record`.
     """
-    arms = [_arm_entry(arm, path.parent, trials, runs) for arm in study.arms]
-    if study.search is not None and study.search.record is not None:
-        arms = _with_earlier(arms, _read_arms(path, study.name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = require_own_record(path, study)
+    search = study.search
     value = {
         "study": study.name,
+        "file": _file(path, study),
         "scale": study.scale,
         "title": study.title,
         "question": study.question,
@@ -63,16 +54,55 @@ def write_study_record(path: Path, study: Study, command: str, trials: Trials, r
         "reference": study.reference,
         "analysis": study.analysis,
         "corpus": study.corpus,
-        "search": None if study.search is None else {"rates": study.search.rates, "share": study.search.share},
-        "arms": arms,
+        "search": search and {"rates": search.rates, "share": search.share, "selection": search.selection},
+        "arms": [_arm_entry(study, place, arm, path.parent, trials, runs) for arm in study.arms],
+        "earlier": [],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}")  # another process may write the same record now
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    aside.replace(path)
+    if before is not None:
+        value["arms"], rest = _with_earlier(value["arms"], [*before["arms"], *before.get("earlier", [])])
+        if search is not None and search.record is not None:  # a call is of some of its arms
+            names = {arm["name"] for arm in value["arms"]}
+            value["arms"] += [arm for arm in rest if arm["name"] not in names]
+            rest = [arm for arm in rest if arm["name"] in names]
+        value["earlier"] = rest
+    write_json(path, value, indent=1)
 
 
-def _arm_entry(arm: Arm, folder: Path, trials: Trials, runs: Runs) -> dict[str, Any]:
+def require_own_record(path: Path, study: Study) -> dict[str, Any] | None:
+    """The record that lies where a study's belongs; None where there is none.
+
+    Raises:
+        UserError: a file lies there that is no record of a study, or the record of another study, or the place is that
+            of a record that comes with the package.
+    """
+    if path.resolve().is_relative_to(RECIPES.folder.resolve()):
+        raise UserError(f"{path} comes with the package, and stays as it is; give another file or folder.")
+    if not path.exists():
+        return None
+    fault = f"{path} is no record of the study {study.name}, and stays as it is; give another file or folder."
+    try:
+        record = read_json(path)
+        if record["study"] != study.name or not all(arm["name"] for arm in record["arms"]):
+            raise UserError(fault)
+        asked = {key: record[key] for key in ("title", "question")}
+    except (UserError, KeyError, TypeError):
+        raise UserError(fault) from None
+    now = {"title": study.title, "question": study.question}
+    if asked != now and record.get("file") != _file(path, study):
+        other = next(value for key, value in asked.items() if value != now[key])
+        raise UserError(
+            f"{path} is the record of another study called {study.name} ({other!r}), and stays as it is; give another "
+            "folder with --out, or the file of this study another name."
+        )
+    return record
+
+
+def _file(path: Path, study: Study) -> str | None:
+    """Where a study's file lies, as seen from its record; None: it comes with the package."""
+    return None if study.file is None else os.path.relpath(study.file.resolve(), path.parent.resolve())
+
+
+def _arm_entry(study: Study, place: Place, arm: Arm, folder: Path, trials: Trials, runs: Runs) -> dict[str, Any]:
     return {
         "name": arm.name,
         "group": arm.group,
@@ -81,10 +111,11 @@ def _arm_entry(arm: Arm, folder: Path, trials: Trials, runs: Runs) -> dict[str, 
         "settings": arm.settings,
         "tokens_per_parameter": arm.tokens_per_parameter,
         "rate_of": arm.rate_of,
+        "rate_from": rate_source(study, arm, trials),
         "paper": arm.paper,
-        "rate": rate_of(arm, trials),
+        "rate": rate_of(study, place, arm, trials),
         "trials": [
-            {"lr": rate, "loss": job.heldout_loss} | _state(job, folder)
+            {"lr": rate, "loss": job.choosing_loss} | _state(job, folder)
             for rate, job in sorted(trials.get(arm.name, {}).items())
         ],
         "runs": [{"seed": seed} | _state(job, folder) for seed, job in enumerate(runs.get(arm.name, []))],
@@ -99,24 +130,27 @@ def _state(job: Job, folder: Path) -> dict[str, Any]:
     return {"folder": place, "status": status, "steps": job.steps, "command": train} | reason
 
 
-def _with_earlier(arms: list[dict[str, Any]], earlier: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is recorded now, and what stands there and is none of this call's: other arms, the search or the runs."""
+def _with_earlier(arms: list[Entry], before: list[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """The arms of this call, with what stands of them already; and what of the record would else be lost."""
     whole = []
     for arm in arms:
-        before = earlier.pop(arm["name"], {"trials": [], "runs": []})
-        whole.append(arm | {key: arm[key] or before[key] for key in ("trials", "runs")})
-    return [*whole, *earlier.values()]
+        same = (old for old in before if all(old.get(key) == arm[key] for key in SAME))
+        if (old := next(same, None)) is not None:
+            arm = arm | {"trials": arm["trials"] or old["trials"], "runs": _with_further(arm["runs"], old["runs"])}
+        whole.append(arm)
+    named = {folder for arm in whole for folder in _folders(arm)}
+    return whole, [old for old in before if not _folders(old) <= named]
 
 
-def _read_arms(path: Path, study: str) -> dict[str, dict[str, Any]]:
-    """Arms of the record that is there, by name; none where there is no record yet."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        arms = {arm["name"]: arm for arm in record["arms"]} if record["study"] == study else None
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        arms = None
-    if arms is None:
-        raise UserError(f"{path} is no record of the study {study}, and stays as it is; give another file or folder.")
-    return arms
+def _with_further(runs: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An arm's runs, and those of further seeds that are of the same recipe, rate and data: folders differ by seed."""
+
+    def alike(run: dict[str, Any]) -> str:
+        return run["folder"].rpartition("-seed")[0]
+
+    seeds, kinds = {run["seed"] for run in runs}, {alike(run) for run in runs}
+    return [*runs, *(run for run in before if run["seed"] not in seeds and (not runs or alike(run) in kinds))]
+
+
+def _folders(arm: Entry) -> set[str]:
+    return {run["folder"] for run in (*arm["trials"], *arm["runs"])}

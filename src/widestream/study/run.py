@@ -6,18 +6,22 @@ so that several processes that share the folder come to the same decisions.
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from widestream.errors import UserError
 from widestream.runs.pool import Job, run_jobs, visible_gpus
+from widestream.study.check import check_plan
 from widestream.study.corpus import find_data
+from widestream.study.load import load_study
 from widestream.study.page.results import RECORD
-from widestream.study.plan import Place, arm_job, refuse_others, trial_job
-from widestream.study.record import Runs, Trials, best_rate, losses_by_rate, rate_of, write_study_record
-from widestream.study.spec import RateSearch, Study, load_study
+from widestream.study.plan import Place, arm_job, refuse_others
+from widestream.study.rates import Trials, rate_of, search_rates
+from widestream.study.record import Runs, require_own_record, write_study_record
+from widestream.study.reuse import made_otherwise
+from widestream.study.spec import Study
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,22 +100,28 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
         raise UserError(f"The study {study.name} has no `search`, so there are no rates to try.")
     study = study if options.steps is None else study.of_length(options.steps)
     folder = place_folder(study, options)
-    place = Place(folder, find_data(study, folder, options.data))
     path = options.record or folder / f"{study.name}{RECORD}"
-    write = partial(write_study_record, path, study, command)
+    require_own_record(path, study)
+    place = Place(folder, find_data(study, folder, options.data))
+    check_plan(study, place, options.data is not None)
+    write = partial(write_study_record, path, study, place, command)
     workers = options.workers or len(visible_gpus()) or os.cpu_count() or 1
     trials: Trials = {}
     if study.search is not None and (options.search_only or study.search.record is None):
-        for arm in study.arms:
-            arm_job(study, arm, place, 0, None)  # what is wrong with an arm is said before any run
-        trials = search_rates(study, place, workers, lambda trials: write(trials, {}))
+        trials = search_rates(
+            study, place, lambda jobs: run_jobs(jobs, workers, may_diverge=True), lambda trials: write(trials, {})
+        )
     seeds = range(0 if options.search_only else study.seeds)
     runs: Runs = {
-        arm.name: [arm_job(study, arm, place, seed, rate_of(arm, trials)) for seed in seeds] for arm in study.arms
+        arm.name: [arm_job(study, arm, place, seed, rate_of(study, place, arm, trials)) for seed in seeds]
+        for arm in study.arms
     }
     in_turn = [runs[arm.name][seed] for seed in seeds for arm in study.arms]
     refuse_others(study, in_turn)
     write(trials, runs)
+    tried = [job for by_rate in trials.values() for job in by_rate.values()]
+    if (told := made_otherwise([*tried, *in_turn])) is not None:
+        print(told)
     try:
         if in_turn:
             run_jobs(in_turn, workers, may_diverge=True, may_fail=True)
@@ -125,57 +135,6 @@ def place_folder(study: Study, options: StudyOptions) -> Path:
     if study.runs == "plain":
         return options.folder or Path("runs") / f"{study.name}{'-search' if options.search_only else ''}"
     return (options.folder or Path("runs/study")) / study.scale
-
-
-def search_rates(study: Study, place: Place, workers: int, say: Callable[[Trials], None]) -> Trials:
-    """Train every arm that has a search of its own at the rates of the grid, which grows while its best is at its edge.
-
-    Args:
-        study: its arms and grid.
-        place: where.
-        workers: runs at a time.
-        say: told of the trials before every round.
-
-    Returns:
-        The runs by arm and rate.
-
-    Raises:
-        UserError: a run failed. Without it no rate is chosen, for a second try could have chosen another.
-    """
-    search = study.search
-    assert search is not None
-    searched = [arm for arm in study.arms if arm.rate_of is None]
-    trials = {arm.name: {rate: trial_job(study, arm, place, rate) for rate in search.rates} for arm in searched}
-    while True:
-        jobs = [job for by_rate in trials.values() for job in by_rate.values()]
-        refuse_others(study, jobs)
-        say(trials)
-        run_jobs(jobs, workers, may_diverge=True)
-        grown = False
-        for arm in searched:
-            rate = next_rate(losses_by_rate(trials[arm.name]), search)
-            if rate is not None:
-                trials[arm.name][rate] = trial_job(study, arm, place, rate)
-                grown = True
-        if not grown:
-            return trials
-
-
-def next_rate(losses: dict[float, float | None], search: RateSearch) -> float | None:
-    """The rate to try next: beyond the edge at which the best one lies, by the grid's own ratio; None: it is enough.
-
-    Args:
-        losses: by rate; None for a run that diverged or failed.
-        search: for the number of rates.
-    """
-    best = best_rate(losses)
-    if best is None or len(losses) >= search.most:
-        return None
-    rates = sorted(losses)
-    ratio = search.rates[1] / search.rates[0]
-    if best == rates[0]:
-        return float(f"{rates[0] / ratio:.3g}")
-    return float(f"{rates[-1] * ratio:.3g}") if best == rates[-1] else None
 
 
 def command_line(beginning: str, options: StudyOptions) -> str:

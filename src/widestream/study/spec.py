@@ -15,22 +15,20 @@ an arm of every combination; a recipe `FOLDER/*` one of every shipped recipe the
 """
 
 import itertools
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from widestream.errors import UserError, unknown_name
-from widestream.recipe.build import build
-from widestream.recipe.load import RECIPES, Shipped, read_yaml
-
-STUDIES = Shipped("study", "studies")
-study_names, find_study = STUDIES.names, STUDIES.find
+from widestream.recipe.load import RECIPES
 
 SCALES = ("cpu", "gpu", "paper")
 """Sizes and budgets that a study may have: two CPU cores in about two hours, one GPU, the paper's own."""
 _TOLD = {"ladder": "reference", "race": "printed", "lead": "pairs", "sweep": "lines"}
 """What an analysis of a kind must be told."""
+SELECTION = 0.5
+"""Share of the held-out text that a search chooses on, unless it says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +41,9 @@ class RateSearch:
     """Rates tried at most."""
     share: float = 1.0
     """Length of its runs, as a share of the full one. At 1 the best rate's run is also the run of the first seed."""
+    selection: float | None = None
+    """Share of the held-out text that rates are chosen on, and no result is reported on (`train.selection`); 0: rates
+    are chosen on what is reported. Default: a half, or 0 where a `record` has the search."""
     steps: int | None = None
     """Length of its runs in optimizer steps, in place of the share."""
     settings: dict[str, Any] = field(default_factory=dict, metadata={"key": "set"})
@@ -52,10 +53,17 @@ class RateSearch:
     is made anew only if asked."""
 
     def __post_init__(self):
-        if len(set(self.rates)) < max(2, len(self.rates)) or min(self.rates) <= 0 or not 0 < self.share <= 1:
+        sound = all(0 < rate < math.inf for rate in self.rates) and 0 < self.share <= 1
+        if len(set(self.rates)) < max(2, len(self.rates)) or not sound:
             raise UserError("`search` needs two or more positive rates, each once, and a share above 0, at most 1.")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"search.steps must be at least one, not {self.steps}.")
+        if self.steps is not None and self.share != 1:
+            raise UserError("`search` has steps and a share, two lengths of its runs; leave one of the two out.")
+        if self.selection is None:
+            object.__setattr__(self, "selection", SELECTION if self.record is None else 0.0)
+        elif not 0 <= self.selection < 1:
+            raise UserError(f"search.selection is {self.selection}; it must be at least 0 and below 1.")
         object.__setattr__(self, "rates", tuple(sorted(self.rates)))
         if self.record is not None and not self.record.is_file():
             shipped = RECIPES.folder / self.record
@@ -81,7 +89,8 @@ class Arm:
     share: float | None = None
     """Length of its search runs in place of the study's, for arms so small that whole runs can be had."""
     rate_of: str | None = None
-    """Arm whose learning rate it takes instead of searching one; "recipe": the recipe's."""
+    """Arm whose learning rate it takes instead of searching one; "recipe": the recipe's. An arm that sets optimizer.lr
+    trains at that rate."""
     paper: float | None = None
     """Final loss that the paper prints for this model at its own scale."""
     group: str | None = None
@@ -93,6 +102,8 @@ class Arm:
         if self.tokens_per_parameter is not None and self.tokens_per_parameter <= 0:
             given = self.tokens_per_parameter
             raise UserError(f"`tokens_per_parameter` of arm {self.name} must be a positive number, not {given!r}.")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise UserError(f"`share` of arm {self.name} is {self.share}; it must be above 0, at most 1.")
         if empty := [key for key, points in self.grid.items() if points == []]:
             raise UserError(f"grid.{empty[0]} of arm {self.name} must be a list of values, and is empty.")
 
@@ -145,6 +156,8 @@ class Study:
     """File name without its ending."""
     scale: str
     """Which of its scales."""
+    file: Path | None = None
+    """Where it was read from; None: it comes with the package."""
     scales: list[str] = field(default_factory=lambda: list(SCALES))
     """Those it has."""
     title: str
@@ -200,42 +213,6 @@ class Study:
         return replace(self, arms=tuple(arms), search=search)
 
 
-def load_study(name: str, scale: str = "cpu", seeds: int | None = None) -> Study:
-    """Read a study at one scale.
-
-    Args:
-        name: path of a YAML file, or name of a shipped study.
-        scale: one of `SCALES`.
-        seeds: runs of every arm; default: the study's, which is 3 unless it says otherwise.
-
-    Raises:
-        UserError: no such study or scale, or the file is not a valid study; says what is wrong.
-    """
-    path = find_study(name)
-    if scale not in SCALES:
-        raise unknown_name(f"scale {scale!r}", scale, SCALES)
-    try:
-        return _build(path.stem, read_yaml(path), scale, {} if seeds is None else {"seeds": seeds})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _build(name: str, values: dict[str, Any], scale: str, changes: dict[str, Any]) -> Study:
-    if isinstance(scales := values.get("scales"), list) and scale not in scales:
-        raise UserError(f"The study {name} has no scale {scale}; it has {', '.join(map(str, scales))}.")
-    values = _given(_at_scale(values, scale)) | changes
-    if values.get("evaluations") == "recipe":
-        values["evaluations"] = None
-    if isinstance(entries := values.get("arms"), dict):
-        arms = [_arms(key, entry, scale) for key, entry in _expanded(entries, scale).items() if entry is not None]
-        values["arms"] = list(itertools.chain(*arms))
-    study = build(Study, values, "", "study", name=name, scale=scale)
-    arms = tuple(replace(arm, settings=study.settings | arm.settings) for arm in study.arms)
-    return replace(
-        study, arms=arms, question=" ".join(study.question.split()), reference=study.reference or arms[0].name
-    )
-
-
 def _arms_named(analysis: Analysis) -> list[str]:
     """The arms that an analysis names, if it was told what its kind needs."""
     kind = analysis.get("kind", "arms")
@@ -246,53 +223,3 @@ def _arms_named(analysis: Analysis) -> list[str]:
         raise UserError("`analysis.pairs` must be two pairs of arms, the short runs' and the long ones'.")
     compared = [(row["of"], row["against"]) for row in analysis.get("contrasts", [])]
     return [*itertools.chain(*compared, *pairs), *analysis.get("parameters", [])]
-
-
-def _at_scale(value: Any, scale: str) -> Any:
-    """The value with every choice between scales made; a choice that leaves this scale out is None."""
-    if isinstance(value, Mapping):
-        if value and all(key in SCALES for key in value):
-            return _at_scale(value.get(scale), scale)
-        return {key: _at_scale(entry, scale) for key, entry in value.items()}
-    return [_at_scale(entry, scale) for entry in value] if isinstance(value, list) else value
-
-
-def _given(value: Any) -> Any:
-    """A mapping without keys that this scale leaves out, its own and those of what it has for search and analysis."""
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _given(entry) if key in ("search", "analysis") else entry
-        for key, entry in value.items()
-        if entry is not None
-    }
-
-
-def _expanded(entries: dict[str, Any], scale: str) -> dict[str, Any]:
-    """Entries of arms, where a recipe `FOLDER/*` stands for all shipped recipes right there that have no entry yet."""
-    whole: dict[str, Any] = {}
-    for key, entry in entries.items():
-        recipe = entry.get("recipe") if isinstance(entry, dict) else None
-        if not isinstance(recipe, str) or not recipe.endswith("/*"):
-            whole[key] = entry
-            continue
-        folder = recipe.removesuffix("/*").replace("{scale}", scale)
-        recipes = [name for name in RECIPES.names() if name.rpartition("/")[0] == folder]
-        if not recipes:
-            raise UserError(f"Arm {key} stands for the shipped recipes in {folder}, and there are none.")
-        for name in recipes:
-            whole.setdefault(name.rpartition("/")[2], entry | {"recipe": name})
-    return whole
-
-
-def _arms(key: str, values: Any, scale: str) -> list[Arm]:
-    """The arms of one entry: one, or one for each point of its grid."""
-    entry = build(Arm, _given(values), f"arms.{key}", "study", name=key)
-    grid = {name: points for name, points in entry.grid.items() if points is not None}
-    arms = []
-    for values in itertools.product(*grid.values()):
-        point = dict(zip(grid, values, strict=True))
-        name = " ".join([key, *(f"{name.rpartition('.')[2]}={value}" for name, value in point.items())])
-        recipe, settings = entry.recipe.replace("{scale}", scale), entry.settings | point
-        arms.append(replace(entry, name=name, recipe=recipe, settings=settings, group=entry.group or key))
-    return arms

@@ -8,8 +8,9 @@ from pathlib import Path
 from widestream.data.manifest import MANIFEST
 from widestream.errors import UserError
 from widestream.recipe import load_recipe
+from widestream.study.load import load_study
 from widestream.study.run import Outcome, StudyOptions, carry_out, command_line
-from widestream.study.spec import Arm, Study, load_study
+from widestream.study.spec import Arm, Study
 
 
 def run_zoo(options: StudyOptions, recipes: Sequence[str] = (), search: Path | None = None) -> Path:

@@ -1,12 +1,13 @@
 """Held-out loss, perplexity and bits per byte, of a model and of a run folder."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from widestream.data.batches import eval_batches
+from widestream.data.batches import divide_windows, eval_batches
 from widestream.data.manifest import read_manifest
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
@@ -46,6 +47,7 @@ def evaluate(
     batch_size: int,
     precision: str = "float32",
     limit: int | None = None,
+    among: Sequence[int] | None = None,
 ) -> Heldout:
     """Evaluate a model on a split.
 
@@ -58,12 +60,13 @@ def evaluate(
         sequence_length: tokens per window, T.
         batch_size: windows per forward pass.
         precision: `bf16` computes under autocast.
-        limit: only so many windows, spread evenly over the split.
+        limit: only so many windows, spread evenly.
+        among: only of these windows of the split; default: of all.
     """
     training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-    for index, batch in enumerate(eval_batches(store, sequence_length, batch_size, limit)):
+    for index, batch in enumerate(eval_batches(store, sequence_length, batch_size, limit, among)):
         if index % world.size != world.rank:
             continue
         terms = batch_loss(model, batch, world.device, precision)
@@ -84,7 +87,8 @@ def evaluate(
 def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: str | None = None) -> tuple[int, Heldout]:
     """Evaluate a run's newest complete checkpoint on a whole held-out split.
 
-    It computes as the run did (precision, threads, windows), so that the numbers are those the run itself reports.
+    It computes as the run did (precision, threads, windows), so that the numbers are those the run itself reports: on
+    the run's own split, without the windows that it was chosen on (`train.selection`).
 
     Args:
         run_dir: folder of a run, finished or not.
@@ -102,6 +106,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
     store = open_heldout(run_dir, data)
     place = find_device(device or config.train.device)
     plan = make_plan(config)
+    selection = config.train.selection if data is None else 0.0
     with numerics(config.train):
         model, saved = load_model(run_dir, place, depth=depth_of(config, place, training=False))
         heldout = evaluate(
@@ -111,6 +116,7 @@ def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: st
             sequence_length=plan.sequence_length,
             batch_size=plan.micro_batch_size,
             precision=info["precision"],
+            among=divide_windows(store, plan.sequence_length, selection)[0],
         )
     return saved.step, heldout
 

@@ -1,7 +1,7 @@
 """The training loop. `train` is all of it; what it calls stands below, in the order of the calls."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ class Result:
     """Steps skipped because something was not finite."""
     heldout: dict[str, Any] | None
     """The last evaluation (see `train.evaluate.Heldout`, `train.final_eval`), if there is one."""
+    selection: dict[str, Any] | None
+    """The same on the windows that settings are chosen on (`train.selection`), if any are kept for that."""
 
 
 def train(config: RunConfig, run_dir: str | Path, resume: bool = True) -> Result:
@@ -163,7 +165,6 @@ def _due(run: TrainingRun, every: int) -> bool:
 def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> None:
     """Write the row of a training step."""
     clock = watch.read(run.plan.tokens_per_step)
-    peak = run.info["peak_flops_per_s"] * run.world.size
     run.record(
         "train",
         tokens=run.tokens,
@@ -174,7 +175,7 @@ def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> N
         lr=lr,
         clock={
             **clock,
-            "mfu": clock["tokens_per_s"] * run.flops_per_token / peak,
+            "mfu": clock["tokens_per_s"] * run.flops_per_token / run.peak_flops_per_s,
             "memory_bytes": memory_bytes(run.world.device),
         },
     )
@@ -183,23 +184,29 @@ def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> N
 def _evaluate(run: TrainingRun) -> str:
     """Evaluate on held-out tokens, and say the result in one line.
 
-    The last step evaluates all of them, unless `train.final_eval` is windows. If the steps before it did not, it does
-    so beside what they did, so that a curve over training is of the same tokens throughout.
+    The last step evaluates all windows that are reported on, unless `train.final_eval` is windows. If the steps before
+    it did not, it does so beside what they did, so that a curve over training is of the same tokens throughout. It also
+    evaluates, apart, the windows that settings are chosen on.
     """
-    heldout = _evaluate_windows(run, run.config.train.eval_windows)
-    last = run.reached.step == run.plan.steps and run.config.train.final_eval == "whole"
-    if last and not heldout.whole:
-        heldout = _evaluate_windows(run, None)
+    settings = run.config.train
+    limit = settings.eval_windows
+    heldout = _record_evaluation(run, _evaluate_windows(run, limit, run.reported))
+    if run.reached.step == run.plan.steps:
+        last = None if settings.final_eval == "whole" else limit
+        if last is None and limit is not None and limit < len(run.reported):
+            heldout = _record_evaluation(run, _evaluate_windows(run, last, run.reported))
+        if run.chosen:
+            run.reached.selection = _plain(_evaluate_windows(run, last, run.chosen))
     return (
         f"step {run.reached.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
         f"perplexity {heldout.perplexity:.2f}, {heldout.bits_per_byte:.4f} bits per byte"
     )
 
 
-def _evaluate_windows(run: TrainingRun, limit: int | None) -> Heldout:
-    """Evaluate on so many windows (None: all) and write the row."""
+def _evaluate_windows(run: TrainingRun, limit: int | None, among: Sequence[int]) -> Heldout:
+    """Evaluate on so many of these windows (None: all)."""
     assert run.heldout is not None
-    heldout = evaluate(
+    return evaluate(
         run.model,
         run.heldout,
         world=run.world,
@@ -207,11 +214,20 @@ def _evaluate_windows(run: TrainingRun, limit: int | None) -> Heldout:
         batch_size=run.plan.micro_batch_size,
         precision=run.precision,
         limit=limit,
+        among=among,
     )
-    run.reached.heldout = {name: finite(value) for name, value in asdict(heldout).items()}
+
+
+def _record_evaluation(run: TrainingRun, heldout: Heldout) -> Heldout:
+    """Write the row of an evaluation."""
+    run.reached.heldout = _plain(heldout)
     clock = {"wall_s": run.reached.wall_s}
     run.record("eval", tokens=run.tokens, flops=run.flops, **run.reached.heldout, clock=clock)
     return heldout
+
+
+def _plain(heldout: Heldout) -> dict[str, Any]:
+    return {name: finite(value) for name, value in asdict(heldout).items()}
 
 
 def _finish(run: TrainingRun, progress: Progress) -> Result:
@@ -219,5 +235,6 @@ def _finish(run: TrainingRun, progress: Progress) -> Result:
     result = Result(tokens=run.tokens, flops=run.flops, **asdict(run.reached))
     if run.world.is_main:
         write_done(run.folder, asdict(result))
-    progress.say(f"{run.folder}: {result.step:,} steps, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
+    lost = f" ({result.skipped:,} skipped, which moved nothing)" if result.skipped else ""
+    progress.say(f"{run.folder}: {result.step:,} steps{lost}, {result.tokens:,} tokens in {result.wall_s / 60:.1f} min")
     return result

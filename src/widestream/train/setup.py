@@ -1,5 +1,6 @@
 """From a configuration to a run that is ready to take its next step, whether it is its first or its thousandth."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from widestream.blocks.attention_kind import Attention, choose_attention
-from widestream.data.batches import TrainBatches
+from widestream.data.batches import TrainBatches, divide_windows
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
 from widestream.model.build import build_model
@@ -19,7 +20,7 @@ from widestream.runs.metrics import MetricsWriter, board_class, require_idle
 from widestream.runs.model import require_same_model
 from widestream.runs.write import move_aside
 from widestream.streams import stream_class
-from widestream.train.begin import describe_data, open_folder
+from widestream.train.begin import describe_data, note_start, open_folder
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
@@ -37,6 +38,8 @@ class Reached:
     """Steps skipped because something was not finite."""
     heldout: dict[str, Any] | None = None
     """The newest evaluation."""
+    selection: dict[str, Any] | None = None
+    """The evaluation at the end on the windows that settings are chosen on, if any are kept for that."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,7 +55,9 @@ class TrainingRun:
     folder: Path
     """The run folder."""
     info: dict[str, Any]
-    """Contents of run.json."""
+    """Contents of run.json as it was opened."""
+    peak_flops_per_s: float
+    """Most that the processes could do together."""
     model: Decoder
     """The decoder, in training mode."""
     optimizer: torch.optim.Optimizer
@@ -61,6 +66,10 @@ class TrainingRun:
     """The training data, addressed by step."""
     heldout: TokenStore | None
     """The data for evaluation, if any."""
+    reported: Sequence[int]
+    """Windows of it that evaluations are of."""
+    chosen: Sequence[int]
+    """Windows of it that settings are chosen on."""
     metrics: MetricsWriter | None
     """The log, in the main process."""
     reached: Reached
@@ -101,6 +110,7 @@ class TrainingRun:
             "wall_s": reached.wall_s,
             "skipped": reached.skipped,
             "heldout": reached.heldout,
+            "selection": reached.selection,
             "model": to_dict(self.config.model),
             "data_fingerprint": self.info["data"]["fingerprint"],
         }
@@ -128,23 +138,29 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
+    selection = config.train.selection
+    reported, chosen = divide_windows(heldout, plan.sequence_length, selection) if heldout is not None else ([], [])
     data = describe_data(config, plan, store, heldout)
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
-    info = world.on_main(lambda: open_folder(run_dir, config, data, world.device, computed))
+    info = world.on_main(lambda: open_folder(run_dir, config, data, world, computed))
     model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
     optimizer = build_optimizer(model, config.optimizer)
     reached = _restore(config, run_dir, world, model, optimizer)
+    peak = world.on_main(lambda: note_start(run_dir, config, info, reached.step, world, computed))
     return TrainingRun(
         config=config,
         plan=plan,
         world=world,
         folder=run_dir,
         info=info,
+        peak_flops_per_s=peak * world.size,
         model=model,
         optimizer=optimizer,
         batches=batches,
         heldout=heldout,
+        reported=reported,
+        chosen=chosen,
         metrics=MetricsWriter(run_dir, reached.step, config.train.tensorboard) if world.is_main else None,
         reached=reached,
     )
@@ -222,4 +238,10 @@ def _restore(
     checkpoint.load_weights(saved.path, model)
     checkpoint.load_optimizer(saved.path, model, optimizer)
     state = saved.state
-    return Reached(step=saved.step, wall_s=state["wall_s"], skipped=state["skipped"], heldout=state["heldout"])
+    return Reached(
+        step=saved.step,
+        wall_s=state["wall_s"],
+        skipped=state["skipped"],
+        heldout=state["heldout"],
+        selection=state.get("selection"),  # older checkpoints have none
+    )

@@ -18,7 +18,7 @@ from widestream.bench.record import require_counts
 from widestream.errors import UserError, unknown_name
 from widestream.experiments.mup.section import positive, slope
 from widestream.recipe import RunConfig, build, load_recipe, to_dict
-from widestream.report.stats.intervals import mean_interval
+from widestream.report.stats.intervals import Interval, mean_interval
 from widestream.streams import stream_class
 
 AXES = ("num_heads", "head_dim", "mlp_dim", "key_dim")
@@ -199,9 +199,9 @@ def summarize(widths: Sequence[int], measured: Measured) -> dict[str, Any]:
     """Sizes by quantity, and slopes.
 
     Returns:
-        size, change: by quantity (geometric mean over places), [steps + 1][widths][seeds].
-        slopes: by quantity, of size and change at the last step: mean over seeds and 95 % interval.
-        places: the mean slopes of size and change at every single place.
+        size, change: by quantity (geometric mean over places), [steps + 1][widths][seeds]; None: not finite.
+        slopes: by quantity, of size and change at the last step: mean over seeds and 95 % interval, or None.
+        places: the mean slopes of size and change at every single place, or None.
     """
     steps, seeds = len(measured[0][0]), len(measured[0])
     places = list(measured[0][0][0][0])
@@ -209,7 +209,7 @@ def summarize(widths: Sequence[int], measured: Measured) -> dict[str, Any]:
     for place in places:
         quantities.setdefault(place.split()[0], []).append(place)
 
-    def table(names: Sequence[str], which: int) -> list[list[list[float]]]:
+    def table(names: Sequence[str], which: int) -> list[list[list[float | None]]]:
         return [
             [[_geometric([seed[step][which][name] for name in names]) for seed in width] for width in measured]
             for step in range(steps)
@@ -222,23 +222,25 @@ def summarize(widths: Sequence[int], measured: Measured) -> dict[str, Any]:
     slopes: dict[str, Any] = {}
     for name, kind in product(quantities, ("size", "change")):
         last = result[kind][name][-1]
-        fitted = mean_interval([slope(widths, [row[seed] for row in last]) for seed in range(seeds)])
-        slopes.setdefault(name, {})[kind] = {
-            "mean": fitted.mean,
-            "low": fitted.low,
-            "high": fitted.high,
-        }
-    single = {
-        name: {
-            kind: fmean(slope(widths, [w[seed][-1][which][name] for w in measured]) for seed in range(seeds))
-            for which, kind in enumerate(("size", "change"))
-        }
-        for name in places
-    }
+        fitted = _over_seeds([slope(widths, [row[seed] for row in last]) for seed in range(seeds)])
+        ends = {end: None if fitted is None else getattr(fitted, end) for end in ("mean", "low", "high")}
+        slopes.setdefault(name, {})[kind] = ends
+    single = {name: {} for name in places}
+    for name, (which, kind) in product(places, enumerate(("size", "change"))):
+        found = _over_seeds([slope(widths, [w[seed][-1][which][name] for w in measured]) for seed in range(seeds)])
+        single[name][kind] = None if found is None else found.mean
     return {**result, "slopes": slopes, "places": single}
 
 
-def _geometric(values: Sequence[float]) -> float:
+def _over_seeds(slopes: Sequence[float | None]) -> Interval | None:
+    """Mean and interval; None where the training of some seed diverged."""
+    known = [one for one in slopes if one is not None]
+    return mean_interval(known) if len(known) == len(slopes) else None
+
+
+def _geometric(values: Sequence[float]) -> float | None:
+    if not all(map(math.isfinite, values)):
+        return None
     return math.exp(fmean(math.log(positive(value)) for value in values))
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeGuard
 
-from widestream.files import write_text
+from widestream.files import write_page
 from widestream.report.figures.svg import Chart, Series, write_charts
 from widestream.report.formats import listing
 from widestream.report.page import render_page
@@ -29,11 +29,19 @@ UNJUDGED = ("logits", "size")
 
 
 def outcome(record: Record, way: str) -> str:
-    """`flat` if every judged slope is; `not flat` if one is seen to grow or shrink; else `unclear`."""
+    """`flat` if every judged slope is; `not flat` if one is seen to grow or shrink; `diverged`; else `unclear`."""
+    if diverged_at(record, way):
+        return "diverged"
     found = {verdict for _, verdict in _judged(record, way)}
     if found == {"flat"}:
         return "flat"
     return "unclear" if found <= {"flat", "unclear"} else "not flat"
+
+
+def diverged_at(record: Record, way: str) -> list[int]:
+    """Widths at which some size was not finite any more after the last step, whatever the seed."""
+    tables = [steps[-1] for kind in KINDS for steps in record["results"][way][kind].values()]
+    return [width for number, width in enumerate(record["widths"]) if any(None in table[number] for table in tables)]
 
 
 def sentences(record: Record) -> list[str]:
@@ -56,6 +64,9 @@ def _in_words(record: Record, way: str) -> str:
     found, slopes = outcome(record, way), record["results"][way]["slopes"]
     if found == "flat":
         return f"flat across widths ({_farthest(slopes)})"
+    if found == "diverged":
+        widths = listing([str(width) for width in diverged_at(record, way)])
+        return f"training diverged at width {widths}, so that nothing can be judged; choose a lower --rate"
     off = [f"{words} {verdict}" for words, verdict in _judged(record, way) if verdict not in ("flat", "unclear")]
     unclear = [words for words, verdict in _judged(record, way) if verdict == "unclear"]
     if found == "not flat":
@@ -84,11 +95,11 @@ def verdict(slope: dict[str, Any], bounds: Sequence[float]) -> str:
     """What the interval of a slope (`mean`, `low`, `high`) says.
 
     `flat` if it lies within the bounds, `grows` or `shrinks` if outside, `unclear` if it holds one of them or if one
-    seed gives none. Not a number, as after divergence: `grows`.
+    seed gives none; `diverged` if there is no slope.
     """
-    (low, high), mean = bounds, slope["mean"]
-    if mean is None or not math.isfinite(mean):
-        return "grows"
+    low, high = bounds
+    if slope["mean"] is None:
+        return "diverged"
     if slope["low"] is None:
         return "unclear"
     if low <= slope["low"] and slope["high"] <= high:
@@ -136,6 +147,7 @@ def charts(record: Record, kind: str = "change") -> dict[str, Chart]:
             for number, quantity in enumerate(record["results"][way]["slopes"])
         )
         for way, name in NAMES.items()
+        if len(diverged_at(record, way)) < len(record["widths"]) - 1
     }
     ends = [y for series in lines.values() for one in series for _, y in one.points]
     return {
@@ -157,8 +169,8 @@ def step_table(record: Record) -> Table:
     widths, rows = record["widths"], []
     for way, name in NAMES.items():
         for quantity, steps in record["results"][way]["size"].items():
-            slopes = [fmean(slope(widths, sizes) for sizes in zip(*step, strict=True)) for step in steps]
-            rows.append((f"{quantity}, {name}", *(f"{value:+.2f}".replace("-", "−") for value in slopes)))
+            slopes = [[slope(widths, sizes) for sizes in zip(*step, strict=True)] for step in steps]
+            rows.append((f"{quantity}, {name}", *map(_mean_slope, slopes)))
     steps = record["settings"]["steps"]
     return Table(
         title="Slopes of sizes step by step",
@@ -187,20 +199,31 @@ def page(record: Record) -> str:
 def write_check(record: Record, out: Path) -> list[Path]:
     """Write the page, if `out` ends in .html, or the picture OUT-light.svg and OUT-dark.svg; returns the paths."""
     if out.suffix == ".html":
-        write_text(out, page(record))
+        write_page(out, page(record))
         return [out]
-    return list(write_charts(out, list(charts(record).values()), " ".join(sentences(record)[:2])))
+    pictures = list(charts(record).values())  # none where training diverged at every width
+    return list(write_charts(out, pictures, " ".join(sentences(record)[:2]))) if pictures else []
 
 
 def _slope(row: dict[str, Any]) -> str:
+    if row["mean"] is None:
+        return NONE
     ends = "" if row["low"] is None else f" ({row['low']:+.2f} to {row['high']:+.2f})"
     return f"{row['mean']:+.2f}{ends}".replace("-", "−")
 
 
+def _mean_slope(slopes: Sequence[float | None]) -> str:
+    known = [one for one in slopes if one is not None]
+    return f"{fmean(known):+.2f}".replace("-", "−") if len(known) == len(slopes) else NONE
+
+
 def _line(quantity: str, colour: int, widths: list[int], rows: list[list[float]]) -> Series:
-    """Mean over seeds of log2 of size over size at the smallest width, and the range over seeds."""
-    seeds = range(len(rows[0]))
-    doublings = [[math.log2(positive(row[seed]) / positive(rows[0][seed])) for seed in seeds] for row in rows]
+    """Mean over seeds of log2 of size over size at the smallest width, and the range over seeds, where finite."""
+    whole = [number for number, row in enumerate(rows) if None not in row]
+    widths, rows = [widths[number] for number in whole], [rows[number] for number in whole]
+    doublings = [
+        [math.log2(positive(size) / positive(base)) for size, base in zip(row, rows[0], strict=True)] for row in rows
+    ]
     places = list(zip(map(float, widths), doublings, strict=True))
     return Series(
         points=tuple((width, fmean(values)) for width, values in places),
@@ -211,9 +234,14 @@ def _line(quantity: str, colour: int, widths: list[int], rows: list[list[float]]
     )
 
 
-def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
-    """Least-squares slope of log size against log width."""
-    return slope_of([(math.log(width), math.log(positive(size))) for width, size in zip(widths, sizes, strict=True)])
+def slope(widths: Sequence[int], sizes: Sequence[float | None]) -> float | None:
+    """Least-squares slope of log size against log width; None where a size is not finite."""
+    points = [(math.log(w), math.log(positive(size))) for w, size in zip(widths, sizes, strict=True) if _finite(size)]
+    return slope_of(points) if len(points) == len(widths) else None
+
+
+def _finite(size: float | None) -> TypeGuard[float]:
+    return size is not None and math.isfinite(size)
 
 
 def positive(size: float) -> float:

@@ -20,8 +20,7 @@ from widestream.experiments.tune.options import TuneOptions, trial_folder
 from widestream.experiments.tune.record import write_record
 from widestream.experiments.tune.space import require_optuna
 from widestream.files import write_atomic
-from widestream.recipe import to_dict
-from widestream.recipe.train import COMPUTES
+from widestream.recipe import from_dict, to_dict
 from widestream.runs.pool import POLL_S, Job, terminable
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.log"
 STUDY = "widestream-tune"
+COMPUTES = ("device", "threads", "stream_memory", "kernels", "attention", "tensorboard")
+"""Settings in which machines of one search may differ: by what trials are computed, which changes roundings only."""
 ABANDONED_S = 60.0
 """Age at which a trial that does not say whose it is counts as abandoned: its search was killed in its first moment."""
 
@@ -68,13 +69,24 @@ def run_search(options: TuneOptions) -> dict[str, Any]:
 
 def describe_setup(options: TuneOptions) -> dict[str, Any]:
     """What all processes of one search must agree on."""
-    config = to_dict(options.config)
-    data = read_manifest(Path(config["data"].pop("path")))
+    config = options.config
+    data = read_manifest(Path(config.data.path))
+    splits = {"train": config.data.train_split, "heldout": config.data.heldout_split}
+    return {
+        "recipe": _shared(to_dict(config)),
+        "data": {name: data.fingerprint(split) for name, split in splits.items()},
+        "space": {name: list(ends) for name, ends in options.space.intervals.items()},
+        "sampler": options.space.sampler,
+    }
+
+
+def _shared(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe, whole, without what may differ from machine to machine; settings that it is older than are defaults."""
+    whole = to_dict(from_dict(recipe | {"data": {"path": ""} | recipe["data"]}))
+    del whole["data"]["path"]
     for name in COMPUTES:
-        config["train"].pop(name)
-    prints = {name: data.fingerprint(config["data"][f"{name}_split"]) for name in ("train", "heldout")}
-    space = {name: list(ends) for name, ends in options.space.intervals.items()}
-    return {"recipe": config, "data": prints, "space": space, "sampler": options.space.sampler}
+        del whole["train"][name]
+    return whole
 
 
 def open_study(options: TuneOptions, setup: dict[str, Any]) -> "optuna.Study":
@@ -93,7 +105,7 @@ def open_study(options: TuneOptions, setup: dict[str, Any]) -> "optuna.Study":
     known = study.user_attrs.get("setup")
     if known is None:
         study.set_user_attr("setup", setup)
-    elif (differing := _first_difference(known, setup)) is not None:
+    elif (differing := _first_difference(known | {"recipe": _shared(known["recipe"])}, setup)) is not None:
         raise UserError(
             f"{options.storage or options.folder / JOURNAL} holds another search; it differs in {differing}. "
             "Give another --out or --storage."
@@ -222,7 +234,7 @@ def _settle(study: "optuna.Study", over: Running, options: TuneOptions) -> None:
     from optuna.trial import TrialState
 
     trial, job = over.trial, over.job
-    loss = job.heldout_loss
+    loss = job.choosing_loss
     if loss is None and not job.done and not job.diverged:
         raise job.failure
     if loss is not None:

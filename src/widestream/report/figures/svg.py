@@ -9,7 +9,7 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
-from widestream.files import write_text
+from widestream.files import write_page
 from widestream.report.figures.scales import Scale, linear_ticks, log_ticks
 from widestream.report.formats import ticks, visible
 
@@ -189,7 +189,7 @@ def write_both(stem: str | Path, panels: Sequence[str], width: int, height: int,
     """
     light, dark = (Path(f"{stem}-{theme}.svg") for theme in ("light", "dark"))
     for path, theme in ((light, "light"), (dark, "dark")):
-        write_text(path, standalone(panels, width, height, theme, title))
+        write_page(path, standalone(panels, width, height, theme, title))
     return light, dark
 
 

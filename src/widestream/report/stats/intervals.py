@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 LEVEL = 0.95
 """Confidence of every interval."""
 SIGNIFICANT = 0.05
 """p-values below it count as a difference seen."""
+Resource = TypeVar("Resource", bound=str)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +74,16 @@ def holm(intervals: Sequence[Interval]) -> list[float | None]:
     for rank, (p, i) in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[i] = largest
+    return corrected
+
+
+def holm_by(comparisons: Sequence[Mapping[Resource, Interval]]) -> list[dict[Resource, float | None]]:
+    """Holm's correction of each kind of comparison (at equal tokens, equal time, ...) among those that have it."""
+    corrected: list[dict[Resource, float | None]] = [{} for _ in comparisons]
+    for resource in dict.fromkeys(resource for one in comparisons for resource in one):
+        places = [i for i, one in enumerate(comparisons) if resource in one]
+        for i, p in zip(places, holm([comparisons[i][resource] for i in places]), strict=True):
+            corrected[i][resource] = p
     return corrected
 
 

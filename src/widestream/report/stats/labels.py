@@ -1,68 +1,20 @@
 """What makes two runs one model, what differs between models, and the short, unique names that they go by."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Sequence
 from typing import Any
 
-from widestream.recipe.data import DataConfig
-from widestream.recipe.model import ModelConfig
-from widestream.recipe.train import OptimizerConfig, ScheduleConfig, TrainConfig
-from widestream.report.formats import plain
-from widestream.runs.folder import flatten
 from widestream.runs.read import Run
+from widestream.runs.settings import BOOKKEEPING, differing, plain, settings
 
-BOOKKEEPING = frozenset(
-    {
-        "name",
-        "description",
-        "data.path",
-        "train.log_every",
-        "train.eval_every",
-        "train.save_every",
-        "train.keep",
-        "train.tensorboard",
-        "train.seed",
-        "data.seed",
-    }
-)
-"""Keys of a configuration that do not change what is learned, or are the seeds, which are averaged over. The data are
-told apart by their fingerprints."""
-
-_SECTIONS = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "train": TrainConfig,
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-}
 _DATA = ("fingerprint", "heldout_fingerprint", "tokenizer_sha256", "sequence_length", "batch_size")
 _LONG = 24
 """Characters of a value in a label."""
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe by dotted key. What an older version did not write down yet has its default."""
-    defaults = {
-        f"{section}.{one.name}": one.default
-        for section, kind in _SECTIONS.items()
-        for one in fields(kind)
-        if one.default is not MISSING
-    }
-    return defaults | flatten(dict(config))
-
-
 def same_model(run: Run) -> str:
     """What the runs of a model share: configuration, data and precision, without seeds and bookkeeping."""
     return repr(sorted((key, repr(value)) for key, value in _identity(run).items()))
-
-
-def config_differences(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Keys that differ between configurations, sorted, with their value by label; seeds and bookkeeping left out.
-
-    Labels whose configuration has no such key are left out.
-    """
-    return _differences({label: settings(config) for label, config in configs.items()})
 
 
 def stream_kind(run: Run) -> str:
@@ -101,31 +53,19 @@ def _identity(run: Run) -> dict[str, Any]:
     return own | {f"run.{key}": run.data.get(key) for key in _DATA} | {"run.precision": run.info.get("precision")}
 
 
-def _differences(flat: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    differing = {}
-    for key in sorted({key for config in flat.values() for key in config} - BOOKKEEPING):
-        values = {label: config[key] for label, config in flat.items() if key in config}
-        if len(values) < len(flat) or len({repr(value) for value in values.values()}) > 1:
-            differing[key] = values
-    return differing
-
-
 def _details(runs: Sequence[Run]) -> list[str]:
     """What tells models of one name apart, in as few settings as can be, those first that tell the most apart."""
-    differing = _differences({str(i): _identity(run) for i, run in enumerate(runs)})
-    columns = {key: [_told(key, values.get(str(i))) for i in range(len(runs))] for key, values in differing.items()}
-    if "run.fingerprint" in columns:
-        columns["run.fingerprint"] = _data_names(runs, "fingerprint")
-        columns.pop("run.heldout_fingerprint", None)
-    elif "run.heldout_fingerprint" in columns:
-        columns["run.heldout_fingerprint"] = _data_names(runs, "heldout_fingerprint")
-    order = sorted(columns, key=lambda key: (key.startswith("run."), -len(set(columns[key]))))
-    chosen: list[str] = []
+    found = differing({str(i): _identity(run) for i, run in enumerate(runs)})
+    columns = {key: [_told(key, values.get(str(i))) for i in range(len(runs))] for key, values in found.items()}
+    for name in ("fingerprint", "heldout_fingerprint"):
+        if f"run.{name}" in columns:
+            columns[f"run.{name}"] = _data_names(runs, name)
+    order = sorted(columns, key=lambda key: (key.startswith("run."), -len(set(columns[key])), key != "optimizer.lr"))
     seen = [""] * len(runs)
     for key in order:
         finer = [f"{before}, {cell}" if before else cell for before, cell in zip(seen, columns[key], strict=True)]
         if len(set(finer)) > len(set(seen)):
-            seen, chosen = finer, [*chosen, key]
+            seen = finer
     return seen
 
 

@@ -8,9 +8,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import mul
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 Resource = Literal["tokens", "flops", "wall_s"]
 RESOURCES: tuple[Resource, ...] = ("tokens", "flops", "wall_s")
@@ -69,47 +68,59 @@ def smooth(curve: Curve) -> Curve:
     symmetric and shrinks towards the ends, so that the first and last evaluations stay as measured. An isotonic fit was
     not chosen because its flat steps make "first reached" ambiguous, a lower envelope because it follows noise down.
     """
-    x = [math.log(value) for value in curve.tokens]
-    y = [math.log(value) for value in curve.loss]
-    fitted = [math.exp(_local_parabola(x, y, i)) for i in range(len(x))]
-    return replace(curve, loss=tuple(fitted))
+    import numpy as np
+
+    x, y = np.log(curve.tokens), np.log(curve.loss)
+    fitted = np.array(curve.loss, dtype=float)
+    for half in (2, _HALF_WINDOW):  # the wider ones go over the narrower ones, which stay at the ends
+        if len(x) > 2 * half:
+            fitted[half:-half] = np.exp(_local_parabolas(x, y, half))
+    return replace(curve, loss=tuple(fitted.tolist()))
 
 
-def _local_parabola(x: Sequence[float], y: Sequence[float], i: int) -> float:
-    """Value at x[i] of the weighted least-squares parabola through the neighbours of i."""
-    half = min(_HALF_WINDOW, i, len(x) - 1 - i)
-    if half < 2:
-        return y[i]
-    near = range(i - half, i + half + 1)
-    weights = [1 - abs(j - i) / (half + 1) for j in near]
-    places = [x[j] - x[i] for j in near]
+def _local_parabolas(x: Any, y: Any, half: int) -> Any:
+    """Values of weighted least-squares parabolas through the neighbours of each place, at that place [places - 2 half].
 
-    def inner(one: Sequence[float], other: Sequence[float]) -> float:
-        return sum(map(mul, map(mul, weights, one), other))
+    Args:
+        x: places [places].
+        y: values there [places].
+        half: neighbours on either side; nearer ones weigh more.
+    """
+    import numpy as np
 
-    value, basis = 0.0, []
-    for power in range(3):  # Gram-Schmidt on 1, x, x^2; `at` follows the polynomial's value at x[i], which is place 0
-        polynomial, at = [place**power for place in places], float(power == 0)
+    windows = np.lib.stride_tricks.sliding_window_view
+    near = windows(y, 2 * half + 1)
+    places = windows(x, 2 * half + 1) - x[half : len(x) - half, None]
+    weights = 1 - np.abs(np.arange(-half, half + 1)) / (half + 1)
+
+    def inner(one: Any, other: Any) -> Any:
+        return (weights * one * other).sum(axis=1)
+
+    value, basis = np.zeros(len(near)), []
+    for power in range(3):  # Gram-Schmidt on 1, x, x^2; `at` follows the polynomials' values where they are read, at 0
+        polynomial, at = places**power, np.full(len(near), float(power == 0))
         for other, other_at, square in basis:
             share = inner(polynomial, other) / square
-            polynomial = [a - share * b for a, b in zip(polynomial, other, strict=True)]
-            at -= share * other_at
+            polynomial = polynomial - share[:, None] * other
+            at = at - share * other_at
         square = inner(polynomial, polynomial)
         basis.append((polynomial, at, square))
-        value += at * inner([y[j] for j in near], polynomial) / square
+        value += at * inner(near, polynomial) / square
     return value
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve | None:
     """Mean over runs at the evaluations (equal tokens) that all of them have; None where there is none."""
+    import numpy as np
+
     shared = set(curves[0].tokens).intersection(*(curve.tokens for curve in curves[1:]))
     if not shared:
         return None
-    rows = [[i for i, tokens in enumerate(curve.tokens) if tokens in shared] for curve in curves]
+    kept = [np.isin(curve.tokens, [*shared]) for curve in curves]
 
     def mean(name: str) -> tuple[float, ...]:
-        columns = [[getattr(curve, name)[i] for i in kept] for curve, kept in zip(curves, rows, strict=True)]
-        return tuple(fmean(values) for values in zip(*columns, strict=True))
+        columns = [np.asarray(getattr(curve, name), float)[rows] for curve, rows in zip(curves, kept, strict=True)]
+        return tuple(np.mean(columns, axis=0).tolist())
 
     return Curve(**{name: mean(name) for name in (*RESOURCES, "loss")})
 
@@ -155,9 +166,16 @@ def gaps(reference: Curve, other: Curve, resource: Resource) -> list[tuple[float
 
     Only where both curves reach; empty where they do not overlap.
     """
-    places = sorted({*reference.axis(resource), *other.axis(resource)})
-    found = ((place, gap_at(reference, other, resource, place)) for place in places)
-    return [(place, gap) for place, gap in found if gap is not None]
+    import numpy as np
+
+    axes = [np.asarray(curve.axis(resource), float) for curve in (reference, other)]
+    places = np.union1d(*axes)
+    places = places[(places >= max(axis[0] for axis in axes)) & (places <= min(axis[-1] for axis in axes))]
+    ours, theirs = (
+        np.exp(np.interp(np.log(places), np.log(axis), np.log(curve.loss)))
+        for axis, curve in zip(axes[::-1], (other, reference), strict=True)
+    )
+    return list(zip(places.tolist(), (ours - theirs).tolist(), strict=True))
 
 
 def gap_at(reference: Curve, other: Curve, resource: Resource, amount: float) -> float | None:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from widestream.report.stats.groups import Group
-from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
+from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm_by
 from widestream.report.stats.matched import RESOURCES, Curve, Reach, Resource, Trend, gaps, reach, trend, value_at
 
 
@@ -120,16 +120,9 @@ def match(reference: Group, other: Group, tokens: float | None = None) -> Pair |
 
 
 def as_family(pairs: Sequence[Pair]) -> list[Pair]:
-    """The same comparisons with the p-values of each resource corrected for their number (Holm).
-
-    Those of which nothing may be claimed are no part of the family.
-    """
-    corrected: list[dict[Resource, float | None]] = [{} for _ in pairs]
-    for resource in RESOURCES:
-        places = [i for i, pair in enumerate(pairs) if pair.claimed and resource in pair.at_equal]
-        for i, p in zip(places, holm([pairs[i].at_equal[resource] for i in places]), strict=True):
-            corrected[i][resource] = p
-    tests = sum(pair.claimed and pair.difference.p is not None for pair in pairs)
+    """The same comparisons with the p-values of each resource corrected for their number (Holm)."""
+    corrected = holm_by([pair.at_equal if pair.claimed else {} for pair in pairs])
+    tests = sum(p.get("tokens") is not None for p in corrected)
     return [replace(pair, family=tests, corrected=p) for pair, p in zip(pairs, corrected, strict=True)]
 
 

@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
 from widestream.report.comparable import judge
 from widestream.report.stats.groups import Apart, Group, diverged_seeds, measure
-from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm
+from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm_by
 from widestream.report.stats.pairs import Pair, match
 from widestream.runs.folder import finished
 from widestream.runs.read import Run, load_run
@@ -199,14 +200,9 @@ class Contrast:
 
 def as_family(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """The same comparisons with the p-values of each resource corrected for their number (Holm)."""
-    counted = [i for i, one in enumerate(contrasts) if not one.refused]
-    corrected: list[dict[str, float | None]] = [{} for _ in contrasts]
-    for resource in EQUAL:
-        places = [i for i in counted if resource in contrasts[i].at_equal]
-        values = holm([contrasts[i].at_equal[resource] for i in places])
-        for i, p in zip(places, values, strict=True):
-            corrected[i][resource] = p
-    return [replace(one, family=len(counted), corrected=p) for one, p in zip(contrasts, corrected, strict=True)]
+    corrected = holm_by([{} if one.refused else one.at_equal for one in contrasts])
+    counted = sum(not one.refused for one in contrasts)
+    return [replace(one, family=counted, corrected=p) for one, p in zip(contrasts, corrected, strict=True)]
 
 
 def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
@@ -228,8 +224,16 @@ def contrast(result: StudyResult, of: str, against: str) -> Contrast | None:
 def unclaimable(arms: Sequence[ArmResult]) -> str:
     """Why nothing is claimed from arms beside each other: seeds that diverged, runs that do not compare; else empty."""
     lost = [f"{arm.name}: {arm.lost}" for arm in arms if arm.lost]
+    twins = [(one.name, other.name) for one, other in combinations(arms, 2) if _same(one, other)]
+    lost += [f"{one} and {other} are the same runs" for one, other in twins]
     differing = judge([arm.group for arm in arms if arm.group is not None]).mismatches
     return "; ".join([*lost, *(one.sentence.rstrip(".") for one in differing)])
+
+
+def _same(one: ArmResult, other: ArmResult) -> bool:
+    """Whether two arms share their runs, as where a search finds for one the rate that the other has."""
+    mine, theirs = ([run["folder"] for run in arm.entry["runs"]] for arm in (one, other))
+    return one is not other and mine != [] and mine == theirs
 
 
 def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) -> Interval | None:

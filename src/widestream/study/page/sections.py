@@ -74,6 +74,9 @@ def begin(result: StudyResult) -> Section:
         commands=[record["command"]],
     )
     section.notes += searching(result)
+    if earlier := [arm["name"] for arm in record.get("earlier", [])]:
+        names = formats.listing(list(dict.fromkeys(earlier)))
+        section.notes.append(f"The record also has runs of earlier forms of this study, not shown here: {names}.")
     groups = [arm.group for arm in result.measured() if arm.group]
     if groups:
         judgement = judge(groups)
@@ -308,6 +311,8 @@ def rates_table(result: StudyResult) -> Table:
         elif arm.entry["rate_of"]:
             rate = NONE if arm.entry["rate"] is None else f"{arm.entry['rate']:g}"
             rows.append((arm.name, f"as {arm.entry['rate_of']}", rate, NONE, NONE))
+        elif result.record["search"] and arm.entry.get("rate_from") == "own":
+            rows.append((arm.name, "not searched: its own", f"{arm.entry['rate']:g}", NONE, NONE))
     return Table(
         title="Learning rates",
         caption="Held-out loss by peak rate; the same grid for all, grown by its own ratio while the best lies at its "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from widestream.errors import UserError, unknown_name
-from widestream.files import read_json, write_text
+from widestream.files import read_json, write_page
 from widestream.report.page import render_page
 from widestream.study.page.analyses import study_section
 from widestream.study.page.record_sections import record_section
@@ -31,7 +31,7 @@ def write_studies(folders: Sequence[Path], out: Path, names: Sequence[str] = ())
         UserError: nothing to report, an unknown name, a damaged record, or nowhere to write.
     """
     sections = find_sections(folders, names)
-    write_text(out, studies_page(sections))
+    write_page(out, studies_page(sections))
     return sections
 
 
