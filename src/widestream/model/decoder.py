@@ -114,10 +114,10 @@ class Decoder(Declared):
         """
         start = cache.length if cache else 0
         rows, num_tokens = tokens.shape
-        if segments is not None and segments.shape != tokens.shape:
-            raise UserError(
-                f"segments are {list(segments.shape)}, and the tokens {list(tokens.shape)}; both are [B, T]."
-            )
+        if segments is not None:
+            if segments.shape not in (tokens.shape, (1, num_tokens)):
+                raise UserError(f"segments are {[*segments.shape]}, and the tokens {[*tokens.shape]}; both are [B, T].")
+            segments = segments.expand_as(tokens)
         self._check_precision()
         if self.config.positions == "learned" and start + num_tokens > self.config.context:
             raise UserError(
