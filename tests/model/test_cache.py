@@ -58,6 +58,11 @@ def test_shapes_that_do_not_fit_are_refused(model):
         model(tokens_of(2, 12), SEGMENTS[:, 1:])
 
 
+def test_documents_of_one_row_are_those_of_all_rows(model):
+    tokens = tokens_of(2, 12)
+    assert torch.equal(model(tokens, SEGMENTS[:1]), model(tokens, SEGMENTS[:1].expand(2, -1)))
+
+
 def test_any_way_through_the_depth_has_the_gradients_of_two_pieces(model):
     def gradient(depth):
         way, tokens = copy_of(model, depth), tokens_of(2, 12)
