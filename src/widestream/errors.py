@@ -8,6 +8,19 @@ class UserError(ValueError):
     """Something the user gave cannot be used. The message is one clear sentence that says how to mend it."""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as a message shows it: on one line, without characters that a terminal obeys, cut where it is long."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(
+        letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: min(most, len(text)) + 1]
+    )
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+_LONGEST = 100
+"""Letters of a name that are compared with known ones."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """An unknown name, with the nearest known one, or with all of them where none is near.
 
@@ -17,6 +30,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
         known: the names that exist.
     """
     known = list(known)
+    what, name = shown(what), name[:_LONGEST]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if not near:
         return UserError(f"Unknown {what}; known are: {', '.join(known)}.")

@@ -1,5 +1,6 @@
 """The `widestream` command: one verb per task. A verb parses arguments and calls one function of the library."""
 
+import io
 import sys
 
 INTERRUPTED = 130
@@ -9,12 +10,16 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line. What a user can mend is one sentence on stderr and exit code 2."""
     from widestream.cli.app import build_app
-    from widestream.errors import UserError
+    from widestream.errors import UserError, shown
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         build_app()()
     except UserError as error:
-        print(f"widestream: {error}", file=sys.stderr)
+        words = "\n".join(shown(line, sys.maxsize) for line in str(error).split("\n"))  # of which no terminal obeys any
+        print(f"widestream: {words}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()

@@ -1,8 +1,14 @@
 """The typer application: every command, and where its function stands."""
 
+import functools
 import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import typer
+
+from widestream.recipe.home import expand_home
 
 COMMANDS = {
     "train": "train:train",
@@ -61,8 +67,24 @@ def build_app() -> typer.Typer:
     for command, place in COMMANDS.items():
         group, _, name = command.rpartition(" ")
         module, _, function = place.partition(":")
-        groups[group].command(name)(getattr(importlib.import_module(f"widestream.cli.{module}"), function))
+        verb = getattr(importlib.import_module(f"widestream.cli.{module}"), function)
+        groups[group].command(name)(_with_home(verb))
     return app
+
+
+def _with_home(verb: Callable[..., None]) -> Callable[..., None]:
+    """The same command with ~ expanded in every path that it is given; a shell leaves it in `--out=~/run`."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(entry) for entry in value]
+        return Path(expand_home(value)) if isinstance(value, Path) else value
+
+    @functools.wraps(verb)
+    def called(**given: Any) -> None:
+        verb(**{name: expanded(value) for name, value in given.items()})
+
+    return called
 
 
 def _options(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:

@@ -1,18 +1,23 @@
 """Plain dictionaries to frozen dataclasses and back: strict, with the nearest right name in every complaint."""
 
 import dataclasses
+import math
 import types
 import typing
+import unicodedata
 from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from widestream.errors import UserError, unknown_name
+from widestream.errors import UserError, shown, unknown_name
+from widestream.recipe.home import expand_home
 from widestream.recipe.kinds import settings_class
 from widestream.recipe.run import RunConfig
 from widestream.recipe.stream import StreamConfig
+from widestream.recipe.yaml_text import Decimal, Whole
 
 Config = TypeVar("Config")
+_TOO_LARGE = 2**63
 _WORDS = {list: "a list", tuple: "a list", dict: "a mapping of keys to values", Path: "a path", types.NoneType: "null"}
 
 
@@ -47,7 +52,7 @@ def build(cls: type[Config], values: Any, path: str, whole: str = "recipe", **ow
         UserError: a key is unknown or missing, or a value has the wrong type; names the key and the nearest right one.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{path or f'The {whole}'} must be a mapping of keys to values, not {values!r}.")
+        raise UserError(f"{path or f'The {whole}'} must be a mapping of keys to values, not {shown(values)}.")
     if cls is StreamConfig:
         cls = _settings_class(values, path)
     names, required = _keys(cls)
@@ -61,6 +66,11 @@ def build(cls: type[Config], values: Any, path: str, whole: str = "recipe", **ow
     hints = typing.get_type_hints(cls)
     given = {names[key]: (hints[names[key]], value, _join(path, key)) for key, value in values.items()}
     return cls(**own, **{name: _convert(*what, whole) for name, what in given.items()})
+
+
+def keys_of(cls: Any) -> Container[str]:
+    """The keys that a mapping in a file may have to become a `cls`."""
+    return _keys(cls)[0]
 
 
 def _keys(cls: Any) -> tuple[dict[str, str], Container[str]]:
@@ -83,9 +93,11 @@ def _join(path: str, key: object) -> str:
 
 
 def _convert(hint: Any, value: Any, path: str, whole: str) -> Any:
-    """Check `value` against a type hint; it converts int to float and YAML's `1e-3` (a string) to float."""
+    """Check `value` against a type hint. A whole number may be written as 1e4, a text may look like a number."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if hint is Any or (value is None and types.NoneType in options) or dataclasses.is_dataclass(value):
+    if hint is Any:
+        return _plain(value)
+    if (value is None and types.NoneType in options) or dataclasses.is_dataclass(value):
         return value
     for option in options:
         kind, inner = typing.get_origin(option), typing.get_args(option)
@@ -94,25 +106,65 @@ def _convert(hint: Any, value: Any, path: str, whole: str) -> Any:
         if kind is Literal:
             if value in inner:
                 return value
-            raise unknown_name(f"value {path}={value}", str(value), map(str, inner))
+            raise unknown_name(f"value {path}={shown(value)}", shown(value), map(str, inner))
         if kind in (list, tuple) and isinstance(value, list):
             return kind(_convert(inner[0], entry, f"{path}[{i}]", whole) for i, entry in enumerate(value))
         if kind is dict and isinstance(value, dict):
             return {key: _convert(inner[1], entry, _join(path, key), whole) for key, entry in value.items()}
-        if option is float and (number := _number(value)) is not None:
+        if option in (int, float) and (number := _number(option, value, path)) is not None:
             return number
-        if option is Path and isinstance(value, str):
-            return Path(value)
-        if option in (int, str, bool) and type(value) is option:
+        if option in (str, Path) and (text := _text(value, path)) is not None:
+            return text if option is str else Path(expand_home(text))
+        if option is bool and isinstance(value, bool):
             return value
     wanted = " or ".join(_WORDS.get(typing.get_origin(option) or option) or option.__name__ for option in options)
-    raise UserError(f"{path} must be {wanted}, not {value!r}.")
+    raise UserError(f"{path} must be {wanted}, not {shown(repr(_plain(value)))}.")
 
 
-def _number(value: Any) -> float | None:
+def _number(kind: type, value: Any, path: str) -> int | float | None:
+    """A number of the kind; None where `value` is none.
+
+    Raises:
+        UserError: it is not finite, or too large for any setting.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return None
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{path} is {shown(_plain(value))}; it must be a finite number.")
+    if kind is int and abs(number) >= _TOO_LARGE:
+        raise UserError(f"{path} is {shown(_plain(value))}; that is too large for any machine.")
+    if kind is float:
+        return number
+    if isinstance(value, int):
+        return int(value)
+    return int(number) if number == int(number) else None
+
+
+def _text(value: Any, path: str) -> str | None:
+    """A text, or a number as it was written; None for anything else.
+
+    Raises:
+        UserError: it holds characters that no name or path has.
+    """
+    text = value if isinstance(value, str) else getattr(value, "text", None)
+    if text is not None and any(
+        unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t" for letter in text
+    ):
+        raise UserError(f"{path} holds control characters: {shown(text)}.")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """A value without memory of how it was written."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    kinds = {Whole: int, Decimal: float}
+    return kinds[type(value)](value) if type(value) in kinds else value

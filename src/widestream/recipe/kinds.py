@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from widestream.errors import UserError, unknown_name
+from widestream.errors import UserError, shown, unknown_name
 from widestream.recipe.stream import StreamConfig
 
 OWN_KINDS: dict[str, str] = {
@@ -59,11 +59,15 @@ def load_kind(kind: str) -> Any:
     target = OWN_KINDS.get(kind) or kinds().get(kind, kind)
     module, colon, name = target.partition(":")
     if not colon:
-        raise unknown_name(f"stream kind {kind!r}", kind, [*kinds(), "module:Class of your own"])
+        raise unknown_name(f"stream kind {shown(kind)!r}", kind, [*kinds(), "module:Class of your own"])
     try:
-        return getattr(_import(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"The stream {kind!r} cannot be loaded: {error}.") from error
+        found = getattr(_import(module), name)
+    except Exception as error:  # a module of the user's own may fail in any way
+        raise UserError(f"The stream {shown(kind)} cannot be loaded: {type(error).__name__}: {error}.") from error
+    config = getattr(found, "Config", None)
+    if not isinstance(config, type) or not issubclass(config, StreamConfig):
+        raise UserError(f"{shown(kind)} is no stream: a stream is a class with a `Config` that extends StreamConfig.")
+    return found
 
 
 def settings_class(kind: str) -> type[StreamConfig]:

@@ -8,6 +8,9 @@ from widestream.recipe.stream import StreamConfig
 
 SIZES = ("vocab_size", "context", "num_layers", "num_heads", "head_dim", "mlp_dim", "width", "short_swa")
 
+LARGEST, MOST_LAYERS = 2**31 - 1, 4096
+"""Largest size of an axis, and most layers: beyond, a mistype is likelier than a model."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitConfig:
@@ -105,8 +108,10 @@ class ModelConfig:
     def __post_init__(self):
         sizes = {name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}
         for name, size in (sizes | {f"mup.{name}": size for name, size in self.mup_bases.items()}).items():
-            if size < 1:
-                raise UserError(f"model.{name} is {size}; it must be at least 1.")
+            most = MOST_LAYERS if name == "num_layers" else LARGEST
+            if not 1 <= size <= most:
+                limit = "at least 1" if size < 1 else f"at most {most:,}"
+                raise UserError(f"model.{name} is {size}; it must be {limit}.")
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(f"Rotary positions need an even model.head_dim; it is {self.head_dim}.")
         if self.init.scheme != "mup" and self.mup_bases:

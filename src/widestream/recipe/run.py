@@ -1,10 +1,15 @@
 """A whole recipe: what to train, on what, and how."""
 
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
+from widestream.errors import UserError, shown
 from widestream.recipe.data import DataConfig
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import OptimizerConfig, ScheduleConfig, TrainConfig
+
+LONGEST = 200
+"""Bytes of a name that most file systems take, with room for what is put behind it (`-seed0.old-1`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,3 +30,10 @@ class RunConfig:
     """AdamW."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over training."""
+
+    def __post_init__(self):
+        parts = PurePosixPath(self.name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\n" in self.name:
+            raise UserError(f"name is {shown(self.name)!r}; a run folder inside of runs/ is named by it.")
+        if max(len(part.encode()) for part in parts) > LONGEST:
+            raise UserError(f"name is {shown(self.name)}; a part of it must be at most {LONGEST} bytes long.")

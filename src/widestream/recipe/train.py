@@ -25,7 +25,7 @@ class OptimizerConfig:
     """coupled: w -= lr_t * weight_decay * w (PyTorch's AdamW). independent: w -= s_t * weight_decay * w with s_t the
     schedule in [0, 1], so the peak rate does not scale it (the published RMT code)."""
     decay_keys: bool = True
-    """Whether the stream's keys (and mixing weights) are decayed. Embedding, unembedding and norms never are."""
+    """Whether the stream's keys (and weights that start at zero) are decayed. Embedding, head and norms never are."""
     grad_clip: float | None = None
     """Largest global gradient norm; `null` for no clipping."""
 
@@ -126,6 +126,7 @@ class TrainConfig:
         counts = ("steps", "tokens", "batch_size", "micro_batch_size", "threads")
         counts += ("log_every", "eval_every", "eval_windows", "save_every", "keep")
         _require(self, "train", "at least 1", lambda value: value >= 1, *counts)
+        _require(self, "train", "at most 1024", lambda value: value <= 1024, "threads")
         _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss", "anchors")
         _require(self, "train", "at least 0 and below 1", lambda value: 0 <= value < 1, "selection")
         _require(self, "train", "at least 0 and below 2^31", lambda value: 0 <= value < 2**31, "seed")

@@ -8,7 +8,8 @@ from typing import Any
 
 from widestream.errors import UserError, unknown_name
 from widestream.recipe.build import build
-from widestream.recipe.load import RECIPES, Shipped, read_yaml
+from widestream.recipe.load import RECIPES, Shipped
+from widestream.recipe.yaml_text import read_yaml
 from widestream.study.overwritten import names, refuse_overwritten
 from widestream.study.spec import SCALES, Arm, Study
 
