@@ -281,7 +281,7 @@ def test_arms_of_different_length_say_where_they_are_compared_and_stand_apart(ma
     assert " than base after 32.8k tokens (95" in section.answers[2]
     [(caption, forest)] = section.charts
     assert caption.endswith("All after 32.8k tokens; not shown: short")
-    assert [name for name, _ in forest.rows] == ["same", "long"]
+    assert forest.names == ("same", "long")
 
 
 def test_rungs_of_unequal_ladders_do_not_stand_side_by_side(make):

@@ -40,15 +40,15 @@ def _draw(section: Section, compared: Compared) -> None:
         return
     ends = Counter(pair.tokens for pair in pairs)
     most = max(ends, key=lambda end: (ends[end], end))
-    names = {id(one): row.get("label") or one.of.name for row, one in compared}
-    beside = [one for _, one in compared if not one.refused and one.pair and one.pair.tokens == most]
+    named = [(row.get("label") or one.of.name, one) for row, one in compared]
+    claimed = [(name, one) for name, one in named if not one.refused]
+    beside = [(name, one.at_equal["tokens"]) for name, one in claimed if one.pair and one.pair.tokens == most]
     shown = "Differences at equal tokens, each with its own 95 % interval"
-    elsewhere = [names[id(one)] for _, one in compared if not one.refused and one not in beside]
-    if elsewhere:
+    if elsewhere := [name for name, one in claimed if not one.pair or one.pair.tokens != most]:
         shown += f". All after {formats.count(most)} tokens; not shown: {formats.listing(elsewhere)}"
-    if left_out := [names[id(one)] for _, one in compared if one.refused]:
+    if left_out := [name for name, one in named if one.refused]:
         shown += f". No difference is claimed, and none is shown, for {formats.listing(left_out)}"
-    section.charts.append((shown, forest_of([(names[id(one)], one.at_equal["tokens"]) for one in beside])))
+    section.charts.append((shown, forest_of(beside)))
 
 
 ANALYSES: dict[str, Callable[[StudyResult], Section]] = {
