@@ -85,3 +85,5 @@ def sample(
     drawn = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)
     row = {**asdict(drawn), **asdict(config)}
     print(json.dumps(row, ensure_ascii=False) if as_json else drawn.prompt + drawn.text)
+    if drawn.ended == "context":
+        typer.echo(f"Ended after {drawn.num_tokens} of {max_new_tokens} tokens: the model's context is full.", err=True)

@@ -16,6 +16,7 @@ from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth, plan_depth
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
+from widestream.runs.folder import flatten
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
 from widestream.runs.model import require_same_model
 from widestream.runs.write import move_aside
@@ -117,6 +118,12 @@ class TrainingRun:
         checkpoint.save(self.folder, reached.step, self.model, self.optimizer, state, self.config.train.keep)
 
 
+def _given(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """What processes that train together must have in common: all but where the data lie."""
+    settings = {key: value for key, value in flatten(to_dict(config)).items() if key != "data.path"}
+    return settings | {f"the {key} of the data": data.get(key) for key in ("fingerprint", "heldout_fingerprint")}
+
+
 def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True) -> TrainingRun:
     """Check everything, open data and run folder, build the model, and restore the newest checkpoint if there is one.
 
@@ -141,6 +148,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True)
     selection = config.train.selection
     reported, chosen = divide_windows(heldout, plan.sequence_length, selection) if heldout is not None else ([], [])
     data = describe_data(config, plan, store, heldout)
+    world.require_same(_given(config, data))
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
     info = world.on_main(lambda: open_folder(run_dir, config, data, world, computed))

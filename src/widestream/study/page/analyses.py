@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from widestream.report import formats
-from widestream.report.figures.forest_plot import forest_of
+from widestream.report.figures.rows import forest_of
 from widestream.report.table import Table
 from widestream.study.page.ladder import ladder_section
 from widestream.study.page.race import lead_section, race_section

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from widestream.report import formats
-from widestream.report.figures.svg import Chart, Series
+from widestream.report.figures.chart import Chart, Series
 from widestream.report.stats.fits import PowerLaw, fit_by_seed
 from widestream.report.stats.intervals import Interval, mean_interval
 from widestream.report.table import NONE, Table
@@ -76,7 +76,7 @@ def _log_losses(fits: dict[tuple[int, int], PowerLaw], x: float) -> Interval:
 def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
     series = []
     for number, (family, arms) in enumerate(rungs.items()):
-        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}" for arm in arms)
+        titles = tuple(arm.name for arm in arms)
         measured = tuple((_at(arm, axis), mean_loss(arm)) for arm in arms)
         for seed in sorted({seed for arm in arms for seed in arm.losses}):
             seen = tuple((_at(arm, axis), arm.losses[seed]) for arm in arms if seed in arm.losses)

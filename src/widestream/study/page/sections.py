@@ -7,8 +7,8 @@ from typing import Any
 
 from widestream.report import formats
 from widestream.report.comparable import judge
-from widestream.report.figures.drawing import Figure
-from widestream.report.figures.forest_plot import Forest
+from widestream.report.figures.pictures import Figure
+from widestream.report.figures.rows import Forest
 from widestream.report.stats.intervals import Interval
 from widestream.report.table import NONE, Table
 from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, as_family, contrast

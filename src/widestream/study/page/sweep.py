@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.figures.svg import Chart, Series
+from widestream.report.figures.chart import Chart, Series
 from widestream.report.stats.fits import Slope, slope
 from widestream.report.stats.intervals import SIGNIFICANT, holm
 from widestream.report.table import Table
@@ -61,7 +61,7 @@ def _sweep_chart(groups: dict[str, list[ArmResult]], x: str) -> Chart:
             (at, final.mean if final.low is None else final.low, final.mean if final.high is None else final.high)
             for (at, _), final in zip(points, finals, strict=True)
         )
-        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}, {arm.seeds} seeds" for arm in arms)
+        titles = tuple(f"{arm.name}, {arm.seeds} seeds" for arm in arms)
         value = formats.loss(points[-1][1])
         series.append(Series(points=points, colour=number, label=name, value=value, band=band, titles=titles))
     seen = [end for line in series for _, low, high in line.band for end in (low, high)]
