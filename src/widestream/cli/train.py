@@ -49,7 +49,8 @@ def evaluate(
     print(f"{run} at step {step:,}, on {heldout.target_tokens:,} held-out tokens")
     print(f"  loss           {heldout.loss:.4f} nats per token")
     print(f"  perplexity     {heldout.perplexity:.2f}")
-    print(f"  bits per byte  {heldout.bits_per_byte:.4f}")
+    bits = heldout.bits_per_byte
+    print(f"  bits per byte  {'none: the tokens do not tell all of the text' if bits is None else f'{bits:.4f}'}")
 
 
 def sample(

@@ -29,8 +29,9 @@ class Heldout:
     """Mean cross-entropy in nats per target token."""
     perplexity: float
     """exp(loss); comparable only between models with the same tokenizer."""
-    bits_per_byte: float
-    """Total cross-entropy in bits over the UTF-8 bytes of the source text; comparable between tokenizers."""
+    bits_per_byte: float | None
+    """Total cross-entropy in bits over the UTF-8 bytes of the source text; comparable between tokenizers. None where
+    the tokens do not tell all of that text."""
     target_tokens: int
     """Tokens the loss is a mean over."""
     whole: bool
@@ -78,7 +79,7 @@ def evaluate(
     return Heldout(
         loss=loss,
         perplexity=math.exp(loss) if loss < 700 else math.inf,
-        bits_per_byte=nats / (math.log(2) * source_bytes),
+        bits_per_byte=nats / (math.log(2) * source_bytes) if store.is_exact else None,
         target_tokens=int(targets),
         whole=int(targets) == store.tokens - 1,
     )
