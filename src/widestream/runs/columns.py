@@ -1,5 +1,6 @@
 """Rows of metrics.jsonl as columns."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 class Columns(dict[str, np.ndarray]):
     """Arrays of equal length [rows] by name. `pandas.DataFrame(columns)` takes them as they are.
 
-    Integers are int64, truth values bool, text object; all else is float64, in which a missing value is nan.
+    Integers are int64, truth values bool; other numbers are float64, in which a missing value is nan. A column with
+    text, or with anything else that is no number, is object.
     """
 
     def __repr__(self) -> str:
@@ -44,8 +46,11 @@ def to_columns(rows: Iterable[dict[str, Any]]) -> Columns:
 
 def _array(values: list[Any]) -> np.ndarray:
     kinds = {type(value) for value in values}
-    if str in kinds:
-        return np.array(values, dtype=object)
     if len(kinds) == 1 and kinds <= {bool, int}:
         return np.array(values)
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    if kinds <= {bool, int, float, type(None)}:
+        with contextlib.suppress(OverflowError):  # of a whole number that is no float
+            return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from widestream.errors import UserError
 from widestream.recipe import RunConfig
 from widestream.runs.folder import (
+    flatten,
     list_checkpoints,
     load_config,
     read_config,
@@ -16,6 +17,7 @@ from widestream.runs.folder import (
     read_rows,
     steps_done,
 )
+from widestream.runs.read import is_number
 
 if TYPE_CHECKING:
     from widestream.data.tokenizer import Tokenizer
@@ -39,13 +41,14 @@ class RunFolder:
         self._recipe = read_config(self.path)
 
     def __repr__(self) -> str:
-        stream = self._recipe.get("model", {}).get("stream", {}).get("kind", "unknown")
-        planned = self._recipe.get("train", {}).get("steps")
-        of = "" if planned is None else f" of {planned:,}"
-        parts = [self.name, f"{stream} stream", f"{steps_done(self.path):,}{of} steps"]
+        flat = flatten(self._recipe)
+        planned = flat.get("train.steps")
+        of = f" of {planned:,}" if is_number(planned) else ""
+        parts = [self.name, f"{flat.get('model.stream.kind', 'unknown')} stream"]
+        parts.append(f"{steps_done(self.path):,}{of} steps")
         with contextlib.suppress(UserError):
-            losses = [row["loss"] for row in read_rows(self.path)[0] if row.get("kind") == "eval"]
-            if losses and losses[-1] is not None:
+            losses = [row.get("loss") for row in read_rows(self.path)[0] if row.get("kind") == "eval"]
+            if losses and is_number(losses[-1]):
                 parts.append(f"held-out loss {losses[-1]:.4f}")
         return f"<RunFolder {self.path}: {', '.join(parts)}>"
 

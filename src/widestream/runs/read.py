@@ -2,10 +2,11 @@
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -206,16 +207,39 @@ def _require_sound(run: Run) -> None:
     parts = [run.config.get(name, {}) for name in ("model", "data", "train", "optimizer", "schedule")]
     if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[0].get("stream", {}), dict):
         raise damaged(run.path / CONFIG)
+    lengths = [parts[2].get(key) for key in ("steps", "tokens")]
+    if not all(length is None or is_number(length) for length in lengths):
+        raise damaged(run.path / CONFIG)
+    if not _is_sound(run):
+        raise damaged(run.path / INFO)
+
+
+def _is_sound(run: Run) -> bool:
+    """Whether run.json has what is counted with, and nothing of another kind than it should be."""
+    info, machine = run.info, run.info.get("machine", {})
     try:
         _ = run.seeds
         counts = [run.data[key] for key in ("train_tokens", "sequence_length", "batch_size")]
         counts += [run.parameters["total"], run.parameters["non_embedding"]]
-        counts += [run.flops_per_token["train"], run.info["summary"]["stream_size"]]
-        sound = all(count > 0 for count in counts) and isinstance(run.data["fingerprint"], str)
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound or not isinstance(run.info.get("machine", {}), dict):
-        raise damaged(run.path / INFO)
+        counts += [run.flops_per_token["train"], info["summary"]["stream_size"]]
+        figures = [info.get("peak_flops_per_s"), info.get("processes"), machine.get("memory_gb")]
+        figures += [run.data.get("heldout_bytes")]
+        digests = [run.data.get(key, "") for key in ("heldout_fingerprint", "tokenizer_sha256")]
+        return (
+            all(is_number(count) and count > 0 for count in counts)
+            and all(figure is None or (is_number(figure) and figure >= 0) for figure in figures)
+            and isinstance(run.data["fingerprint"], str)
+            and all(digest is None or isinstance(digest, str) for digest in digests)
+            and all(isinstance(later, dict) for later in info.get("resumed", []))
+            and all(isinstance(later.get("machine", {}), dict) for later in info.get("resumed", []))
+        )
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return False
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float can hold, and no truth value."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _curve(evals: list[Evaluation]) -> tuple[Evaluation, ...]:
@@ -260,14 +284,21 @@ def _evaluations(rows: list[dict[str, Any]]) -> tuple[list[Evaluation], list[int
         if row["loss"] is None or not math.isfinite(row["loss"]):
             lost.append(row["step"])
             continue
+        bits = row.get("bits_per_byte")
+        spent = (row["step"], row["tokens"], row["flops"], row["clock"]["wall_s"], row["target_tokens"])
+        if wrong := [value for value in (*spent, row["loss"]) if not is_number(value)]:
+            raise ValueError(f"{wrong[0]!r:.20} is no number that can be counted with")
         evals[row["step"], row["target_tokens"]] = Evaluation(
             step=row["step"],
             tokens=int(row["tokens"]),
             flops=float(row["flops"]),
             wall_s=float(row["clock"]["wall_s"]),
             loss=float(row["loss"]),
-            bits_per_byte=None if row.get("bits_per_byte") is None else float(row["bits_per_byte"]),
+            bits_per_byte=None if bits is None or not math.isfinite(bits) else float(bits),
             target_tokens=int(row["target_tokens"]),
             whole=row.get("whole", True),
         )
-    return [evals[key] for key in sorted(evals)], lost
+    found = [evals[key] for key in sorted(evals)]
+    if any(after.tokens < before.tokens for before, after in pairwise(found)):
+        raise ValueError("its tokens fall from one evaluation to a later one")
+    return found, lost

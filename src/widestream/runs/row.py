@@ -5,7 +5,7 @@ import math
 from statistics import median
 from typing import Any
 
-from widestream.runs.read import Evaluation, Run
+from widestream.runs.read import Evaluation, Run, is_number
 from widestream.runs.settings import settings
 
 LARGEST = math.log(1.7e308)
@@ -64,7 +64,7 @@ def train_figures(run: Run) -> dict[str, float | None]:
     clocks = [clock for row in run.train if isinstance(clock := row.get("clock"), dict)]
     figures: dict[str, float | None] = {}
     for name, summary in (("tokens_per_s", median), ("mfu", median), ("memory_bytes", max)):
-        values = [clock[name] for clock in clocks if clock.get(name) is not None]
+        values = [clock[name] for clock in clocks if is_number(clock.get(name))]
         figures[name] = summary(values) if values else None
     return figures
 

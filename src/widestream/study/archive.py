@@ -98,7 +98,9 @@ def _require_superseded(archive: Path, folder: Path, names: set[str]) -> None:
 
 
 def _title(record: Path) -> Any:
-    return read_json(record).get("title")
+    """Of what study a record is; what is none has no title."""
+    found = read_json(record)
+    return found.get("title") if isinstance(found, dict) else None
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
