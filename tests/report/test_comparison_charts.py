@@ -28,7 +28,7 @@ def test_a_diverged_seed_is_dashed_to_where_it_diverged_and_in_no_mean(lost):
     assert [line.broken for line in (first, second, mean, diverged)] == [False, False, False, True]
     assert (diverged.seed, diverged.label) == ("2", None)
     assert diverged.points[-1][0] == 0.5 * mean.points[-1][0]
-    assert [mark.text for mark in chart.marks] == ["diverged at step 107"]
+    assert [mark.text for mark in chart.marks] == ["diverged\nat step 107"]
     ends = [first.points[-1][1], second.points[-1][1]]
     assert mean.points[-1][1] == pytest.approx(sum(ends) / 2, abs=1e-6)
     assert all(min(ends) - 1e-9 <= edge <= max(ends) + 1e-9 for edge in mean.band[-1][1:])

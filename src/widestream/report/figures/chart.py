@@ -63,7 +63,7 @@ class Mark:
     y: float
     """Place."""
     text: str
-    """What is said of it, beside it."""
+    """What is said of it, beside it, in one line or two."""
     colour: int
     """Model."""
     above: bool = False

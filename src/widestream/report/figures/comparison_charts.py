@@ -223,7 +223,7 @@ def end_of(line: Series, run: Run, y_range: tuple[float, float]) -> Mark:
     if after:
         x += (after[0][0] - x) * (high - y) / (after[0][1] - y)
         y = high
-    where = "" if run.diverged_at is None else f" at step {run.diverged_at:,}"
+    where = "" if run.diverged_at is None else f"\nat step {run.diverged_at:,}"
     y = min(max(y, low + room), high - room)
     return Mark(x=x, y=y, text=f"diverged{where}", colour=line.colour, model=line.model, seed=run.seed_name)
 

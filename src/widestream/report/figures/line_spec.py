@@ -36,6 +36,9 @@ _HOLLOW: Spec = {
     "clip": True,
 }
 
+_LETTER = 7.0
+"""Pixels of a letter of 13 pixels' height, about."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lines:
@@ -198,13 +201,19 @@ def _mark_layers(marks: Sequence[Mark], axes: Axes, hiding: list[Spec]) -> list[
             "y": mark.y,
             "c": look(mark.colour)[0],
             "text": visible(mark.text),
-            "align": "left" if axes.part(mark.x) < 0.6 else "right",
-            "dx": 7 if axes.part(mark.x) < 0.6 else -7,
+            "part": axes.part(mark.x),
+            "long": _LETTER * max(map(len, mark.text.split("\n"))) + 7,
             "dy": -11 if mark.above else 13,
         }
         for mark in marks
     ]
-    words = {name: {"expr": f"datum.{name}"} for name in ("align", "dx", "dy")}
+    # A page sets the width, so only the drawing knows whether the words fit between the point and the right edge.
+    fits = "(1 - datum.part) * width > datum.long"
+    words = {
+        "align": {"expr": f"{fits} ? 'left' : 'right'"},
+        "dx": {"expr": f"{fits} ? 7 : -7"},
+        "dy": {"expr": "datum.dy"},
+    }
     return [
         {
             "data": {"values": rows},
@@ -215,7 +224,7 @@ def _mark_layers(marks: Sequence[Mark], axes: Axes, hiding: list[Spec]) -> list[
         {
             "data": {"values": rows},
             "transform": hiding,
-            "mark": {"type": "text", "fontSize": 13, "color": "var(--ink)", "clip": True, **words},
+            "mark": {"type": "text", "fontSize": 13, "color": "var(--ink)", "clip": True, "lineBreak": "\n", **words},
             "encoding": {"text": {"field": "text", "type": "nominal"}},
         },
     ]
