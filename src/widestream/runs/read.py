@@ -190,7 +190,7 @@ def load_run(path: str | Path) -> Run:
         samples=tuple(read_samples(path)),
         done=(done := read_done(path)),
         steps=steps,
-        diverged_at=_diverged_at(path, done, evals, lost),
+        diverged_at=_diverged_at(path, done, evals, lost, steps),
         skipped=max(skipped, default=0),
         notes=tuple(notes),
     )
@@ -248,11 +248,17 @@ def _curve(evals: list[Evaluation]) -> tuple[Evaluation, ...]:
     return tuple(row for row in evals if row.target_tokens == size)
 
 
-def _diverged_at(path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int]) -> int | None:
-    """The step at which the run stopped because something was not finite, or of a last evaluation that was not."""
+def _diverged_at(
+    path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int], steps: int
+) -> int | None:
+    """The step at which the run stopped because something was not finite, or of a last evaluation that was not.
+
+    A stop that the run has got past since, resumed otherwise, is none.
+    """
     if lost and (not evals or max(lost) >= evals[-1].step):
         return max(lost)
     stops = [int(found[1]) for file in path.glob(NONFINITE.format("*")) if (found := re.search(r"_(\d+)\.", file.name))]
+    stops = [stop for stop in stops if stop >= steps]
     return max(stops) if stops and done is None else None
 
 
