@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.depth import Depth
 from widestream.recipe import RunConfig
@@ -59,6 +60,16 @@ def train_as_rank(config: RunConfig, run_dir: Path, environment: dict[str, str])
     """Train as one of several processes that torchrun would have started with this environment."""
     os.environ.update(environment)
     train_quickly(config, run_dir)
+
+
+def train_unlike(configs: list[RunConfig], run_dir: Path, environment: dict[str, str]) -> None:
+    """The same, each process with a recipe of its own; what it refuses goes to `refusal-RANK`."""
+    os.environ.update(environment)
+    rank = int(environment["RANK"])
+    try:
+        train_quickly(configs[rank], run_dir)
+    except UserError as error:
+        run_dir.with_name(f"refusal-{rank}").write_text(str(error))
 
 
 def sharded_gradients(model: ModelConfig, depth: Depth, path: Path, environment: dict[str, str]) -> None:

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widestream.data.cutting import read_pieces
+from widestream.data.options import PrepareOptions
+from widestream.data.sources import Corpus, Position, Source
 from widestream.errors import UserError
 
 TEXT = ["a", "word", " ", "\n", "\n\n", "\r\n\r\n", "é", "東", "😀", "\ufeff", "a longer line without an end. "]
@@ -19,7 +21,9 @@ def path(tmp_path_factory):
 
 def pieces(path, data: bytes, cut: int, start: int = 0) -> list[tuple[str, int]]:
     path.write_bytes(data)
-    return list(read_pieces(path, start, cut))
+    source = Source(str(path), str(path), path.name, len(data), 0)
+    documents = Corpus(sources=(source,), passed_over=(), options=PrepareOptions(cut=cut)).documents(Position(0, start))
+    return [(document.text, document.after.offset) for document in documents]
 
 
 @given(st.lists(st.sampled_from(TEXT), max_size=60).map("".join), st.integers(16, 64))
@@ -29,11 +33,11 @@ def test_pieces_are_the_text_and_none_is_longer_than_the_cut(path, text, cut):
     assert "".join(piece for piece, _ in found) == data.decode("utf-8-sig")
     assert all(piece for piece, _ in found) or text in ("", "\ufeff")
     ends = [0, *(end for _, end in found)]
-    assert ends[-1] == len(data)
+    assert ends[-1] == max(1, len(data))
     for (piece, end), start in zip(found, ends, strict=False):
         assert data[start:end].decode("utf-8-sig" if start == 0 else "utf-8") == piece
         assert end - start <= cut
-        assert not end or pieces(path, data, cut, end) == [later for later in found if later[1] > end]
+        assert pieces(path, data, cut, end) == [later for later in found if later[1] > end]
 
 
 @given(st.lists(st.sampled_from(TEXT), max_size=60).map("".join), st.integers(16, 64))
@@ -59,7 +63,7 @@ def test_invalid_utf8_is_reported_where_it_is_wherever_the_cuts_are(path, data, 
     try:
         expected = data.decode()
     except UnicodeDecodeError as error:
-        with pytest.raises(UserError, match=rf"a\.txt is not UTF-8 at byte {error.start}: convert"):
+        with pytest.raises(UserError, match=rf"a\.txt is not UTF-8 at byte {error.start}(: convert| .and on)"):
             pieces(path, data, cut)
     else:
         assert "".join(piece for piece, _ in pieces(path, data, cut)) == expected.removeprefix("\ufeff")
@@ -73,9 +77,9 @@ def test_characters_across_the_cut_stay_whole(path, shift):
     assert len(found) == 5 if shift else 4
 
 
-@pytest.mark.parametrize("cut", [0, 16, 1000, 10**15])
+@pytest.mark.parametrize("cut", [0, 16, 1000, 10**7])
 def test_short_and_empty_files(path, cut):
-    assert pieces(path, b"", cut) == [("", 0)]
+    assert pieces(path, b"", cut) == [("", 1)]
     assert pieces(path, b"no end \n\n ", cut) == [("no end \n\n ", 10)]
     assert pieces(path, b"sixteen letters.", cut) == [("sixteen letters.", 16)]
 
@@ -83,7 +87,8 @@ def test_short_and_empty_files(path, cut):
 def test_a_long_file_is_never_held_in_memory(path):
     path.write_text("line after line\n" * 1_000_000)
     tracemalloc.start()
-    count = sum(1 for _ in read_pieces(path, 0, 100_000))
+    with path.open("rb") as file:
+        count = sum(1 for _ in read_pieces(file, 0, 100_000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count >= 160

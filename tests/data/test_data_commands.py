@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -101,3 +102,51 @@ def test_reading_the_help_imports_nothing_heavy():
     heavy = "torch", "numpy", "tokenizers", "pyarrow", "tqdm"
     script = f"import sys, widestream.cli.data, widestream.recipe.data; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
+
+
+def test_files_read_and_passed_over_are_listed(tmp_path):
+    folder = tmp_path / "[snapshot]"
+    (folder / "data").mkdir(parents=True)
+    write_jsonl(folder / "data" / "train-0.jsonl", texts(40))
+    write_jsonl(folder / "data" / "test-0.jsonl", texts(10, seed=1))
+    (folder / "README.md").write_text("# A card")
+    result = CliRunner().invoke(
+        build_app(), ["data", "prepare", str(folder), "--out", str(tmp_path / "out")], env={"COLUMNS": "300"}
+    )
+    assert result.exit_code == 0, result.output
+    assert re.search(r"\[snapshot\]/data/test-0.jsonl +│ test ", result.stdout)
+    assert re.search(r"\[snapshot\]/data/train-0.jsonl +│ train ", result.stdout)
+    assert re.search(r"\[snapshot\]/README.md +│ passed over: about the data", result.stdout)
+    assert "train with data.heldout_split=test" in result.stdout
+    assert "by their names 1 test, 1 train" in result.stderr
+
+
+def test_what_was_forgiven_is_said(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts(40))
+    source.write_text(source.read_text() + '{"text": null}\n')
+    vocabulary = {"</s>": 0, "[UNK]": 1, "the": 2, "dog": 3}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+    content = {"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": {"type": "WhitespaceSplit"}}
+    (tmp_path / "words.json").write_text(json.dumps(content))
+    arguments = "prepare", source, "--out", tmp_path / "out", "--tokenizer", tmp_path / "words.json", "--heldout", 0.2
+    assert "--allow-lost-text" in str(invoke(*arguments, "--skip-bad").exception)
+    assert "--skip-bad" in str(invoke(*arguments, "--allow-lost-text").exception)
+    result = invoke(*arguments, "--skip-bad", "--allow-lost-text")
+    assert "1 bad records passed over, the first: " in result.stdout
+    assert re.search(r"train: [\d,]+ characters \([5-9]\d\.\d\d%\) are not in the tokens", result.stdout)
+    assert "bits per byte are not given" in result.stdout
+    description = json.loads(invoke("inspect", tmp_path / "out", "--json").stdout)
+    assert description["skipped"]["records"] == 1
+    assert description["settings"]["skip_bad"] is description["settings"]["allow_lost_text"] is True
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("file/out", "cannot be made|is in the way"), ("x" * 300, "cannot be made"), ("blocked", "is in the way")],
+)
+def test_where_nothing_can_be_made(source, tmp_path, out, message):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "blocked.preparing").write_text("mine")
+    result = invoke("prepare", source, "--out", tmp_path / out)
+    assert isinstance(result.exception, UserError), result.exception
+    assert re.search(message, str(result.exception))

@@ -274,7 +274,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from widestream.data.staging import Staging
-with Staging(Path(sys.argv[1]), {}).locked():
+with Staging(Path(sys.argv[1]), {}, []).locked():
     print("held", flush=True)
     time.sleep(1000)
 """
@@ -299,5 +299,5 @@ def test_progress_goes_to_stderr(source, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "100%" in err
-    assert "Ignoring 1 file" in err
-    assert "a.csv" in err
+    assert "Reading 1 file(s)." in err
+    assert f"Passing over 1: {tmp_path / 'folder' / 'a.csv'} (no kind of file that is read)." in err

@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import json
 import lzma
@@ -11,11 +12,16 @@ import pytest
 import zstandard
 from small_corpora import texts, write_jsonl
 
-from widestream.data.readers import PrepareOptions
+from widestream.data.options import PrepareOptions
 from widestream.data.sources import BUNDLED, Position, assign_split, heldout_limit, open_corpus
 from widestream.errors import UserError
 
-PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
+PACK = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+    ".bz2": bz2.compress,
+}
 
 
 def read(*paths, **options) -> list:
@@ -63,10 +69,15 @@ def test_folder_is_walked_in_sorted_order(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     assert texts_of(tmp_path) == ["a/b/c.md", "a/z.txt", "a.txt", "b.txt"]
-    assert open_corpus([tmp_path]).ignored == (str(tmp_path / "skip.csv"),)
+    passed_over = {entry.path: entry.reason for entry in open_corpus([tmp_path]).passed_over}
+    assert passed_over == {
+        str(tmp_path / ".git"): "hidden",
+        str(tmp_path / ".hidden.txt"): "hidden",
+        str(tmp_path / "skip.csv"): "no kind of file that is read",
+    }
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", *PACK])
 def test_json_lines_plain_and_packed(tmp_path, suffix):
     path = write_jsonl(tmp_path / "a.jsonl", texts(5000, longest=20))
     if suffix:
@@ -80,14 +91,17 @@ def test_json_lines_plain_and_packed(tmp_path, suffix):
     assert [document.consumed for document in documents] == sorted(document.consumed for document in documents)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", PACK)
 def test_packed_file_cut_short_or_damaged(tmp_path, suffix):
     data = PACK[suffix](write_jsonl(tmp_path / "a.jsonl", texts(3000)).read_bytes())
     path = tmp_path / f"a.jsonl{suffix}"
-    for content in (data[: len(data) // 2], data[:-2], b"not packed at all"):
+    for content in (data[: len(data) // 2], data[:-2]):
         path.write_bytes(content)
         with pytest.raises(UserError, match=rf"a.jsonl{suffix} is damaged or cut short"):
             read(path)
+    path.write_bytes(b"\0" + data)
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix} is neither packed as {suffix} says nor text"):
+        read(path)
 
 
 def test_fields(tmp_path):
@@ -106,7 +120,9 @@ def test_fields(tmp_path):
         ('{"body": "x", "id": 1}', r"line 2: no field 'text' \(there is body, id\): .*--text-field"),
         ('{"text": 7}', "line 2: the text is int, not a string"),
         ('{"text": null}', "line 2: the text is NoneType"),
-        ('{"text": "x", "split": "test"}', "line 2: split is 'test': it must be train, heldout"),
+        ('{"text": "x", "split": "tests"}', "line 2: split is 'tests', which is no word for train, heldout or test"),
+        ('{"text": "x", "split": 0}', "line 2: split is 0, which is no word"),
+        ('{"text": "x", "meta": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 2: JSON nested too deeply"),
         ('{"text": "ab\\ud800"}', "line 2: half of a surrogate pair at character 2"),
     ],
 )

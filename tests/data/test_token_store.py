@@ -1,4 +1,7 @@
+import hashlib
 import json
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -132,8 +135,11 @@ def test_manifest_of_another_format(fresh):
 
 
 def test_token_outside_the_vocabulary_is_found_by_verify(fresh):
-    edit_manifest(fresh, lambda raw: raw["tokenizer"].update(vocab_size=100))
-    with pytest.raises(UserError, match=r"holds token 256, but the vocabulary has 100 ids"):
+    shard = fresh / "train_00000.bin"
+    shard.write_bytes(shard.read_bytes().replace(b"o\0", b"o\2", 1))
+    sha256 = hashlib.sha256(shard.read_bytes()).hexdigest()
+    edit_manifest(fresh, lambda raw: raw["splits"]["train"]["shards"][0].update(sha256=sha256))
+    with pytest.raises(UserError, match=r"holds token 623, but the vocabulary has 257 ids"):
         TokenStore.open(fresh, "train", verify=True)
 
 
@@ -143,8 +149,99 @@ def test_manifest_that_does_not_add_up(fresh):
         TokenStore.open(fresh, "train")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "splits": {"train": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"format": 1}',
+        '{"format": 1, "splits": {"train": 3}}',
+        "[" * 10**5,
+        "\udce9",
+        '{"format": []}',
+    ],
+)
 def test_damaged_manifest(fresh, text):
-    (fresh / "manifest.json").write_text(text)
+    (fresh / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"manifest.json"):
         TokenStore.open(fresh, "train")
+
+
+WRONG = [
+    (("splits", "heldout", "bytes"), 0),  # would divide by zero after training
+    (("splits", "heldout", "bytes"), -5),
+    (("splits", "heldout", "lost_characters"), -1),
+    (("splits", "heldout", "bytes"), "six"),
+    (("splits", "train", "tokens"), True),
+    (("splits", "train", "tokens"), 10**30),
+    (("splits", "train", "shards"), []),
+    (("splits", "train", "shards", 0, "file"), "../../train_00000.bin"),
+    (("splits", "train", "shards", 0, "file"), "/etc/passwd"),
+    (("splits", "train", "shards", 0, "documents"), 0),
+    (("splits", "train", "shards", 0, "sha256"), "x"),
+    (("splits",), {}),
+    (("dtype",), "object"),
+    (("dtype",), None),
+    (("tokenizer", "boundary_id"), 257),
+    (("tokenizer", "boundary_id"), -1),
+    (("tokenizer", "vocab_size"), 10**30),
+    (("tokenizer",), []),
+    (("sources",), 3),
+    (("skipped",), {"records": "many"}),
+    (("surplus",), 1),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), WRONG)
+def test_impossible_values_are_found_when_the_manifest_is_read(fresh, place, value):
+    def edit(raw):
+        for key in place[:-1]:
+            raw = raw[key]
+        raw[place[-1]] = value
+
+    edit_manifest(fresh, edit)
+    with pytest.raises(UserError, match=r"manifest.json is damaged \(.*prepare the data again"):
+        TokenStore.open(fresh, "heldout")
+
+
+def test_what_lies_where_a_file_should(fresh):
+    (fresh / "train_00000.bin").unlink()
+    (fresh / "train_00000.bin").mkdir()
+    with pytest.raises(UserError, match=r"train_00000.bin is no file"):
+        TokenStore.open(fresh, "train")
+    (fresh / "manifest.json").unlink()
+    os.mkfifo(fresh / "manifest.json")
+    with pytest.raises(UserError, match=r"manifest.json is no file"):
+        TokenStore.open(fresh, "train")
+
+
+def test_manifests_of_older_versions_are_read_and_their_fingerprints_stay(fresh):
+    expected = TokenStore.open(fresh, "train").fingerprint
+
+    def edit(raw):
+        for key in ("files", "passed_over", "skipped"):
+            del raw[key]
+        for split in raw["splits"].values():
+            for key in ("characters", "lost_characters", "changed_documents"):
+                del split[key]
+
+    edit_manifest(fresh, edit)
+    store = TokenStore.open(fresh, "train")
+    assert store.fingerprint == expected
+    assert store.is_exact
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    folder = prepare_bytes(tmp_path, [f"document {i}" for i in range(1200)], shard_tokens=14)
+    assert len(read_manifest(folder).splits["train"].shards) == 1200
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        store = TokenStore.open(folder, "train", verify=True)
+        tokens, segments = store.window(0, store.tokens)
+        assert (segments[-1], store.document(0).tolist()) == (1199, [*b"document 0"])
+        expected = "".join(f"\0document {i}" for i in range(1200)).encode()
+        assert np.where(tokens == 256, 0, tokens).astype(np.uint8).tobytes() == expected
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import pytest
@@ -132,11 +133,36 @@ def test_vocabulary_counts_added_tokens_behind_a_gap(bpe):
     assert tokenizer.vocab_size == 501
 
 
-@pytest.mark.parametrize("content", [b"text", b"[1]", b"{}", b'{"model": {"type": "Nonsense"}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"text", b"[1]", b"{}", b'{"model": {"type": "Nonsense"}}', b"\xff", b"[" * 10**5,
+        b'{"model": {"vocab": {"</s>": "a"}}}', b'{"model": {"vocab": [1, 2]}}', b'{"model": {"vocab": 3}}',
+        b'{"model": {"vocab": {"</s>": -1}}}', b'{"model": {"vocab": {"</s>": 1}}, "added_tokens": [3]}',
+    ],
+)  # fmt: skip
 def test_not_a_tokenizer(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(UserError, match=r"tokenizer.json"):
         resolve_tokenizer(str(tmp_path))
+
+
+def test_a_pipe_is_no_tokenizer(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match=r"Cannot read the tokenizer .*pipe.json \(not a file\)"):
+        resolve_tokenizer(str(tmp_path / "pipe.json"))
+
+
+@pytest.mark.parametrize("kind", ["byte", "file"])
+def test_a_boundary_that_the_tokenizer_lacks(bpe, tmp_path, kind):
+    source = write_jsonl(tmp_path / "a.jsonl", texts(20), ["train", "heldout"] * 10)
+    prepare([source], tmp_path / "out", bpe if kind == "file" else ByteTokenizer(), workers=1, progress=False)
+    path = tmp_path / "out" / "manifest.json"
+    raw = json.loads(path.read_text())
+    raw["tokenizer"].update(boundary_id=1000, vocab_size=1001)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"boundary"):
+        load_tokenizer(tmp_path / "out")
 
 
 def test_missing_tokenizer_file(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from models import STREAMS, tiny
 from widestream.errors import UserError
-from widestream.generate.sampling import SamplingConfig, choose_token, generate
+from widestream.generate.sampling import SamplingConfig, choose_token, generate, why_ended
 from widestream.model.build import build_model
 
 
@@ -31,6 +31,29 @@ def test_seeds():
 def test_the_context_ends_the_text():
     model = build_model(tiny("vector")).eval()
     assert len(generate(model, list(range(20)), SamplingConfig(max_new_tokens=100))) == 4
+
+
+def test_positions_without_a_table_go_on_beyond_the_context():
+    for positions in ("rotary", "alibi", "none"):
+        model = build_model(tiny("vector", positions=positions), seed=5).eval()
+        config = SamplingConfig(max_new_tokens=40, temperature=0)
+        long = generate(model, list(range(20)), config)
+        assert len(long) == 40, "the context is 24"
+        assert long == generate(model, list(range(20)), config, use_cache=False)
+        assert why_ended(model, list(range(20)), long, config) == "length"
+
+
+def test_why_a_text_ended():
+    model = build_model(tiny("vector")).eval()
+    config = SamplingConfig(max_new_tokens=100)
+    assert why_ended(model, [0] * 20, [1] * 4, config) == "context"
+    assert why_ended(model, [0] * 20, [1] * 3, config) == "document"
+    assert why_ended(model, [0] * 2, [1] * 100, config) == "length"
+
+
+def test_a_seed_that_no_generator_takes():
+    with pytest.raises(UserError, match="below 2"):
+        SamplingConfig(seed=10**20)
 
 
 def test_a_stop_token_ends_the_text_and_is_left_out():

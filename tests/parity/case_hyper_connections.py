@@ -52,7 +52,7 @@ def check(meta: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[str, s
         state = stream.mix(site, H)
         errors.append(("branch input", str(site), error(state.given, tensors[f"branch_input/{site}"])))
         H = stream.deposit(state, torch.tanh(state.given @ tensors[f"branch/{site}"]))
-    output = stream.read_out(H)
+    output = stream.lanes * stream.read_out(H)  # theirs is the sum, ours the mean
     errors.append(("output", "output", error(output, tensors["output"])))
     output.square().mean().backward()
     errors.append(("gradient", "embedding", error(embedding.grad, tensors["grad/embedding"])))

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 CASES = ("rmt_mup", "rmt_zero_init", "transformer_mup")
 STREAM_CASES = (
     "stream_hc_static", "stream_hc_dynamic", "stream_dwa_1x1", "stream_dwa_2x3", "stream_mudd", "stream_ddl_dv1_code",
-    "stream_ddl_dv1_paper", "stream_ddl_cc_code",
+    "stream_ddl_dv1_paper", "stream_ddl_cc_code", "stream_mhc", "stream_mhc_far",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def test_published_code_is_matched():
     command = [sys.executable, str(HERE / "check_official.py"), str(HERE / "golden")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "11 of 11 cases match; 0 not served yet" in result.stdout
+    assert "13 of 13 cases match; 0 not served yet" in result.stdout
     for case in STREAM_CASES:
         for quantity in ("output", "branch input", "gradient"):
             assert any(line.startswith(f"{case:24s} {quantity}") for line in result.stdout.splitlines()), case

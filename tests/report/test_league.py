@@ -1,15 +1,14 @@
 """Many models against one reference: ranking, sentences, page, picture."""
 
 import io
-import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from test_compare_page import Page
+from test_compare_page import Page, figures
 
 from fake_runs import loss_at, write_run
 from widestream.report import compare, print_table, write_picture, write_report
-from widestream.report.figures.ranking_chart import render_ranking
+from widestream.report.figures.comparison_charts import ranking
 from widestream.report.league import is_league, league_table, league_verdict, ranked
 
 LEADS = {"wide": -0.2, "wider": -0.3, "even": 0.0, "behind": 0.15, "far": 2.0, "late": -0.05, "last": 0.3}
@@ -162,17 +161,19 @@ def test_the_page_nests_and_holds_every_model(league, tmp_path):
     words = " ".join(page.text)
     for name in LEADS:
         assert f"Stream <{name}>." in words
-    assert sum(tag == "details" for tag, _ in page.seen) == 3
-    assert text.count('class="chart"') == 1 + 3 + 3 * len(LEADS)
+    drawn = figures(text)
+    assert len(drawn) == 1 + len(LEADS)
+    assert all(list(figure["views"]) == ["tokens", "training FLOPs", "wall time"] for figure in drawn[1:])
 
 
 def test_what_lies_far_behind_is_told_at_the_edge(league):
-    svg, _ = render_ranking(compare([league]), ("tokens",), 500)
-    assert re.search(r"\+2\.00\d? →", svg)
-    root = ElementTree.fromstring(svg)
-    circles = [float(node.get("cx")) for node in root.iter() if node.tag.endswith("circle")]
-    assert len(circles) == len(LEADS) - 1
-    assert all(0 <= x <= 500 for x in circles)
+    figure = ranking(compare([league]))
+    assert list(figure.panels) == ["At equal tokens", "At equal training FLOPs", "At equal wall time"]
+    tokens = figure.panels["At equal tokens"]
+    assert tokens["far"].mean > figure.x_range[1] > tokens["last"].mean
+    assert all(
+        figure.x_range[0] < gap.low < gap.high < figure.x_range[1] for name, gap in tokens.items() if name != "far"
+    )
 
 
 def test_picture_and_terminal(league, tmp_path):

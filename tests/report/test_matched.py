@@ -144,21 +144,22 @@ def lead(sizes):
     [
         ((-0.5, -0.4, -0.2, -0.1), "shrinking"),
         ((0.1, 0.1, 0.2, 0.3), "growing"),
-        ((-0.4, -0.4, -0.4, -0.38), "flat"),
+        ((-0.4, -0.4, -0.4, -0.38), "unclear"),
         ((-0.4, -0.2, 0.0, 0.1), "crossing"),
     ],
 )
 def test_movement_of_the_gap(sizes, direction):
-    found = trend([lead(sizes)])
+    found = trend([lead(sizes), lead(sizes)])
     assert found is not None
     assert found.direction == direction
     assert (found.half_tokens, found.half, found.end) == (50, pytest.approx(sizes[1]), pytest.approx(sizes[3]))
 
 
-def test_seeds_that_disagree_make_the_movement_flat():
-    found = trend([lead((-0.4, -0.2, -0.2, -0.4)), lead((-0.4, -0.4, -0.2, -0.1))])
+@pytest.mark.parametrize("ends", [(-0.4, -0.1), (-0.3, -0.25), (-0.4,)])
+def test_movement_is_claimed_where_its_interval_over_seeds_leaves_zero_out(ends):
+    found = trend([lead((-0.4, -0.2, -0.2, end)) for end in ends])
     assert found is not None
-    assert found.direction == "flat"
+    assert found.direction == "unclear"
 
 
 def test_no_movement_where_the_first_evaluation_is_past_the_half():

@@ -30,7 +30,7 @@ def test_lower_with_an_interval(tmp_path):
 def test_higher_is_said_as_plainly(tmp_path):
     found = paired(tmp_path, lambda step, seed: 0.05)
     assert found.verdict[0].headline.startswith("At equal tokens rmt's held-out loss is 0.050 higher")
-    assert "transformer's lead" in str(found.verdict[0])
+    assert "the difference shows no clear movement: +0.050 at 819k tokens, +0.050 at the end" in str(found.verdict[0])
 
 
 def test_no_difference_seen_when_the_interval_holds_zero(tmp_path):
@@ -61,6 +61,14 @@ def test_the_gap_over_the_last_half_is_told_with_figures(tmp_path):
     assert "rmt's lead is shrinking: 0.400 at 819k tokens, 0.200 at the end" in str(shrinking.verdict[0])
     assert "rmt's lead is growing: 0.200 at 819k tokens, 0.400 at the end" in str(growing.verdict[0])
     assert "rmt was 0.050 behind at 819k tokens and is 0.150 ahead at the end" in str(crossing.verdict[0])
+
+
+def test_no_lead_is_told_of_one_seed_or_of_what_is_not_seen_at_the_end(tmp_path):
+    one = paired(tmp_path / "a", lambda step, seed: -step / 1000, seeds=(0,))
+    assert "the difference shows no clear movement: −0.200 at 819k tokens, −0.400 at the end" in str(one.verdict[0])
+    unseen = paired(tmp_path / "b", lambda step, seed: (390 - step) / 1000 + 0.01 * seed)
+    assert "the difference moves from +0.195 at 819k tokens to −0.0050 at the end" in str(unseen.verdict[0])
+    assert "lead" not in f"{one.verdict[0]} {unseen.verdict[0]}"
 
 
 def test_it_always_says_how_far_into_training_it_looks(tmp_path):

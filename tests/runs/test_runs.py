@@ -3,12 +3,14 @@ import math
 import tracemalloc
 
 import pytest
+import yaml
 
 from fake_runs import write_run
 from widestream.errors import UserError
 from widestream.runs.folder import TAIL, steps_done
 from widestream.runs.opened import RunFolder
 from widestream.runs.read import find_runs, load_run
+from widestream.runs.row import train_figures
 
 
 def evaluation(step, loss, target_tokens=1000, whole=True):
@@ -139,6 +141,9 @@ def test_a_run_that_stopped_at_a_loss_that_is_not_finite_diverged(tmp_path):
     run = load_run(folder)
     assert (run.state, run.diverged_at) == ("diverged", 61)
     assert run.notes == ("diverged at step 61 of 100: its last evaluation is at step 50 of 100",)
+    with (folder / "metrics.jsonl").open("a") as log:  # resumed, and past it
+        log.write(json.dumps({"kind": "train", "step": 62}) + "\n")
+    assert load_run(folder).state == "unfinished"
 
 
 def test_skipped_steps_are_counted(tmp_path):
@@ -180,6 +185,45 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=name):
         load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("config.yaml", ("train", "steps"), []),
+        ("run.json", ("data", "tokenizer_sha256"), []),
+        ("run.json", ("data", "seed"), math.inf),
+        ("run.json", ("machine", "memory_gb"), "much"),
+        ("run.json", ("peak_flops_per_s",), 10**400),
+        ("run.json", ("resumed",), ["elsewhere"]),
+        *(("metrics.jsonl", ("tokens",), value) for value in (math.nan, 10**400, "many", True)),
+        *(("metrics.jsonl", ("clock", "wall_s"), value) for value in (math.nan, math.inf)),
+        ("metrics.jsonl", ("bits_per_byte",), "few"),
+    ],
+)
+def test_a_figure_that_cannot_be_counted_with_is_named(tmp_path, name, key, value):
+    folder = write_run(tmp_path / "a", "rmt", rows=[evaluation(1, 5.0)])
+    content = yaml.safe_load((folder / name).read_text())
+    *path, last = key
+    inner = content
+    for part in path:
+        inner = inner[part]
+    inner[last] = value
+    (folder / name).write_text(json.dumps(content) + "\n")
+    with pytest.raises(UserError, match=name):
+        load_run(folder)
+
+
+def test_tokens_that_fall_are_damage(tmp_path):
+    rows = [evaluation(2, 5.0), evaluation(1, 4.0) | {"step": 3}]
+    with pytest.raises(UserError, match="its tokens fall"):
+        load_run(write_run(tmp_path / "a", "rmt", rows=rows))
+
+
+def test_speeds_that_are_no_numbers_are_left_out(tmp_path):
+    rows = [{"kind": "train", "step": 1, "clock": {"mfu": value}} for value in ("fast", math.nan, None, 0.5, [])]
+    figures = train_figures(load_run(write_run(tmp_path / "a", "rmt", rows=rows)))
+    assert figures == {"tokens_per_s": None, "mfu": 0.5, "memory_bytes": None}
 
 
 def test_a_row_that_lacks_a_field_is_named(tmp_path):

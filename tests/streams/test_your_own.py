@@ -72,7 +72,7 @@ def test_kinds_that_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="did you mean matrix"):
         stream_class("matrx")
-    with pytest.raises(UserError, match="cannot be loaded: No module named 'nowhere'"):
+    with pytest.raises(UserError, match="cannot be loaded: ModuleNotFoundError: No module named 'nowhere'"):
         stream_class("nowhere:Stream")
     with pytest.raises(UserError, match=r"cannot be loaded: .*NoSuchStream"):
         stream_class("widestream.streams.vector.plain:NoSuchStream")

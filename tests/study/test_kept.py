@@ -52,6 +52,45 @@ def test_another_study_of_the_same_name_does_not_replace_a_record(tmp_path, opti
     assert runs_of(again) == runs_of(first), "the same file may call itself otherwise"
 
 
+def test_another_file_that_asks_the_same_does_not_replace_a_record(tmp_path, options):
+    first = carry_out(tmp_path / "q1", options, arms=arms(base=1, wide=2))
+    with pytest.raises(UserError, match=r"is the record of another study file of this name, .*q1/lr\.yaml"):
+        carry_out(tmp_path / "q2", options, arms=arms(base=1, deep=3))
+    assert runs_of(carry_out(tmp_path / "q3", options, arms=arms(base=1, wide=2))) == runs_of(first), "a copy"
+    shutil.rmtree(tmp_path / "q3")
+    moved = carry_out(tmp_path / "q4", options, arms=arms(base=1, deep=3))
+    assert [arm["name"] for arm in moved["earlier"]] == ["wide"], "what was moved may change"
+
+
+@pytest.mark.parametrize("rows", [0, [""], [{"seed": 0}]])
+def test_a_damaged_record_stays_as_it_is(tmp_path, options, rows):
+    record = carry_out(tmp_path, options, arms=arms(base=1, wide=2))
+    record["arms"][0]["runs"] = rows
+    path = options.folder / "cpu" / "lr.study.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="is no record of the study lr, and stays as it is"):
+        carry_out(tmp_path, options, arms=arms(base=1, wide=2))
+    assert json.loads(path.read_text()) == record
+
+
+def test_runs_of_an_older_search_are_not_shown_at_the_rates_of_a_new_one(tmp_path, options, monkeypatch):
+    search = {"rates": [0.004, 0.01], "most": 2}
+    carry_out(tmp_path, options, arms=arms(base=1), search=search | {"selection": 0})
+    seen = []
+
+    def look(jobs, *_, **__):
+        seen.append(json.loads((options.folder / "cpu" / "lr.study.json").read_text()))
+        finish(jobs, 1)
+
+    monkeypatch.setattr(run, "run_jobs", look)
+    last = carry_out(tmp_path, options, arms=arms(base=1), search=search)
+    assert [(len(arm["trials"]), arm["runs"]) for arm in seen[0]["arms"]] == [(2, [])]
+    assert [len(arm["runs"]) for arm in last["earlier"]] == [1], "once"
+    again = carry_out(tmp_path, options, arms=arms(base=1), search=search)
+    assert again["arms"] == last["arms"]
+    assert len(seen[2]["arms"][0]["runs"]) == 1, "the same search goes on with its runs"
+
+
 def test_a_changed_study_goes_on_and_loses_no_run(tmp_path, options):
     first = carry_out(tmp_path, options, arms=arms(base=1, wide=2), seeds=2)
     second = carry_out(tmp_path, options, arms=arms(base=1, deep=3))

@@ -124,6 +124,8 @@ def test_what_a_study_would_overwrite_in_silence_is_refused(tmp_path, changes, w
             },
             "shares the arm h; there are g1, g2",
         ),
+        ({"arms": TWO, "analysis": {"parameters_of": "num_layrs"}}, "Unknown size 'num_layrs'"),
+        ({"arms": TWO, "analysis": {"kind": "lead", "pairs": [["a", "b"], ["a", "b"]]}}, "are the same arms"),
         ({"arms": sized(1, 2), "analysis": {"kind": "ladder", "reference": "h"}}, "reference h is no group"),
         ({"arms": sized(1, 2), "analysis": {"kind": "ladder", "reference": "g"}}, "needs another one"),
         (

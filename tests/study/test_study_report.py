@@ -34,6 +34,7 @@ def make(tmp_path, monkeypatch):
     return made
 
 
+PLAIN = {"recipe": "study/cpu/transformer"}
 LADDER = {
     "reference": "transformer 1",
     "search": None,
@@ -177,7 +178,6 @@ def test_the_page_names_every_run_and_command_and_what_went_wrong(make, tmp_path
     assert html.count("<h2>") == 1
     assert "<h1>Studies</h1>" in html
     assert "not printed" not in html
-    assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert "Table 7" not in html
     write_studies([result.folder], out, ["mine", "resources"])
     assert "Table 7" in out.read_text()
@@ -237,6 +237,66 @@ def test_an_arm_whose_seeds_all_diverged_is_shown(make):
     section = study_section(load_result(result.folder / "mine.study.json"))
     words = "rmt key_dim=16: all 2 seeds diverged (seed 0 at step 9, seed 1 at step 9); rmt key_dim=16 has no figure."
     assert section.answers[0] == words
+
+
+def test_a_size_whose_seeds_all_diverged_leaves_fits_without_a_claim(make):
+    result = make("ladder", **LADDER)
+    for seed in range(3):
+        diverge(result, "rmt 3", seed)
+    section = study_section(load_result(result.folder / "ladder.study.json"))
+    assert not any("to equal loss" in line or "reaches" in line for line in section.answers)
+    assert any("is read off over training FLOPs" in line and "rmt 3: all 3 seeds" in line for line in section.answers)
+    [laws] = [table for table in section.tables if table.title == "Power laws"]
+    assert [row[4] for row in laws.rows] == ["3", "3", "2 of 3", "2 of 3"]
+    lines = {"kind": "sweep", "lines": [{"title": "L", "x": "num_layers", "groups": ["transformer", "rmt"]}]}
+    result = load_result(result.folder / "ladder.study.json")
+    result.record["analysis"] = lines
+    swept = study_section(result)
+    assert any(note.startswith("rmt: no slope is claimed (rmt 3: all 3 seeds diverged") for note in swept.notes)
+    assert [row[0] for table in swept.tables if table.title == "Slopes" for row in table.rows] == ["L: transformer"]
+
+
+def test_nothing_is_read_off_between_sizes_of_which_a_seed_diverged(make):
+    arms = {
+        "transformer": {"recipe": "study/cpu/transformer"},
+        "small": {"recipe": "study/cpu/transformer", "set": {"model.num_layers": 2}},
+        "rmt": {"recipe": "study/cpu/rmt", "set": {"model.num_layers": 3}},
+    }
+    result = make(arms=arms, seeds=3, search=None, analysis={"parameters": ["transformer", "small"]})
+    diverge(result, "small", 2)
+    one = contrast(load_result(result.folder / "mine.study.json"), "rmt", "transformer")
+    assert one is not None
+    assert set(one.at_equal) == {"tokens", "flops", "wall_s"}
+
+
+def test_arms_of_different_length_say_where_they_are_compared_and_stand_apart(make):
+    lengths = {"short": 8, "same": 16, "long": 64}
+    arms = {"base": {"recipe": "study/cpu/transformer"}} | {
+        name: {"recipe": "study/cpu/transformer", "set": {"train.steps": steps, "model.num_layers": 2 + number}}
+        for number, (name, steps) in enumerate(lengths.items())
+    }
+    section = study_section(make(arms=arms, seeds=3, search=None, reference="base"))
+    assert " than base after 16.4k tokens (95" in section.answers[0]
+    assert " than base (95" in section.answers[1]
+    assert " than base after 32.8k tokens (95" in section.answers[2]
+    [(caption, forest)] = section.charts
+    assert caption.endswith("All after 32.8k tokens; not shown: short")
+    assert forest.names == ("same", "long")
+
+
+def test_rungs_of_unequal_ladders_do_not_stand_side_by_side(make):
+    arms = {name: arm for name, arm in LADDER["arms"].items() if name != "rmt 1"}
+    section = study_section(make("ladder", **LADDER | {"arms": arms}))
+    assert "Rung by rung" not in [table.title for table in section.tables]
+    assert "rmt and transformer have different numbers of sizes: none stand side by side." in section.notes
+
+
+def test_an_arm_of_which_one_seed_is_done_is_told_as_that(make):
+    result = make(arms={"a": PLAIN, "b": PLAIN | {"set": {"model.num_layers": 2}}}, search=None, reference="a")
+    shutil.rmtree(result.folder / result.arms["b"].entry["runs"][1]["folder"])
+    section = study_section(load_result(result.folder / "mine.study.json"))
+    assert section.answers[0].startswith("b against a: ")
+    assert section.answers[0].endswith(" nats, one seed of b, which may be chance.")
 
 
 def test_a_diverged_seed_leaves_fits_without_a_claim(make):

@@ -1,4 +1,6 @@
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -59,6 +61,19 @@ def test_part_of_a_split_estimates_its_bytes(model, store):
     bytes_per_token = store.source_bytes / (store.tokens - 1)
     assert got.bits_per_byte == pytest.approx(got.loss / math.log(2) / bytes_per_token)
     assert evaluate(model, store, world=WORLD, sequence_length=16, batch_size=3, limit=10**6).whole
+
+
+def test_no_bits_per_byte_where_tokens_do_not_tell_all_of_the_text(model, data, tmp_path):
+    expected = TokenStore.open(data, "heldout")
+    folder = shutil.copytree(data, tmp_path / "data")
+    for key in ("lost_characters", "changed_documents"):
+        raw = json.loads((data / "manifest.json").read_text())
+        raw["splits"]["heldout"][key] = 1
+        (folder / "manifest.json").write_text(json.dumps(raw))
+        store = TokenStore.open(folder, "heldout")
+        got = evaluate(model, store, world=WORLD, sequence_length=16, batch_size=7)
+        assert got.bits_per_byte is None
+        assert got.loss == evaluate(model, expected, world=WORLD, sequence_length=16, batch_size=7).loss
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])

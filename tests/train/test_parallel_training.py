@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from models import tiny
-from processes import sharded_gradients, sharding_batch, train_as_rank, train_quickly
-from tiny_runs import tiny_config
+from processes import sharded_gradients, sharding_batch, train_as_rank, train_quickly, train_unlike
+from tiny_runs import tiny_config, write_data
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.depth import Fused, Rebuilt
@@ -73,6 +73,39 @@ def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
     assert train_on_two(config, tmp_path / "run") == [0, 0]
     for a, b in zip(expected, rows(tmp_path / "run"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+def test_processes_that_were_not_started_alike_are_refused(data, tmp_path):
+    other = write_data(tmp_path / "other", seed=7)
+    config = tiny_config(data, train={"steps": 3})
+    for name, unlike in {
+        "optimizer.lr": tiny_config(data, train={"steps": 3}, optimizer={"lr": 0.5}),
+        "fingerprint of the data": tiny_config(other, train={"steps": 3}),
+    }.items():
+        assert run_on_two(train_unlike, [config, unlike], tmp_path / "run") == [0, 0]
+        for rank in (0, 1):
+            refusal = tmp_path / f"refusal-{rank}"
+            assert "not started alike" in refusal.read_text()
+            assert name in refusal.read_text()
+            refusal.unlink()
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT not set"),
+        ({"WORLD_SIZE": "two"}, "no whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "5", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK is 5"),
+    ],
+)
+def test_half_an_environment_is_one_sentence(data, tmp_path, monkeypatch, environment, words):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        train_quickly(tiny_config(data), tmp_path / "run")
 
 
 MATRIX = {"kind": "matrix", "key_dim": 6}

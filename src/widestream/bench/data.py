@@ -16,7 +16,7 @@ from widestream.data.batches import TrainBatches
 from widestream.data.prepare import prepare
 from widestream.data.store import TokenStore
 from widestream.data.tokenizer import Tokenizer, resolve_tokenizer
-from widestream.report.figures.bar_chart import BarChart
+from widestream.report.figures.rows import BarChart
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from widestream.errors import UserError
 from widestream.generate.decoding import Decoding, cast_weights
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
-from widestream.report.figures.bar_chart import BarChart
+from widestream.report.figures.rows import BarChart
 
 WARMUP = 3
 """Tokens before the timed ones; the first compiles."""

@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from widestream.report.figures.bar_chart import BarChart, render_bars
-from widestream.report.figures.svg import Chart, Series, render
+from widestream.report.figures.chart import Chart, Series
+from widestream.report.figures.rows import BarChart
 from widestream.report.formats import three
-
-WIDTH, HEIGHT = 520, 330
-"""Of a panel; higher where there are many bars."""
 
 Points = Sequence[tuple[float, float]]
 """(x, y) in order of x."""
@@ -41,19 +38,9 @@ def lines(
             colour=number,
             label=name,
             value=three(points[-1][1]),
-            titles=tuple(f"{name}, D_k {x:g}: {three(y)}" for x, y in points),
         )
         for number, (name, points) in enumerate(drawn.items())
     )
     highest = max(y for points in drawn.values() for _, y in points)
     y_range = (0.0, 1.08 * highest or 1.0)
     return [Chart(title=title, x_label="key dim D_k", y_label=y_label, series=series, y_range=y_range, log_x=True)]
-
-
-def draw(panels: Sequence[Panel]) -> tuple[list[str], int]:
-    """All panels as SVG, and the height that they share."""
-    height = max([HEIGHT, *(panel.height for panel in panels if isinstance(panel, BarChart))])
-    return [
-        render_bars(panel, WIDTH, height) if isinstance(panel, BarChart) else render(panel, WIDTH, height)
-        for panel in panels
-    ], height

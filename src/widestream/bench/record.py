@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from widestream.bench.plots import WIDTH, Panel, draw
+from widestream.bench.plots import Panel
 from widestream.errors import UserError
 from widestream.files import read_json, write_json
 from widestream.machine import describe_machine
-from widestream.report.figures.svg import write_both
+from widestream.report.figures.pictures import write_pictures
 from widestream.version import __version__
 
 
@@ -56,8 +56,7 @@ class Outputs:
             write_json(self.json, record, indent=1)
             written.append(self.json)
         if self.stem is not None and panels:
-            title, (drawn, height) = f"widestream bench {record['bench']}", draw(panels)
-            written += write_both(self.stem, drawn, WIDTH, height, title)
+            written += write_pictures(self.stem, panels, f"widestream bench {record['bench']}")
         return written
 
 

@@ -17,7 +17,7 @@ from widestream.machine import autocast, matmul_peak
 from widestream.model.costs import summarize
 from widestream.model.decoder import Decoder
 from widestream.recipe.train import OptimizerConfig
-from widestream.report.figures.bar_chart import BarChart
+from widestream.report.figures.rows import BarChart
 from widestream.train.optim import build_optimizer, clip_gradients
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]

@@ -9,6 +9,8 @@ from widestream.errors import UserError
 class KVCache:
     """Keys and values of the tokens so far, for every attention block, and what a stream that mixes tokens remembers.
 
+    Nothing that carries gradients, or that autograd may have kept, is overwritten: a copy takes its place.
+
     Args:
         num_slots: attention blocks.
         shape: (batch B, heads H, longest length, head width D_h).
@@ -31,8 +33,10 @@ class KVCache:
         self.values = values * num_slots if one_value else values
         self.memory: dict[str, Tensor] = {}
         """A stream's own, by name."""
+        self.documents: Tensor | None = None
+        """Document of every token [B, longest length]; None: nothing was said of them, they are of one."""
         self.length = 0
-        self.capacity = shape[2]
+        self.rows, self.capacity = shape[0], shape[2]
 
     def append(self, slot: int, k: Tensor, v: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Store k, v [B, H, T, D_h] behind what is there; returns all keys and values so far.
@@ -40,7 +44,8 @@ class KVCache:
         With `positions` [T] they are stored there, and all that there is room for is returned, filled or not: then
         nothing depends on how many tokens there are, and a step can be compiled or captured once for all of them.
         """
-        keys, values = self.keys[slot], self.values[slot]
+        keys = self.keys[slot] = _to_write(self.keys[slot], k)
+        values = self.values[slot] = _to_write(self.values[slot], v)
         if positions is not None:
             return keys.index_copy_(2, positions, k.to(keys.dtype)), values.index_copy_(
                 2, positions, v.to(values.dtype)
@@ -53,13 +58,44 @@ class KVCache:
     def remember(self, name: str, value: Tensor) -> None:
         """Keep a stream's `value` for the next tokens, where the last one lay."""
         if name in self.memory:
-            self.memory[name].copy_(value)
+            self.memory[name] = _to_write(self.memory[name], value).copy_(value)
         else:
             self.memory[name] = value.clone()  # a slice would keep alive what it was cut from
+
+    def remember_documents(self, segments: Tensor | None, positions: Tensor) -> Tensor | None:
+        """Keep the documents [B, T] of the tokens at `positions` [T]; without, these go on with the last one's.
+
+        Returns:
+            Those of all tokens that there is room for [B, longest length], or None where none were ever given.
+
+        Raises:
+            UserError: documents are given behind tokens that had none.
+        """
+        if self.documents is None:
+            if segments is None:
+                return None
+            if self.length:
+                raise UserError(
+                    "The cache holds tokens whose documents were not given, so these cannot be told apart from them; "
+                    "give segments from the first tokens on, or with none."
+                )
+            self.documents = segments.new_zeros(len(segments), self.capacity)
+        elif segments is None:
+            segments = self.documents.index_select(1, positions[:1] - 1).expand(-1, len(positions))
+        return self.documents.index_copy_(1, positions, segments.to(self.documents.dtype))
 
     def advance(self, num_tokens: int) -> None:
         """Count tokens as stored, once all layers have them."""
         self.length += num_tokens
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse another number of sequences.
+
+        Raises:
+            UserError: not as many as the cache is for.
+        """
+        if rows != self.rows:
+            raise UserError(f"The cache is for {self.rows} sequences, and the tokens are of {rows}.")
 
     def check_room(self, num_tokens: int) -> None:
         """Refuse tokens that do not fit.
@@ -72,3 +108,9 @@ class KVCache:
                 f"{self.length + num_tokens} tokens do not fit a cache of {self.capacity}; "
                 "shorten the prompt or ask for fewer."
             )
+
+
+def _to_write(stored: Tensor, value: Tensor) -> Tensor:
+    """What `value` may be written into: `stored`, or a copy where gradients are concerned."""
+    concerned = stored.requires_grad or (value.requires_grad and torch.is_grad_enabled())
+    return stored.clone() if concerned else stored

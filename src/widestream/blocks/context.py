@@ -10,6 +10,7 @@ from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
 from widestream.blocks.flex import FlexMask, make_flex_mask
 from widestream.blocks.positions import alibi_bias, rotary_angles
+from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 
 Window = int | None
@@ -35,6 +36,8 @@ class Context:
     """Whether no shape may depend on how many tokens the cache holds: attention then sees all of its room, masked."""
     fused: bool = False
     """Whether attention has the backward pass of kernels/attention_cpu.py."""
+    documents: Tensor | None = None
+    """Document of every token at its position [B, S], of those in the cache too; None where `segments` is."""
     shared: dict[str, Tensor] = field(default_factory=dict)
     """What one block leaves for later ones, by name (the first layer's values)."""
 
@@ -54,43 +57,55 @@ def make_context(
     Args:
         config: the model's.
         positions: of the tokens in their sequence [T].
-        segments: document of every token [B, T]; used if `config.document_mask`.
-        mask: allowed (query, key) pairs [B, T, T] bool, instead of causal and same document.
+        segments: document of every token [B, T]; used if `config.document_mask`. A cache keeps them.
+        mask: allowed (query, key) pairs [B, T, S] bool, instead of causal and same document; S with those in the cache.
         cache: earlier tokens.
         windows: those of the model's attention blocks.
         fixed: see `Context`; needs a cache.
         attention: `flex`: FlexAttention wherever there is a mask other than causal, no cache, and no `mask`. `fused`:
             wherever there is no cache.
+
+    Raises:
+        UserError: `mask` has another shape; documents behind cached tokens that had none.
     """
-    segments = segments if config.document_mask else None
+    segments = documents = segments if config.document_mask else None
+    if cache is not None and (documents := cache.remember_documents(segments, positions)) is not None:
+        segments = documents.index_select(1, positions)
+    wanted = (len(positions), _num_keys(positions, cache, fixed))
+    if mask is not None and mask.shape[-2:] != wanted:
+        raise UserError(
+            f"The mask is {list(mask.shape)}; for {wanted[0]} tokens and {wanted[1]} keys, cached ones included, "
+            f"it must be [B, {wanted[0]}, {wanted[1]}]."
+        )
     alibi_heads = config.num_heads if config.positions == "alibi" else None
 
     def build(window: Window) -> Tensor | FlexMask | None:
         masked = segments is not None or window is not None or alibi_heads is not None
         if attention == "flex" and masked and mask is None and cache is None:
             return make_flex_mask(positions, segments, window, alibi_heads)
-        return _mask(config, positions, segments, mask, cache, window, fixed)
+        return _mask(config, positions, wanted[1], (segments, documents), mask, window, fixed)
 
     masks = {window: build(window) for window in windows}
     rotary = rotary_angles(positions, config.head_dim, config.rotary_base) if config.positions == "rotary" else None
-    return Context(positions, segments, masks, rotary, cache, fixed, attention == "fused" and cache is None)
+    fused = attention == "fused" and cache is None
+    return Context(positions, segments, masks, rotary, cache, fixed, fused, documents)
 
 
 def _mask(
     config: ModelConfig,
     positions: Tensor,
-    segments: Tensor | None,
+    num_keys: int,
+    segments: tuple[Tensor | None, Tensor | None],
     mask: Tensor | None,
-    cache: KVCache | None,
     window: Window,
     fixed: bool,
 ) -> Tensor | None:
-    keys = torch.arange(_num_keys(positions, cache, fixed), device=positions.device)
+    keys, (asking, known) = torch.arange(num_keys, device=positions.device), segments
     one_sees_all = len(positions) == 1 and not fixed  # the last token, of keys that end with its own
     if mask is not None:
         mask = mask[:, None]
-    elif segments is not None:
-        mask = ((segments[:, :, None] == segments[:, None, :]) & (positions[:, None] >= keys[None, :]))[:, None]
+    elif asking is not None and known is not None:
+        mask = ((asking[:, :, None] == known[:, None, :num_keys]) & (positions[:, None] >= keys[None, :]))[:, None]
     elif config.positions == "alibi" or window is not None or not (one_sees_all or len(keys) == len(positions)):
         mask = (positions[:, None] >= keys[None, :])[None, None]
     if mask is not None and window is not None:

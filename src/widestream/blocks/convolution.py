@@ -1,7 +1,6 @@
 """Short causal convolutions over tokens, feature by feature, inside documents, in training and in decoding alike."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from widestream.blocks.context import Context
@@ -34,8 +33,8 @@ def causal_convolution(x: Tensor, taps: Tensor, context: Context, name: str, add
     for lag, tap in enumerate(taps):
         piece = both[:, num_past - lag : num_past - lag + num_tokens] * tap
         piece = piece.sum(-2) if add_channels else piece
-        if lag and context.segments is not None:
-            same = F.pad(context.segments, (lag, 0), value=-1)[:, :num_tokens] == context.segments
+        if lag and context.documents is not None:  # before the first token there is nothing but zeros
+            same = context.documents.index_select(1, (context.positions - lag).clamp(min=0)) == context.segments
             piece = torch.where(same.view(*same.shape, *[1] * (piece.dim() - 2)), piece, 0.0)
         total = total + piece
     return total

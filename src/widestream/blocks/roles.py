@@ -31,7 +31,10 @@ class Role:
     std: float | None
     """Initial standard deviation; None: ones (a gain)."""
     decay: Literal["none", "weight", "key"]
-    """Which weight decay applies: none, that of weights, or that of the stream's keys."""
+    """Which weight decay applies: none, that of weights, or that of the stream's keys.
+
+    Decay pulls towards zero. A number that starts at a value of its own (a gate of 1, a mixing weight of 1 / n) means
+    nothing neutral there, so it has none."""
     lr_factor: float = 1.0
     """muP: learning rate relative to the optimizer's."""
     multiplier: float = 1.0

@@ -2,18 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from widestream.data.cutting import DEFAULT_CUT
+from widestream.data.options import DEFAULT_CUT, DEFAULT_MAX_RECORD
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MOST_FILES = 50
+"""Files that a table names, at most."""
 
 Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATH...",
-        help="What to read: .txt or .md files (cut into documents, see --cut), .jsonl (also .gz, .xz, .zst), .parquet, "
-        "folders of them, bundled:prose, or hf:OWNER/NAME\\[:CONFIG]\\[@REVISION].",
+        help="What to read: .txt or .md files (cut into documents, see --cut), a JSON object a line (.jsonl, .ndjson, "
+        ".json), both also packed (.gz, .xz, .zst, .bz2), .parquet, folders of them, bundled:prose, or "
+        "hf:OWNER/NAME\\[:CONFIG]\\[@REVISION]. Files named for validation or test are not trained on.",
     ),
 ]
 Heldout = Annotated[
@@ -29,6 +36,17 @@ Cut = Annotated[
         metavar="BYTES",
         help="Cut .txt and .md files into documents of that many bytes at most, behind a blank line if possible, else "
         "behind a line or a word; 0 makes each file one document.",
+    ),
+]
+MaxRecord = Annotated[
+    int, typer.Option(metavar="BYTES", help="Bytes of a line or a text, at most. A longer one is a bad record.")
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Pass over bad records (no text, not JSON, not UTF-8, too long), and lines of text files that are not "
+        "UTF-8; count them, and note the first in the manifest. Otherwise the first one is an error.",
     ),
 ]
 TextField = Annotated[str, typer.Option(help="Field (.jsonl) or column (.parquet, hf:) that holds the text.")]
@@ -50,6 +68,16 @@ def prepare(
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard, at most.")] = 100_000_000,
     text_field: TextField = "text",
     cut: Cut = DEFAULT_CUT,
+    max_record: MaxRecord = DEFAULT_MAX_RECORD,
+    skip_bad: SkipBad = False,
+    allow_lost_text: Annotated[
+        bool,
+        typer.Option(
+            "--allow-lost-text",
+            help="Go on where the tokenizer cannot spell characters, without them; the manifest says how many. There "
+            "are no bits per byte on such data.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace data prepared in another way.")] = False,
 ) -> None:
     """Turn text into shards of tokens to train on.
@@ -67,11 +95,19 @@ def prepare(
 
         widestream data prepare hf:roneneldan/TinyStories --out data/stories --tokenizer gpt2
     """
-    from widestream.data.prepare import PrepareOptions
+    from widestream.data.options import PrepareOptions
     from widestream.data.prepare import prepare as run
     from widestream.data.tokenizer import resolve_tokenizer
 
-    options = PrepareOptions(heldout=heldout, shard_tokens=shard_tokens, text_field=text_field, cut=cut)
+    options = PrepareOptions(
+        heldout=heldout,
+        shard_tokens=shard_tokens,
+        text_field=text_field,
+        cut=cut,
+        max_record=max_record,
+        skip_bad=skip_bad,
+        allow_lost_text=allow_lost_text,
+    )
     resolved = resolve_tokenizer(tokenizer, boundary)
     run(paths, out, resolved, options, workers=workers, overwrite=overwrite)
     inspect(out)
@@ -112,6 +148,8 @@ def train_tokenizer(
     heldout: Heldout = 0.005,
     text_field: TextField = "text",
     cut: Cut = DEFAULT_CUT,
+    max_record: MaxRecord = DEFAULT_MAX_RECORD,
+    skip_bad: SkipBad = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer on the training documents.
@@ -124,9 +162,9 @@ def train_tokenizer(
         widestream data train-tokenizer bundled:prose --out bpe4096.json --vocab-size 4096
     """
     from widestream.data.bpe import train_tokenizer as run
-    from widestream.data.readers import PrepareOptions
+    from widestream.data.options import PrepareOptions
 
-    options = PrepareOptions(heldout=heldout, text_field=text_field, cut=cut)
+    options = PrepareOptions(heldout=heldout, text_field=text_field, cut=cut, max_record=max_record, skip_bad=skip_bad)
     tokenizer = run(paths, vocab_size, out, options, overwrite=overwrite)
     fewer = "" if tokenizer.vocab_size == vocab_size else f" ({vocab_size:,} asked for: the text has no more to merge)"
     typer.echo(f"{out}: {tokenizer.vocab_size:,} ids{fewer}")
@@ -143,6 +181,7 @@ def _print(description: dict[str, Any]) -> None:
         counts = [f"{split[key]:,}" for key in ("tokens", "bytes")]
         table.add_row(name, *counts, f"{split['bytes_per_token']:.3f}", f"{split['documents']:,}", str(split["shards"]))
     console, tokenizer = Console(), description["tokenizer"]
+    _print_files(console, description)
     console.print(table)
     facts = (
         f"tokenizer {tokenizer['kind']}, {tokenizer['vocab_size']:,} ids, boundary {tokenizer['boundary_id']}, "
@@ -150,7 +189,49 @@ def _print(description: dict[str, Any]) -> None:
         f"{description['empty_documents']:,} empty documents dropped"
     )
     checked = "; every hash, document start and token id is right" if description["verified"] else ""
-    console.print(facts + checked, markup=False, highlight=False)
+    for line in (facts + checked, *_warnings(description)):
+        console.print(line, markup=False, highlight=False)
     for name, split in description["splits"].items():
         for number, beginning in enumerate(split["beginnings"]):
             console.print(f"\n{name} document {number}: {beginning!r}", markup=False, highlight=False)
+
+
+def _print_files(console: "Console", description: dict[str, Any]) -> None:
+    """A table of the files that were read and that were passed over, of each the first `_MOST_FILES`."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("file", "split", "bytes")
+    table.columns[2].justify = "right"
+    read, passed_over = description["files"], description["passed_over"]
+    for file in read[:_MOST_FILES]:
+        size = "" if file["bytes"] is None else f"{file['bytes']:,}"
+        table.add_row(escape(file["path"]), file["split"] or "", size)
+    for entry in passed_over[:_MOST_FILES]:
+        table.add_row(escape(entry["path"]), f"passed over: {escape(entry['reason'])}", "")
+    for rows, what in ((read, "read"), (passed_over, "passed over")):
+        if len(rows) > _MOST_FILES:
+            table.add_row(f"... and {len(rows) - _MOST_FILES:,} more {what}: see manifest.json", "", "")
+    if table.row_count:
+        console.print(table)
+
+
+def _warnings(description: dict[str, Any]) -> list[str]:
+    """What of the text is not in the data, and what follows from it."""
+    lines = []
+    if (bad := description["skipped"])["records"]:
+        lines.append(f"{bad['records']:,} bad records passed over, the first: {bad['first'][0]}")
+    for name, split in description["splits"].items():
+        if lost := split["lost_characters"]:
+            lines.append(f"{name}: {lost:,} characters ({lost / split['characters']:.2%}) are not in the tokens")
+        if changed := split["changed_documents"]:
+            lines.append(
+                f"{name}: the tokens tell {changed:,} documents otherwise (capitals, white space, parts left out)"
+            )
+    if lines and any(
+        split["lost_characters"] or split["changed_documents"] for split in description["splits"].values()
+    ):
+        lines.append("bits per byte are not given on such data: they would be of another text")
+    if description["splits"].keys() == {"train", "test"}:
+        lines.append("nothing is held out but the split test: train with data.heldout_split=test")
+    return lines

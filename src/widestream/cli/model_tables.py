@@ -72,6 +72,9 @@ def print_streams(config: RunConfig, rows: list[StreamRow]) -> None:
         "Parameters and forward FLOPs: more or fewer than the plain transformer's. Kept: numbers per token. Saved: "
         "bytes per token for the backward pass with saved states, and with states rebuilt from writes."
     )
+    for row in rows:
+        for limit in row.limits:
+            console.print(f"[bold]{row.kind}[/bold]: {limit}")
 
 
 def _table(title: str, rows: list[tuple[str, str]], totals: dict[str, int]) -> Table:

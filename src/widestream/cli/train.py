@@ -52,7 +52,8 @@ def evaluate(
     print(f"{run} at step {step:,}, on {heldout.target_tokens:,} held-out tokens")
     print(f"  loss           {heldout.loss:.4f} nats per token")
     print(f"  perplexity     {heldout.perplexity:.2f}")
-    print(f"  bits per byte  {heldout.bits_per_byte:.4f}")
+    bits = heldout.bits_per_byte
+    print(f"  bits per byte  {'none: the tokens do not tell all of the text' if bits is None else f'{bits:.4f}'}")
 
 
 def sample(
@@ -88,3 +89,5 @@ def sample(
     drawn = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)
     row = {**asdict(drawn), **asdict(config)}
     print(json.dumps(row, ensure_ascii=False) if as_json else drawn.prompt + drawn.text)
+    if drawn.ended == "context":
+        typer.echo(f"Ended after {drawn.num_tokens} of {max_new_tokens} tokens: the model's context is full.", err=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from widestream.data.file_tokenizer import FileTokenizer
-from widestream.data.readers import DEFAULTS, PrepareOptions
+from widestream.data.options import DEFAULTS, PrepareOptions
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
 from widestream.data.tokenizer_base import BOUNDARY
 from widestream.errors import UserError

@@ -75,7 +75,7 @@ class FastBpe:
             unequal: characters at which the two split differently.
         """
         self._make_encoding, self._library, self._added, self._unequal = make_encoding, library, added, unequal
-        self._composes = library.normalizer is not None
+        self.composes = library.normalizer is not None
         self._threads = threading.local()
 
     @property
@@ -144,8 +144,8 @@ class FastBpe:
             return None
         # Composing can hide an added token or make one, so it is sought before and after. Which counts is not asked.
         forms = [joined]
-        if self._composes and not joined.isascii():
-            forms.append(_SEPARATOR.join(map(self._composed, texts)))
+        if self.composes and not joined.isascii():
+            forms.append(_SEPARATOR.join(map(self.composed, texts)))
         if any(token in form for token in self._added for form in forms):
             return None
         try:
@@ -154,7 +154,7 @@ class FastBpe:
             return None
         return ids.astype(np.int64)
 
-    def _composed(self, text: str) -> str:
+    def composed(self, text: str) -> str:
         """The text in Unicode's normal form C. The library's own way takes as long as encoding, so only if it must.
 
         What Python finds normal is normal by every version of Unicode, as long as Python's has all of its characters.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from widestream.data.fast_bpe import PROVED, FastBpe, Unsuited
+from widestream.data.round_trip import NOTHING, Loss, RoundTrip, compare
 from widestream.data.tokenizer_base import BOUNDARY, TOKENIZER_FILE, check_ids
 from widestream.errors import UserError
 from widestream.files import write_atomic
@@ -45,12 +46,13 @@ class FileTokenizer:
         self._arguments = (content, name, kind, boundary)
         self._name = name
         raw = parse_tokenizer(content, name)
-        vocabulary = vocabulary_of(raw)
+        vocabulary = vocabulary_of(raw, name)
         self._boundary = _find_boundary(vocabulary, raw, name, boundary)
         self._tokenizer = _build(_without_surprises(raw, self._boundary), name)
         self.vocab_size = max(vocabulary.values()) + 1
         self.boundary_id = vocabulary[self._boundary]
         self._fast: FastBpe | Unsuited | None = None
+        self._round_trip: RoundTrip | None = None
         self._opening = threading.Lock()
 
     def __reduce__(self) -> tuple[type["FileTokenizer"], tuple[Any, ...]]:
@@ -89,7 +91,10 @@ class FileTokenizer:
         if isinstance(fast, FastBpe):
             ids = fast.encode_batch(texts)
         else:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            try:
+                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            except Exception as error:  # the library raises bare Exception
+                raise UserError(f"{self._name} cannot encode the text ({error}): use another tokenizer.") from error
             ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         if any((row == self.boundary_id).any() for row in ids):
             raise UserError(
@@ -97,6 +102,22 @@ class FileTokenizer:
                 "name another token with --boundary."
             )
         return ids
+
+    def losses(self, texts: Sequence[str], ids: Sequence[np.ndarray], sampled: Sequence[bool]) -> list[Loss] | None:
+        """See `Tokenizer`."""
+        fast = self._open_fast()
+        if isinstance(fast, Unsuited):
+            return self._open_round_trip().losses(texts, ids, sampled)
+        if not fast.composes:
+            return None
+        pairs = zip(texts, sampled, strict=True)
+        return [compare(text, fast.composed(text)) if sample else NOTHING for text, sample in pairs]
+
+    def _open_round_trip(self) -> RoundTrip:
+        with self._opening:
+            if self._round_trip is None:
+                self._round_trip = RoundTrip(parse_tokenizer(self.content, self._name), self._tokenizer)
+            return self._round_trip
 
     def decode(self, ids: Iterable[int]) -> str:
         """See `Tokenizer`."""
@@ -117,24 +138,34 @@ def parse_tokenizer(content: bytes, name: str) -> dict[str, Any]:
     """
     try:
         raw = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not a tokenizer.json ({error}): give a file saved by `tokenizers`.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model"), dict):
         raise UserError(f"{name} is not a tokenizer.json (no `model` in it): give a file saved by `tokenizers`.")
     return raw
 
 
-def vocabulary_of(raw: dict[str, Any]) -> dict[str, int]:
-    """All tokens and their ids, added ones included. Unigram models list [token, score], the others map to ids."""
-    listed = raw["model"].get("vocab", {})
-    ids = dict(listed) if isinstance(listed, dict) else {entry[0]: i for i, entry in enumerate(listed)}
-    return ids | {token["content"]: token["id"] for token in raw.get("added_tokens") or []}
+def vocabulary_of(raw: dict[str, Any], name: str) -> dict[str, int]:
+    """All tokens and their ids, added ones included. Unigram models list [token, score], the others map to ids.
+
+    Raises:
+        UserError: there are none, or they are of other types; the message calls the file `name`.
+    """
+    try:
+        listed = raw["model"].get("vocab", {})
+        ids = dict(listed) if isinstance(listed, dict) else {entry[0]: i for i, entry in enumerate(listed)}
+        ids |= {token["content"]: token["id"] for token in raw.get("added_tokens") or []}
+        if ids and all(isinstance(token, str) and type(i) is int and 0 <= i < 1 << 32 for token, i in ids.items()):
+            return ids
+    except (AttributeError, IndexError, KeyError, TypeError):
+        pass
+    raise UserError(f"{name} is not a tokenizer.json (its vocabulary is none): give a file saved by `tokenizers`.")
 
 
 def _without_surprises(raw: dict[str, Any], boundary: str) -> dict[str, Any]:
     """The same tokenizer without truncation, padding and dropout, its boundary a special token."""
     added = [
-        {**token, "special": token["special"] or token["content"] == boundary}
+        {**token, "special": token.get("special") or token["content"] == boundary}
         for token in raw.get("added_tokens") or []
     ]
     model = {**raw["model"], "dropout": None} if "dropout" in raw["model"] else raw["model"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.data.manifest import read_manifest
+from widestream.data.names import shown
 from widestream.data.store import TokenStore
 from widestream.data.tokenizer import load_tokenizer
 
@@ -21,8 +22,9 @@ def inspect_folder(folder: str | Path, documents: int = 0, verify: bool = False)
         verify: read everything and check hashes, document starts and ids.
 
     Returns:
-        `path`, `tokenizer`, `dtype`, `settings`, `sources`, `empty_documents`, `verified`, and for each of `splits`:
-        `tokens`, `bytes`, `documents`, `bytes_per_token`, `shards`, `fingerprint`, `beginnings`.
+        `path`, `tokenizer`, `dtype`, `settings`, `sources`, `files`, `passed_over`, `empty_documents`, `skipped`,
+        `verified`, and for each of `splits`: `tokens`, `bytes`, `documents`, `bytes_per_token`, `shards`, `characters`,
+        `lost_characters`, `changed_documents`, `fingerprint`, `beginnings`.
 
     Raises:
         UserError: something is missing, damaged, or (with `verify`) altered.
@@ -39,16 +41,22 @@ def inspect_folder(folder: str | Path, documents: int = 0, verify: bool = False)
             "documents": info.documents,
             "bytes_per_token": info.bytes / info.tokens,
             "shards": len(info.shards),
+            "characters": info.characters,
+            "lost_characters": info.lost_characters,
+            "changed_documents": info.changed_documents,
             "fingerprint": store.fingerprint,
             "beginnings": [tokenizer.decode(ids.tolist()) for ids in first],
         }
     return {
-        "path": str(folder),
+        "path": shown(folder),
         "tokenizer": asdict(manifest.tokenizer),
         "dtype": manifest.dtype,
         "settings": manifest.settings,
         "sources": list(manifest.sources),
+        "files": [asdict(file) for file in manifest.files],
+        "passed_over": [asdict(entry) for entry in manifest.passed_over],
         "empty_documents": manifest.empty_documents,
+        "skipped": asdict(manifest.skipped),
         "verified": verify,
         "splits": splits,
     }

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from widestream.data.folders import PassedOver
+from widestream.data.names import shown
 from widestream.errors import UserError
 from widestream.recipe.build import build
 
@@ -13,6 +16,12 @@ FORMAT = 1
 """Version of the folder's layout; a reader refuses any other."""
 MANIFEST = "manifest.json"
 """Name of the file."""
+MOST_NOTED = 100
+"""Bad records that are noted one by one."""
+_SHARD = re.compile(r"[a-z]+_\d{5,}\.bin")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_OF_TOKENS = ("shards", "tokens", "documents", "bytes")
+"""What of a split a fingerprint is of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +61,7 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitInfo:
-    """One split, train or heldout."""
+    """One split, train, heldout or test."""
 
     shards: tuple[ShardInfo, ...]
     """In order; windows run on from one to the next."""
@@ -62,6 +71,45 @@ class SplitInfo:
     """Number of documents."""
     bytes: int
     """UTF-8 bytes of the source text: the denominator of bits per byte."""
+    characters: int = 0
+    """Characters of the source text; 0 if unknown."""
+    lost_characters: int = 0
+    """Characters of which the tokens tell nothing; see `round_trip.py`."""
+    changed_documents: int = 0
+    """Documents, of those looked at, that the tokens tell otherwise: in small letters, without line ends, in parts."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the tokens tell all of the text; if not, bits per byte of it mean nothing."""
+        return self.lost_characters == self.changed_documents == 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileInfo:
+    """One file or data set that was read."""
+
+    path: str
+    """Where it was."""
+    split: str | None
+    """The split of all its documents by its name; None: the documents' own, or drawn."""
+    bytes: int | None
+    """Bytes on disk; None if unknown."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Skipped:
+    """Bad records that were passed over."""
+
+    records: int = 0
+    """Their number; of text files, of the lines that were left out."""
+    first: list[str] = field(default_factory=list)
+    """The first `MOST_NOTED`: where each was, and why."""
+
+    def note(self, problem: str, records: int) -> None:
+        """Count some more, if there are any."""
+        self.records += records
+        if records and len(self.first) < MOST_NOTED:
+            self.first.append(problem)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +130,12 @@ class Manifest:
     """Documents without any text; they were dropped."""
     splits: dict[str, SplitInfo]
     """By name."""
+    files: tuple[FileInfo, ...] = ()
+    """Every file that was read, in order."""
+    passed_over: tuple[PassedOver, ...] = ()
+    """What lay in folders and was not read."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """Records that were passed over."""
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -94,12 +148,16 @@ class Manifest:
             UserError: there is none; the message lists those there are.
         """
         if name not in self.splits:
-            raise UserError(f"{folder} has no split '{name}'; it has {', '.join(self.splits)}.")
+            raise UserError(
+                f"{shown(folder)} has no split '{name}'; it has {', '.join(self.splits)}: name one of them with "
+                "data.heldout_split, or train without evaluation by data.heldout_split=none."
+            )
         return self.splits[name]
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 over one split and the tokenizer: equal exactly when the tokens and their meaning are."""
-        content = {"tokenizer": asdict(self.tokenizer), "dtype": self.dtype, "split": asdict(self.splits[split])}
+        tokens = {key: value for key, value in asdict(self.splits[split]).items() if key in _OF_TOKENS}
+        content = {"tokenizer": asdict(self.tokenizer), "dtype": self.dtype, "split": tokens}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -110,24 +168,67 @@ def read_manifest(folder: str | Path) -> Manifest:
         UserError: the folder or its manifest is missing, damaged, or of another format.
     """
     path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise UserError(
+            f"{shown(folder)} holds no prepared data ({MANIFEST} is missing): "
+            f"make it with `widestream data prepare PATH --out {shown(folder)} --tokenizer byte`."
+        )
+    if not path.is_file():
+        raise UserError(f"{shown(path)} is no file: prepare the data again with --overwrite.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder} holds no prepared data ({MANIFEST} is missing): "
-            f"make it with `widestream data prepare PATH --out {folder} --tokenizer byte`."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): prepare the data again with --overwrite.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {shown(path)} ({error.strerror}): check its rights.") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
     version = raw.get("format") if isinstance(raw, dict) else None
     if version != FORMAT:
         raise UserError(
-            f"{path} has format {version}, this version of widestream reads format {FORMAT}: prepare the data again."
+            f"{shown(path)} has format {str(version)[:40]}, this version of widestream reads format {FORMAT}: "
+            "prepare the data again."
         )
     try:
-        return build(Manifest, raw, "", "manifest")
+        manifest = build(Manifest, raw, "", "manifest")
     except UserError as error:
-        raise UserError(f"{path} is damaged ({error}): prepare the data again with --overwrite.") from error
+        raise _damaged(path, error) from error
+    if fault := _fault(manifest):
+        raise _damaged(path, fault)
+    return manifest
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    text = str(reason).removesuffix(".")
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    return UserError(f"{shown(path)} is damaged ({text}): prepare the data again with --overwrite.")
+
+
+def _fault(manifest: Manifest) -> str | None:
+    """What is impossible in a manifest of the right types: it would fail later, or lead out of the folder."""
+    tokenizer = manifest.tokenizer
+    if not 0 <= tokenizer.boundary_id < tokenizer.vocab_size <= 1 << 32:
+        return "its boundary_id is no id of its vocabulary"
+    if manifest.dtype not in ("uint16", "uint32"):
+        return f"dtype is {manifest.dtype!r}"
+    if not manifest.splits:
+        return "it has no split"
+    for name, split in manifest.splits.items():
+        shards = split.shards
+        if not shards or split.bytes < 1 or min(split.characters, split.lost_characters, split.changed_documents) < 0:
+            return f"the numbers of the split {name!r} are impossible"
+        for shard in shards:
+            if not _SHARD.fullmatch(shard.file):
+                return f"{shard.file!r} is no name of a shard"
+            if not 1 <= shard.documents <= shard.tokens:
+                return f"the numbers of {shard.file} are impossible"
+            if not _HASH.fullmatch(shard.sha256) or not _HASH.fullmatch(shard.index_sha256):
+                return f"a hash of {shard.file} is none"
+        if len({shard.file for shard in shards}) < len(shards):
+            return f"the split {name!r} names a shard twice"
+        if sum(shard.tokens for shard in shards) != split.tokens:
+            return f"the shards of '{name}' do not add up to its tokens"
+        if sum(shard.documents for shard in shards) != split.documents:
+            return f"the shards of '{name}' do not add up to its documents"
+    return None
 
 
 def file_sha256(path: Path) -> str:

@@ -1,10 +1,13 @@
 """`widestream data prepare`: documents -> shards of tokens and a manifest."""
 
+import collections
 import contextlib
+import errno
+import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,19 +15,30 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from widestream.data.cutting import DEFAULT_CUT, SMALLEST_CUT
 from widestream.data.encode import Encoded, encode_documents
-from widestream.data.manifest import FORMAT, MANIFEST, Manifest, SplitInfo, TokenizerInfo, read_manifest
-from widestream.data.readers import DEFAULTS, PrepareOptions
+from widestream.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    FileInfo,
+    Manifest,
+    Skipped,
+    SplitInfo,
+    TokenizerInfo,
+    read_manifest,
+)
+from widestream.data.names import shown
+from widestream.data.options import DEFAULT_CUT, DEFAULTS, SMALLEST_CUT, PrepareOptions
 from widestream.data.shards import ShardWriter
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
-from widestream.data.staging import Staging, check_out, check_plan, plan_of
+from widestream.data.staging import Progress, Staging, check_out, check_plan, link, made_no_difference, plan_of
 from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
 from widestream.files import disk_errors
 
 RECORD_SECONDS = 10.0
 """Time between two records of the progress: about as much work is lost when the process is killed."""
+_NAMED = 8
+"""Files, or characters, that a message names, at most."""
 
 
 def prepare(
@@ -61,20 +75,19 @@ def prepare(
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}: give 1 or more.")
     corpus = open_corpus(paths, options)
-    if progress and corpus.ignored:
-        message = (
-            f"Ignoring {len(corpus.ignored)} file(s) of kinds that widestream does not read, {corpus.ignored[0]} first."
-        )
-        tqdm.write(message, file=sys.stderr)
-    plan = plan_of(_manifest(tokenizer, corpus, 0, {}))
-    with disk_errors(out, "run the same command again; what was done is kept"):
+    if progress:
+        tqdm.write(_announcement(corpus), file=sys.stderr)
+    plan = plan_of(_manifest(tokenizer, corpus, {}, Progress()))
+    with disk_errors(out, "run the same command again; what was done is kept"), _other_errors(out):
         check_out(out)
         if (out / MANIFEST).exists() and not overwrite:
-            check_plan(plan, plan_of(read_manifest(out)), out, "already prepared")
-            return read_manifest(out)
-        staging = Staging(out, {**plan, "file times": corpus.last_change_ns})
+            manifest = read_manifest(out)
+            forgiven = made_no_difference(manifest.skipped, manifest.splits.values())
+            check_plan(plan, plan_of(manifest), out, "already prepared", forgiven)
+            return manifest
+        staging = Staging(out, plan, corpus.stamp)
         with staging.locked():
-            if staging.complete and plan_of(read_manifest(staging.folder)) == plan:
+            if staging.complete and staging.is_as_planned:
                 staging.publish()
                 return read_manifest(out)
             try:
@@ -87,11 +100,36 @@ def prepare(
     return read_manifest(out)
 
 
+@contextlib.contextmanager
+def _other_errors(out: Path) -> Iterator[None]:
+    """Turn what is wrong with OUT, or too little memory, into a `UserError`; `disk_errors` has the frequent cases."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL):
+            raise UserError(f"{shown(out)} cannot be made ({error.strerror}): give another --out.") from error
+        raise
+    except MemoryError as error:
+        raise UserError("There is too little memory: give fewer --workers, or a smaller --max-record.") from error
+
+
+def _announcement(corpus: Corpus) -> str:
+    """What will be read and what not, in a few lines."""
+    counts = collections.Counter(source.split for source in corpus.sources)
+    by_split = ", ".join(f"{count} {split}" for split, count in counts.items() if split is not None)
+    lines = [f"Reading {len(corpus.sources)} file(s)" + f" (by their names {by_split})" * bool(by_split) + "."]
+    if corpus.passed_over:
+        first = ", ".join(f"{entry.path} ({entry.reason})" for entry in corpus.passed_over[:_NAMED])
+        more = ", ..." if len(corpus.passed_over) > _NAMED else ""
+        lines.append(f"Passing over {len(corpus.passed_over)}: {first}{more}.")
+    return "\n".join(lines)
+
+
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _manifest(tokenizer: Tokenizer, corpus: Corpus, empty_documents: int, splits: dict[str, SplitInfo]) -> Manifest:
+def _manifest(tokenizer: Tokenizer, corpus: Corpus, splits: dict[str, SplitInfo], progress: Progress) -> Manifest:
     return Manifest(
         format=FORMAT,
         tokenizer=TokenizerInfo(
@@ -103,8 +141,11 @@ def _manifest(tokenizer: Tokenizer, corpus: Corpus, empty_documents: int, splits
         dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
         settings=asdict(corpus.options),
         sources=tuple(corpus.describe()),
-        empty_documents=empty_documents,
+        empty_documents=progress.empty_documents,
         splits=splits,
+        files=tuple(FileInfo(path=shown(file.name), split=file.split, bytes=file.size) for file in corpus.sources),
+        passed_over=corpus.passed_over,
+        skipped=progress.skipped,
     )
 
 
@@ -115,6 +156,15 @@ class _Job:
         self._staging, self._corpus, self._tokenizer = staging, corpus, tokenizer
         self._dtype = staging.plan["dtype"]
         self._progress = staging.load(overwrite)
+        self._limit = heldout_limit(corpus)
+        if staging.changed and not self._is_found_again():
+            if not overwrite:
+                raise UserError(
+                    f"{shown(staging.folder)} is half prepared from other text: a file was changed before the place "
+                    "that was reached; give another --out, or --overwrite to start again."
+                )
+            staging.clear()
+            self._progress = Progress()
         self._writers = {
             split: ShardWriter(staging.folder, split, self._dtype, corpus.options.shard_tokens, state)
             for split, state in self._progress.splits.items()
@@ -124,18 +174,28 @@ class _Job:
         """Tokenize what is left, and publish."""
         self._tokenizer.save(self._staging.folder)
         try:
-            limit = heldout_limit(self._corpus)
+            self._check_loss("")
             with self._bar(show) as bar:
                 documents = self._corpus.documents(self._progress.position)
-                batches = encode_documents(documents, self._tokenizer, self._dtype, workers)
+                batches = encode_documents(documents, self._tokenizer, self._dtype, workers, self._progress.read)
                 with contextlib.closing(batches):
-                    self._write(batches, limit, bar)
+                    self._write(batches, bar)
             for writer in self._writers.values():
                 writer.end_shard()
         finally:
             for writer in self._writers.values():
                 writer.close()
         self._staging.finish(self._manifest())
+
+    def _is_found_again(self) -> bool:
+        """Whether files that were changed still begin with what was read of them; the work goes on where that ends."""
+        progress, chain = self._progress, 0
+        document = None
+        for document in itertools.islice(self._corpus.documents(), progress.read):
+            chain = link(chain, document, assign_split(document, self._limit))
+        if document is not None:
+            progress.position, progress.consumed = document.after, document.consumed
+        return chain == progress.chain
 
     def _bar(self, show: bool) -> "tqdm[Any]":
         size = self._corpus.size
@@ -149,44 +209,76 @@ class _Job:
             dynamic_ncols=True,
         )
 
-    def _write(self, batches: Iterable[Encoded], limit: int, bar: "tqdm[Any]") -> None:
+    def _write(self, batches: Iterable[Encoded], bar: "tqdm[Any]") -> None:
         recorded = time.monotonic()
-        for batch in batches:
-            ends = np.cumsum(batch.lengths).tolist()
-            for document, start, end in zip(batch.documents, [0, *ends], ends, strict=False):
-                if document.source_bytes == 0:
-                    self._progress.empty_documents += 1
-                    continue
-                split = assign_split(document, limit)
-                self._writers[split].add(batch.tokens[start:end], document.source_bytes)
-            last = batch.documents[-1]
-            bar.update(len(batch.documents) if bar.total is None else last.consumed - self._progress.consumed)
-            self._progress.position, self._progress.consumed = last.after, last.consumed
-            if time.monotonic() - recorded >= RECORD_SECONDS:
-                for writer in self._writers.values():
-                    writer.flush()
-                self._staging.save(self._progress)
-                recorded = time.monotonic()
+        try:
+            for batch in batches:
+                self._add(batch)
+                last = batch.documents[-1]
+                bar.update(len(batch.documents) if bar.total is None else last.consumed - self._progress.consumed)
+                self._progress.position, self._progress.consumed = last.after, last.consumed
+                self._check_loss("".join(loss.examples for loss in batch.losses))
+                if time.monotonic() - recorded >= RECORD_SECONDS:
+                    self._record()
+                    recorded = time.monotonic()
+        except UserError:  # bad text: once it is mended, the work goes on here
+            if time.monotonic() - recorded >= RECORD_SECONDS or self._staging.recorded:
+                self._record()
+            raise
+
+    def _add(self, batch: Encoded) -> None:
+        """Bring the documents of a batch to their splits."""
+        progress, ends = self._progress, np.cumsum(batch.lengths).tolist()
+        for document, loss, start, end in zip(batch.documents, batch.losses, [0, *ends], ends, strict=False):
+            split = assign_split(document, self._limit)
+            progress.read += 1
+            progress.chain = link(progress.chain, document, split)
+            progress.skipped.note(document.problem, document.bad)
+            if document.source_bytes:
+                self._writers[split].add(batch.tokens[start:end], document, loss)
+            elif not document.bad:
+                progress.empty_documents += 1
+
+    def _record(self) -> None:
+        for writer in self._writers.values():
+            writer.flush()
+        self._staging.save(self._progress)
+
+    def _check_loss(self, examples: str) -> None:
+        """Refuse to lose text in silence; `examples` are lost characters."""
+        lost = sum(state.lost_characters for state in self._progress.splits.values())
+        if not lost or self._corpus.options.allow_lost_text:
+            return
+        characters = sum(state.characters for state in self._progress.splits.values())
+        which = f" (among them {' '.join(dict.fromkeys(shown(c) for c in examples[:_NAMED]))})" if examples else ""
+        raise UserError(
+            f"The tokenizer loses text: of the first {characters:,} characters {lost:,} ({lost / characters:.2%}) are "
+            f"not in its tokens{which}: use one that can spell the text, such as byte, gpt2 or one of "
+            "`widestream data train-tokenizer`, or go on without these characters by --allow-lost-text."
+        )
 
     def _manifest(self) -> Manifest:
         totals = {split: writer.totals() for split, writer in self._writers.items()}
         splits = {split: info for split, info in totals.items() if info.documents}
         try:
-            _check_splits(splits, self._corpus)
+            _check_splits(splits, self._corpus, self._progress.skipped)
         except UserError:
             self._staging.clear()
             raise
         if self._tokenizer.kind == "byte":
             assert all(info.tokens == info.bytes + info.documents for info in splits.values()), splits
-        return _manifest(self._tokenizer, self._corpus, self._progress.empty_documents, splits)
+        return _manifest(self._tokenizer, self._corpus, splits, self._progress)
 
 
-def _check_splits(splits: dict[str, SplitInfo], corpus: Corpus) -> None:
+def _check_splits(splits: dict[str, SplitInfo], corpus: Corpus, skipped: Skipped) -> None:
     if not splits:
-        raise UserError("The corpus is empty: none of its documents holds any text; give files with text in them.")
+        bad = f" ({skipped.records:,} bad records were passed over; {skipped.first[0]})" if skipped.records else ""
+        raise UserError(
+            f"The corpus is empty{bad}: none of its documents holds any text; give files with text in them."
+        )
     if "train" not in splits:
         raise UserError("No document is left for training: lower --heldout, or mark some with the split 'train'.")
-    if "heldout" not in splits and corpus.options.heldout > 0:
+    if not {"heldout", "test"} & splits.keys() and corpus.options.heldout > 0:
         train = splits["train"]
         mends = ["raise --heldout, "] if train.documents > 1 else []
         if any(source.is_text_file for source in corpus.sources):

@@ -8,6 +8,8 @@ from typing import BinaryIO
 import numpy as np
 
 from widestream.data.manifest import ShardInfo, SplitInfo, file_sha256
+from widestream.data.round_trip import Loss
+from widestream.data.sources import Document
 from widestream.errors import UserError
 
 
@@ -23,6 +25,12 @@ class SplitState:
     """Documents in the open shard."""
     bytes: int = 0
     """Source bytes of the whole split so far."""
+    characters: int = 0
+    """Likewise, characters."""
+    lost_characters: int = 0
+    """Likewise, see `SplitInfo`."""
+    changed_documents: int = 0
+    """Likewise."""
 
 
 class ShardWriter:
@@ -55,7 +63,7 @@ class ShardWriter:
         tokens, index = self._paths
         self._files = tokens.open("ab", buffering=1 << 20), index.open("ab", buffering=1 << 16)
 
-    def add(self, tokens: np.ndarray, source_bytes: int) -> None:
+    def add(self, tokens: np.ndarray, document: Document, loss: Loss) -> None:
         """Append one document, its boundary token first."""
         if self.state.documents and self.state.tokens + tokens.size > self._shard_tokens:
             self.end_shard()
@@ -66,7 +74,10 @@ class ShardWriter:
         self._files[1].write(self.state.tokens.to_bytes(8, "little"))
         self.state.tokens += tokens.size
         self.state.documents += 1
-        self.state.bytes += source_bytes
+        self.state.bytes += document.source_bytes
+        self.state.characters += len(document.text)
+        self.state.lost_characters += loss.characters
+        self.state.changed_documents += loss.changed
 
     def flush(self) -> None:
         """Bring everything to disk: after this, `state` may be recorded."""
@@ -106,4 +117,7 @@ class ShardWriter:
             tokens=sum(shard.tokens for shard in shards),
             documents=sum(shard.documents for shard in shards),
             bytes=self.state.bytes,
+            characters=self.state.characters,
+            lost_characters=self.state.lost_characters,
+            changed_documents=self.state.changed_documents,
         )

@@ -6,19 +6,22 @@ at any moment, and a killed process loses only what it did since the last record
 """
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from widestream.data.manifest import MANIFEST, Manifest, read_manifest
+from widestream.data.manifest import MANIFEST, Manifest, Skipped, SplitInfo, read_manifest
+from widestream.data.names import shown
+from widestream.data.options import DEFAULTS
 from widestream.data.shards import SplitState
-from widestream.data.sources import SPLITS, Position
+from widestream.data.sources import SPLITS, Document, Position
 from widestream.data.tokenizer_base import TOKENIZER_FILE
 from widestream.errors import UserError
 from widestream.files import leftover, sync_folder, write_atomic
@@ -32,21 +35,42 @@ _OWN_FILE = re.compile(r"(progress|manifest|tokenizer)\.json(\.tmp)?|[a-z]+_\d{5
 def plan_of(manifest: Manifest) -> dict[str, Any]:
     """What determines the content of a prepared folder, as JSON."""
     raw = json.loads(manifest.to_json())
-    return {key: raw[key] for key in _PLAN}
+    # Options that came later are not in an old manifest: it is as if they had their defaults.
+    return {key: raw[key] for key in _PLAN} | {"settings": asdict(DEFAULTS) | raw["settings"]}
 
 
-def check_plan(plan: dict[str, Any], found: dict[str, Any], folder: Path, state: str) -> None:
+def check_plan(
+    plan: dict[str, Any], found: dict[str, Any], folder: Path, state: str, forgiven: Sequence[str] = ()
+) -> None:
     """Refuse to mix two preparations.
 
+    Args:
+        plan: what is asked for.
+        found: read from `folder`.
+        folder: for the message.
+        state: what it is, for the message.
+        forgiven: options that made no difference to what is in the folder.
+
     Raises:
-        UserError: `found`, read from `folder`, is not `plan`; the message names what differs.
+        UserError: the two differ; the message names in what.
     """
-    different = [key for key in plan if key in found and plan[key] != found[key]]
+    plan, found = _without(plan, forgiven), _without(found, forgiven)
+    different = [key for key in plan if plan[key] != found.get(key)]
     if different:
         raise UserError(
-            f"{folder} is {state} with different {' and '.join(different)}: "
+            f"{shown(folder)} is {state} with different {' and '.join(different)}: "
             "give another --out, or --overwrite to throw it away and start again."
         )
+
+
+def _without(plan: dict[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    return plan | {"settings": {key: value for key, value in plan["settings"].items() if key not in options}}
+
+
+def made_no_difference(skipped: Skipped, splits: Iterable[SplitInfo | SplitState]) -> tuple[str, ...]:
+    """The forgiving options that had nothing to forgive: data made with others would be the same."""
+    options = () if skipped.records else ("skip_bad", "max_record")
+    return options if any(split.lost_characters for split in splits) else (*options, "allow_lost_text")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,18 +79,36 @@ class Progress:
 
     position: Position = field(default_factory=Position)
     """The next document."""
+    read: int = 0
+    """Documents read so far, empty ones and bad records among them."""
+    chain: int = 0
+    """Hash over these, their splits and their order, see `link`."""
     consumed: int = 0
     """Bytes of the sources read, for the progress bar."""
     empty_documents: int = 0
     """Documents without text so far."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """Records passed over so far."""
     splits: dict[str, SplitState] = field(default_factory=lambda: {split: SplitState() for split in SPLITS})
     """State of the shards."""
+
+
+def link(chain: int, document: Document, split: str) -> int:
+    """The hash over documents so far and one more, 62 bits."""
+    number = document.digest + SPLITS.index(split) + document.bad
+    return (chain * 0x9E3779B97F4A7C15 + number + 1) & 0x3FFFFFFFFFFFFFFF
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Record:
     plan: dict[str, Any]
+    stamp: list[Any]
     progress: Progress
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """Of a record, so that a key that is missing, or another number, is noticed."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 class Staging:
@@ -75,11 +117,14 @@ class Staging:
     Attributes:
         folder: its path.
         plan: what is being prepared.
+        changed: whether files were changed since the progress was recorded that `load` found.
     """
 
-    def __init__(self, out: Path, plan: dict[str, Any]):
+    def __init__(self, out: Path, plan: dict[str, Any], stamp: list[Any]):
         self.folder = out.with_name(out.name + ".preparing")
         self.plan = plan
+        self.changed = False
+        self._stamp = stamp
         self._out = out
         self._old = out.with_name(f".{out.name}.replaced-by-widestream")
 
@@ -90,6 +135,8 @@ class Staging:
         Raises:
             UserError: another process holds it.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{shown(self.folder)} is in the way: move it, or give another --out.")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         path = self.folder.with_name(self.folder.name + ".lock")
         lock = FileLock(path)
@@ -126,6 +173,8 @@ class Staging:
     def load(self, overwrite: bool) -> Progress:
         """The recorded progress, or that of a fresh start.
 
+        Which sources there are may have changed; whoever goes on looks whether what was read before is still the same.
+
         Args:
             overwrite: throw away what belongs to a different plan instead of refusing.
 
@@ -134,28 +183,50 @@ class Staging:
         """
         try:
             if self.complete:
-                check_plan(self.plan, plan_of(read_manifest(self.folder)), self.folder, "prepared")
+                self._check_complete()
             if self.recorded:
                 record = self._read()
-                check_plan(self.plan, record.plan, self.folder, "half prepared")
-                return record.progress
+                progress = record.progress
+                # Loss is asked about again before anything else is done, so whether it is allowed may change.
+                forgiven = made_no_difference(progress.skipped, ())
+                plan = self.plan | {"sources": None}
+                check_plan(plan, record.plan | {"sources": None}, self.folder, "half prepared", forgiven)
+                self.changed = record.stamp != self._stamp
+                return progress
         except UserError:
             if not overwrite:
                 raise
         self.clear()
         return Progress()
 
+    @property
+    def is_as_planned(self) -> bool:
+        """Whether what is complete here is what the plan asks for."""
+        try:
+            self._check_complete()
+        except UserError:
+            return False
+        return True
+
+    def _check_complete(self) -> None:
+        manifest = read_manifest(self.folder)
+        forgiven = made_no_difference(manifest.skipped, manifest.splits.values())
+        check_plan(self.plan, plan_of(manifest), self.folder, "prepared", forgiven)
+
     def _read(self) -> _Record:
         path = self.folder / _PROGRESS
         try:
-            return build(_Record, json.loads(path.read_text(encoding="utf-8")), "", "record")
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}): start again with --overwrite.") from error
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(raw, dict) or raw.pop("sha256", None) != _digest(raw):
+                raise ValueError("it was altered, or is of another version")
+            return build(_Record, raw, "", "record")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{shown(path)} is damaged ({str(error)[:200]}): start again with --overwrite.") from error
 
     def save(self, progress: Progress) -> None:
         """Record progress. The shards must have been flushed."""
-        record = asdict(_Record(plan=self.plan, progress=progress))
-        write_atomic(self.folder / _PROGRESS, json.dumps(record, indent=2).encode())
+        record = asdict(_Record(plan=self.plan, stamp=self._stamp, progress=progress))
+        write_atomic(self.folder / _PROGRESS, json.dumps(record | {"sha256": _digest(record)}, indent=2).encode())
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest and rename the folder to OUT, in the place of what may be there."""

@@ -1,5 +1,7 @@
 """Read access to a prepared split: memory-mapped tokens and the documents they belong to."""
 
+import functools
+import stat
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from widestream.data.manifest import MANIFEST, Manifest, ShardInfo, file_sha256, read_manifest
+from widestream.data.manifest import Manifest, ShardInfo, file_sha256, read_manifest
+from widestream.data.names import shown
 from widestream.errors import UserError
+
+_MOST_OPEN = 64
+"""Shards of a split that are mapped at a time; each holds two open files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shard:
     """One shard, mapped. A document never lies in two shards, so `starts[0]` is 0."""
 
-    path: Path
     tokens: np.ndarray
     """[tokens], uint16 or uint32."""
     starts: np.ndarray
@@ -23,7 +28,7 @@ class _Shard:
 
 
 class TokenStore:
-    """The tokens of one split as one long row, with the boundaries of its documents.
+    """The tokens of one split as one long row, with the boundaries of its documents. Shards are mapped as needed.
 
     Attributes:
         folder: the prepared folder.
@@ -31,24 +36,28 @@ class TokenStore:
         tokens: number of tokens, boundary tokens included.
         documents: number of documents.
         source_bytes: UTF-8 bytes of the source text.
+        is_exact: whether the tokens tell all of that text; if not, bits per byte mean nothing.
         vocab_size: number of ids; every token is below it.
         boundary_id: id stored in front of every document.
         fingerprint: SHA-256 that names the tokens and the tokenizer.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: Manifest, shards: tuple[_Shard, ...]):
+    def __init__(self, folder: Path, split: str, manifest: Manifest):
         info = manifest.splits[split]
         self.folder = folder
         self.split = split
         self.tokens = info.tokens
         self.documents = info.documents
         self.source_bytes = info.bytes
+        self.is_exact = info.is_exact
         self.vocab_size = manifest.tokenizer.vocab_size
         self.boundary_id = manifest.tokenizer.boundary_id
         self.fingerprint = manifest.fingerprint(split)
-        self._shards = shards
-        self._first_token = np.cumsum([0, *(shard.tokens.size for shard in shards)]).tolist()
-        self._first_document = np.cumsum([0, *(shard.starts.size for shard in shards)]).tolist()
+        self._dtype = manifest.dtype
+        self._shards = info.shards
+        self._first_token = np.cumsum([0, *(shard.tokens for shard in info.shards)]).tolist()
+        self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)]).tolist()
+        self._shard = functools.lru_cache(_MOST_OPEN)(self._map)
 
     @classmethod
     def open(cls, path: str | Path, split: str, verify: bool = False) -> "TokenStore":
@@ -65,21 +74,21 @@ class TokenStore:
         folder = Path(path)
         manifest = read_manifest(folder)
         info = manifest.split(split, folder)
-        shards = tuple(
-            _Shard(
-                path=folder / shard.file,
-                tokens=_map_file(folder / shard.file, manifest.dtype, shard.tokens),
-                starts=_map_file(folder / shard.index_file, "uint64", shard.documents),
-            )
-            for shard in info.shards
-        )
-        sums = sum(shard.tokens for shard in info.shards), sum(shard.documents for shard in info.shards)
-        if sums != (info.tokens, info.documents):
-            raise _broken(folder / MANIFEST, f"is damaged (the shards of '{split}' do not add up to its totals)")
+        for shard in info.shards:
+            _check_size(folder / shard.file, manifest.dtype, shard.tokens)
+            _check_size(folder / shard.index_file, "uint64", shard.documents)
+        store = cls(folder, split, manifest)
         if verify:
-            for shard, described in zip(shards, info.shards, strict=True):
-                _verify_shard(shard, described, manifest)
-        return cls(folder, split, manifest, shards)
+            for number, shard in enumerate(info.shards):
+                _verify_shard(folder, store._map(number), shard, manifest)
+        return store
+
+    def _map(self, number: int) -> _Shard:
+        shard = self._shards[number]
+        return _Shard(
+            tokens=_map_file(self.folder / shard.file, self._dtype),
+            starts=_map_file(self.folder / shard.index_file, "uint64"),
+        )
 
     def _pieces(self, start: int, length: int) -> Iterator[tuple[_Shard, int, int]]:
         """The parts of [start, start + length) by shard: (shard, first token in it, one past the last)."""
@@ -88,7 +97,7 @@ class TokenStore:
         while start < end:
             base = self._first_token[index]
             stop = min(end, self._first_token[index + 1])
-            yield self._shards[index], start - base, stop - base
+            yield self._shard(index), start - base, stop - base
             start, index = stop, index + 1
 
     def window(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,34 +121,42 @@ class TokenStore:
     def document(self, index: int) -> np.ndarray:
         """Tokens of one document without its boundary, int64."""
         shard_index = bisect_right(self._first_document, index) - 1
-        shard, place = self._shards[shard_index], index - self._first_document[shard_index]
+        shard, place = self._shard(shard_index), index - self._first_document[shard_index]
         end = shard.starts[place + 1] if place + 1 < shard.starts.size else shard.tokens.size
         return shard.tokens[int(shard.starts[place]) + 1 : int(end)].astype(np.int64)
 
 
 def _broken(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} {reason}: prepare the data again with --overwrite, or copy the folder again.")
+    return UserError(f"{shown(path)} {reason}: prepare the data again with --overwrite, or copy the folder again.")
 
 
-def _map_file(path: Path, dtype: str, count: int) -> np.ndarray:
-    kind = np.dtype(dtype).newbyteorder("<")
+def _check_size(path: Path, dtype: str, count: int) -> None:
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except FileNotFoundError:
         raise _broken(path, "is missing") from None
-    if size != count * kind.itemsize:
-        raise _broken(path, f"has {size} bytes, its manifest says {count * kind.itemsize}")
-    return np.asarray(np.memmap(path, dtype=kind, mode="r"))
+    if not stat.S_ISREG(status.st_mode):
+        raise _broken(path, "is no file")
+    if status.st_size != count * np.dtype(dtype).itemsize:
+        raise _broken(path, f"has {status.st_size} bytes, its manifest says {count * np.dtype(dtype).itemsize}")
 
 
-def _verify_shard(shard: _Shard, info: ShardInfo, manifest: Manifest) -> None:
-    for path, expected in ((shard.path, info.sha256), (shard.path.with_name(info.index_file), info.index_sha256)):
-        if (found := file_sha256(path)) != expected:
-            raise _broken(path, f"was altered (its SHA-256 is {found[:12]}..., its manifest says {expected[:12]}...)")
+def _map_file(path: Path, dtype: str) -> np.ndarray:
+    try:
+        return np.asarray(np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"))
+    except (OSError, ValueError) as error:  # it was taken away, or emptied, since its size was checked
+        raise _broken(path, f"cannot be read ({error})") from error
+
+
+def _verify_shard(folder: Path, shard: _Shard, info: ShardInfo, manifest: Manifest) -> None:
+    path, index = folder / info.file, folder / info.index_file
+    for file, expected in ((path, info.sha256), (index, info.index_sha256)):
+        if (found := file_sha256(file)) != expected:
+            raise _broken(file, f"was altered (its SHA-256 is {found[:12]}..., its manifest says {expected[:12]}...)")
     starts = shard.starts.astype(np.int64)
     if starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] >= shard.tokens.size:
-        raise _broken(shard.path.with_name(info.index_file), "holds document starts that are not in order")
+        raise _broken(index, "holds document starts that are not in order")
     if (shard.tokens[starts] != manifest.tokenizer.boundary_id).any():
-        raise _broken(shard.path, "has documents that do not begin with the boundary token")
+        raise _broken(path, "has documents that do not begin with the boundary token")
     if (largest := int(shard.tokens.max())) >= manifest.tokenizer.vocab_size:
-        raise _broken(shard.path, f"holds token {largest}, but the vocabulary has {manifest.tokenizer.vocab_size} ids")
+        raise _broken(path, f"holds token {largest}, but the vocabulary has {manifest.tokenizer.vocab_size} ids")

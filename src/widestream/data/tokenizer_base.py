@@ -7,11 +7,14 @@ The boundary id is put in front of documents by `prepare`, and by nobody else.
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from widestream.errors import UserError
+
+if TYPE_CHECKING:
+    from widestream.data.round_trip import Loss
 
 TOKENIZER_FILE = "tokenizer.json"
 """Name of the tokenizer in a prepared folder."""
@@ -37,7 +40,13 @@ class Tokenizer(Protocol):
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int64 [length], without a boundary."""
+        """Ids of each text, integers [length], without a boundary."""
+        ...
+
+    def losses(
+        self, texts: Sequence[str], ids: Sequence[np.ndarray], sampled: Sequence[bool]
+    ) -> "Sequence[Loss] | None":
+        """What the ids of each text do not tell; those not `sampled` need not all be looked at. None: all is told."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -60,7 +69,10 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See `Tokenizer`."""
-        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) for text in texts]
+        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+    def losses(self, texts: Sequence[str], ids: Sequence[np.ndarray], sampled: Sequence[bool]) -> None:
+        """Nothing is ever lost."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """See `Tokenizer`."""

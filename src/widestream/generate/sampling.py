@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from widestream.errors import UserError
+from widestream.errors import UserError, shown
 from widestream.generate.decoding import Decoding
 from widestream.machine import autocast
 from widestream.model.decoder import Decoder
@@ -36,6 +36,8 @@ class SamplingConfig:
             raise UserError(f"top-k must be at least 1, not {self.top_k}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top-p must lie in (0, 1], not {self.top_p}.")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"The seed must be at least 0 and below 2^63, not {shown(self.seed)}.")
 
 
 @torch.no_grad()
@@ -63,7 +65,8 @@ def generate(
         compiled: see `Decoding`.
 
     Returns:
-        At most `config.max_new_tokens` ids; fewer where the context is full or `stop` is drawn.
+        At most `config.max_new_tokens` ids; fewer where `stop` is drawn, or where a table of positions ends at the
+        context (`longest`). `why_ended` tells which.
 
     Raises:
         UserError: the prompt is empty, leaves no room in the context, or holds an unknown id.
@@ -71,7 +74,9 @@ def generate(
     check_prompt(model, prompt)
     if compiled and not use_cache:
         raise UserError("A compiled step needs the cache; leave out --no-cache or --compile.")
-    room = min(config.max_new_tokens, model.config.context - len(prompt))
+    room = config.max_new_tokens
+    if (most := longest(model)) is not None:
+        room = min(room, most - len(prompt))
     generator = torch.Generator().manual_seed(config.seed)
     device = model.head_weight().device
     decode = _uncached(model, precision)
@@ -87,6 +92,18 @@ def generate(
         tokens.append(token)
         fresh = [token]
     return tokens[len(prompt) :]
+
+
+def longest(model: Decoder) -> int | None:
+    """Most tokens that a model can read; None where its positions go on beyond the context (rotary, ALiBi, none)."""
+    return model.config.context if model.config.positions == "learned" else None
+
+
+def why_ended(model: Decoder, prompt: list[int], new: list[int], config: SamplingConfig) -> str:
+    """Why `generate` ended, in words: `length` (as many as asked for), `context` (full) or `document` (its end)."""
+    if len(new) == config.max_new_tokens:
+        return "length"
+    return "context" if len(prompt) + len(new) == longest(model) else "document"
 
 
 def _uncached(model: Decoder, precision: str) -> Callable[[Tensor], Tensor]:
@@ -105,10 +122,10 @@ def check_prompt(model: Decoder, prompt: list[int]) -> None:
     Raises:
         UserError: says why, and what to do.
     """
-    context, vocab = model.config.context, model.config.vocab_size
+    context, vocab = longest(model), model.config.vocab_size
     if not prompt:
         raise UserError("The prompt is empty; give at least one token.")
-    if len(prompt) >= context:
+    if context is not None and len(prompt) >= context:
         raise UserError(
             f"The prompt has {len(prompt)} tokens, but the model's context is {context} and one must stay free; "
             "shorten the prompt."

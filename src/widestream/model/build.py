@@ -1,5 +1,8 @@
 """From a configuration to an initialised model."""
 
+import functools
+import logging
+
 import torch
 
 from widestream.blocks.attention_kind import Attention
@@ -7,6 +10,9 @@ from widestream.blocks.roles import initialize
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
 from widestream.recipe.model import ModelConfig
+from widestream.streams import stream_class
+
+log = logging.getLogger(__name__)
 
 
 def build_model(
@@ -32,6 +38,16 @@ def build_model(
 
 
 def meta_model(config: ModelConfig, depth: Depth | None = None, attention: Attention = "sdpa") -> Decoder:
-    """The model without memory for its weights, for counting."""
+    """The model without memory for its weights, for counting.
+
+    What its stream warns of is said, once in a process (on standard error by default).
+    """
+    for sentence in stream_class(config.stream.kind).warnings(config):
+        _warn(sentence)
     with torch.device("meta"):
         return Decoder(config, depth, attention)
+
+
+@functools.cache
+def _warn(sentence: str) -> None:
+    log.warning(sentence)

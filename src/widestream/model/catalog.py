@@ -45,6 +45,8 @@ class StreamRow:
     """The same where states are rebuilt from writes; None where they cannot be."""
     papers: tuple[str, ...]
     """arXiv numbers or addresses."""
+    limits: tuple[str, ...]
+    """Where the design is known to fail, a sentence each."""
 
 
 def list_streams(model: ModelConfig) -> list[StreamRow]:
@@ -79,6 +81,7 @@ def list_streams(model: ModelConfig) -> list[StreamRow]:
                 bytes_saved=cost.bytes_saved,
                 bytes_saved_writes=cost.bytes_saved_writes,
                 papers=spec.papers,
+                limits=cls.limits,
             )
         )
     return rows

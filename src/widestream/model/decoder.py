@@ -101,26 +101,36 @@ class Decoder(Declared):
         Args:
             tokens: [B, T] int64.
             segments: document of every token [B, T]; attention stays inside (if `config.document_mask`).
-            cache: keys and values of earlier tokens; those of `tokens` are appended.
-            mask: allowed (query, key) pairs [B, T, T] bool, instead of causal and same document.
+            cache: keys and values of earlier tokens, and their documents; those of `tokens` are appended. Tokens
+                without `segments` go on with the document of the last one.
+            mask: allowed (query, key) pairs [B, T, S] bool, instead of causal and same document; S with those cached.
 
         Returns:
             [B, T, D].
 
         Raises:
-            UserError: more tokens than the cache holds or, with learned positions, than the context.
+            UserError: more tokens than the cache holds or, with learned positions, than the context; shapes that do
+                not fit; segments behind cached tokens that had none; weights in half precision (see below).
         """
         start = cache.length if cache else 0
-        num_tokens = tokens.shape[1]
+        rows, num_tokens = tokens.shape
+        if segments is not None:
+            if segments.shape not in (tokens.shape, (1, num_tokens)):
+                raise UserError(f"segments are {[*segments.shape]}, and the tokens {[*tokens.shape]}; both are [B, T].")
+            segments = segments.expand_as(tokens)
+        self._check_precision()
         if self.config.positions == "learned" and start + num_tokens > self.config.context:
             raise UserError(
                 f"{start + num_tokens} tokens exceed the model's context of {self.config.context}; shorten the text."
             )
         if cache is not None:
+            cache.check_rows(rows)
             cache.check_room(num_tokens)
         positions = torch.arange(start, start + num_tokens, device=tokens.device)
         context = make_context(self.config, positions, segments, mask, cache, self.windows, attention=self.attention)
-        hidden = self.depth(self.stream, self.blocks, self.embedding(tokens, positions), context)
+        # With gradients a cache is written once: nothing may be computed again, or gone back through.
+        depth = Eager() if cache is not None and torch.is_grad_enabled() else self.depth
+        hidden = depth(self.stream, self.blocks, self.embedding(tokens, positions), context)
         if cache is not None:
             cache.advance(num_tokens)
         return hidden
@@ -141,6 +151,23 @@ class Decoder(Declared):
         context = make_context(self.config, positions, cache=cache, windows=self.windows, fixed=True)
         hidden = Eager()(self.stream, self.blocks, self.embedding(tokens, positions), context)
         return self.logits(hidden[:, -1])
+
+    def _check_precision(self) -> None:
+        """Refuse weights that are narrower than what they are multiplied with.
+
+        Keys, gates and norms compute in float32, whatever the precision of matrices.
+
+        Raises:
+            UserError: the stream's parameters are in half precision, or blocks' are and there is no autocast.
+        """
+        stream, blocks = (next(module.parameters(), None) for module in (self.stream, self.blocks))
+        if stream is not None and stream.itemsize < 4:
+            raise UserError(
+                f"The stream's parameters are {stream.dtype}, but its keys, gates and norms compute in float32. Keep "
+                "the weights in float32 and compute under torch.autocast; generate.cast_weights casts what may be."
+            )
+        if blocks is not None and blocks.itemsize < 4 and not torch.is_autocast_enabled(blocks.device.type):
+            raise UserError(f"The blocks' weights are {blocks.dtype}; compute under torch.autocast with that dtype.")
 
     @contextmanager
     def using(self, depth: Depth) -> Iterator[None]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from widestream.paper.printed import GPT2_MEDIUM, RMT_MEDIUM, TABLE_8, TABLE_9
 from widestream.paper.resources import BF16, FLOAT32, RMT, Transformer, checkpoint_balance
-from widestream.report.figures.svg import Chart, Series, write_charts
+from widestream.report.figures.chart import Chart, Series
+from widestream.report.figures.pictures import write_pictures
 from widestream.report.formats import count
 
 STREAM_SIZES = tuple(range(512, 8193, 512))
@@ -52,7 +53,7 @@ def figure_1() -> dict[str, Curves]:
     }
 
 
-def write_chart(stem: str | Path) -> tuple[Path, Path]:
+def write_chart(stem: str | Path) -> list[Path]:
     """Write Figure 1 as STEM-light.svg and STEM-dark.svg and return their paths. Thick lines: the models as they are.
 
     Raises:
@@ -60,7 +61,7 @@ def write_chart(stem: str | Path) -> tuple[Path, Path]:
     """
     charts = [chart_of(name, curves) for name, curves in figure_1().items()]
     title = "Parameters and FLOPs against the size of the residual stream, transformer and RMT at GPT2-medium's sizes"
-    return write_charts(stem, charts, title, width=560, height=340)
+    return write_pictures(stem, charts, title)
 
 
 def resources_record() -> dict[str, Any]:
@@ -115,7 +116,7 @@ def chart_of(name: str, curves: Curves) -> Chart:
             label=label,
             value=count(points[-1][1]),
             thick=label in exact,
-            titles=tuple(f"{label}, {x} cells: {y:,}" for x, y in points),
+            titles=tuple(f"{y:,}" for _, y in points),
         )
         for label, points in curves.items()
     )

@@ -26,7 +26,7 @@ class OptimizerConfig:
     """coupled: w -= lr_t * weight_decay * w (PyTorch's AdamW). independent: w -= s_t * weight_decay * w with s_t the
     schedule in [0, 1], so the peak rate does not scale it (the published RMT code)."""
     decay_keys: bool = True
-    """Whether the stream's keys (and mixing weights) are decayed. Embedding, unembedding and norms never are."""
+    """Whether the stream's keys (and weights that start at zero) are decayed. Embedding, head and norms never are."""
     grad_clip: float | None = None
     """Largest global gradient norm; `null` for no clipping."""
 

@@ -2,7 +2,8 @@
 
 For others: `compare` and what shows a comparison, listed below; `page.render_page`, `terminal.print_tables`,
 `table.Table`, `formats` and `search_record.load_search` for those who make pages and tables of their own. The rooms:
-`stats` (numbers), `figures` (pictures), `templates` (words and markup of every HTML page).
+`stats` (numbers), `figures` (charts as specifications), `templates` (words and markup of every HTML page, and the
+script that draws), `vendor` (the libraries that it draws with).
 """
 
 from widestream.report.compare_page import write_report

@@ -9,14 +9,19 @@ from widestream.files import write_page
 from widestream.report import comparison_tables as tables
 from widestream.report import formats
 from widestream.report.comparison import Choice, Comparison, compare
-from widestream.report.figures.comparison_charts import gap_chart, loss_chart, search_chart, small_charts
-from widestream.report.figures.ranking_chart import Ranking
-from widestream.report.figures.svg import Chart
+from widestream.report.figures.chart import Switched
+from widestream.report.figures.comparison_charts import (
+    gap_chart,
+    loss_chart,
+    over_resources,
+    ranking,
+    search_chart,
+)
+from widestream.report.figures.small_charts import small_charts
 from widestream.report.league import MANY, is_league, league_table, league_verdict
 from widestream.report.page import render_page
 from widestream.report.search_record import Search, load_search
 from widestream.report.stats.groups import Group
-from widestream.report.stats.matched import RESOURCE_WORDS, RESOURCES
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 """Settings that a sample is shown with."""
@@ -91,17 +96,17 @@ def _league(comparison: Comparison) -> dict[str, Any]:
     return {
         "template": "league_page.html",
         "verdicts": (league_verdict(comparison),),
-        "ranking": Ranking(comparison),
+        "ranking": ranking(comparison),
         "table": league_table(comparison),
-        "curves": {resource: small_charts(comparison, resource) for resource in RESOURCES},
+        "curves": small_charts(comparison),
     }
 
 
-def _charts(comparison: Comparison) -> dict[str, Chart]:
+def _charts(comparison: Comparison) -> dict[str, Switched]:
     """The charts of a few models, by caption."""
-    over = {f"Over {words}": loss_chart(comparison, resource) for resource, words in RESOURCE_WORDS.items()}
-    gap = gap_chart(comparison)
-    return over if gap is None else {"Over tokens": over["Over tokens"], "The gap over tokens": gap} | over
+    loss = over_resources(lambda resource: loss_chart(comparison, resource))
+    gap = over_resources(lambda resource: gap_chart(comparison, resource))
+    return {caption: chart for caption, chart in (("Loss", loss), ("The gap", gap)) if chart is not None}
 
 
 def _samples(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:

@@ -12,6 +12,7 @@ from widestream.report.stats.groups import Apart, Group, Metric, group_runs, mea
 from widestream.report.stats.matched import RESOURCES
 from widestream.report.stats.pairs import Pair, as_family, common_tokens, match
 from widestream.report.verdict import Verdict, verdicts
+from widestream.runs.metrics import finite
 from widestream.runs.read import Run, find_runs, load_run
 from widestream.runs.row import train_figures
 from widestream.runs.settings import chosen, differing, settings
@@ -105,7 +106,10 @@ class Comparison:
             "tokens": self.tokens,
             "pairs": [_pair_dict(pair) for pair in self.pairs],
             "unranked": [_pair_dict(pair) for pair in self.unranked],
-            "config_differences": [{"key": key, "values": values} for key, values in self.config_differences.items()],
+            "config_differences": [
+                {"key": key, "values": {label: finite(value) for label, value in values.items()}}
+                for key, values in self.config_differences.items()
+            ],
         }
 
 

@@ -118,12 +118,6 @@ def listing(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def ticks(values: list[float]) -> list[str]:
-    """Evenly spaced numbers, all with as many decimals as their distance asks for."""
-    digits = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9)) if len(values) > 1 else 2
-    return [f"{value:.{digits}f}".replace("-", "−") for value in values]
-
-
 def visible(words: str) -> str:
     """Words with signs in place of characters that pages and terminals swallow or obey; samples may hold any."""
     if words.isprintable():  # nearly all are, and this is the fast way to know

@@ -1,4 +1,5 @@
-"""Every HTML page: a template and its data. One file that loads nothing, light and dark, for a phone as for a desk.
+"""Every HTML page: a template and its data. One file that loads nothing: its scripts and data lie in it. Light and
+dark, for a phone as for a desk.
 
 Templates hold words and markup and escape whatever they are given; Python gives them data.
 """
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from widestream.report.figures.drawing import draw, draw_small
-from widestream.report.figures.svg import css_variables
+from widestream.report.figures.drawing import Drawer
+from widestream.report.figures.themes import css_variables
 from widestream.report.formats import visible
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def render_page(template: str, **data: Any) -> str:
     """The page that a template (`templates/*.html`) makes of its data."""
-    return _environment().get_template(template).render(data)
+    return _environment().get_template(template).render(data | {"drawer": Drawer()})
 
 
 @cache
@@ -35,7 +36,6 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"drawn": draw, "drawn_small": draw_small}
     environment.globals["css_variables"] = css_variables
     return environment
 

@@ -180,15 +180,24 @@ def _trend(pair: Pair) -> str:
     assert trend is not None, "asked for pairs with a trend only"
     half, end, at = trend.half, trend.end, formats.count(trend.half_tokens)
     then = "the end" if trend.end_tokens == pair.tokens else f"{formats.count(trend.end_tokens)} tokens"
+    if trend.direction == "unclear":
+        return (
+            f"Over the last half of training the difference shows no clear movement: {formats.signed(half)} at {at} "
+            f"tokens, {formats.signed(end)} at {then}."
+        )
     leader = (pair.other if end < 0 else pair.reference).label
+    if trend.direction == "crossing" and not pair.seen("tokens"):
+        return (
+            f"Over the last half of training the difference moves from {formats.signed(half)} at {at} tokens to "
+            f"{formats.signed(end)} at {then}."
+        )
     if trend.direction == "crossing":
         return (
             f"Over the last half of training the lead changes hands: {leader} was {formats.size(half)} behind at {at} "
             f"tokens and is {formats.size(end)} ahead at {then}."
         )
-    words = {"growing": "is growing", "shrinking": "is shrinking", "flat": "shows no clear movement"}
     return (
-        f"Over the last half of training {leader}'s lead {words[trend.direction]}: {formats.size(half)} at {at} "
+        f"Over the last half of training {leader}'s lead is {trend.direction}: {formats.size(half)} at {at} "
         f"tokens, {formats.size(end)} at {then}."
     )
 

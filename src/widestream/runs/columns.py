@@ -1,5 +1,6 @@
 """Rows of metrics.jsonl as columns."""
 
+import contextlib
 import sys
 from collections.abc import Iterable
 from itertools import islice
@@ -20,7 +21,8 @@ ROWS = 4096
 class Columns(dict[str, np.ndarray]):
     """Arrays of equal length [rows] by name. `pandas.DataFrame(columns)` takes them as they are.
 
-    Integers are int64, truth values bool, text object; all else is float64, in which a missing value is nan.
+    Integers are int64, truth values bool; other numbers are float64, in which a missing value is nan. A column with
+    text, or with anything else that is no number, is object.
     """
 
     def __repr__(self) -> str:
@@ -61,11 +63,14 @@ def to_columns(rows: Iterable[dict[str, Any]]) -> Columns:
 def _array(values: list[Any]) -> np.ndarray:
     """Values as an array; text and None, each once in memory, as objects."""
     kinds = {type(value) for value in values}
-    if str in kinds:
-        return np.array([sys.intern(value) if type(value) is str else value for value in values], dtype=object)
     if len(kinds) == 1 and kinds <= {bool, int}:
         return np.array(values)
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    if kinds <= {bool, int, float, type(None)}:
+        with contextlib.suppress(OverflowError):  # of a whole number that is no float
+            return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    column = np.empty(len(values), dtype=object)
+    column[:] = [sys.intern(value) if type(value) is str else value for value in values]
+    return column
 
 
 def _missing(count: int) -> np.ndarray:
@@ -73,12 +78,12 @@ def _missing(count: int) -> np.ndarray:
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """One array of several, of the kind that holds them all; in a column of text what is missing is None."""
+    """One array of several, of the kind that holds them all; in a column of objects what is missing is None."""
     kinds = {part.dtype for part in parts}
     if len(kinds) == 1:
         return np.concatenate(parts)
     if np.dtype(object) not in kinds:
         return np.concatenate([part.astype(np.float64) for part in parts])
     joined = np.concatenate([part.astype(object) for part in parts])
-    joined[[value != value for value in joined]] = None
+    joined[[type(value) is float and value != value for value in joined]] = None
     return joined

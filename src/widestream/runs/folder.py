@@ -139,7 +139,7 @@ def finished(run_dir: Path, steps: int) -> bool:
 def steps_done(run_dir: Path) -> int:
     """Optimizer steps so far, by the last whole line of metrics.jsonl; quick, so that it can be asked often."""
     with (
-        contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError),
+        contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError, OverflowError),
         (run_dir / METRICS).open("rb") as file,
     ):
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from widestream.errors import UserError
 from widestream.recipe import RunConfig
 from widestream.runs.folder import (
+    flatten,
     list_checkpoints,
     load_config,
     read_config,
@@ -15,6 +16,7 @@ from widestream.runs.folder import (
     read_info,
     steps_done,
 )
+from widestream.runs.read import is_number
 from widestream.runs.rows import metrics_rows
 
 if TYPE_CHECKING:
@@ -39,15 +41,16 @@ class RunFolder:
         self._recipe = read_config(self.path)
 
     def __repr__(self) -> str:
-        stream = self._recipe.get("model", {}).get("stream", {}).get("kind", "unknown")
-        planned = self._recipe.get("train", {}).get("steps")
-        of = "" if planned is None else f" of {planned:,}"
-        parts = [self.name, f"{stream} stream", f"{steps_done(self.path):,}{of} steps"]
+        flat = flatten(self._recipe)
+        planned = flat.get("train.steps")
+        of = f" of {planned:,}" if is_number(planned) else ""
+        parts = [self.name, f"{flat.get('model.stream.kind', 'unknown')} stream"]
+        parts.append(f"{steps_done(self.path):,}{of} steps")
         with contextlib.suppress(UserError):
             loss = None
             for row in metrics_rows(self.path):
                 loss = row.get("loss") if row["kind"] == "eval" else loss
-            if loss is not None:
+            if is_number(loss):
                 parts.append(f"held-out loss {loss:.4f}")
         return f"<RunFolder {self.path}: {', '.join(parts)}>"
 

@@ -2,11 +2,12 @@
 
 import math
 import re
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -175,13 +176,13 @@ def load_run(path: str | Path) -> Run:
     try:
         for row in rows:
             log.take(row)
+        evals, lost = log.evaluations(), log.lost
     except UserError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
         raise UserError(f"A row of {path / METRICS} {what}; put a good copy back or leave this run out.") from error
     require_as_written(path, int(done["step"]) if done and isinstance(done.get("step"), int) else None)
-    evals, lost = [log.evals[key] for key in sorted(log.evals)], log.lost
     notes = [f"the last line of {METRICS} is half written and is left out"] if rows.cut else []
     if lost:
         notes.append(f"{len(lost)} held-out evaluations without a finite loss are left out")
@@ -195,7 +196,7 @@ def load_run(path: str | Path) -> Run:
         samples=tuple(read_samples(path)),
         done=done,
         steps=log.steps,
-        diverged_at=_diverged_at(path, done, evals, lost),
+        diverged_at=_diverged_at(path, done, evals, lost, log.steps),
         skipped=log.skipped,
         notes=tuple(notes),
     )
@@ -212,16 +213,39 @@ def _require_sound(run: Run) -> None:
     parts = [run.config.get(name, {}) for name in ("model", "data", "train", "optimizer", "schedule")]
     if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[0].get("stream", {}), dict):
         raise damaged(run.path / CONFIG)
+    lengths = [parts[2].get(key) for key in ("steps", "tokens")]
+    if not all(length is None or is_number(length) for length in lengths):
+        raise damaged(run.path / CONFIG)
+    if not _is_sound(run):
+        raise damaged(run.path / INFO)
+
+
+def _is_sound(run: Run) -> bool:
+    """Whether run.json has what is counted with, and nothing of another kind than it should be."""
+    info, machine = run.info, run.info.get("machine", {})
     try:
         _ = run.seeds
         counts = [run.data[key] for key in ("train_tokens", "sequence_length", "batch_size")]
         counts += [run.parameters["total"], run.parameters["non_embedding"]]
-        counts += [run.flops_per_token["train"], run.info["summary"]["stream_size"]]
-        sound = all(count > 0 for count in counts) and isinstance(run.data["fingerprint"], str)
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound or not isinstance(run.info.get("machine", {}), dict):
-        raise damaged(run.path / INFO)
+        counts += [run.flops_per_token["train"], info["summary"]["stream_size"]]
+        figures = [info.get("peak_flops_per_s"), info.get("processes"), machine.get("memory_gb")]
+        figures += [run.data.get("heldout_bytes")]
+        digests = [run.data.get(key, "") for key in ("heldout_fingerprint", "tokenizer_sha256")]
+        return (
+            all(is_number(count) and count > 0 for count in counts)
+            and all(figure is None or (is_number(figure) and figure >= 0) for figure in figures)
+            and isinstance(run.data["fingerprint"], str)
+            and all(digest is None or isinstance(digest, str) for digest in digests)
+            and all(isinstance(later, dict) for later in info.get("resumed", []))
+            and all(isinstance(later.get("machine", {}), dict) for later in info.get("resumed", []))
+        )
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return False
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float can hold, and no truth value."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _curve(evals: list[Evaluation]) -> tuple[Evaluation, ...]:
@@ -230,11 +254,17 @@ def _curve(evals: list[Evaluation]) -> tuple[Evaluation, ...]:
     return tuple(row for row in evals if row.target_tokens == size)
 
 
-def _diverged_at(path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int]) -> int | None:
-    """The step at which the run stopped because something was not finite, or of a last evaluation that was not."""
+def _diverged_at(
+    path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int], steps: int
+) -> int | None:
+    """The step at which the run stopped because something was not finite, or of a last evaluation that was not.
+
+    A stop that the run has got past since, resumed otherwise, is none.
+    """
     if lost and (not evals or max(lost) >= evals[-1].step):
         return max(lost)
     stops = [int(found[1]) for file in path.glob(NONFINITE.format("*")) if (found := re.search(r"_(\d+)\.", file.name))]
+    stops = [stop for stop in stops if stop >= steps]
     return max(stops) if stops and done is None else None
 
 
@@ -271,7 +301,7 @@ class _Log:
             case "train":
                 clock = row.get("clock") or {}
                 for name in CLOCK:
-                    if clock.get(name) is not None:
+                    if is_number(clock.get(name)):
                         self.clock.setdefault(name, array("d")).append(clock[name])
             case "event":
                 self.skipped = max(self.skipped, int(row.get("skipped", 0)))
@@ -282,13 +312,24 @@ class _Log:
         if row["loss"] is None or not math.isfinite(row["loss"]):
             self.lost.append(row["step"])
             return
+        bits = row.get("bits_per_byte")
+        spent = (row["step"], row["tokens"], row["flops"], row["clock"]["wall_s"], row["target_tokens"])
+        if wrong := [value for value in (*spent, row["loss"]) if not is_number(value)]:
+            raise ValueError(f"{wrong[0]!r:.20} is no number that can be counted with")
         self.evals[row["step"], row["target_tokens"]] = Evaluation(
             step=row["step"],
             tokens=int(row["tokens"]),
             flops=float(row["flops"]),
             wall_s=float(row["clock"]["wall_s"]),
             loss=float(row["loss"]),
-            bits_per_byte=None if row.get("bits_per_byte") is None else float(row["bits_per_byte"]),
+            bits_per_byte=None if bits is None or not math.isfinite(bits) else float(bits),
             target_tokens=int(row["target_tokens"]),
             whole=row.get("whole", True),
         )
+
+    def evaluations(self) -> list[Evaluation]:
+        """By step."""
+        found = [self.evals[key] for key in sorted(self.evals)]
+        if any(after.tokens < before.tokens for before, after in pairwise(found)):
+            raise ValueError("its tokens fall from one evaluation to a later one")
+        return found

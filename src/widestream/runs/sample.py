@@ -4,9 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
 from widestream.generate.decoding import cast_weights
-from widestream.generate.sampling import SamplingConfig, generate
+from widestream.generate.sampling import SamplingConfig, generate, why_ended
 from widestream.machine import find_device, numerics
 from widestream.runs.folder import SAMPLES, load_config
 from widestream.runs.model import load_model, load_run_tokenizer
@@ -24,6 +25,8 @@ class Sample:
     """The checkpoint's step."""
     num_tokens: int
     """Tokens added."""
+    ended: str
+    """Why there are no more: `length` (as many as asked for), `document` (its end was drawn) or `context` (full)."""
 
 
 def sample_run(
@@ -75,11 +78,21 @@ def sample_run(
             precision=precision,
             compiled=compiled,
         )
-    sample = Sample(prompt, tokenizer.decode(new), saved.step, len(new))
+    text = continuation(tokenizer, ids, new)
+    sample = Sample(prompt, text, saved.step, len(new), why_ended(model, ids, new, config))
     if keep:
         with (run_dir / SAMPLES).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**asdict(sample), **asdict(config)}, ensure_ascii=False) + "\n")
     return sample
+
+
+def continuation(tokenizer: Tokenizer, ids: list[int], new: list[int]) -> str:
+    """What new ids add to a text. They are decoded with what stands before them, for some tokenizers (Metaspace,
+    WordPiece) put a space in front of a token only where it is not the first.
+    """
+    before, whole = tokenizer.decode(ids), tokenizer.decode([*ids, *new])
+    shared = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+    return whole[shared:]
 
 
 def remove_samples(run_dir: Path) -> None:

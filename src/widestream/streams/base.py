@@ -122,6 +122,8 @@ class Stream(Declared, ABC, Generic[Settings]):
     """The dataclass of its settings."""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings that the contract tests run on; the first is the one that listings describe."""
+    limits: ClassVar[tuple[str, ...]] = ()
+    """Where the design is known to fail, a sentence each, for listings."""
     own_bases: ClassVar[tuple[str, ...]] = ("base_width",)
     """muP base sizes of the stream's own axes, of base_width and base_key_dim; another would do nothing."""
 
@@ -174,6 +176,11 @@ class Stream(Declared, ABC, Generic[Settings]):
         """
         if config.short_swa is not None:
             raise UserError(f"A {config.stream.kind} stream has no place for model.short_swa; leave it out.")
+
+    @classmethod
+    def warnings(cls, config: ModelConfig) -> list[str]:
+        """Which of its limits a model meets, a sentence each, which is said when one is built; default: none."""
+        return []
 
     @classmethod
     @abstractmethod

@@ -42,6 +42,10 @@ def analysis_faults(analysis: Analysis, arms: Mapping[str, Counted], families: F
         faults += [*filter(None, [race_fault(analysis, arms)])]
     pairs = [*analysis.get("pairs", []), *([row["of"], row["against"]] for row in analysis.get("contrasts", []))]
     faults += [f"{one} is compared with itself." for one, other in pairs if one == other]
+    if kind == "lead" and analysis.get("pairs", [])[:1] == analysis.get("pairs", [])[1:]:
+        faults.append("The short runs' pair and the long ones' are the same arms.")
+    if "parameters_of" in analysis:
+        _ = [arm.count(analysis["parameters_of"]) for arm in arms.values()]  # an unknown size is refused
     sizes = [arms[name] for name in analysis.get("parameters", []) if name in arms]
     if sizes:
         what = analysis.get("parameters_of", "non_embedding")

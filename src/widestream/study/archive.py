@@ -1,5 +1,11 @@
-"""Results of studies as one compressed file to keep and to report from: records and run folders without checkpoints."""
+"""Results of studies as one compressed file to keep and to report from: records and run folders without checkpoints.
 
+An archive is a tar file under xz. Its first member, `MANIFEST.json`, holds size and sha256 of every other one.
+"""
+
+import hashlib
+import io
+import json
 import lzma
 import tarfile
 import tempfile
@@ -14,6 +20,10 @@ from widestream.runs.folder import is_run, reported_files
 from widestream.study.page.results import RECORD
 
 ENDING = ".tar.xz"
+MANIFEST = "MANIFEST.json"
+LARGEST = 4 << 30
+"""Bytes that an archive may hold; one that holds more was not made here."""
+_PIECE = 1 << 20
 
 
 def pack_results(folder: Path, archive: Path) -> int:
@@ -40,12 +50,35 @@ def pack_results(folder: Path, archive: Path) -> int:
     files = [*records, *(path for run in runs for path in reported_files(run))]
     if archive.exists():
         _require_superseded(archive, folder, {str(path.relative_to(folder)) for path in files})
-    partial = archive.with_name(f"{archive.name}.tmp")
-    with tarfile.open(partial, "w:xz", preset=9) as tar:
-        for path in files:
-            tar.add(path, arcname=str(path.relative_to(folder)), filter=_plain)
-    partial.replace(archive)
+    try:
+        _write(archive, folder, files)
+    except OSError as error:
+        raise UserError(f"{archive} cannot be written: {error.strerror}.") from error
     return len(runs)
+
+
+def _write(archive: Path, folder: Path, files: list[Path]) -> None:
+    """Write the archive whole, or not at all."""
+    manifest = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
+    first = json.dumps(manifest, indent=0, sort_keys=True).encode()
+    partial = archive.with_name(f"{archive.name}.tmp")
+    try:
+        with tarfile.open(partial, "w:xz", preset=9) as tar:
+            head = tarfile.TarInfo(MANIFEST)
+            head.size = len(first)
+            tar.addfile(_plain(head), io.BytesIO(first))
+            for path in files:
+                tar.add(path, arcname=str(path.relative_to(folder)), filter=_plain)
+        partial.replace(archive)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_superseded(archive: Path, folder: Path, names: set[str]) -> None:
@@ -65,7 +98,9 @@ def _require_superseded(archive: Path, folder: Path, names: set[str]) -> None:
 
 
 def _title(record: Path) -> Any:
-    return read_json(record).get("title")
+    """Of what study a record is; what is none has no title."""
+    found = read_json(record)
+    return found.get("title") if isinstance(found, dict) else None
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -95,8 +130,42 @@ def opened(path: Path) -> Iterator[list[Path]]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive that is whole to the last byte.
+
+    All of it is decompressed first, which checks the sums that xz keeps; tar alone stops reading at the first header
+    that it does not understand, as if there were no more.
+
+    Raises:
+        UserError: it is damaged, no archive, or holds too much.
+    """
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+        with tempfile.TemporaryFile() as plain:
+            with lzma.open(archive) as packed:
+                while piece := packed.read(_PIECE):
+                    if plain.tell() + len(piece) > LARGEST:
+                        raise UserError(f"{archive} holds more than {LARGEST >> 30} GB; it was not packed here.")
+                    plain.write(piece)
+            plain.seek(0)
+            with tarfile.open(fileobj=plain, mode="r:") as tar:
+                tar.extractall(folder, filter="data")
+        _check(folder)
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{archive} cannot be unpacked; it is damaged or no {ENDING} file.") from error
+
+
+def _check(folder: Path) -> None:
+    """Hold what was unpacked against its manifest, and take that away; archives of earlier versions have none.
+
+    Raises:
+        ValueError: a file is missing, altered, or not in the manifest.
+    """
+    listing = folder / MANIFEST
+    if not listing.is_file():
+        return
+    manifest = json.loads(listing.read_bytes())
+    listing.unlink()
+    there = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    if there.keys() != manifest.keys() or any(_sha256(there[name]) != one["sha256"] for name, one in manifest.items()):
+        raise ValueError("the manifest and the files differ")

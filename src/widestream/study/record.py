@@ -13,6 +13,7 @@ from widestream.errors import UserError
 from widestream.files import read_json, write_json
 from widestream.recipe.load import RECIPES
 from widestream.runs.pool import Job
+from widestream.study.load import STUDIES
 from widestream.study.plan import Place
 from widestream.study.rates import Trials, rate_of, rate_source
 from widestream.study.spec import Arm, Study
@@ -82,7 +83,9 @@ def require_own_record(path: Path, study: Study) -> dict[str, Any] | None:
     fault = f"{path} is no record of the study {study.name}, and stays as it is; give another file or folder."
     try:
         record = read_json(path)
-        if record["study"] != study.name or not all(arm["name"] for arm in record["arms"]):
+        arms = [*record["arms"], *record.get("earlier", [])]
+        sound = all(arm["name"] and all(isinstance(run["folder"], str) for run in _rows(arm)) for arm in arms)
+        if record["study"] != study.name or not sound:
             raise UserError(fault)
         asked = {key: record[key] for key in ("title", "question")}
     except (UserError, KeyError, TypeError):
@@ -94,7 +97,22 @@ def require_own_record(path: Path, study: Study) -> dict[str, Any] | None:
             f"{path} is the record of another study called {study.name} ({other!r}), and stays as it is; give another "
             "folder with --out, or the file of this study another name."
         )
+    if (other := _other_file(record, path, study)) is not None:
+        raise UserError(
+            f"{path} is the record of another study file of this name, {other}, and stays as it is; give another "
+            "folder with --out, or the file of this study another name."
+        )
     return record
+
+
+def _other_file(record: dict[str, Any], path: Path, study: Study) -> Path | None:
+    """The file of the study that a record is of, if that is still there and says something else than this one's."""
+    shipped = STUDIES.folder / f"{study.name}.yaml"
+    there, here = record.get("file") or shipped, study.file or shipped
+    other = path.parent.resolve() / there
+    if "file" not in record or not other.is_file() or not here.is_file() or other.read_bytes() == here.read_bytes():
+        return None
+    return None if other.samefile(here) else other
 
 
 def _file(path: Path, study: Study) -> str | None:
@@ -135,11 +153,17 @@ def _with_earlier(arms: list[Entry], before: list[Entry]) -> tuple[list[Entry], 
     whole = []
     for arm in arms:
         same = (old for old in before if all(old.get(key) == arm[key] for key in SAME))
-        if (old := next(same, None)) is not None:
+        if (old := next(same, None)) is not None and _one_search(arm["trials"], old["trials"]):
             arm = arm | {"trials": arm["trials"] or old["trials"], "runs": _with_further(arm["runs"], old["runs"])}
         whole.append(arm)
     named = {folder for arm in whole for folder in _folders(arm)}
     return whole, [old for old in before if not _folders(old) <= named]
+
+
+def _one_search(trials: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
+    """Whether trials are of the same search as those of before; runs of another one are at a rate that it chose."""
+    folders, earlier = ({trial["folder"] for trial in one} for one in (trials, before))
+    return not folders or not earlier or bool(folders & earlier)
 
 
 def _with_further(runs: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -152,5 +176,9 @@ def _with_further(runs: list[dict[str, Any]], before: list[dict[str, Any]]) -> l
     return [*runs, *(run for run in before if run["seed"] not in seeds and (not runs or alike(run) in kinds))]
 
 
+def _rows(arm: Entry) -> list[dict[str, Any]]:
+    return [*arm["trials"], *arm["runs"]]
+
+
 def _folders(arm: Entry) -> set[str]:
-    return {run["folder"] for run in (*arm["trials"], *arm["runs"])}
+    return {run["folder"] for run in _rows(arm)}

@@ -29,8 +29,9 @@ class Heldout:
     """Mean cross-entropy in nats per target token."""
     perplexity: float
     """exp(loss); comparable only between models with the same tokenizer."""
-    bits_per_byte: float
-    """Total cross-entropy in bits over the UTF-8 bytes of the source text; comparable between tokenizers."""
+    bits_per_byte: float | None
+    """Total cross-entropy in bits over the UTF-8 bytes of the source text; comparable between tokenizers. None where
+    the tokens do not tell all of that text."""
     target_tokens: int
     """Tokens the loss is a mean over."""
     whole: bool
@@ -78,7 +79,7 @@ def evaluate(
     return Heldout(
         loss=loss,
         perplexity=math.exp(loss) if loss < 700 else math.inf,
-        bits_per_byte=nats / (math.log(2) * source_bytes),
+        bits_per_byte=nats / (math.log(2) * source_bytes) if store.is_exact else None,
         target_tokens=int(targets),
         whole=int(targets) == store.tokens - 1,
     )
@@ -132,15 +133,24 @@ def open_heldout(run_dir: Path, data: str | Path | None = None) -> TokenStore:
         data: another prepared folder, made with the same tokenizer; default: the run's own.
 
     Raises:
-        UserError: no run folder, no such data, or data of another tokenizer.
+        UserError: no run folder, no such data, data of another tokenizer or boundary, or, without `data`, another
+            held-out text than the run was trained beside.
     """
     config, info = load_config(run_dir), read_info(run_dir)
     folder = config.data.path if data is None else data
     split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
     store = TokenStore.open(folder, split, verify=True)
-    if read_manifest(folder).tokenizer.sha256 != info["data"].get("tokenizer_sha256"):
+    manifest, then = read_manifest(folder), info["data"]
+    boundary = then.get("tokenizer", {}).get("boundary_id", manifest.tokenizer.boundary_id)
+    if (manifest.tokenizer.sha256, manifest.tokenizer.boundary_id) != (then.get("tokenizer_sha256"), boundary):
         raise UserError(
-            f"{folder} was prepared with another tokenizer than {run_dir} was trained with; "
+            f"{folder} was prepared with another tokenizer or boundary than {run_dir} was trained with; "
             "prepare the text again with the run's tokenizer."
+        )
+    known = then.get("heldout_fingerprint")
+    if data is None and known is not None and manifest.fingerprint(split) != known:
+        raise UserError(
+            f"{folder} was prepared anew since {run_dir} was trained, and its held-out text is another one; give "
+            "--data to evaluate on it all the same."
         )
     return store

@@ -217,9 +217,10 @@ def _evaluate(run: TrainingRun) -> str:
             heldout = _record_evaluation(run, _evaluate_windows(run, last, run.reported))
         if run.chosen:
             run.reached.selection = _plain(_evaluate_windows(run, last, run.chosen))
+    bits = "" if heldout.bits_per_byte is None else f", {heldout.bits_per_byte:.4f} bits per byte"
     return (
         f"step {run.reached.step}/{run.plan.steps}: held-out loss {heldout.loss:.4f}, "
-        f"perplexity {heldout.perplexity:.2f}, {heldout.bits_per_byte:.4f} bits per byte"
+        f"perplexity {heldout.perplexity:.2f}{bits}"
     )
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from widestream.errors import UserError
+from widestream.errors import UserError, shown
 from widestream.machine import find_device
 
 Value = TypeVar("Value")
@@ -68,6 +68,27 @@ class World:
             raise answer[0]
         return answer[0]
 
+    def require_same(self, values: dict[str, Any]) -> None:
+        """Make sure that all processes were given the same, before they train on together.
+
+        Args:
+            values: plain values by name, the same names in all processes.
+
+        Raises:
+            UserError: in every process: names the first value that differs.
+        """
+        if self.size == 1:
+            return
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, values)
+        for name, value in everyone[0].items():
+            for rank, other in enumerate(everyone):
+                if other.get(name) != value:
+                    raise UserError(
+                        f"The processes were not started alike: {name} is {shown(value)} in process 0 and "
+                        f"{shown(other.get(name))} in process {rank}."
+                    )
+
 
 @contextlib.contextmanager
 def join_world(device: str) -> Iterator[World]:
@@ -77,10 +98,19 @@ def join_world(device: str) -> Iterator[World]:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; under torchrun every process takes the GPU of its local rank.
 
     Raises:
-        UserError: the device does not exist.
+        UserError: the device does not exist, or what torchrun says in the environment is incomplete.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    place = find_device(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
+    size = _from_torchrun("WORLD_SIZE", 1)
+    if size > 1:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UserError(
+                f"WORLD_SIZE is {size} and {', '.join(missing)} not set; start the processes with torchrun, or unset "
+                "WORLD_SIZE."
+            )
+        if not 0 <= (rank := _from_torchrun("RANK", 0)) < size:
+            raise UserError(f"RANK is {rank}, and WORLD_SIZE {size}; start the processes with torchrun.")
+    place = find_device(device, _from_torchrun("LOCAL_RANK", 0) if size > 1 else None)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:
@@ -91,6 +121,14 @@ def join_world(device: str) -> Iterator[World]:
         yield World(place, dist.get_rank(), size)
     finally:
         dist.destroy_process_group()
+
+
+def _from_torchrun(name: str, default: int) -> int:
+    """A number that torchrun leaves in the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{name} is {shown(text)!r} in the environment, and is no whole number; start with torchrun.")
+    return int(text)
 
 
 def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -14,9 +14,9 @@ from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth, plan_depth
-from widestream.recipe import RunConfig
+from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
-from widestream.runs.folder import load_config
+from widestream.runs.folder import flatten, load_config
 from widestream.runs.identity import own_settings, require_own
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
 from widestream.runs.model import require_finite
@@ -123,6 +123,12 @@ class TrainingRun:
         checkpoint.save(self.folder, reached.step, self.model, self.optimizer, state, self.config.train.keep, written)
 
 
+def _given(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """What processes that train together must have in common: all but where the data lie."""
+    settings = {key: value for key, value in flatten(to_dict(config)).items() if key != "data.path"}
+    return settings | {f"the {key} of the data": data.get(key) for key in ("fingerprint", "heldout_fingerprint")}
+
+
 def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True, extend: bool = False) -> TrainingRun:
     """Check everything, open data and run folder, build the model, and restore the newest checkpoint if there is one.
 
@@ -148,6 +154,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     selection = config.train.selection
     reported, chosen = divide_windows(heldout, plan.sequence_length, selection) if heldout is not None else ([], [])
     data = describe_data(config, plan, store, heldout)
+    world.require_same(_given(config, data))
     origin = world.on_main(lambda: find_origin(config, run_dir, resume))
     model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
     if origin is not None:

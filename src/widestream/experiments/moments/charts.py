@@ -6,8 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from widestream.experiments.moments.section import Record, by_name, by_span, by_step, deepest, run_figures
-from widestream.report.figures.scales import with_room
-from widestream.report.figures.svg import Chart, Series
+from widestream.report.figures.chart import Chart, Series, with_room
 from widestream.report.formats import three
 
 HIGHLIGHTED = ("vector", "matrix")
@@ -49,7 +48,8 @@ def depth_chart(depth: Sequence[Record], quantity: str, scaled: bool) -> Chart |
                 colour=HIGHLIGHTED.index(name) if marked else GREY,
                 label=name if marked else None,
                 thick=marked,
-                titles=tuple(f"{name}, site {x:g}: {three(10**y)}" for x, y in points),
+                model=name,
+                titles=tuple(f"{three(10**y)} times" for _, y in points),
             )
         )
     if not series:

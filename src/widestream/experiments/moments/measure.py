@@ -22,7 +22,7 @@ from widestream.experiments.moments.ratios import measure_ratios
 from widestream.experiments.moments.training import RunSettings, measure_run
 from widestream.files import write_json
 from widestream.paper.moments import GPT2_MEDIUM, Row, Scheme, Shape
-from widestream.report.figures.svg import write_charts
+from widestream.report.figures.pictures import write_pictures
 
 SHAPES = {"gpt2-medium": GPT2_MEDIUM, "small": Shape(rank=8, key_dim=32, value_dim=16, mlp_dim=512)}
 EQUAL_KEYS = (Row("feed-forward", "storage", "RMT"), Row("feed-forward", "retrieval", "RMT"))
@@ -109,5 +109,5 @@ def write_outputs(record: dict[str, Any], outputs: Outputs) -> list[Path]:
         written.append(outputs.json)
     charts = moments_charts(record)
     if outputs.stem is not None and charts:
-        written += write_charts(outputs.stem, charts, "Moment propagation")
+        written += write_pictures(outputs.stem, charts, "Moment propagation")
     return written

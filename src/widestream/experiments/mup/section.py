@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any, TypeGuard
 
 from widestream.files import write_page
-from widestream.report.figures.svg import Chart, Series, write_charts
+from widestream.report.figures.chart import Chart, Series
+from widestream.report.figures.pictures import write_pictures
 from widestream.report.formats import listing
 from widestream.report.page import render_page
 from widestream.report.stats.fits import slope_of
@@ -202,7 +203,7 @@ def write_check(record: Record, out: Path) -> list[Path]:
         write_page(out, page(record))
         return [out]
     pictures = list(charts(record).values())  # none where training diverged at every width
-    return list(write_charts(out, pictures, " ".join(sentences(record)[:2]))) if pictures else []
+    return write_pictures(out, pictures, " ".join(sentences(record)[:2])) if pictures else []
 
 
 def _slope(row: dict[str, Any]) -> str:
@@ -230,7 +231,7 @@ def _line(quantity: str, colour: int, widths: list[int], rows: list[list[float]]
         colour=colour,
         label=quantity,
         band=tuple((width, min(values), max(values)) for width, values in places),
-        titles=tuple(f"{quantity} at width {width}: {fmean(row):.3g}" for width, row in zip(widths, rows, strict=True)),
+        titles=tuple(f"mean {fmean(row):.3g}" for row in rows),
     )
 
 

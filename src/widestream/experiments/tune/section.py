@@ -3,8 +3,8 @@
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.figures.bar_chart import BarChart
-from widestream.report.figures.svg import Chart, Series
+from widestream.report.figures.chart import Chart, Series
+from widestream.report.figures.rows import BarChart
 from widestream.report.page import render_page
 from widestream.report.table import NONE, Table
 

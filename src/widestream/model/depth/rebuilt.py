@@ -29,10 +29,7 @@ from widestream.streams.base import Stream
 
 @dataclass(frozen=True)
 class Rebuilt(Depth):
-    """Writes are kept, and states rebuilt. For streams whose spec has an `undo`.
-
-    A pass with a KV cache and gradients saves its states: what the cache holds cannot be gone back through.
-    """
+    """Writes are kept, and states rebuilt. For streams whose spec has an `undo`."""
 
     exchange: Exchange = field(default_factory=ReferenceExchange)
     """What computes, where the stream's exchange is one of kernels/exchange.py."""
@@ -46,8 +43,6 @@ class Rebuilt(Depth):
 
     def __call__(self, stream: Stream, blocks: Blocks, embedded: Embedded, context: Context) -> Tensor:
         """See `Depth`."""
-        if context.cache is not None and torch.is_grad_enabled():
-            return self.loop(stream, blocks, embedded, context)
         return self.loop(OnTape(stream, self), blocks, embedded, context)
 
     @property

@@ -1,5 +1,5 @@
-"""Pictures of comparisons, as SVG that takes its colours from the page or the theme around it.
+"""Figures as Vega-Lite specifications, drawn alike in pages and into files.
 
-For others: the figures themselves (`svg.Chart`, `bar_chart.BarChart`, `forest_plot.Forest`), `drawing.draw` for pages,
-`svg.render` and `svg.standalone` for files, `readme_picture.write_picture`.
+For others: what figures show (`chart.Chart`, `chart.Switched`, `rows.BarChart`, `rows.Forest`), `drawing.Drawer` for
+pages, `pictures.write_pictures` for files, `readme_picture.write_picture` for the picture of a comparison.
 """

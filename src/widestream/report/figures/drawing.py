@@ -1,51 +1,148 @@
-"""Figures as a page shows them: SVG for a desk and, where that would not fit, for a phone.
+"""Figures as a page shows them: empty boxes, one block of data for all of them, and the scripts that draw.
 
-The one place where markup is declared safe: it is SVG made here, in which all words are escaped (`svg.svg_text`).
+The one place where markup is declared safe: element names and numbers written here, words escaped, data as JSON without
+a `<`, and the scripts in `vendor` and `templates`.
 """
 
-from dataclasses import dataclass
+import json
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import Any
 
 from markupsafe import Markup
 
-from widestream.report.figures.bar_chart import BarChart, render_bars
-from widestream.report.figures.forest_plot import Forest, render_forest
-from widestream.report.figures.ranking_chart import Ranking, render_ranking
-from widestream.report.figures.svg import Chart, render
-from widestream.report.stats.matched import RESOURCES
+from widestream.report.figures.axes import SMALL, WIDE, Size
+from widestream.report.figures.chart import Chart, Switched
+from widestream.report.figures.line_spec import Lines, line_spec
+from widestream.report.figures.pictures import Figure
+from widestream.report.figures.row_spec import ROW, Rows, bar_rows, forest_rows
+from widestream.report.figures.rows import BarChart, Forest
+from widestream.report.figures.themes import CONFIG, NUMBERS, dash_scale
+from widestream.report.formats import visible
 
-WIDE, NARROW, SMALL = (520, 350), (358, 300), (258, 190)
-"""Sizes of a chart beside others on a desk, alone on a phone, and among many. Letters are 13 units high in all."""
-WHOLE = 1072
-"""Width of a figure that has the page to itself."""
-
-Figure = Chart | BarChart | Forest | Ranking
-"""What a page can draw."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A figure as SVG."""
-
-    wide: Markup
-    """For a desk; for a phone too, if it has none of its own."""
-    narrow: Markup | None = None
-    """For a phone; the style sheet shows one of the two."""
+LIBRARIES = ("vega.min.js", "vega-lite.min.js")
+"""In `report/vendor`, in the order in which they are loaded."""
+_SHARED = 60
+"""Parts of the data of so many letters or more are written once, however many figures hold them."""
+_TOLD = 8
+"""Most lines whose values are read out."""
 
 
-def draw(figure: Figure) -> Drawing:
-    """Draw a figure in the sizes that a page needs."""
+class Drawer:
+    """Draws the figures of one page."""
+
+    def __init__(self) -> None:
+        self._figures: list[Any] = []
+        self._shared: dict[str, int] = {}
+        self.cut = False
+        """Whether some line is drawn through a part of its points."""
+
+    def draw(self, figure: Figure, small: bool = False) -> Markup:
+        """The box of a figure, described for those who hear it; `small` for one of many, named by what is around."""
+        size, number = SMALL if small else WIDE, len(self._figures)
+        data, height = self._data(figure, size)
+        self._figures.append(self._share(data))
+        kind, words = "chart little" if small else "chart", _text(described(figure))
+        return Markup(
+            f'<div class="{kind}" data-figure="{number}">'
+            f'<div class="plot" role="img" style="min-height:{height}px" aria-label="{words}"></div></div>'
+        )
+
+    def data(self) -> Markup:
+        """What the figures show, as JSON; nothing where there are none."""
+        shared = ",".join(self._shared)
+        rest = json.dumps(
+            {"config": CONFIG, "numbers": NUMBERS, "dashes": dash_scale()["range"], "figures": self._figures},
+            allow_nan=False,
+            separators=(",", ":"),
+        )
+        return Markup(f'{{"shared":[{shared}],{rest[1:]}'.replace("<", "\\u003c"))
+
+    @property
+    def used(self) -> bool:
+        """Whether the page has figures at all."""
+        return bool(self._figures)
+
+    @staticmethod
+    def scripts() -> list[Markup]:
+        """The scripts that draw, in order."""
+        return [Markup(script) for script in _scripts()]
+
+    def _data(self, figure: Figure, size: Size) -> tuple[dict[str, Any], int]:
+        """What the page's script draws a figure from, and about how high that is."""
+        match figure:
+            case Chart():
+                return self._data(Switched(charts={"": figure}), size)
+            case Switched(charts=charts):
+                views = {visible(word): self._view(chart, line_spec(chart, size)) for word, chart in charts.items()}
+                return {"views": views}, size.height + (70 if size.words else 30)
+            case BarChart():
+                return _both(bar_rows(figure), bar_rows(figure, narrow=True)), ROW * len(figure.values) + 90
+            case Forest():
+                return _both(forest_rows(figure), forest_rows(figure, narrow=True)), ROW * len(figure.names) + 100
+
+    def _view(self, chart: Chart, lines: Lines) -> dict[str, Any]:
+        self.cut = self.cut or lines.cut
+        return {
+            "spec": lines.spec,
+            "series": lines.series,
+            "logs": lines.logs,
+            "margin": lines.margin,
+            "x": visible(chart.x_label),
+            "y": visible(chart.y_label),
+        }
+
+    def _share(self, node: Any) -> Any:
+        """A part of the data with a reference in place of everything long, so that what figures share stands once."""
+        if isinstance(node, dict):
+            node = {name: self._share(value) for name, value in node.items()}
+        elif isinstance(node, list | tuple):
+            node = [self._share(value) for value in node]
+        else:
+            return node
+        text = json.dumps(node, allow_nan=False, separators=(",", ":"))
+        return {"$": self._shared.setdefault(text, len(self._shared))} if len(text) > _SHARED else node
+
+
+def described(figure: Figure) -> str:
+    """What a figure shows, in words: its title, and where its lines or rows lie if they are few."""
     match figure:
+        case Switched():
+            return described(next(iter(figure.charts.values())))
         case Chart():
-            return Drawing(Markup(render(figure, *WIDE)), Markup(render(figure, *NARROW)))
+            named = [series for series in figure.series if series.label and series.points]
+            if not 0 < len(named) <= _TOLD:
+                return f"{figure.title}; {len(figure.series)} lines."
+            ends = [
+                f"{series.label} goes from {series.points[0][1]:.4g} to {series.points[-1][1]:.4g}" for series in named
+            ]
+            return f"{figure.title}: {'; '.join(ends)}."
         case BarChart():
-            return Drawing(Markup(render_bars(figure, WIDE[0], figure.height)))
+            return f"{figure.title}: {'; '.join(f'{name} {value:.3g}' for name, value in figure.values.items())}."
         case Forest():
-            return Drawing(Markup(render_forest(figure, WHOLE)), Markup(render_forest(figure, NARROW[0])))
-        case Ranking(comparison):
-            panels = "".join(render_ranking(comparison, (resource,), NARROW[0])[0] for resource in RESOURCES)
-            return Drawing(Markup(render_ranking(comparison, RESOURCES, WHOLE)[0]), Markup(panels))
+            rows = next(iter(figure.panels.values()), {})
+            told = [f"{name} {gap.mean:+.3f}" for name, gap in rows.items()]
+            return f"{figure.title}: {'; '.join(told)}." if len(told) <= 4 * _TOLD else f"{figure.title}."
 
 
-def draw_small(chart: Chart) -> Markup:
-    """Draw a chart as one of many."""
-    return Markup(render(chart, *SMALL))
+def _both(wide: Rows, narrow: Rows) -> dict[str, Any]:
+    return {
+        name: {"spec": rows.spec, "fixed": rows.fixed, "across": rows.across}
+        for name, rows in (("wide", wide), ("narrow", narrow))
+    }
+
+
+@cache
+def _scripts() -> tuple[str, ...]:
+    """The libraries, less the comment that would have a browser look for a map of their source; then our own."""
+    report = files("widestream.report")
+    libraries = [report.joinpath("vendor", name).read_text(encoding="utf-8") for name in LIBRARIES]
+    own = report.joinpath("templates", "charts.js").read_text(encoding="utf-8")
+    scripts = (*(text.partition("//# sourceMappingURL=")[0] for text in libraries), own)
+    assert not any("</script" in text.lower() or "<!--" in text for text in scripts), "a script would end early"
+    return scripts
+
+
+def _text(words: str) -> str:
+    return escape(visible(words))

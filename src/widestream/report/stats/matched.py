@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
+from widestream.report.stats.intervals import mean_interval
+
 Resource = Literal["tokens", "flops", "wall_s"]
 RESOURCES: tuple[Resource, ...] = ("tokens", "flops", "wall_s")
 RESOURCE_WORDS: dict[Resource, str] = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
@@ -196,9 +198,9 @@ class Trend:
     """Last tokens that both curves reach."""
     end: float
     """Mean gap there."""
-    direction: Literal["growing", "shrinking", "flat", "crossing"]
-    """growing, shrinking: the gap's size changes by a tenth or more, the same way for every seed. crossing: the lead
-    changes hands. flat: neither."""
+    direction: Literal["growing", "shrinking", "unclear", "crossing"]
+    """growing, shrinking: the gap's size changes by a tenth or more. crossing: the lead changes hands. unclear:
+    neither, or the 95 % interval of the change over seeds holds zero, or there is none, as with one seed."""
 
 
 def trend(pairs: Sequence[tuple[Curve, Curve]]) -> Trend | None:
@@ -213,11 +215,13 @@ def trend(pairs: Sequence[tuple[Curve, Curve]]) -> Trend | None:
     if len(known) < len(pairs):
         return None
     half, last = fmean(half for half, _ in known), fmean(last for _, last in known)
-    changes = [abs(last) - abs(half) for half, last in known]
-    if half * last < 0:
+    change = mean_interval([last - half for half, last in known], "paired")
+    if change.low is None or change.holds_zero:
+        direction = "unclear"
+    elif half * last < 0:
         direction = "crossing"
-    elif abs(abs(last) - abs(half)) < 0.1 * abs(half) or min(changes) * max(changes) < 0:
-        direction = "flat"
+    elif abs(abs(last) - abs(half)) < 0.1 * abs(half):
+        direction = "unclear"
     else:
         direction = "growing" if abs(last) > abs(half) else "shrinking"
     return Trend(half_tokens=end / 2, half=half, end_tokens=end, end=last, direction=direction)

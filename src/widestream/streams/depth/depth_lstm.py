@@ -74,6 +74,7 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
     """(h, c) [B, T, D] each; an LSTM cell behind every attention block."""
 
     Config = DepthLSTMConfig
+    limits = ("Gradients grow with depth: the embedding's about 100 times from 6 to 48 layers, 1e4 times at 100.",)
     cell_0: Tensor | None
     """c_0 [D], if it is learned."""
     examples = ({}, {"learned_cell": True}, {"attention_norm": False})
@@ -109,6 +110,16 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
     def blocks(cls, config: ModelConfig) -> list[Block]:
         """Attention alone."""
         return [block for block in super().blocks(config) if block.kind == "attention"]
+
+    @classmethod
+    def warnings(cls, config: ModelConfig) -> list[str]:
+        """Gradients that start about a hundred times as large at the bottom."""
+        if config.num_layers < 48:
+            return []
+        return [
+            f"A depth_lstm stream of {config.num_layers} layers starts with gradients that grow a hundredfold or more "
+            "towards the embedding; take fewer layers."
+        ]
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:

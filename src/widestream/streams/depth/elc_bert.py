@@ -15,7 +15,8 @@ Does not start plain: a mean is not a sum, and attention's own input is dropped.
 Evidence: an encoder; it won both text-only tracks of the BabyLM challenge 2023 (10M and 100M words). For decoders there
 is none; here it stands for static weights under a softmax, without an identity.
 The published model also normalises inside its blocks (behind attention, inside the MLP) and normalises the embedding;
-the blocks here are those of every other stream, and only `normalised` normalises the embedding.
+the blocks here are those of every other stream, and only `normalised` normalises the embedding. As there, weight decay
+leaves a_l alone.
 
 Letters: B batch, T tokens, D width, l and j layers, L their number. With ShortSWA, m sums a layer's outputs so far.
 """
@@ -67,7 +68,7 @@ class ElcBertStream(VectorBase[ElcBertConfig]):
         self.layer_ends = layer_ends(self.blocks(config))
         self.mixtures = mixtures(self.settings, config.num_layers)
         for layer in self.mixtures:
-            self.declare(f"a_{layer}", (layer,), Role(std=0.0, decay="key", part="stream"))
+            self.declare(f"a_{layer}", (layer,), Role(std=0.0, decay="none", part="stream"))
         self.source_norm = Norm(config.norm, (self.width,), None, config.norm_eps, roles.gain())
 
     def initial_values(self) -> dict[str, Tensor]:

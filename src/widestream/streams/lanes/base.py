@@ -36,6 +36,23 @@ class Lanes(NamedTuple):
     """B: with which weight each of the block's m parts goes to each lane [..., m, n]; None in front of the head."""
 
 
+EQUAL_LANES = (
+    "With more lanes than blocks some lanes stay equal copies of each other, in training too: those that no block "
+    "behind the first one starts by reading."
+)
+"""A limit of designs in which the block of site k starts by reading lane k mod n."""
+
+
+def warn_of_equal_lanes(lanes: int, config: ModelConfig) -> list[str]:
+    """That this model meets `EQUAL_LANES`, if it does."""
+    if lanes <= config.num_blocks:
+        return []
+    return [
+        f"model.stream.lanes is {lanes}, more than the {config.num_blocks} blocks: some lanes will stay equal copies "
+        f"of each other, and the stream no wider than with {config.num_blocks}."
+    ]
+
+
 class LaneBase(Stream[Settings]):
     """n lanes of width D / m; one pre-norm in front of every block and of the head, as in the plain stream.
 
@@ -68,8 +85,11 @@ class LaneBase(Stream[Settings]):
         return embedding.unsqueeze(-2).expand(*embedding.shape[:-1], self.lanes, self.lane_width)
 
     def read_out(self, H: Tensor) -> Tensor:
-        """What the head gets of the last lanes, before its norm [B, T, D]; default: their sum."""
-        return H.sum(-2)
+        """What the head gets of the last lanes, before its norm [B, T, D]; default: their mean.
+
+        The designs say sum. A norm does not see the factor n, but its eps does: of equal lanes the mean is the lane.
+        """
+        return H.mean(-2)
 
     def deposit(self, state: Lanes, written: Tensor) -> Tensor:
         """H' = A_r^T H + B^T y: written [B, T, D] -> lanes [B, T, n, W]."""

@@ -14,7 +14,8 @@ and B are the keys of that one's MLP (tested).
 The embedding has the virtual width, or the plain width and a linear map behind it. Start: W = 0, S = 1, C = I; slot i
 feeds segment i, and segment i writes slots i, i + m, i + 2 m, ... The backbone is the plain transformer's then; slots
 beyond m are written, but only the read-out sees them. With `readout: plain` (the first m slots alone) and an embedding
-whose first m slots are the plain one's, the whole model is the plain transformer.
+whose first m slots are the plain one's, the whole model is the plain transformer. With `embedding: expand` besides,
+nothing tells slot m + j from slot 2 m + j: they stay equal copies for ever.
 
 Cost per block: W (2 m + n) + 2 (n (m + n) + m n) + W parameters; at GPT-2 small, beside the two ends, 74 736 in all for
 (m, n) = (2, 3) and 173 568 for (12, 32); static n (m + n) + m n. A wider state costs mainly the moving of it.
@@ -24,7 +25,8 @@ and 8, about -0.0069 per doubling; m hardly matters beyond 4. 3.3B active, (8, 6
 tokens, the lead growing from 0.025 to 0.032 until 3T tokens. Its authors expect r = 1.5 to 4 to be practical.
 
 Open in the paper as we could read it, chosen here: groups are of D numbers where m divides n, else of as many slots as
-divide both; the linear embedding map starts as copies (slot j gets segment j mod m). No published code.
+divide both; the linear embedding map starts as copies (slot j gets segment j mod m), and weight decay leaves it alone.
+No published code.
 """
 
 import math
@@ -74,6 +76,10 @@ class GeneralizedHCStream(LaneBase[GeneralizedHCConfig]):
     """H [B, T, n, W]; weights per site, those of all blocks in one table."""
 
     Config = GeneralizedHCConfig
+    limits = (
+        "With embedding: expand, readout: plain and slots at least 3 times the segments, slots that are neither read "
+        "nor told apart stay equal copies of each other, in training too.",
+    )
     examples = (
         {},
         {"segments": 2, "slots": 3},
@@ -113,7 +119,8 @@ class GeneralizedHCStream(LaneBase[GeneralizedHCConfig]):
         if settings.dynamic:
             self._declare_dynamic(config, roles)
         if settings.embedding == "expand":
-            self.declare("expand", (n * self.lane_width, D), roles.hidden((roles.width,), (self.virtual,), "stream"))
+            copies = replace(roles.hidden((roles.width,), (self.virtual,), "stream"), std=0.0, decay="none")
+            self.declare("expand", (n * self.lane_width, D), copies)
         if settings.readout == "group_norm":
             self.declare("readout", (D, n * self.lane_width), roles.hidden((self.virtual,), (roles.width,), "stream"))
             group = math.gcd(m, n)
@@ -140,8 +147,21 @@ class GeneralizedHCStream(LaneBase[GeneralizedHCConfig]):
             "B": written.expand(S, m, n),
         }
         if self.settings.embedding == "expand":
-            values["expand"] = torch.kron(written.T.contiguous(), torch.eye(self.lane_width))
+            copies = written.T.clone(memory_format=torch.contiguous_format)  # a row alone counts as contiguous anyway
+            values["expand"] = torch.kron(copies, torch.eye(self.lane_width))
         return values
+
+    @classmethod
+    def warnings(cls, config: ModelConfig) -> list[str]:
+        """Slots that start as copies, and are not read."""
+        settings = cls.settings_of(config)
+        copies = settings.embedding == "expand" and settings.readout == "plain"
+        if not copies or settings.slots < 3 * settings.segments:
+            return []
+        return [
+            f"model.stream.slots is {settings.slots} with embedding: expand and readout: plain: slots behind the first "
+            f"{2 * settings.segments} will stay equal copies of earlier ones; take another embedding or readout."
+        ]
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:

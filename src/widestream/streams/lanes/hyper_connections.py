@@ -5,7 +5,7 @@
     static    A = A_0, B = B_0
     dynamic   [A_m A_r] = A_0 + s_alpha tanh(norm(H) W_alpha),  B = B_0 + s_beta tanh(norm(H) w_beta)
 
-The embedding is copied to every lane and the head gets their sum. Start: W = 0, s = 0.01, B_0 = 1, A_r = I, and the
+The embedding is copied to every lane and the head gets their mean. Start: W = 0, s = 0.01, B_0 = 1, A_r = I, and the
 block of site k gets lane k mod n: each lane holds the plain stream then, and the model is the plain transformer.
 
 Cost per block: n (n + 2) parameters, dynamic D (n + 2) + 2 more and a gain; the state is n times as wide, and moving it
@@ -16,11 +16,15 @@ n = 4: 2.791; without tanh 2.779. A single lane is worse than none. OLMo-7B: 2.5
 vanish or diverge at larger scale ("Most Modifications Don't Transfer", 2605.20798), and composite gains of the free
 A_r near 3000 in depth (2512.24880, which constrains it: mhc.py).
 
-Where paper and code part: the paper divides the initial output maps by sqrt(n), to keep the scale of the summed lanes;
-here as in the code of lucidrains/hyper-connections they stay, for the norm in front of the head takes the scale out.
-That code normalises as RMSNorm and multiplies by gain + 1; here the norm is the model's and its gain starts at 1.
+Where paper and code part: both give the head the lanes' sum, and the paper divides the initial output maps by sqrt(n),
+to keep its scale; here as in the code of lucidrains/hyper-connections they stay, and the head's norm takes the scale
+out. It would do so up to its eps only: at the published RMT code's initialisation (mean squares of 4e-4, eps 1e-6) the
+sum of 4 lanes moves logits by 1.4e-3 of their size, and some gradients as much, so here it is the mean. That code
+normalises as RMSNorm and multiplies by gain + 1; here the norm is the model's and its gain starts at 1.
 
-All lanes are equal in front of the first block, so that its A_m only sets a scale that the norm removes again.
+All lanes are equal in front of the first block, so that its A_m only sets a scale that the norm removes again (up to
+its eps). Lanes are told apart by which block starts by reading them. With n > S lanes for S blocks, lane 0 (of the
+first block) and lanes S, S + 1, ... are read by none of the others, and stay equal copies for ever.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +40,7 @@ from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
-from widestream.streams.lanes.base import LaneBase
+from widestream.streams.lanes.base import EQUAL_LANES, LaneBase, warn_of_equal_lanes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +65,7 @@ class HyperConnectionsStream(LaneBase[HyperConnectionsConfig]):
     """H [B, T, n, D]; weights per site, those of all blocks in one table."""
 
     Config = HyperConnectionsConfig
+    limits = (EQUAL_LANES,)
     examples = ({}, {"dynamic": False}, {"lanes": 2, "tanh": False}, {"lanes": 1, "dynamic": False})
 
     A: Tensor
@@ -97,6 +102,11 @@ class HyperConnectionsStream(LaneBase[HyperConnectionsConfig]):
         if self.settings.dynamic:
             values |= {"s_alpha": torch.full((S,), 0.01), "s_beta": torch.full((S,), 0.01)}
         return values
+
+    @classmethod
+    def warnings(cls, config: ModelConfig) -> list[str]:
+        """Too many lanes."""
+        return warn_of_equal_lanes(cls.settings_of(config).lanes, config)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:

@@ -1,15 +1,17 @@
 """What a study's page makes of its arms, by the `kind` of its `analysis`."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from widestream.report import formats
-from widestream.report.figures.forest_plot import forest_of
+from widestream.report.figures.rows import forest_of
 from widestream.report.table import Table
 from widestream.study.page.ladder import ladder_section
 from widestream.study.page.race import lead_section, race_section
 from widestream.study.page.results import StudyResult
 from widestream.study.page.sections import (
     UNPRINTED,
+    Compared,
     Section,
     answers_of,
     begin,
@@ -27,18 +29,26 @@ def arms_section(result: StudyResult) -> Section:
     section.answers = answers_of(compared)
     if compared:
         section.tables.append(contrast_table(result, compared))
-        gaps = [
-            (row.get("label") or one.of.name, one.at_equal["tokens"])
-            for row, one in compared
-            if "tokens" in one.at_equal and not one.refused
-        ]
-        shown = "Differences at equal tokens, each with its own 95 % interval"
-        left_out = [row.get("label") or one.of.name for row, one in compared if one.refused]
-        if left_out:
-            shown += f". No difference is claimed, and none is shown, for {formats.listing(left_out)}"
-        if gaps:
-            section.charts.append((shown, forest_of(gaps)))
+        _draw(section, compared)
     return section
+
+
+def _draw(section: Section, compared: Compared) -> None:
+    """The differences that are claimed and taken after the same number of tokens, side by side."""
+    pairs = [one.pair for _, one in compared if one.pair and not one.refused]
+    if not pairs:
+        return
+    ends = Counter(pair.tokens for pair in pairs)
+    most = max(ends, key=lambda end: (ends[end], end))
+    named = [(row.get("label") or one.of.name, one) for row, one in compared]
+    claimed = [(name, one) for name, one in named if not one.refused]
+    beside = [(name, one.at_equal["tokens"]) for name, one in claimed if one.pair and one.pair.tokens == most]
+    shown = "Differences at equal tokens, each with its own 95 % interval"
+    if elsewhere := [name for name, one in claimed if not one.pair or one.pair.tokens != most]:
+        shown += f". All after {formats.count(most)} tokens; not shown: {formats.listing(elsewhere)}"
+    if left_out := [name for name, one in named if one.refused]:
+        shown += f". No difference is claimed, and none is shown, for {formats.listing(left_out)}"
+    section.charts.append((shown, forest_of(beside)))
 
 
 ANALYSES: dict[str, Callable[[StudyResult], Section]] = {

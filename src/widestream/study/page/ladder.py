@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from widestream.report import formats
-from widestream.report.figures.svg import Chart, Series
+from widestream.report.figures.chart import Chart, Series
 from widestream.report.stats.fits import PowerLaw, fit_by_seed
 from widestream.report.stats.intervals import Interval, mean_interval
 from widestream.report.table import NONE, Table
@@ -33,13 +33,17 @@ def ladder_section(result: StudyResult) -> Section:
         if len({_at(arm, axis) for arms in rungs.values() for arm in arms}) > 1:
             section.charts.append((f"Loss over {AXES[axis]}", _ladder_chart(rungs, axis)))
         for other in others:
-            sentence, row = saved(rungs[reference], rungs[other], axis)
+            sentence, row = saved(_all(result, reference), _all(result, other), axis)
             section.answers.append(sentence)
             rows += [row] if row else []
-    section.tables.append(_fit_table(rungs, result.record["scale"]))
+    section.tables.append(_fit_table(result, rungs))
     if rows:
         section.tables.append(_saved_table(rows))
-    section.tables += [_rung_table(result, reference, other) for other in others]
+    for other in others:
+        if len(_all(result, other)) == len(_all(result, reference)):
+            section.tables.append(_rung_table(result, reference, other))
+        else:
+            section.notes.append(f"{other} and {reference} have different numbers of sizes: none stand side by side.")
     return section
 
 
@@ -76,7 +80,7 @@ def _log_losses(fits: dict[tuple[int, int], PowerLaw], x: float) -> Interval:
 def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
     series = []
     for number, (family, arms) in enumerate(rungs.items()):
-        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}" for arm in arms)
+        titles = tuple(arm.name for arm in arms)
         measured = tuple((_at(arm, axis), mean_loss(arm)) for arm in arms)
         for seed in sorted({seed for arm in arms for seed in arm.losses}):
             seen = tuple((_at(arm, axis), arm.losses[seed]) for arm in arms if seed in arm.losses)
@@ -101,11 +105,12 @@ def _ladder_chart(rungs: dict[str, list[ArmResult]], axis: str) -> Chart:
 def saved(reference: list[ArmResult], other: list[ArmResult], axis: str) -> tuple[str, tuple[str, ...]]:
     """What the other family needs to the lowest loss that both have measured, as a share, in words and as a row.
 
-    The row is empty, and the words say why, where nothing can be read off.
+    The row is empty, and the words say why, where nothing can be read off, as where a size diverged.
     """
     name, family = AXES[axis], other[0].entry["group"]
     if refused := unclaimable([*reference, *other]):
         return f"Nothing is read off over {name} for {family}: {refused}.", ()
+    reference, other = ([arm for arm in side if arm.losses] for side in (reference, other))
     fits = [_fits(arms, axis) for arms in (reference, other)]
     if len({_at(arm, axis) for arm in reference}) < 2 or len({_at(arm, axis) for arm in other}) < 2:
         return f"All sizes of a family have the same {name}: there is no power law over them.", ()
@@ -138,16 +143,20 @@ def _saved(family: str, name: str, goal: float, logs: Interval) -> tuple[str, tu
     return sentence, (name, family, UNPRINTED, ratio, ends)
 
 
-def _fit_table(rungs: dict[str, list[ArmResult]], scale: str) -> Table:
+def _fit_table(result: StudyResult, rungs: dict[str, list[ArmResult]]) -> Table:
     rows = []
     for family, arms in rungs.items():
+        planned = len(_all(result, family))
+        sizes = f"{len(arms)} of {planned}" if len(arms) < planned else str(planned)
+        most = max(len(arm.entry["runs"]) for arm in arms)
         for axis, name in AXES.items():
             fits = _fits(arms, axis)
             if not fits:
                 continue
             found = mean_interval([fit.exponent for fit in fits.values()])
             ends = NONE if found.low is None else f"{found.low:.4f} to {found.high:.4f}"
-            row = (family, name, UNPRINTED, f"{found.mean:.4f}", ends, str(len(arms)), str(found.n), scale)
+            seeds = f"{found.n} of {most}" if found.n < most else str(found.n)
+            row = (family, name, UNPRINTED, f"{found.mean:.4f}", ends, sizes, seeds, result.record["scale"])
             rows.append(row)
     return Table(
         title="Power laws",
@@ -162,7 +171,7 @@ def _fit_table(rungs: dict[str, list[ArmResult]], scale: str) -> Table:
 def _rung_table(result: StudyResult, reference: str, other: str) -> Table:
     """Sizes of two families beside each other."""
     rows = []
-    for mine, theirs in zip(_all(result, other), _all(result, reference), strict=False):
+    for mine, theirs in zip(_all(result, other), _all(result, reference), strict=True):
         if mine.group is None or theirs.group is None:
             continue
         shared = [seed for seed in mine.losses if seed in theirs.losses]

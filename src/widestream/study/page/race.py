@@ -5,7 +5,7 @@ from typing import Any
 
 from widestream.report import formats
 from widestream.report.comparison import compare
-from widestream.report.figures.comparison_charts import gap_chart, loss_chart
+from widestream.report.figures.comparison_charts import gap_chart, loss_chart, over_resources
 from widestream.report.stats.intervals import mean_interval
 from widestream.report.stats.matched import RESOURCES, Resource, gap_at, reach
 from widestream.report.stats.pairs import Pair
@@ -51,12 +51,11 @@ def race_section(result: StudyResult) -> Section:
 def _draw(section: Section, one: Contrast) -> None:
     """Curves of both arms, those of diverged seeds too."""
     comparison = compare([run.path for arm in (one.against, one.of) if arm.group for run in arm.group.members])
-    section.charts += [(f"Over {words}", loss_chart(comparison, resource)) for resource, words in _OVER.items()]
-    if not one.refused and (chart := gap_chart(comparison)) is not None:
-        section.charts.append(("The gap over tokens", chart))
+    loss = over_resources(lambda resource: loss_chart(comparison, resource))
+    gap = None if one.refused else over_resources(lambda resource: gap_chart(comparison, resource))
+    section.charts += [(caption, chart) for caption, chart in (("Loss", loss), ("The gap", gap)) if chart is not None]
 
 
-_OVER: dict[Resource, str] = {"tokens": "tokens", "flops": "training FLOPs", "wall_s": "wall time"}
 _SAVES = {"tokens": "tokens saved", "flops": "training FLOPs saved", "wall_s": "wall time saved"}
 
 

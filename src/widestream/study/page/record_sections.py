@@ -7,7 +7,7 @@ from widestream.experiments.moments.charts import moments_charts
 from widestream.experiments.moments.section import moments_findings, moments_tables
 from widestream.experiments.mup import section as mup
 from widestream.experiments.tune import section as tuning
-from widestream.report.figures.drawing import Figure
+from widestream.report.figures.pictures import Figure
 from widestream.study.page.sections import Section
 
 _PARTS = {"ratios": "Table 2", "depth": "streams over depth", "training": "in training"}

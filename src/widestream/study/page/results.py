@@ -107,6 +107,12 @@ class StudyResult:
         """The measured arms of one family."""
         return [arm for arm in self.measured() if arm.entry["group"] == group]
 
+    def diverged_in(self, group: str) -> list[ArmResult]:
+        """The arms of one family that have no figure, because every seed diverged: what is claimed of the others would
+        be of survivors.
+        """
+        return [arm for arm in self.arms.values() if arm.entry["group"] == group and arm.lost and arm.group is None]
+
     def runs(self) -> list[Run]:
         """All finished runs."""
         return [run for arm in self.measured() if arm.group for run in arm.group.runs]
@@ -124,7 +130,7 @@ def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        entries = {arm["name"]: arm for arm in record["arms"]}
+        entries = {str(arm["name"]): arm for arm in record["arms"]}
         missing = {"study", "scale", "reference", "analysis"} - record.keys()
         if missing:
             raise KeyError(*missing)
@@ -258,6 +264,8 @@ def _at_equal_parameters(result: StudyResult, one: ArmResult, other: ArmResult) 
     if not below or not above or {below[-1].count("tokens"), above[0].count("tokens")} != {tokens}:
         return None
     low, high = below[-1], above[0]
+    if unclaimable([one, low, high]):
+        return None
     share = _log_share(low.count(what), high.count(what), size)
     between = {
         seed: low.losses[seed] ** (1 - share) * high.losses[seed] ** share for seed in low.losses if seed in high.losses

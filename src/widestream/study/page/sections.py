@@ -7,8 +7,8 @@ from typing import Any
 
 from widestream.report import formats
 from widestream.report.comparable import judge
-from widestream.report.figures.drawing import Figure
-from widestream.report.figures.forest_plot import Forest
+from widestream.report.figures.pictures import Figure
+from widestream.report.figures.rows import Forest
 from widestream.report.stats.intervals import Interval
 from widestream.report.table import NONE, Table
 from widestream.study.page.results import EQUAL, ArmResult, Contrast, StudyResult, as_family, contrast
@@ -134,14 +134,29 @@ def at_equal_tokens(contrast: Contrast) -> str:
         return _refused(contrast)
     if gap is None:
         return f"{one} and {other} share no stretch of training."
+    at = f" {place}" if (place := _place(contrast)) else ""
     if gap.low is None or gap.high is None:
-        return f"{one} against {other}: {formats.signed(gap.mean)} nats, one seed each, which may be chance."
+        return f"{one} against {other}{at}: {formats.signed(gap.mean)} nats, {_lonely(contrast)}, which may be chance."
     ends = f"95\N{NO-BREAK SPACE}% interval {formats.interval(gap.low, gap.high)}, {gap.n} seeds"
     if contrast.family > 1:
         ends += f"; p {formats.p_value(contrast.corrected['tokens'])} by Holm over {contrast.family} comparisons"
     if not contrast.seen("tokens"):
-        return f"No difference seen between {one} and {other}: {formats.signed(gap.mean)} nats ({ends})."
-    return f"{one} is {formats.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other} ({ends})."
+        return f"No difference seen between {one} and {other}{at}: {formats.signed(gap.mean)} nats ({ends})."
+    return f"{one} is {formats.size(gap.mean)} nats {'worse' if gap.mean > 0 else 'better'} than {other}{at} ({ends})."
+
+
+def _lonely(contrast: Contrast) -> str:
+    """Which of two arms has one seed only."""
+    arms = [arm for arm in (contrast.of, contrast.against) if len(arm.losses) == 1]
+    return "one seed each" if len(arms) == 2 else f"one seed of {arms[0].name}" if arms else "one seed in common"
+
+
+def _place(contrast: Contrast) -> str:
+    """Where two arms are compared, if that is not the end of both: other comparisons may be made elsewhere."""
+    pair = contrast.pair
+    if pair is None or {pair.reference.tokens, pair.other.tokens} == {pair.tokens}:
+        return ""
+    return f"after {formats.count(pair.tokens)} tokens"
 
 
 def _refused(contrast: Contrast) -> str:
@@ -221,7 +236,7 @@ def contrast_table(
             (
                 label,
                 printed,
-                NONE if gap is None else formats.signed(gap.mean),
+                NONE if gap is None else f"{formats.signed(gap.mean)} {_place(one)}".strip(),
                 NONE if gap is None else formats.interval(gap.low, gap.high),
                 formats.p_value(one.corrected.get("tokens")),
                 *(shown(one.at_equal.get(resource)) for resource in ("flops", "wall_s", "parameters")),
@@ -231,11 +246,11 @@ def contrast_table(
         )
     return Table(
         title=title,
-        caption="Nats per token; below zero the first named is better. Ours: the last evaluation at equal tokens, mean "
-        f"over seeds and 95 % interval, seed by seed; p {_corrected(compared)}. Beside it the same at equal training "
-        "FLOPs (logits included), equal wall time and equal non-embedding parameters, with intervals; at equal FLOPs "
-        "or time one of the two is read before its run, and its schedule, has ended. A dash: not comparable without "
-        "extrapolating.",
+        caption="Nats per token; below zero the first named is better. Ours: the last evaluation at equal tokens "
+        "(where one of the two ends earlier: the curves there), mean over seeds and 95 % interval, seed by seed; "
+        f"p {_corrected(compared)}. Beside it the same at equal training FLOPs (logits included), equal wall time and "
+        "equal non-embedding parameters, with intervals; at equal FLOPs or time one of the two is read before its run, "
+        "and its schedule, has ended. A dash: not comparable without extrapolating.",
         columns=(
             "comparison", "paper", "ours", "95 % interval", "p",
             *(EQUAL[resource] for resource in ("flops", "wall_s", "parameters")),

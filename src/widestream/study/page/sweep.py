@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from widestream.report import formats
-from widestream.report.figures.svg import Chart, Series
+from widestream.report.figures.chart import Chart, Series
 from widestream.report.stats.fits import Slope, slope
 from widestream.report.stats.intervals import SIGNIFICANT, holm
 from widestream.report.table import Table
@@ -29,14 +29,15 @@ def sweep_section(result: StudyResult) -> Section:
     trends: list[Trend] = []
     for entry in analysis["lines"]:
         groups = _line_groups(result, entry)
-        found = [_trend(name, arms, entry) for name, arms in groups.items()]
+        found = [_trend(name, arms, result.diverged_in(name), entry) for name, arms in groups.items()]
         trends += [one for one in found if isinstance(one, Trend)]
         section.notes += [why for why in found if isinstance(why, str)]
         if len({arm.count(entry["x"]) for arms in groups.values() for arm in arms}) > 1:
             section.charts.append((entry["title"], _sweep_chart(groups, entry["x"])))
     if trends:
         steps, bends = holm([one.slope.per_doubling for one in trends]), _bends(trends)
-        section.answers += [_in_words(one, *ps) for one, *ps in zip(trends, steps, bends, strict=True)]
+        tested = sum(p is not None for p in steps)
+        section.answers += [_in_words(one, p, bend, tested) for one, p, bend in zip(trends, steps, bends, strict=True)]
         section.tables.append(_slope_table(trends, steps, bends, result.record["scale"]))
     compared = contrasts(result, analysis.get("contrasts"))
     section.answers += answers_of(compared)
@@ -61,7 +62,7 @@ def _sweep_chart(groups: dict[str, list[ArmResult]], x: str) -> Chart:
             (at, final.mean if final.low is None else final.low, final.mean if final.high is None else final.high)
             for (at, _), final in zip(points, finals, strict=True)
         )
-        titles = tuple(f"{arm.name}: {formats.loss(mean_loss(arm))}, {arm.seeds} seeds" for arm in arms)
+        titles = tuple(f"{arm.name}, {arm.seeds} seeds" for arm in arms)
         value = formats.loss(points[-1][1])
         series.append(Series(points=points, colour=number, label=name, value=value, band=band, titles=titles))
     seen = [end for line in series for _, low, high in line.band for end in (low, high)]
@@ -101,9 +102,9 @@ class Trend:
         return words.get(str(self.entry["x"]), str(self.entry["x"]))
 
 
-def _trend(name: str, arms: list[ArmResult], entry: dict[str, Any]) -> Trend | str:
-    """The line through a group of arms, or why there is none."""
-    if refused := unclaimable(arms):
+def _trend(name: str, arms: list[ArmResult], gone: list[ArmResult], entry: dict[str, Any]) -> Trend | str:
+    """The line through a group of arms, or why there is none, as where some of the group all diverged (`gone`)."""
+    if refused := unclaimable([*arms, *gone]):
         return f"{name}: no slope is claimed ({refused})."
     found = slope([(arm.count(entry["x"]), arm.losses) for arm in arms])
     if found is not None:
@@ -121,13 +122,14 @@ def _bends(trends: Sequence[Trend]) -> list[float | None]:
     return [corrected[bent.index(i)] if i in bent else None for i in range(len(trends))]
 
 
-def _in_words(trend: Trend, p: float | None, p_bend: float | None) -> str:
+def _in_words(trend: Trend, p: float | None, p_bend: float | None, lines: int) -> str:
     per, bend, name = trend.slope.per_doubling, trend.slope.bend, trend.name
     if per.low is None or p is None:
         return f"{name}: {formats.signed(per.mean)} nats for every doubling of the {trend.size}, one seed."
+    corrected = f"; p {formats.p_value(p)} by Holm over {lines} lines" if lines > 1 else ""
     if p >= SIGNIFICANT:
-        return f"{name}: no trend with the {trend.size} seen ({shown(per)} nats for every doubling)."
-    sentence = f"{name}: {shown(per)} nats for every doubling of the {trend.size}."
+        return f"{name}: no trend with the {trend.size} seen ({shown(per)} nats for every doubling{corrected})."
+    sentence = f"{name}: {shown(per)} nats for every doubling of the {trend.size}{corrected}."
     if bend is None or p_bend is None:
         return sentence
     if p_bend >= SIGNIFICANT:
