@@ -102,7 +102,7 @@ def test_a_run_that_went_on_elsewhere_is_named(tmp_path):
 def test_skipped_steps_are_told(tmp_path):
     write_run(tmp_path / "a", "transformer", steps=200)
     rows = (write_run(tmp_path / "b", "rmt", steps=200) / "metrics.jsonl").read_text()
-    skip = {"kind": "event", "event": "nonfinite_skipped", "step": 199, "skipped": 195}
+    skip = {"kind": "event", "event": "nonfinite_skipped", "step": 200, "skipped": 195}
     (tmp_path / "b" / "metrics.jsonl").write_text(rows + json.dumps(skip) + "\n")
     found = compare([tmp_path])
     assert "Steps were skipped that moved nothing, and count as tokens and FLOPs: rmt 195 of 200." in found.cautions

@@ -221,7 +221,10 @@ def test_tokens_that_fall_are_damage(tmp_path):
 
 
 def test_speeds_that_are_no_numbers_are_left_out(tmp_path):
-    rows = [{"kind": "train", "step": 1, "clock": {"mfu": value}} for value in ("fast", math.nan, None, 0.5, [])]
+    rows = [
+        {"kind": "train", "step": step, "clock": {"mfu": value}}
+        for step, value in enumerate(("fast", math.nan, None, 0.5, []))
+    ]
     figures = train_figures(load_run(write_run(tmp_path / "a", "rmt", rows=rows)))
     assert figures == {"tokens_per_s": None, "mfu": 0.5, "memory_bytes": None}
 
