@@ -196,7 +196,7 @@ def load_run(path: str | Path) -> Run:
         samples=tuple(read_samples(path)),
         done=done,
         steps=log.steps,
-        diverged_at=_diverged_at(path, done, evals, lost, log.steps),
+        diverged_at=_diverged_at(path, done, evals, lost),
         skipped=log.skipped,
         notes=tuple(notes),
     )
@@ -254,17 +254,11 @@ def _curve(evals: list[Evaluation]) -> tuple[Evaluation, ...]:
     return tuple(row for row in evals if row.target_tokens == size)
 
 
-def _diverged_at(
-    path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int], steps: int
-) -> int | None:
-    """The step at which the run stopped because something was not finite, or of a last evaluation that was not.
-
-    A stop that the run has got past since, resumed otherwise, is none.
-    """
+def _diverged_at(path: Path, done: dict[str, Any] | None, evals: list[Evaluation], lost: list[int]) -> int | None:
+    """The step at which the run stopped because something was not finite, or of a last evaluation that was not."""
     if lost and (not evals or max(lost) >= evals[-1].step):
         return max(lost)
     stops = [int(found[1]) for file in path.glob(NONFINITE.format("*")) if (found := re.search(r"_(\d+)\.", file.name))]
-    stops = [stop for stop in stops if stop >= steps]
     return max(stops) if stops and done is None else None
 
 
