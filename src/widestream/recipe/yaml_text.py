@@ -90,7 +90,8 @@ def _load(text: str | bytes) -> Any:
     try:
         return _tree(yaml.load(text, _Loader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"is not valid YAML: {shown(' '.join(str(error).split()), 300)}") from None
+        words = re.sub(r'in "<\w+ string>", ', "", " ".join(str(error).split()))  # PyYAML's name for what has none
+        raise UserError(f"is not valid YAML: {shown(words, 300)}") from None
     except RecursionError:
         raise UserError("is not valid YAML: it is nested too deeply.") from None
     except (ValueError, TypeError) as error:  # such as `!!int x`, or a list for a key
