@@ -221,7 +221,9 @@ def test_what_nobody_can_mean_is_one_short_sentence(override):
 def test_a_key_that_stands_twice_is_an_error_with_its_line(tmp_path):
     file = tmp_path / "dup.yaml"
     file.write_text("extends: demo/rmt\ntrain: {steps: 3}\noptimizer: {lr: 1e-3}\ntrain:\n  eval_every: 3\n")
-    with pytest.raises(UserError, match=r"the key train stands here again, after line 2; .*line 4"):
+    with pytest.raises(
+        UserError, match=r"the key train stands here again, after line 2; put both into one \(line 4, column 1\)"
+    ):
         load_recipe(file)
 
 

@@ -90,12 +90,21 @@ def _load(text: str | bytes) -> Any:
     try:
         return _tree(yaml.load(text, _Loader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        words = re.sub(r'in "<\w+ string>", ', "", " ".join(str(error).split()))  # PyYAML's name for what has none
-        raise UserError(f"is not valid YAML: {shown(words, 300)}") from None
+        raise UserError(f"is not valid YAML: {shown(_in_words(error), 300)}") from None
     except RecursionError:
         raise UserError("is not valid YAML: it is nested too deeply.") from None
     except (ValueError, TypeError) as error:  # such as `!!int x`, or a list for a key
         raise UserError(f"is not valid YAML: {shown(str(error), 300)}") from None
+
+
+def _in_words(error: Exception) -> str:
+    """What is wrong, and in which line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    context = getattr(error, "context", None)
+    what = ", ".join(filter(None, (context, getattr(error, "problem", None))))
+    return f"{what} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
