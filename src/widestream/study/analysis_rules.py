@@ -1,6 +1,7 @@
-"""What an analysis needs of its arms: told before anything is trained, by the plan, and on the page, by what is there.
+"""What an analysis needs of its arms, told before anything is trained.
 
 Each rule gives a sentence that says what is missing, or None. Arms are whatever has a `name` and counts of its size.
+What the page lacks because runs diverged or are not done is said there (`page/`), from what was measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,8 +9,6 @@ from typing import Protocol
 
 from widestream.study.spec import Analysis, Line
 
-AXES = ("non_embedding", "tokens", "flops")
-"""Counts over which a ladder is drawn."""
 PRINTED = ("tokens", "flops", "parameters", "wall_s")
 """What a race must have the paper's savings of; beside them `loss`, that of the reference and of the other arm."""
 
@@ -63,14 +62,6 @@ def ladder_fault(reference: str, families: Families) -> str | None:
     for family, rungs in families.items():
         if fault := few(rungs, "non_embedding") or twice(rungs, "non_embedding"):
             return f"No power law can be fitted to {family}: {fault}"
-    return None
-
-
-def axis_fault(families: Families, axis: str) -> str | None:
-    """A power law over one of `AXES` needs sizes that differ in it."""
-    for family, rungs in families.items():
-        if fault := few(rungs, axis) or twice(rungs, axis):
-            return f"No power law can be fitted to {family} over {axis}: {fault}"
     return None
 
 
