@@ -8,6 +8,7 @@ from test_compare_page import Page, figures
 
 from fake_runs import loss_at, write_run
 from widestream.report import compare, print_table, write_picture, write_report
+from widestream.report.comparison import Choice
 from widestream.report.figures.comparison_charts import ranking
 from widestream.report.league import is_league, league_table, league_verdict, ranked
 
@@ -128,6 +129,13 @@ def test_who_shares_no_stretch_with_the_reference_stays_in_the_table(tmp_path):
     row = next(row for row in league_table(found).rows if row[0] == "late-one")
     assert set(row[4:8]) == {"–"}
     assert "1 that share no stretch of training with it" in str(league_verdict(found))
+
+
+def test_nobody_who_is_behind_the_reference_stands_in_front(league):
+    """With the best model as the reference nobody leads at equal tokens."""
+    headline = league_verdict(compare([league], Choice(reference="wider"))).headline
+    assert "In front" not in headline
+    assert "None is in front of wider; next behind it: wide (+0.1" in headline
 
 
 def test_a_reference_of_which_a_seed_diverged_leaves_no_claim(league, tmp_path):

@@ -72,13 +72,21 @@ def _standing(comparison: Comparison, resource: Resource) -> str:
         told += f". Corrected for their number (Holm) {lower} {'is' if lower == 1 else 'are'} lower and {higher} higher"
     elif len(known) > 1:
         told += ", also when corrected for their number (Holm)"
-    return f"{told}. In front: {_leaders(pairs, resource)}."
+    return f"{told}. {_front(pairs, resource, reference)}."
 
 
 def _ways(pairs: Sequence[Pair], resource: Resource) -> tuple[int, int]:
     """How many differences lie below zero, and how many above."""
     means = [pair.at_equal[resource].mean for pair in pairs]
     return sum(mean < 0 for mean in means), sum(mean > 0 for mean in means)
+
+
+def _front(pairs: Sequence[Pair], resource: Resource, reference: str) -> str:
+    """Who stands before the reference; where nobody does, who comes next behind it."""
+    before = [pair for pair in pairs if pair.at_equal[resource].mean < 0]
+    if before:
+        return f"In front: {_leaders(before, resource)}"
+    return f"None is in front of {reference}; next behind it: {_leaders(pairs, resource)}"
 
 
 def _leaders(pairs: Sequence[Pair], resource: Resource) -> str:
