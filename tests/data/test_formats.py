@@ -70,7 +70,7 @@ def test_zstd_with_the_largest_window(tmp_path, lines):
     ("name", "content", "message"),
     [
         ("a.txt", "text".encode("utf-16"), "is UTF-16: convert"),
-        ("a.jsonl.gz", gzip.compress('{"text": "x"}'.encode("utf-16")), "is UTF-16: convert"),
+        ("a.jsonl.gz", gzip.compress('{"text": "x"}'.encode("utf-16"), mtime=0), "is UTF-16: convert"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS.*git lfs pull"),
         ("a.json", b'[\n {"text": "a"},\n {"text": "b"}\n]\n', r"is JSON, but not an object a line: .*jq -c"),
         ("a.json", b'[{"text": "a"}, {"text": "b"}]', r"is JSON, but not an object a line: .*jq -c"),
