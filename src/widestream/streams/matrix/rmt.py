@@ -97,7 +97,7 @@ class MatrixBase(Stream[MatrixSettings]):
             self.declare_storage("write_position", (roles.heads,), roles)
         for site, reader in enumerate(self.readers):
             vectors = self.vectors(reader, roles)
-            zero_rows = self.rank if len(vectors) == 2 and config.init.query_zero else 0
+            zero_rows = self.rank if reader == "attention" and len(vectors) == 2 and config.init.query_zero else 0
             self.declare_retrieval(site, vectors, roles, zero_rows)
             if reader != "head":
                 self.declare_storage(f"write_{site + 1}", vectors[-1:], roles, scaled[reader])
