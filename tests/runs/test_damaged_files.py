@@ -8,6 +8,7 @@ import pytest
 from tiny_runs import RECIPE
 from widestream.errors import UserError
 from widestream.recipe import from_dict
+from widestream.runs.checkpoint import complete
 from widestream.runs.folder import read_config, read_done, read_info
 from widestream.runs.metrics import MetricsWriter, require_idle
 from widestream.runs.rows import WRITTEN, metrics_rows, written_at
@@ -56,3 +57,13 @@ def test_every_altered_figure_is_noticed(tmp_path):
 def test_a_checkpoint_that_tells_nonsense_of_the_rows_tells_nothing(tmp_path, harm):
     (tmp_path / WRITTEN).write_text(json.dumps({"bytes": 9, "sha256": "0"} | harm))
     assert written_at(tmp_path) is None
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, caplog):
+    folder = tmp_path / "checkpoints" / "step_00000002"
+    folder.mkdir(parents=True)
+    for name in (WRITTEN, "complete.json"):
+        os.mkfifo(folder / name)
+    assert written_at(folder) is None
+    assert complete(tmp_path) == []
+    assert "complete.json is damaged" in caplog.text

@@ -117,6 +117,7 @@ def read_samples(run_dir: Path) -> list[dict[str, Any]]:
 def written_at(checkpoint: Path) -> Written | None:
     """What metrics.jsonl held when a checkpoint was made; None where that is not told."""
     try:
+        require_regular(checkpoint / WRITTEN)
         written = Written(**json.loads((checkpoint / WRITTEN).read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
