@@ -39,8 +39,14 @@ class Role:
     """muP: learning rate relative to the optimizer's."""
     multiplier: float = 1.0
     """muP: what the product with this parameter is multiplied by in the forward pass."""
+    product: bool = False
+    """Whether it is the weight of a matrix product: each entry that is used costs two FLOPs a token."""
     muon: bool = False
-    """Whether Muon may take it: a matrix between infinite axes."""
+    """Whether Muon may take it: a matrix between infinite axes [out, in], or a stack of such [E, out, in]."""
+    splits: tuple[int, ...] = ()
+    """Rows of the matrices that it holds one above the other (of each one in a stack); (): it is one."""
+    used: float = 1.0
+    """Share of it that one token's path goes through; of experts, those picked."""
     zero_rows: int = 0
     """So many leading rows start at zero."""
     part: str = "other"
@@ -55,11 +61,16 @@ class Roles:
         mup = config.mup
         self.vocab = Axis(config.vocab_size)
         self.positions = Axis(config.context)
-        self.qkv = Axis(3)
         self.width = Axis(config.embed_dim, mup.base_width or config.embed_dim)
         self.heads = Axis(config.num_heads, mup.base_num_heads or config.num_heads)
+        self.kv_heads = self.like_heads(config.kv_heads)
         self.head_dim = Axis(config.head_dim, mup.base_head_dim or config.head_dim)
         self.neurons = Axis(config.mlp_dim, mup.base_mlp_dim or config.mlp_dim)
+
+    def like_heads(self, number: int) -> Axis:
+        """So many heads or data vectors, whose number grows as that of the model's heads."""
+        assert self.heads.base is not None
+        return Axis(number, max(1, round(number * self.heads.base / self.heads.size)))
 
     def embedding(self, entries: Axis, out: tuple[Axis, ...], part: str) -> Role:
         """A look-up table: finite to infinite. It is never decayed."""
@@ -76,6 +87,7 @@ class Roles:
         decay: Literal["weight", "key"] = "weight",
         output: bool = False,
         zero_rows: int = 0,
+        splits: tuple[int, ...] = (),
     ) -> Role:
         """A map between infinite axes.
 
@@ -86,29 +98,52 @@ class Roles:
             decay: `key` for what the stream owns.
             output: whether it is the block's last map, which depth scaling makes smaller by 1/sqrt(number of blocks).
             zero_rows: so many leading rows start at zero.
+            splits: see `Role`; each of them is a map from `in_` to `out`.
         """
         std = self._std(size(in_), size(out))
         if output and self.config.init.depth_scale:
             std /= math.sqrt(self.config.blocks_per_layer * self.config.num_layers)
-        return Role(std, decay, lr_factor=1 / _ratio(in_), muon=True, zero_rows=zero_rows, part=part)
+        return Role(
+            std,
+            decay,
+            lr_factor=1 / _ratio(in_),
+            product=True,
+            muon=True,
+            splits=splits,
+            zero_rows=zero_rows,
+            part=part,
+        )
+
+    def readout(self, in_: tuple[Axis, ...], out: Axis, part: str) -> Role:
+        """A map from infinite axes to a finite one in a block (a router); under muP with the head's multiplier."""
+        ratio = _ratio(in_)
+        return Role(self._std(size(in_) / ratio, out.size), "weight", multiplier=1 / ratio, product=True, part=part)
+
+    def bias(self, part: str) -> Role:
+        """What is added behind a map: zeros, never decayed."""
+        return Role(0.0, "none", part=part)
 
     def unembedding(self, in_: tuple[Axis, ...]) -> Role:
         """Infinite to finite. Under muP its standard deviation does not shrink with width; its multiplier does."""
         init, mup = self.config.init, self.config.mup
         std = init.std if init.scheme == "mup" else self._std(size(in_), self.vocab.size)
         multiplier = mup.output_multiplier / _ratio(in_)
-        return Role(0.0 if init.output_zero else std, "none", multiplier=multiplier, part="unembedding")
+        return Role(0.0 if init.output_zero else std, "none", multiplier=multiplier, product=True, part="unembedding")
 
     def gain(self) -> Role:
-        """A gain of a norm: ones, never decayed."""
-        return Role(None, "none", part="norm")
+        """A gain of a norm: ones, or zeros where it is added to 1; never decayed."""
+        return Role(0.0 if self.config.norm_offset else None, "none", part="norm")
+
+    def bias(self, part: str) -> Role:
+        """A bias: zeros, never decayed."""
+        return Role(0.0, "none", part=part)
 
     def attention_scale(self) -> float:
         """Factor on the attention logits: alpha_attn sqrt(base D_v) / D_v, which is 1/sqrt(D_v) at the base size."""
         assert self.head_dim.base is not None
         return self.config.mup.attention_multiplier * math.sqrt(self.head_dim.base) / self.head_dim.size
 
-    def _std(self, fan_in: int, fan_out: int) -> float:
+    def _std(self, fan_in: float, fan_out: int) -> float:
         init = self.config.init
         match init.scheme:
             case "lecun":
@@ -134,7 +169,7 @@ class Declared(nn.Module):
         self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Values of own parameters that start neither at zero, at one, nor at random, by name."""
+        """Values of own parameters that start neither at zero, at one, nor at random, and of all buffers, by name."""
         return {}
 
 
@@ -164,10 +199,11 @@ def initialize(model: nn.Module, seed: int) -> None:
         values = torch.empty(parameter.shape).normal_(0, 1, generator=generator).mul_(role.std)
         values[: role.zero_rows] = 0
         parameter.copy_(values)
+    tensors = parameters | dict(model.named_buffers())
     for prefix, module in model.named_modules():
         if isinstance(module, Declared):
             for name, value in module.initial_values().items():
-                parameters[f"{prefix}.{name}" if prefix else name].copy_(value)
+                tensors[f"{prefix}.{name}" if prefix else name].copy_(value)
 
 
 def size(axes: tuple[Axis, ...]) -> int:
