@@ -40,7 +40,12 @@ class Role:
     multiplier: float = 1.0
     """muP: what the product with this parameter is multiplied by in the forward pass."""
     muon: bool = False
-    """Whether Muon may take it: a matrix between infinite axes."""
+    """Whether Muon may take it: a matrix between infinite axes, or several of them along leading axes (experts)."""
+    splits: tuple[int, ...] = ()
+    """Rows (along the last axis but one) of each of the matrices that stand one above the other in it, such as W_Q, W_K
+    and W_V; empty: it is one matrix."""
+    head: tuple[int, int] | None = None
+    """Rows and columns that belong to one attention head, if it maps to heads or from them."""
     zero_rows: int = 0
     """So many leading rows start at zero."""
     part: str = "other"
@@ -76,6 +81,7 @@ class Roles:
         decay: Literal["weight", "key"] = "weight",
         output: bool = False,
         zero_rows: int = 0,
+        splits: tuple[int, ...] = (),
     ) -> Role:
         """A map between infinite axes.
 
@@ -86,11 +92,21 @@ class Roles:
             decay: `key` for what the stream owns.
             output: whether it is the block's last map, which depth scaling makes smaller by 1/sqrt(number of blocks).
             zero_rows: so many leading rows start at zero.
+            splits: see `Role.splits`. Default: one part for each slot where `out` begins with slots (q, k, v).
         """
         std = self._std(size(in_), size(out))
         if output and self.config.init.depth_scale:
             std /= math.sqrt(self.config.blocks_per_layer * self.config.num_layers)
-        return Role(std, decay, lr_factor=1 / _ratio(in_), muon=True, zero_rows=zero_rows, part=part)
+        return Role(
+            std,
+            decay,
+            lr_factor=1 / _ratio(in_),
+            muon=True,
+            splits=splits or _slots(out),
+            head=self._head(in_, out),
+            zero_rows=zero_rows,
+            part=part,
+        )
 
     def unembedding(self, in_: tuple[Axis, ...]) -> Role:
         """Infinite to finite. Under muP its standard deviation does not shrink with width; its multiplier does."""
@@ -107,6 +123,14 @@ class Roles:
         """Factor on the attention logits: alpha_attn sqrt(base D_v) / D_v, which is 1/sqrt(D_v) at the base size."""
         assert self.head_dim.base is not None
         return self.config.mup.attention_multiplier * math.sqrt(self.head_dim.base) / self.head_dim.size
+
+    def _head(self, in_: tuple[Axis, ...], out: tuple[Axis, ...]) -> tuple[int, int] | None:
+        """Shape of one head's part of a map whose rows, or whose columns, are heads side by side."""
+        if len(out) > 1 and out[-1] is self.head_dim:
+            return self.head_dim.size, size(in_)
+        if len(in_) > 1 and in_[-1] is self.head_dim:
+            return size(out), self.head_dim.size
+        return None
 
     def _std(self, fan_in: int, fan_out: int) -> float:
         init = self.config.init
@@ -173,6 +197,11 @@ def initialize(model: nn.Module, seed: int) -> None:
 def size(axes: tuple[Axis, ...]) -> int:
     """Product of the axes' sizes."""
     return math.prod(axis.size for axis in axes)
+
+
+def _slots(out: tuple[Axis, ...]) -> tuple[int, ...]:
+    """Rows of each part of a matrix whose outer axis of two or more is finite."""
+    return (size(out[1:]),) * out[0].size if len(out) > 1 and out[0].base is None else ()
 
 
 def _ratio(axes: tuple[Axis, ...]) -> float:
