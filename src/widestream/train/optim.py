@@ -7,7 +7,9 @@ from torch import nn
 
 from widestream.blocks.roles import Role
 from widestream.errors import UserError
+from widestream.model.build import meta_model
 from widestream.model.decoder import Decoder
+from widestream.recipe import RunConfig
 from widestream.recipe.train import MuonConfig, OptimizerConfig
 from widestream.train.optim_muon import Divided, MuonGroup, MuonWithAdamW, muon_rate, muon_takes
 
@@ -48,6 +50,16 @@ def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Adam
     if not taken:
         raise UserError("optimizer.kind is muon, but this model has no hidden matrix; use optimizer.kind=adamw.")
     return MuonWithAdamW(_muon_groups(parameters, taken, roles, config, config.muon), config.muon, adamw)
+
+
+def count_by_optimizer(config: RunConfig) -> dict[str, int]:
+    """Parameters of a recipe's model, counted without making it, by what updates them: `adamw`, and `muon` if asked."""
+    model = meta_model(config.model)
+    taken = set(muon_takes(model.roles(), config.optimizer))
+    counts = {"muon": 0, "adamw": 0} if config.optimizer.kind == "muon" else {"adamw": 0}
+    for name, parameter in model.named_parameters():
+        counts["muon" if name in taken else "adamw"] += parameter.numel()
+    return counts
 
 
 def _adamw(
