@@ -4,9 +4,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from widestream.errors import UserError
+from widestream.recipe.blocks import MoEConfig, QKNormConfig, RotaryScalingConfig
 from widestream.recipe.stream import StreamConfig
 
-SIZES = ("vocab_size", "context", "num_layers", "num_heads", "head_dim", "mlp_dim", "width", "short_swa")
+SIZES = (
+    *("vocab_size", "context", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "width", "short_swa"),
+    *("attention_window", "full_attention_every", "rotary_skip_every"),
+)
+
+GATED = ("swiglu", "geglu", "geglu_tanh")
+"""Activations with a gate: W_2 (act(W_g x) * W_u x), three matrices."""
 
 LARGEST, MOST_LAYERS = 2**31 - 1, 4096
 """Largest size of an axis, and most layers: beyond, a mistype is likelier than a model."""
@@ -69,6 +76,9 @@ class ModelConfig:
     """[L] One layer is attention and MLP."""
     num_heads: int
     """[H; RMT: R] Attention heads, which is also RMT's rank."""
+    num_kv_heads: int | None = None
+    """[H_kv] Heads of keys and values, each for H / H_kv heads of queries (grouped-query attention, arXiv 2305.13245);
+    in a matrix stream as many vectors are read for k and v. Default: num_heads."""
     head_dim: int
     """[D_h; RMT: D_v] Width of a head, which is also RMT's value axis."""
     mlp_dim: int
@@ -81,14 +91,50 @@ class ModelConfig:
     """Norm in front of every read."""
     norm_eps: float = 1e-6
     """Added to the variance (mean square) inside the norm."""
+    norm_place: Literal["before", "after", "both"] = "before"
+    """Where blocks have norms: in front of what they read (GPT-2, Llama), behind what they put out, before it is
+    written (OLMo 2, OLMo 3), or both (sandwich norms: Gemma 2 and 3). The head's norm is always there."""
+    norm_offset: bool = False
+    """Gains are 1 + w with w from zero (Gemma), instead of w from one."""
+    norm_bias: bool = False
+    """layernorm: add a bias behind the gain (GPT-2)."""
+    norm_cast: Literal["after_gain", "before_gain"] = "after_gain"
+    """Under autocast: whether the gain acts on float32 numbers, rounded afterwards (OLMo, Gemma), or on rounded ones
+    (Llama, Qwen, Mixtral). In float32 there is no difference."""
     positions: Literal["learned", "alibi", "rotary", "none"] = "learned"
     """Position information. learned: a table added to (RMT: stored beside) the embedding."""
     rotary_base: float = 10000.0
     """Base of the rotary frequencies."""
+    rotary_window_base: float | None = None
+    """The same in layers with a window (Gemma 3); default: rotary_base."""
+    rotary_fraction: float = 1.0
+    """Share of every head, from its first number on, that is rotated (GPT-NeoX 0.25, GLM 4 0.5)."""
+    rotary_pairs: Literal["halves", "neighbours"] = "halves"
+    """Which numbers are rotated together: i and i + half, or 2 i and 2 i + 1 (GLM 4, the paper on rotary positions)."""
+    rotary_skip_every: int | None = None
+    """Every n-th layer, the n-th first, has no rotation (SmolLM3, Llama 4: 4)."""
+    rotary_scaling: RotaryScalingConfig = field(default_factory=RotaryScalingConfig)
+    """Frequencies for longer text than was trained on."""
+    qk_norm: QKNormConfig = field(default_factory=QKNormConfig)
+    """Norm of queries and keys."""
+    attention_bias: Literal["none", "qkv", "all"] = "none"
+    """Biases of queries, keys and values (Qwen 2), or these and one on what attention puts out (GPT-2)."""
+    attention_soft_cap: float | None = None
+    """[c] Attention logits become c tanh(logit / c), in front of the mask (Gemma 2: 50)."""
+    attention_window: int | None = None
+    """[w] Attention sees the last w tokens, the token itself counted; None: all."""
+    full_attention_every: int | None = None
+    """Every n-th layer, the n-th first, sees all tokens in spite of attention_window (Gemma 2: 2, OLMo 3: 4, Gemma 3:
+    6); None: no layer does."""
     document_mask: bool = True
     """Attention stays inside a document."""
-    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
-    """Non-linearity of the MLP; gelu_tanh is the tanh approximation (the published code)."""
+    activation: Literal["gelu_tanh", "gelu", "squared_relu", "swiglu", "geglu", "geglu_tanh"] = "gelu_tanh"
+    """Non-linearity of the MLP; gelu_tanh is the tanh approximation (the published code). swiglu, geglu, geglu_tanh:
+    W_2 (act(W_g x) * W_u x) with a gate (Shazeer, arXiv 2002.05202), three matrices of mlp_dim neurons."""
+    mlp_bias: bool = False
+    """Biases of the MLP's matrices."""
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    """A mixture of experts in place of the MLP."""
     upcast_attention: bool = True
     """Queries, keys and softmax in float32 under autocast."""
     inverse_layer_scaling: bool = True
@@ -100,6 +146,8 @@ class ModelConfig:
     learned: lambda_1 V_1 + lambda_2 V, from (0, 1) on; shared: V_1 in place of V, and no later W_V."""
     tied_head: bool = False
     """Use the embedding as the unembedding."""
+    logit_soft_cap: float | None = None
+    """[c] Logits become c tanh(logit / c) (Gemma 2: 30; nanochat: 15)."""
     init: InitConfig = field(default_factory=InitConfig)
     """Initialisation."""
     mup: MupConfig = field(default_factory=MupConfig)
@@ -112,8 +160,8 @@ class ModelConfig:
             if not 1 <= size <= most:
                 limit = "at least 1" if size < 1 else f"at most {most:,}"
                 raise UserError(f"model.{name} is {size}; it must be {limit}.")
-        if self.positions == "rotary" and self.head_dim % 2:
-            raise UserError(f"Rotary positions need an even model.head_dim; it is {self.head_dim}.")
+        check_attention(self)
+        check_norms(self)
         if self.init.scheme != "mup" and self.mup_bases:
             names = ", ".join(f"mup.{name}" for name in self.mup_bases)
             raise UserError(f"{names} act only under init.scheme: mup; this model has init.scheme: {self.init.scheme}.")
@@ -121,6 +169,35 @@ class ModelConfig:
             raise UserError(
                 "model.init.output_zero would zero the embedding too under model.tied_head; set one of them to false."
             )
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values [H_kv]."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers of a head that are rotated."""
+        return round(self.head_dim * self.rotary_fraction)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.activation in GATED
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens back a layer's attention sees, the token itself counted; None: all."""
+        every = self.full_attention_every
+        return None if every and (layer + 1) % every == 0 else self.attention_window
+
+    def rotates(self, layer: int) -> bool:
+        """Whether a layer's attention has rotary positions."""
+        every = self.rotary_skip_every
+        return self.positions == "rotary" and not (every and (layer + 1) % every == 0)
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        return self.moe.num_experts > 0 and (layer + 1) % self.moe.every == 0
 
     @property
     def mup_bases(self) -> dict[str, int]:
@@ -142,3 +219,55 @@ class ModelConfig:
     def embed_dim(self) -> int:
         """Width of what blocks and head receive [D; RMT: R * D_v]."""
         return self.width or self.num_heads * self.head_dim
+
+
+def check_attention(config: ModelConfig) -> None:
+    """Refuse settings of attention that do not fit together.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if config.num_heads % config.kv_heads:
+        raise UserError(
+            f"model.num_kv_heads is {config.num_kv_heads}; model.num_heads, {config.num_heads}, must be a multiple of "
+            "it."
+        )
+    for name in ("attention_soft_cap", "logit_soft_cap", "rotary_base", "rotary_window_base"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"model.{name} is {value}; it must be above 0.")
+    if config.full_attention_every is not None and config.attention_window is None:
+        raise UserError("model.full_attention_every does nothing without model.attention_window.")
+    if config.positions == "rotary":
+        _check_rotary(config)
+        return
+    ours = config.rotary_window_base, config.rotary_skip_every
+    if any(ours) or config.rotary_fraction != 1 or config.rotary_scaling.kind != "none":
+        raise UserError(
+            "model.rotary_window_base, rotary_skip_every, rotary_fraction and rotary_scaling act only under positions: "
+            f"rotary; this model has positions: {config.positions}."
+        )
+
+
+def _check_rotary(config: ModelConfig) -> None:
+    if config.rotary_fraction == 1 and config.head_dim % 2:
+        raise UserError(f"Rotary positions need an even model.head_dim; it is {config.head_dim}.")
+    if not 0 < config.rotary_fraction <= 1 or config.rotary_dim % 2 or not config.rotary_dim:
+        raise UserError(
+            f"model.rotary_fraction is {config.rotary_fraction}; of a head of {config.head_dim} it must leave an even "
+            f"number to rotate, from 2 to {config.head_dim}."
+        )
+    if config.rotary_window_base is not None and config.attention_window is None:
+        raise UserError("model.rotary_window_base does nothing without model.attention_window.")
+
+
+def check_norms(config: ModelConfig) -> None:
+    """Refuse settings of norms that do not fit together.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if config.norm_bias and config.norm != "layernorm":
+        raise UserError(f"model.norm_bias is for norm: layernorm; this model has norm: {config.norm}.")
+    if not config.norm_eps > 0:
+        raise UserError(f"model.norm_eps is {config.norm_eps}; it must be above 0.")
