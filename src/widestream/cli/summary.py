@@ -14,7 +14,7 @@ def summary(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters by part and optimizer, stream size, FLOPs and activation bytes per token, without allocating the model."""
+    """Parameters by part and optimizer, stream size, FLOPs and activation bytes, without allocating the model."""
     import json
 
     from widestream.cli.model_tables import print_summary
