@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models import tiny
+from widestream.blocks.roles import Roles
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
 
@@ -126,3 +127,30 @@ def test_activations_keep_their_size_over_width_and_keys(stream):
         model = build_model(tiny(own, num_heads=4 * factor, mlp_dim=64 * factor))
         sizes.append(model(torch.arange(20)[None]).square().mean().sqrt().item())
     assert sizes[1] / sizes[0] == pytest.approx(1, rel=0.25)
+
+
+def test_a_parameter_says_which_matrices_it_holds():
+    dense, matrix = (meta_model(tiny(stream)).roles() for stream in ("vector", "matrix"))
+    assert dense["blocks.0.qkv"].splits == (32, 32, 32)
+    assert matrix["stream.read_0"].splits == (4, 4, 4)
+    one = ("blocks.0.out", "blocks.1.w1", "blocks.1.w2")
+    assert all(dense[name].splits == () for name in one)
+    assert matrix["stream.read_1"].splits == matrix["stream.write_1"].splits == ()
+    shared = meta_model(tiny("vector", value_residual="shared")).roles()
+    assert shared["blocks.2.qkv"].splits == (32, 32)
+    for roles in (dense, matrix, shared):
+        assert all(role.splits == () for role in roles.values() if not role.muon)
+
+
+def test_parts_of_unequal_size_are_declared():
+    roles = Roles(tiny("vector"))
+    heads = (roles.heads, roles.head_dim)
+    assert roles.hidden((roles.width,), (roles.qkv, *heads), "attention", splits=(32, 8, 8)).splits == (32, 8, 8)
+
+
+def test_what_belongs_to_one_head():
+    roles = meta_model(tiny("vector")).roles()
+    assert roles["blocks.0.qkv"].head == (8, 32)
+    assert roles["blocks.0.out"].head == (32, 8)
+    assert roles["blocks.1.w1"].head is roles["blocks.1.w2"].head is None
+    assert all(role.head is None for role in meta_model(tiny("matrix")).roles().values())

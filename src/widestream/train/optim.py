@@ -49,7 +49,8 @@ def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Adam
         return adamw
     if not taken:
         raise UserError("optimizer.kind is muon, but this model has no hidden matrix; use optimizer.kind=adamw.")
-    return MuonWithAdamW(_muon_groups(parameters, taken, roles, config, config.muon), config.muon, adamw)
+    rate = muon_rate(model.config, config.lr, config.muon)
+    return MuonWithAdamW(_muon_groups(parameters, taken, roles, config, config.muon, rate), config.muon, adamw)
 
 
 def count_by_optimizer(config: RunConfig) -> dict[str, int]:
@@ -91,13 +92,13 @@ def _muon_groups(
     roles: dict[str, Role],
     config: OptimizerConfig,
     muon: MuonConfig,
+    rate: float,
 ) -> list[MuonGroup]:
     strength = config.weight_decay if muon.weight_decay is None else muon.weight_decay
     groups: dict[float, list[Divided]] = {}
     for name in names:
         divided = Divided(parameters[name], roles[name], muon.split_heads)
         groups.setdefault(_decay(roles[name], config, strength), []).append(divided)
-    rate = muon_rate(names, roles, config, muon)
     return [MuonGroup(divided, _rates(rate, decay, config)) for decay, divided in groups.items()]
 
 

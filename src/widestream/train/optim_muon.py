@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from widestream.blocks.roles import Role
 from widestream.errors import UserError
+from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import MuonConfig, OptimizerConfig
 
 MOMENTUM = "momentum_buffer"
@@ -33,24 +34,24 @@ def muon_takes(roles: Mapping[str, Role], config: OptimizerConfig) -> list[str]:
     return [name for name, role in roles.items() if role.muon and role.decay in decays]
 
 
-def muon_rate(names: list[str], roles: Mapping[str, Role], config: OptimizerConfig, muon: MuonConfig) -> float:
+def muon_rate(model: ModelConfig, lr: float, muon: MuonConfig) -> float:
     """Muon's peak rate, before its scale by shape.
 
     muP asks for steps whose effect on a product stays as a model widens. The entries of Adam's steps are all of one
     size, so its rate has to fall with the fan-in. An orthogonal step times sqrt(A / B) has that effect at any width, so
     with `original` muP has no factor for Muon. (A matrix with fewer rows than columns has the scale 1 there, which is
     the same as long as both grow together.) With `match_rms_adamw` steps grow with width, which muP is there to
-    prevent.
+    prevent; that is refused at the base sizes already, whose settings are to serve wider models.
 
     Raises:
-        UserError: the model is wider than its muP base and the scale is `match_rms_adamw`.
+        UserError: there are base sizes and the scale is `match_rms_adamw`.
     """
-    if muon.adjust_lr == "match_rms_adamw" and any(roles[name].lr_factor != 1 for name in names):
+    if model.mup_bases and muon.adjust_lr == "match_rms_adamw":
         raise UserError(
-            "optimizer.muon.adjust_lr is match_rms_adamw, whose steps grow with width, and model.mup has base sizes to "
-            "keep them equal; use optimizer.muon.adjust_lr=original."
+            "optimizer.muon.adjust_lr is match_rms_adamw, whose steps grow with width, and "
+            f"model.mup.{next(iter(model.mup_bases))} is set so that they do not; use optimizer.muon.adjust_lr=original."
         )
-    return config.lr * muon.lr_factor
+    return lr * muon.lr_factor
 
 
 def matrices(values: Tensor, role: Role, split_heads: bool) -> list[Tensor]:
