@@ -47,9 +47,10 @@ def muon_rate(model: ModelConfig, lr: float, muon: MuonConfig) -> float:
         UserError: there are base sizes and the scale is `match_rms_adamw`.
     """
     if model.mup_bases and muon.adjust_lr == "match_rms_adamw":
+        base = next(iter(model.mup_bases))
         raise UserError(
-            "optimizer.muon.adjust_lr is match_rms_adamw, whose steps grow with width, and "
-            f"model.mup.{next(iter(model.mup_bases))} is set so that they do not; use optimizer.muon.adjust_lr=original."
+            f"optimizer.muon.adjust_lr is match_rms_adamw, whose steps grow with width, and model.mup.{base} is set so "
+            "that they do not; use optimizer.muon.adjust_lr=original."
         )
     return lr * muon.lr_factor
 
