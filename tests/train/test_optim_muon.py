@@ -1,5 +1,6 @@
 """Muon beside AdamW: what torch does on separate matrices, for parameters that hold several of them."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tiny_runs import tiny_config
 from widestream.blocks.roles import Role
 from widestream.errors import UserError
 from widestream.model.build import build_model
+from widestream.recipe import load_recipe, recipe_names
 from widestream.recipe.train import MuonConfig, OptimizerConfig
 from widestream.runs.checkpoint import load_optimizer, load_weights, save
 from widestream.train.optim import build_optimizer, set_lr, set_momentum
@@ -241,12 +243,27 @@ def test_under_mup_the_scale_by_shape_takes_the_place_of_the_rate_factor(data):
         build_optimizer(model, config_of())
 
 
-def test_a_model_without_a_hidden_matrix_is_refused(monkeypatch):
-    model = build_model(tiny("vector"), seed=0)
+def test_a_model_whose_blocks_have_no_matrix_is_refused(monkeypatch):
+    model = build_model(tiny({"kind": "matrix_keys", "key_dim": 6}), seed=0)
+    with pytest.raises(
+        UserError, match=r"no matrix in this model; set optimizer\.muon\.keys=true for the stream's own, or"
+    ):
+        build_optimizer(model, config_of())
+    optimizer = build_optimizer(model, config_of({"keys": True}))
+    take_steps(model, optimizer, range(1))
     plain = {name: replace(role, muon=False) for name, role in model.roles().items()}
     monkeypatch.setattr(model, "roles", lambda: plain)
-    with pytest.raises(UserError, match="this model has no hidden matrix; use optimizer"):
-        build_optimizer(model, config_of())
+    with pytest.raises(UserError, match=r"no matrix in this model; set optimizer\.kind=adamw"):
+        build_optimizer(model, config_of({"keys": True}))
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if re.fullmatch(r"zoo/\w+", name)])
+def test_every_parameter_of_every_stream_takes_a_step(name):
+    model = build_model(replace(load_recipe(name).model, vocab_size=50), seed=0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, config_of({"keys": True, "split_heads": True}, weight_decay=0.0))
+    take_steps(model, optimizer, range(1))
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
 
 
 @pytest.mark.parametrize(

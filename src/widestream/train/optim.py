@@ -48,7 +48,10 @@ def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Adam
     if config.muon is None:
         return adamw
     if not taken:
-        raise UserError("optimizer.kind is muon, but this model has no hidden matrix; use optimizer.kind=adamw.")
+        own = "optimizer.muon.keys=true for the stream's own, or " if any(role.muon for role in roles.values()) else ""
+        raise UserError(
+            f"optimizer.kind is muon, but blocks have no matrix in this model; set {own}optimizer.kind=adamw."
+        )
     rate = muon_rate(model.config, config.lr, config.muon)
     return MuonWithAdamW(_muon_groups(parameters, taken, roles, config, config.muon, rate), config.muon, adamw)
 
