@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from widestream.blocks.roles import named_roles
 from widestream.machine import DTYPES, autocast
 from widestream.model.decoder import Decoder
 
@@ -89,6 +90,6 @@ def cast_weights(model: Decoder, precision: str) -> None:
     """
     if precision == "float32":
         return
-    for parameter in (*model.blocks.parameters(), model.head_weight()):
-        if parameter.ndim == 2:
-            parameter.data = parameter.data.to(DTYPES[precision])
+    matrices = [model.blocks.get_parameter(name) for name, role in named_roles(model.blocks).items() if role.muon]
+    for parameter in (*matrices, model.head_weight()):
+        parameter.data = parameter.data.to(DTYPES[precision])

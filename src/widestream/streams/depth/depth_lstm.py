@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import Norm, has_read_norm, norm_size
 from widestream.blocks.roles import Axis, Role, Roles
 from widestream.kernels.gelu_cpu import gelu
 from widestream.recipe.model import ModelConfig
@@ -83,11 +83,11 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         super().__init__(config, roles)
         settings = self.settings
         self.width, self.neurons = config.embed_dim, config.mlp_dim
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.approximate = "tanh" if config.activation.endswith("gelu_tanh") else "none"
         width, neurons, both = (roles.width,), (roles.neurons,), (Axis(2), roles.width)
 
         def norm(size: int) -> Norm:
-            return Norm(config.norm, (size,), (size,), config.norm_eps, roles.gain())
+            return Norm(config, roles, (size,))
 
         if settings.learned_cell:
             self.declare("cell_0", (self.width,), Role(0.0, "none", part="stream"))
@@ -102,8 +102,7 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         self.gate_norms = nn.ModuleList(nn.ModuleDict({gate: norm(self.width) for gate in "ifo"}) for _ in cells)
         self.candidate_norms = nn.ModuleList(norm(self.neurons) for _ in cells)
         self.norms = nn.ModuleList(
-            norm(self.width) if reader == "head" or settings.attention_norm else nn.Identity()
-            for reader in self.readers
+            norm(self.width) if _has_norm(settings, config, reader) else nn.Identity() for reader in self.readers
         )
 
     @classmethod
@@ -131,8 +130,9 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         """6 D^2 + 3 D F weights and 3 D + F gains per cell; D gains per norm in front of a read; D of a learned c_0."""
         settings = cls.settings_of(config)
         cells, D, neurons = len(cls.blocks(config)), config.embed_dim, config.mlp_dim
-        vectors = (cells + 1 if settings.attention_norm else 1) + settings.learned_cell
-        return cells * (6 * D * D + 3 * D * neurons + 3 * D + neurons) + vectors * D
+        norms = (cells if _has_norm(settings, config, "attention") else 0) + 1
+        gains = norm_size(config, cells * (3 * D + neurons) + norms * D)
+        return cells * (6 * D * D + 3 * D * neurons) + gains + settings.learned_cell * D
 
     def cost(self) -> StreamCost:
         """Two FLOPs per entry of the cells' matrices; saved: inputs of products, norms, gates and their products."""
@@ -165,3 +165,8 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
     def read(self, site: int, state: DepthState) -> dict[str, Tensor]:
         """h, normalised."""
         return {"x": self.norms[site](state.h)}
+
+
+def _has_norm(settings: DepthLSTMConfig, config: ModelConfig, reader: str) -> bool:
+    """Whether a reader has a norm in front."""
+    return reader == "head" or (settings.attention_norm and has_read_norm(config, reader))
