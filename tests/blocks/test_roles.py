@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from models import tiny
-from widestream.blocks.roles import Roles
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
 
@@ -142,10 +141,18 @@ def test_a_parameter_says_which_matrices_it_holds():
         assert all(role.splits == () for role in roles.values() if not role.muon)
 
 
-def test_parts_of_unequal_size_are_declared():
-    roles = Roles(tiny("vector"))
-    heads = (roles.heads, roles.head_dim)
-    assert roles.hidden((roles.width,), (roles.qkv, *heads), "attention", splits=(32, 8, 8)).splits == (32, 8, 8)
+def test_with_grouped_queries_keys_and_values_are_smaller_parts():
+    dense, matrix = (meta_model(tiny(stream, num_kv_heads=2)).roles() for stream in ("vector", "matrix"))
+    assert dense["blocks.0.qkv"].splits == (32, 16, 16)
+    assert matrix["stream.read_0"].splits == (4, 2, 2)
+    kinds = {"matrix_softmax": "query_0", "matrix_dynamic": "map_read_0"}
+    for kind, name in kinds.items():
+        roles = meta_model(tiny({"kind": kind, "key_dim": 6}, num_kv_heads=2)).roles()
+        assert roles[f"stream.{name}"].splits == (4, 2, 2), kind
+    shared = meta_model(tiny({"kind": "matrix_dense", "key_dim": 6}, num_kv_heads=2)).roles()
+    assert shared["stream.read_0"].splits == (), "one read for q, k and v"
+    each = meta_model(tiny({"kind": "matrix_dense", "key_dim": 6, "reads": "qkv"}, num_kv_heads=2)).roles()
+    assert each["stream.read_0"].splits == (4, 4, 4)
 
 
 def test_what_belongs_to_one_head():

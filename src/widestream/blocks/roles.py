@@ -97,7 +97,7 @@ class Roles:
             decay: `key` for what the stream owns.
             output: whether it is the block's last map, which depth scaling makes smaller by 1/sqrt(number of blocks).
             zero_rows: so many leading rows start at zero.
-            splits: see `Role.splits`. Default: one part for each slot where `out` begins with slots (q, k, v).
+            splits: rows of each matrix, where several stand one above the other.
         """
         std = self._std(size(in_), size(out))
         if output and self.config.init.depth_scale:
@@ -107,7 +107,7 @@ class Roles:
             decay,
             lr_factor=1 / _ratio(in_),
             muon=True,
-            splits=splits or _slots(out),
+            splits=splits,
             head=self._head(in_, out),
             zero_rows=zero_rows,
             part=part,
@@ -206,11 +206,6 @@ def initialize(model: nn.Module, seed: int) -> None:
 def size(axes: tuple[Axis, ...]) -> int:
     """Product of the axes' sizes."""
     return math.prod(axis.size for axis in axes)
-
-
-def _slots(out: tuple[Axis, ...]) -> tuple[int, ...]:
-    """Rows of each part of a matrix whose outer axis of two or more is finite."""
-    return (size(out[1:]),) * out[0].size if len(out) > 1 and out[0].base is None else ()
 
 
 def _ratio(axes: tuple[Axis, ...]) -> float:
