@@ -139,6 +139,24 @@ def test_experts_and_heads_step_as_if_they_were_alone():
             assert torch.equal(experts[i, rows], alone)
 
 
+def test_experts_and_gates_of_a_model_are_separate_matrices():
+    """W_1 of an expert holds its gate and its values one above the other; the router's outputs are no width."""
+    changes = {"activation": "swiglu", "moe": {"num_experts": 4, "top_k": 2}}
+    model = build_model(tiny("vector", **changes), seed=0)
+    optimizer = build_optimizer(model, config_of())
+    assert set(optimizer.state[model.get_parameter("blocks.1.router")]) == {"step", "exp_avg", "exp_avg_sq"}
+    w1 = model.get_parameter("blocks.1.w1")
+    assert len(matrices(w1.detach(), model.roles()["blocks.1.w1"], split_heads=False)) == 8
+    halves = w1.detach().clone().unflatten(1, (2, -1))
+    take_steps(model, optimizer, range(1))
+    gradient = gradients(model, 0)["blocks.1.w1"].unflatten(1, (2, -1))
+    for expert, half in ((0, 0), (3, 1)):
+        alone = nn.Parameter(halves[expert, half].clone())
+        alone.grad = gradient[expert, half].clone()
+        torch.optim.Muon([alone], lr=1e-2, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw").step()
+        assert torch.equal(w1.unflatten(1, (2, -1))[expert, half], alone)
+
+
 def test_head_by_head_is_another_step():
     def after(split_heads):
         model = build_model(tiny("vector"), seed=0)

@@ -39,13 +39,16 @@ class Role:
     """muP: learning rate relative to the optimizer's."""
     multiplier: float = 1.0
     """muP: what the product with this parameter is multiplied by in the forward pass."""
+    product: bool = False
+    """Whether it is the weight of a matrix product: each entry that is used costs two FLOPs a token."""
     muon: bool = False
-    """Whether Muon may take it: a matrix between infinite axes, or several of them along leading axes (experts)."""
+    """Whether Muon may take it: a matrix between infinite axes [out, in], or a stack of such [E, out, in]."""
     splits: tuple[int, ...] = ()
-    """Rows (along the last axis but one) of each of the matrices that stand one above the other in it, such as W_Q, W_K
-    and W_V; empty: it is one matrix."""
+    """Rows of the matrices that it holds one above the other (of each one in a stack); (): it is one."""
     head: tuple[int, int] | None = None
     """Rows and columns that belong to one attention head, if it maps to heads or from them."""
+    used: float = 1.0
+    """Share of it that one token's path goes through; of experts, those picked."""
     zero_rows: int = 0
     """So many leading rows start at zero."""
     part: str = "other"
@@ -97,7 +100,7 @@ class Roles:
             decay: `key` for what the stream owns.
             output: whether it is the block's last map, which depth scaling makes smaller by 1/sqrt(number of blocks).
             zero_rows: so many leading rows start at zero.
-            splits: rows of each matrix, where several stand one above the other.
+            splits: see `Role`; each of them is a map from `in_` to `out`.
         """
         std = self._std(size(in_), size(out))
         if output and self.config.init.depth_scale:
@@ -106,6 +109,7 @@ class Roles:
             std,
             decay,
             lr_factor=1 / _ratio(in_),
+            product=True,
             muon=True,
             splits=splits,
             head=self._head(in_, out),
@@ -113,20 +117,25 @@ class Roles:
             part=part,
         )
 
+    def readout(self, in_: tuple[Axis, ...], out: Axis, part: str) -> Role:
+        """A map from infinite axes to a finite one in a block (a router); under muP with the head's multiplier."""
+        ratio = _ratio(in_)
+        return Role(self._std(size(in_) / ratio, out.size), "weight", multiplier=1 / ratio, product=True, part=part)
+
+    def bias(self, part: str) -> Role:
+        """What is added behind a map: zeros, never decayed."""
+        return Role(0.0, "none", part=part)
+
     def unembedding(self, in_: tuple[Axis, ...]) -> Role:
         """Infinite to finite. Under muP its standard deviation does not shrink with width; its multiplier does."""
         init, mup = self.config.init, self.config.mup
         std = init.std if init.scheme == "mup" else self._std(size(in_), self.vocab.size)
         multiplier = mup.output_multiplier / _ratio(in_)
-        return Role(0.0 if init.output_zero else std, "none", multiplier=multiplier, part="unembedding")
+        return Role(0.0 if init.output_zero else std, "none", multiplier=multiplier, product=True, part="unembedding")
 
     def gain(self) -> Role:
         """A gain of a norm: ones, or zeros where it is added to 1; never decayed."""
         return Role(0.0 if self.config.norm_offset else None, "none", part="norm")
-
-    def bias(self, part: str) -> Role:
-        """A bias: zeros, never decayed."""
-        return Role(0.0, "none", part=part)
 
     def attention_scale(self) -> float:
         """Factor on the attention logits: alpha_attn sqrt(base D_v) / D_v, which is 1/sqrt(D_v) at the base size."""
@@ -141,7 +150,7 @@ class Roles:
             return size(out), self.head_dim.size
         return None
 
-    def _std(self, fan_in: int, fan_out: int) -> float:
+    def _std(self, fan_in: float, fan_out: int) -> float:
         init = self.config.init
         match init.scheme:
             case "lecun":
@@ -167,7 +176,7 @@ class Declared(nn.Module):
         self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Values of own parameters that start neither at zero, at one, nor at random, by name."""
+        """Values of own parameters that start neither at zero, at one, nor at random, and of all buffers, by name."""
         return {}
 
 
@@ -197,10 +206,11 @@ def initialize(model: nn.Module, seed: int) -> None:
         values = torch.empty(parameter.shape).normal_(0, 1, generator=generator).mul_(role.std)
         values[: role.zero_rows] = 0
         parameter.copy_(values)
+    tensors = parameters | dict(model.named_buffers())
     for prefix, module in model.named_modules():
         if isinstance(module, Declared):
             for name, value in module.initial_values().items():
-                parameters[f"{prefix}.{name}" if prefix else name].copy_(value)
+                tensors[f"{prefix}.{name}" if prefix else name].copy_(value)
 
 
 def size(axes: tuple[Axis, ...]) -> int:

@@ -18,8 +18,10 @@ def print_summary(config: RunConfig, summary: Summary, updated: dict[str, int]) 
     )
     counts = values["parameters"]
     rows = [(part, f"{count:,}") for part, count in summary.parts.items()]
+    through = {} if counts["active"] == counts["total"] else {"  that a token goes through": counts["active"]}
     totals = {
         "total": counts["total"],
+        **through,
         "  without norm gains": counts["total_without_norm"],
         "  without embeddings": counts["non_embedding"],
         "  without both": counts["non_embedding_without_norm"],

@@ -90,6 +90,8 @@ def cast_weights(model: Decoder, precision: str) -> None:
     """
     if precision == "float32":
         return
-    matrices = [model.blocks.get_parameter(name) for name, role in named_roles(model.blocks).items() if role.muon]
+    roles = named_roles(model.blocks)
+    # Those between infinite axes: a router, to a finite one, computes in float32.
+    matrices = [parameter for name, parameter in model.blocks.named_parameters() if roles[name].muon]
     for parameter in (*matrices, model.head_weight()):
         parameter.data = parameter.data.to(DTYPES[precision])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from widestream.blocks.roles import named_roles
 from widestream.model.build import meta_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth, Fused, plan_depth
@@ -27,6 +28,8 @@ class Summary:
 
     parts: dict[str, int]
     """Parameters by part."""
+    active_parameters: int
+    """Parameters that one token's path goes through: of experts, those picked."""
     flops: dict[str, int]
     """Forward FLOPs per token by part, at full context."""
     stream_shape: tuple[int, ...]
@@ -71,6 +74,7 @@ class Summary:
         return {
             "parameters": {
                 "total": self.total_parameters,
+                "active": self.active_parameters,
                 "non_embedding": self.non_embedding_parameters,
                 "norm": norm,
                 "total_without_norm": self.total_parameters - norm,
@@ -113,6 +117,7 @@ def summarize(config: ModelConfig) -> Summary:
         kept |= {f"{precision}, writes": _activation_bytes(config, precision, rebuilt) for precision in precisions}
     return Summary(
         parts=count_parameters(model),
+        active_parameters=count_active(model),
         flops=count_flops(model),
         stream_shape=stream_class(config.stream.kind).spec(config).state_shape,
         stream_bytes=stream_bytes,
@@ -129,6 +134,12 @@ def count_parameters(model: Decoder) -> dict[str, int]:
     return dict(parts)
 
 
+def count_active(model: Decoder) -> int:
+    """Parameters that one token's path goes through."""
+    roles = model.roles()
+    return sum(round(roles[name].used * parameter.numel()) for name, parameter in model.named_parameters())
+
+
 def count_flops(model: Decoder) -> dict[str, int]:
     """Forward FLOPs per token by part, at full context, of a model, which may be on the meta device."""
     config = model.config
@@ -136,7 +147,9 @@ def count_flops(model: Decoder) -> dict[str, int]:
     over_keys = 0
     for block, module in zip(model.layout, model.blocks, strict=True):
         part = "mlp matrices" if block.kind == "mlp" else "attention projections"
-        matrices[part] += 2 * sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
+        roles = named_roles(module)
+        used = {name: round(roles[name].used * parameter.numel()) for name, parameter in module.named_parameters()}
+        matrices[part] += 2 * sum(number for name, number in used.items() if roles[name].product)
         if block.kind == "attention":  # windows are masked, not skipped
             over_keys += 4 * config.context * config.num_heads * config.head_dim
     return {

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from widestream.blocks.attention import BareAttention, DenseAttention
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
-from widestream.blocks.context import make_context
+from widestream.blocks.context import Context, make_context
 from widestream.blocks.embedding import Embedding
+from widestream.blocks.experts import BALANCE, LOAD, Experts
 from widestream.blocks.mlp import MLP
 from widestream.blocks.norm import Norm, NormBehind
 from widestream.blocks.roles import Declared, Role, Roles, named_roles, size
@@ -20,6 +21,7 @@ from widestream.kernels.cross_entropy import linear_cross_entropy
 from widestream.model.depth import Depth, Eager
 from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
+from widestream.streams.base import Block
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,18 @@ class LossTerms:
     """A batch's loss. Only `total` carries gradients."""
 
     total: Tensor
-    """Mean cross-entropy + z_loss * mean squared log-partition."""
+    """Mean cross-entropy + z_loss * mean squared log-partition + balance_weight * balance."""
     cross_entropy: Tensor
     """Mean cross-entropy in nats, float32; what is reported."""
     z_loss: Tensor
     """Mean squared log-partition, unweighted, float32."""
     tokens: Tensor
     """Target tokens, or the sum of their weights."""
+    balance: Tensor
+    """How unequally experts were picked (`blocks.routing`), mean over their layers, unweighted, float32; zero without
+    experts, and in a pass without gradients."""
+    load: Tensor
+    """Tokens that picked each expert [layers with experts, E]; of no layer in a pass without gradients."""
 
 
 class Decoder(Declared):
@@ -57,6 +64,7 @@ class Decoder(Declared):
         kind = stream_class(config.stream.kind)
         self.stream = kind(config, roles)
         self.layout = kind.blocks(config)
+        check_mlps(config, self.layout)
         self.windows = {block.window for block in self.layout if block.kind == "attention"}
         """How far the attention blocks see."""
         self.embedding = Embedding(config, roles, self.stream.embedding_axes(roles), self.stream.position_axes(roles))
@@ -81,7 +89,10 @@ class Decoder(Declared):
         config, block = self.config, self.layout[index]
         spec, axes = type(self.stream).spec(config), self.stream.width_axes(roles)
         if block.kind == "mlp":
-            return MLP(config, roles, axes, scale_output=not spec.scales_mlp_write, num_neurons=block.num_neurons)
+            scale_output, own = not spec.scales_mlp_write, block.num_neurons
+            if config.has_experts(block.layer):
+                return Experts(config, block.layer, roles, axes, scale_output, own)
+            return MLP(config, roles, axes, scale_output, own)
         slot = sum(earlier.kind == "attention" for earlier in self.layout[:index])
         if spec.attention == "bare":
             return BareAttention(config, block.layer, slot, block.window)
@@ -124,6 +135,17 @@ class Decoder(Declared):
             UserError: more tokens than the cache holds or, with learned positions, than the context; shapes that do
                 not fit; segments behind cached tokens that had none; weights in half precision (see below).
         """
+        return self._go(tokens, segments, cache, mask, positions)[0]
+
+    def _go(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, Context]:
+        """See `forward`; also what the blocks have shared."""
         start = cache.length if cache else 0
         rows, num_tokens = tokens.shape
         if segments is not None:
@@ -150,7 +172,7 @@ class Decoder(Declared):
         hidden = depth(self.stream, self.blocks, self.embedding(tokens, numbers), context)
         if cache is not None:
             cache.advance(num_tokens)
-        return hidden
+        return hidden, context
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
         """Logits after one more token, with no shape and no number of the host that changes from token to token.
@@ -215,7 +237,8 @@ class Decoder(Declared):
         mask: Tensor | None = None,
     ) -> LossTerms:
         """Loss of predicting `targets` [B, T] from `tokens` [B, T]; tokens of weight 0 are left out. See `forward`."""
-        hidden = self(tokens, segments, mask=mask).flatten(0, 1) * self.output_multiplier
+        hidden, context = self._go(tokens, segments, mask=mask)
+        hidden = hidden.flatten(0, 1) * self.output_multiplier
         flat = None if weights is None else weights.flatten()
         total, cross_entropy, z = linear_cross_entropy(
             hidden, self.head_weight(), targets.flatten(), flat, z_loss, self.config.logit_soft_cap
@@ -223,7 +246,15 @@ class Decoder(Declared):
         # Filled and not copied there: a copy would make the host wait for the device.
         full = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
         count = full if flat is None else flat.float().sum()
-        return LossTerms(total, cross_entropy, z, count)
+        balance, load = _balance_of(context, targets.device)
+        if self.config.moe.balance == "loss" and len(load):
+            total = total + self.config.moe.balance_weight * balance
+        return LossTerms(total, cross_entropy, z, count, balance.detach(), load)
+
+    @property
+    def experts(self) -> list[Experts]:
+        """The mixtures of experts, layer by layer."""
+        return [block for block in self.blocks if isinstance(block, Experts)]
 
     def new_cache(self, batch_size: int, length: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty KV cache for sequences up to `length` tokens."""
@@ -241,3 +272,29 @@ class Decoder(Declared):
 def _narrow(module: nn.Module) -> Tensor | None:
     """A parameter in half precision, if there is one."""
     return next((parameter for parameter in module.parameters() if parameter.itemsize < 4), None)
+
+
+def check_mlps(config: ModelConfig, layout: list[Block]) -> None:
+    """Refuse settings of MLPs that a stream does not leave to the blocks.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if all(block.num_neurons != 0 for block in layout) and any(block.kind == "mlp" for block in layout):
+        return
+    for name, is_set in (("mlp_bias", config.mlp_bias), ("moe.num_experts", config.moe.num_experts > 0)):
+        if is_set:
+            raise UserError(
+                f"A {config.stream.kind} stream takes the place of the MLP's matrices, so model.{name} has nothing to "
+                "act on; leave it out."
+            )
+
+
+def _balance_of(context: Context, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Balance, averaged over layers [], and load [layers, E], of what blocks have left behind."""
+    balances, loads = (
+        [x for name, x in context.shared.items() if name.startswith(f"{kind}/")] for kind in (BALANCE, LOAD)
+    )
+    if not loads:
+        return torch.zeros((), device=device), torch.zeros(0, 0, dtype=torch.int64, device=device)
+    return torch.stack(balances).mean(), torch.stack(loads)

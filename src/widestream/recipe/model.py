@@ -12,6 +12,9 @@ SIZES = (
     *("attention_window", "full_attention_every", "rotary_skip_every"),
 )
 
+Activation = Literal["gelu_tanh", "gelu", "squared_relu", "swiglu", "geglu", "geglu_tanh"]
+"""Non-linearities of the MLP."""
+
 GATED = ("swiglu", "geglu", "geglu_tanh")
 """Activations with a gate: W_2 (act(W_g x) * W_u x), three matrices."""
 
@@ -128,7 +131,7 @@ class ModelConfig:
     6); None: no layer does."""
     document_mask: bool = True
     """Attention stays inside a document."""
-    activation: Literal["gelu_tanh", "gelu", "squared_relu", "swiglu", "geglu", "geglu_tanh"] = "gelu_tanh"
+    activation: Activation = "gelu_tanh"
     """Non-linearity of the MLP; gelu_tanh is the tanh approximation (the published code). swiglu, geglu, geglu_tanh:
     W_2 (act(W_g x) * W_u x) with a gate (Shazeer, arXiv 2002.05202), three matrices of mlp_dim neurons."""
     mlp_bias: bool = False

@@ -186,6 +186,7 @@ def _due(run: TrainingRun, every: int) -> bool:
 def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> None:
     """Write the row of a training step."""
     clock = watch.read(run.plan.tokens_per_step)
+    experts = {"balance": result.balance, "largest_load": result.largest_load} if run.model.experts else {}
     run.record(
         "train",
         tokens=run.tokens,
@@ -194,6 +195,7 @@ def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> N
         z_loss=result.z_loss,
         grad_norm=result.grad_norm,
         lr=lr,
+        **experts,
         clock={
             **clock,
             "mfu": clock["tokens_per_s"] * run.flops_per_token / run.peak_flops_per_s,

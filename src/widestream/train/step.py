@@ -29,6 +29,10 @@ class StepResult:
     """Whether some process was told to end; all of them see it at the same step."""
     losses: torch.Tensor
     """[processes, micro-batches] cross-entropy of each micro-batch."""
+    balance: float
+    """How unequally experts were picked (`LossTerms.balance`); zero without experts."""
+    largest_load: float
+    """Largest share that an expert took of its layer's picks in the whole batch; zero without experts."""
 
 
 def optimizer_step(
@@ -64,25 +68,30 @@ def optimizer_step(
     assert batch.weights is None or world.size == 1, "processes with unequal token counts would be averaged wrongly"
     optimizer.zero_grad(set_to_none=True)
     shares = _shares(batch, micro_batches)
-    rows = torch.zeros(world.size, micro_batches, 2, device=world.device)
+    rows = torch.zeros(world.size, micro_batches, 3, device=world.device)
+    loads: list[torch.Tensor] = []
     for index, part in enumerate(split(batch, micro_batches)):
         terms = batch_loss(model, part, world.device, precision, z_loss)
         (terms.total * shares[index]).backward()
-        rows[world.rank, index] = torch.stack((terms.cross_entropy, terms.z_loss))
+        rows[world.rank, index] = torch.stack((terms.cross_entropy, terms.z_loss, terms.balance))
+        loads.append(terms.load)
 
     parameters = list(model.parameters())
     world.average_gradients(parameters)
     world.sum_(rows)
+    load = world.sum_(torch.stack(loads).sum(0))
     norm = clip_gradients(parameters, grad_clip)
     parts = [share * part for share, part in zip(shares, rows.unbind(1), strict=True)]
     means = torch.stack(parts).sum((0, 1)) / world.size
     # Summed over the processes, so that all of them see what is not finite in any of them, and decide alike.
-    told = torch.tensor([float(ending)], device=world.device)
-    loss, z, grad_norm, told = (world.sum_(torch.cat((means, norm[None], told))) / world.size).tolist()
+    others = torch.stack((norm, _largest_share(load), torch.tensor(float(ending), device=world.device)))
+    loss, z, balance, grad_norm, largest_load, told = (world.sum_(torch.cat((means, others))) / world.size).tolist()
     applied = math.isfinite(loss) and math.isfinite(grad_norm)
     if applied:
         optimizer.step()
-    return StepResult(loss, z, grad_norm, applied, told > 0, rows[..., 0])
+        for experts, tokens in zip(model.experts, load, strict=True):
+            experts.move_bias(tokens)
+    return StepResult(loss, z, grad_norm, applied, told > 0, rows[..., 0], balance, largest_load)
 
 
 def batch_loss(
@@ -105,6 +114,11 @@ def batch_loss(
     batch = batch.to(device)
     with autocast(device, precision):
         return model.loss(batch.tokens, batch.targets, batch.segments if masked else None, batch.weights, z_loss=z_loss)
+
+
+def _largest_share(load: torch.Tensor) -> torch.Tensor:
+    """Of the picks [layers, E] in one layer."""
+    return (load / load.sum(-1, keepdim=True)).max() if len(load) else torch.zeros((), device=load.device)
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

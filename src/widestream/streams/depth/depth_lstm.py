@@ -39,10 +39,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from widestream.blocks.activation import activate, gate_splits, inputs_per_neuron
 from widestream.blocks.norm import Norm, has_read_norm, norm_size
 from widestream.blocks.roles import Axis, Role, Roles
-from widestream.kernels.gelu_cpu import gelu
-from widestream.recipe.model import ModelConfig
+from widestream.recipe.model import Activation, ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Block, Stream, StreamCost, StreamSpec
 
@@ -83,7 +83,8 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         super().__init__(config, roles)
         settings = self.settings
         self.width, self.neurons = config.embed_dim, config.mlp_dim
-        self.approximate = "tanh" if config.activation.endswith("gelu_tanh") else "none"
+        self.activation: Activation = config.activation
+        self.hidden, splits = _hidden(config), gate_splits(config.activation, config.mlp_dim)
         width, neurons, both = (roles.width,), (roles.neurons,), (Axis(2), roles.width)
 
         def norm(size: int) -> Norm:
@@ -96,11 +97,12 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         for site in range(1, len(self.readers)):
             for gate in "ifo":
                 self.declare(f"gate_{gate}_{site}", (self.width, 2 * self.width), roles.hidden(both, width, "stream"))
-            self.declare(f"w1_{site}", (self.neurons, 2 * self.width), roles.hidden(both, neurons, "stream"))
+            w1 = roles.hidden(both, neurons, "stream", splits=splits)
+            self.declare(f"w1_{site}", (self.hidden, 2 * self.width), w1)
             self.declare(f"w2_{site}", (self.width, self.neurons), roles.hidden(neurons, width, "stream"))
         cells = range(len(self.readers) - 1)
         self.gate_norms = nn.ModuleList(nn.ModuleDict({gate: norm(self.width) for gate in "ifo"}) for _ in cells)
-        self.candidate_norms = nn.ModuleList(norm(self.neurons) for _ in cells)
+        self.candidate_norms = nn.ModuleList(norm(self.hidden) for _ in cells)
         self.norms = nn.ModuleList(
             norm(self.width) if _has_norm(settings, config, reader) else nn.Identity() for reader in self.readers
         )
@@ -127,18 +129,18 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """6 D^2 + 3 D F weights and 3 D + F gains per cell; D gains per norm in front of a read; D of a learned c_0."""
+        """6 D^2 + 3 D F weights and 3 D + F gains per cell, with a gate 5 D F and 2 F; D per norm and learned c_0."""
         settings = cls.settings_of(config)
-        cells, D, neurons = len(cls.blocks(config)), config.embed_dim, config.mlp_dim
+        cells, D, neurons, hidden = len(cls.blocks(config)), config.embed_dim, config.mlp_dim, _hidden(config)
         norms = (cells if _has_norm(settings, config, "attention") else 0) + 1
-        gains = norm_size(config, cells * (3 * D + neurons) + norms * D)
-        return cells * (6 * D * D + 3 * D * neurons) + gains + settings.learned_cell * D
+        gains = norm_size(config, cells * (3 * D + hidden) + norms * D)
+        return cells * (6 * D * D + 2 * D * hidden + D * neurons) + gains + settings.learned_cell * D
 
     def cost(self) -> StreamCost:
         """Two FLOPs per entry of the cells' matrices; saved: inputs of products, norms, gates and their products."""
         D, cells = self.width, len(self.readers) - 1
         return StreamCost(
-            flops=2 * cells * (6 * D * D + 3 * D * self.neurons),
+            flops=2 * cells * (6 * D * D + 2 * D * self.hidden + D * self.neurons),
             bytes_moved=2 * 4 * 2 * D * len(self.readers),
             bytes_saved=4 * (cells * ((11 if self.settings.attention_norm else 10) * D + 3 * self.neurons) + D),
             bytes_saved_writes=4 * D * (len(self.readers) + 2 * len(self.anchored)),
@@ -151,7 +153,7 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         z = torch.cat((written.to(state.h.dtype), state.h), dim=-1)
         i, f, o = (self._gate(gate, site, z) for gate in "ifo")
         hidden = self.candidate_norms[site - 1](F.linear(z, getattr(self, f"w1_{site}")))
-        g = F.linear(gelu(hidden, self.approximate), getattr(self, f"w2_{site}"))  # eq. 2
+        g = F.linear(activate(self.activation, hidden), getattr(self, f"w2_{site}"))  # eq. 2
         c = f * state.c + i * g  # eq. 3
         return DepthState(h=o * c, c=c)  # eq. 4
 
@@ -165,6 +167,11 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
     def read(self, site: int, state: DepthState) -> dict[str, Tensor]:
         """h, normalised."""
         return {"x": self.norms[site](state.h)}
+
+
+def _hidden(config: ModelConfig) -> int:
+    """Rows of W_1: F, or with a gate 2 F."""
+    return inputs_per_neuron(config.activation) * config.mlp_dim
 
 
 def _has_norm(settings: DepthLSTMConfig, config: ModelConfig, reader: str) -> bool:

@@ -3,6 +3,8 @@
     y^(m) = GELU( r^(m) . norm(X) ),  m = 1..M          M vectors of width D_v, M as large as one likes
     X <- X + sum_m w^(m) (x) y^(m)
 
+With a gate (model.activation: swiglu, ...) 2 M vectors are retrieved, the gates first: y^(m) = act(g^(m)) * u^(m).
+
 What it changes: the MLP is two sets of keys, as RMT's attention is four; no matrix is left between embedding and head.
 Keys mix rows only, so nothing but attention's scores ever mixes the D_v columns: if this model is much worse than RMT,
 the MLP's matrices are what mixes them. What it costs: 2 M D_k parameters per layer instead of 2 R D_k + 2 D F;
@@ -19,6 +21,9 @@ Letters: as in rmt.py; M vectors of the MLP.
 
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
@@ -55,6 +60,7 @@ class MatrixKeysStream(MatrixBase[MatrixKeysConfig]):
         assert roles.neurons.base is not None
         assert roles.head_dim.base is not None
         growth = roles.neurons.size * roles.head_dim.base / (roles.neurons.base * roles.head_dim.size)
+        self.gated = config.gated
         self.mlp_vectors = Axis(rank, max(1, round(rank / growth)))
         super().__init__(config, roles)
 
@@ -64,15 +70,23 @@ class MatrixKeysStream(MatrixBase[MatrixKeysConfig]):
         return [replace(block, num_neurons=0) if block.kind == "mlp" else block for block in super().blocks(config)]
 
     def vectors(self, reader: Reader, roles: Roles) -> tuple[Axis, ...]:
-        """M for the MLP."""
-        return (self.mlp_vectors,) if reader == "mlp" else super().vectors(reader, roles)
+        """M for the MLP, or with a gate 2 M."""
+        if reader != "mlp":
+            return super().vectors(reader, roles)
+        return (Axis(2), self.mlp_vectors) if self.gated else (self.mlp_vectors,)
+
+    def hand_over(self, site: int, data: Tensor) -> dict[str, Tensor]:
+        """As ever; with a gate all gates in front of all that they act on."""
+        if self.gated and self.readers[site] == "mlp":
+            data = torch.cat(data.chunk(2, dim=-1), dim=-2)  # [B, T, V, 2 M] -> [B, T, 2 V, M]
+        return super().hand_over(site, data)
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """RMT's with M instead of R in the two sets of the MLP's keys."""
+        """RMT's with M, and for reads with a gate 2 M, instead of R in the two sets of the MLP's keys."""
         settings = cls.settings_of(config)
-        more = _mlp_rank(settings, config) - config.num_heads
-        return super().parameter_formula(config) + 2 * config.num_layers * more * settings.key_dim
+        vectors = (3 if config.gated else 2) * _mlp_rank(settings, config) - 2 * config.num_heads
+        return super().parameter_formula(config) + config.num_layers * vectors * settings.key_dim
 
 
 def _mlp_rank(settings: MatrixKeysConfig, config: ModelConfig) -> int:

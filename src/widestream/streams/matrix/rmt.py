@@ -108,7 +108,7 @@ class MatrixBase(Stream[MatrixSettings]):
             zero_rows = self.rank if queries and config.init.query_zero else 0
             self.declare_retrieval(site, vectors, roles, zero_rows)
             if reader != "head":
-                written = (roles.heads,) if reader == "attention" else vectors
+                written = (roles.heads,) if reader == "attention" else vectors[-1:]
                 self.declare_storage(f"write_{site + 1}", written, roles, scaled[reader])
 
     def declare_storage(self, name: str, vectors: tuple[Axis, ...], roles: Roles, scaled: bool = False) -> None:
