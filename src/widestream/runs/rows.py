@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.runs.folder import METRICS, SAMPLES, damaged, list_checkpoints, missing
+from widestream.runs.folder import METRICS, SAMPLES, list_checkpoints, missing, require_regular
 
 WRITTEN = "metrics.json"
 """File of a checkpoint that says what metrics.jsonl held when it was made."""
@@ -71,14 +71,13 @@ class Rows:
                 yield row, len(line) if line.endswith(b"\n") else 0
 
     def _pieces(self) -> Iterator[list[bytes]]:
+        require_regular(self.path)
         try:
             with self.path.open("rb") as file:
                 while lines := file.readlines(PIECE):
                     yield lines
         except FileNotFoundError:
             raise missing(self.path) from None
-        except IsADirectoryError:
-            raise damaged(self.path) from None
 
     def _parse(self, lines: list[bytes], before: int) -> list[dict[str, Any]]:
         rows = _json(b"[" + b",".join(lines) + b"]")
@@ -118,9 +117,11 @@ def read_samples(run_dir: Path) -> list[dict[str, Any]]:
 def written_at(checkpoint: Path) -> Written | None:
     """What metrics.jsonl held when a checkpoint was made; None where that is not told."""
     try:
-        return Written(**json.loads((checkpoint / WRITTEN).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        require_regular(checkpoint / WRITTEN)
+        written = Written(**json.loads((checkpoint / WRITTEN).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    return written if type(written.bytes) is int and isinstance(written.sha256, str) else None
 
 
 def require_as_written(run_dir: Path, done: int | None) -> None:

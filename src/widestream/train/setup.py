@@ -11,7 +11,7 @@ from widestream.blocks.attention_kind import Attention, choose_attention
 from widestream.data.batches import TrainBatches, divide_windows
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
-from widestream.model.build import build_model
+from widestream.model.build import build_model, count_weights, meta_model, require_room
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth, plan_depth
 from widestream.recipe import RunConfig, to_dict
@@ -156,6 +156,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     data = describe_data(config, plan, store, heldout)
     world.require_same(_given(config, data))
     origin = world.on_main(lambda: find_origin(config, run_dir, resume))
+    require_room(world.device, count_weights(meta_model(config.model)), copies=4)
     model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
     if origin is not None:
         checkpoint.load_weights(Path(origin.folder), model)
