@@ -126,3 +126,38 @@ def test_activations_keep_their_size_over_width_and_keys(stream):
         model = build_model(tiny(own, num_heads=4 * factor, mlp_dim=64 * factor))
         sizes.append(model(torch.arange(20)[None]).square().mean().sqrt().item())
     assert sizes[1] / sizes[0] == pytest.approx(1, rel=0.25)
+
+
+def test_a_parameter_says_which_matrices_it_holds():
+    dense, matrix = (meta_model(tiny(stream)).roles() for stream in ("vector", "matrix"))
+    assert dense["blocks.0.qkv"].splits == (32, 32, 32)
+    assert matrix["stream.read_0"].splits == (4, 4, 4)
+    one = ("blocks.0.out", "blocks.1.w1", "blocks.1.w2")
+    assert all(dense[name].splits == () for name in one)
+    assert matrix["stream.read_1"].splits == matrix["stream.write_1"].splits == ()
+    shared = meta_model(tiny("vector", value_residual="shared")).roles()
+    assert shared["blocks.2.qkv"].splits == (32, 32)
+    for roles in (dense, matrix, shared):
+        assert all(role.splits == () for role in roles.values() if not role.muon)
+
+
+def test_with_grouped_queries_keys_and_values_are_smaller_parts():
+    dense, matrix = (meta_model(tiny(stream, num_kv_heads=2)).roles() for stream in ("vector", "matrix"))
+    assert dense["blocks.0.qkv"].splits == (32, 16, 16)
+    assert matrix["stream.read_0"].splits == (4, 2, 2)
+    kinds = {"matrix_softmax": "query_0", "matrix_dynamic": "map_read_0"}
+    for kind, name in kinds.items():
+        roles = meta_model(tiny({"kind": kind, "key_dim": 6}, num_kv_heads=2)).roles()
+        assert roles[f"stream.{name}"].splits == (4, 2, 2), kind
+    shared = meta_model(tiny({"kind": "matrix_dense", "key_dim": 6}, num_kv_heads=2)).roles()
+    assert shared["stream.read_0"].splits == (), "one read for q, k and v"
+    each = meta_model(tiny({"kind": "matrix_dense", "key_dim": 6, "reads": "qkv"}, num_kv_heads=2)).roles()
+    assert each["stream.read_0"].splits == (4, 4, 4)
+
+
+def test_what_belongs_to_one_head():
+    roles = meta_model(tiny("vector")).roles()
+    assert roles["blocks.0.qkv"].head == (8, 32)
+    assert roles["blocks.0.out"].head == (32, 8)
+    assert roles["blocks.1.w1"].head is roles["blocks.1.w2"].head is None
+    assert all(role.head is None for role in meta_model(tiny("matrix")).roles().values())

@@ -89,6 +89,21 @@ def test_wrong_key_in_a_recipe(place, refused):
 
 
 @pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ("optimizer.kind=moun", "did you mean muon?"),
+        ("optimizer.muon.keys=true", "optimizer.muon is set, but optimizer.kind is adamw; set optimizer.kind=muon"),
+        ("optimizer.kind=muon optimizer.muon.nsteps=5", "Unknown key optimizer.muon.nsteps; did you mean ns_steps?"),
+        ("optimizer.kind=muon optimizer.muon.momentum_start=0.8", "momentum_warmup go together"),
+        ("optimizer.kind=muon model.stream.kind=matrix_keys", "set optimizer.muon.keys=true"),
+        ("optimizer.kind=muon model.init.scheme=mup model.mup.base_mlp_dim=8", "use optimizer.muon.adjust_lr=original"),
+    ],
+)
+def test_muon_that_cannot_be(refused, changes, part):
+    refused(f"train tiny.yaml {changes} --out new", part)
+
+
+@pytest.mark.parametrize(
     ("arguments", "part"),
     [
         ("train tinny.yaml", "recipe 'tinny.yaml': no such file"),

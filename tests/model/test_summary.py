@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 
 import pytest
 import torch
@@ -156,3 +157,29 @@ def test_the_deepest_model_is_not_measured_itself(monkeypatch):
     monkeypatch.setattr(kept, "_measure", lambda config, *_: layers.append(config.num_layers) or config.num_layers)
     kept.kept_bytes(tiny("vector", num_layers=MOST_LAYERS), "float32")
     assert sum(layers) < 30
+
+
+@pytest.mark.parametrize("recipe", ["demo/transformer", "demo/rmt"])
+@pytest.mark.parametrize("keys", ["false", "true"])
+def test_what_muon_updates_is_counted(recipe, keys, monkeypatch, capsys):
+    changes = ["optimizer.kind=muon", f"optimizer.muon.keys={keys}"]
+    monkeypatch.setattr("sys.argv", ["widestream", "summary", recipe, *changes, "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    values = json.loads(capsys.readouterr().out)
+    parts = values["parameters"]["by_part"]
+    matrices = parts["mlp"] + parts.get("attention", 0) + (parts.get("keys", 0) if keys == "true" else 0)
+    rest = values["parameters"]["total"] - matrices
+    assert values["parameters_by_optimizer"] == {"muon": matrices, "adamw": rest}
+    monkeypatch.setattr("sys.argv", ["widestream", "summary", recipe, *changes])
+    with pytest.raises(SystemExit):
+        main()
+    assert re.search(rf"updated by muon +{matrices:,}\n", capsys.readouterr().out)
+
+
+def test_without_muon_adamw_updates_all(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["widestream", "summary", "demo/rmt", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    values = json.loads(capsys.readouterr().out)
+    assert values["parameters_by_optimizer"] == {"adamw": values["parameters"]["total"]}

@@ -148,9 +148,20 @@ def test_checkpoints(run):
     check("`state.json`", json.loads((folder / "state.json").read_text()))
     check("`metrics.json`", json.loads((folder / "metrics.json").read_text()))
     check("`complete.json`", json.loads((folder / "complete.json").read_text()))
-    weights, moments = (load_file(folder / f"{name}.safetensors").keys() for name in ("model", "optimizer"))
-    kinds = [name.partition("/")[0] for name in re.findall(r"`\w+/NAME`", PAGE.read_text()) if name != "`runs/NAME`"]
-    assert moments == {f"{kind.strip('`')}/{name}" for kind in kinds for name in weights}
+
+
+def test_moments(run, data, tmp_path):
+    train(tiny_config(data, optimizer={"kind": "muon"}), tmp_path / "muon")
+    documented = set(re.findall(r"`(\w+)/NAME`", PAGE.read_text())) - {"runs"}
+    kinds = {}
+    for optimizer, folder in {"adamw": run, "muon": tmp_path / "muon"}.items():
+        newest = max((folder / "checkpoints").iterdir())
+        weights, moments = (load_file(newest / f"{name}.safetensors").keys() for name in ("model", "optimizer"))
+        pairs = [name.partition("/")[::2] for name in moments]
+        kinds[optimizer] = {frozenset(kind for kind, of in pairs if of == name) for name in weights}
+        assert {name for _, name in pairs} == set(weights)
+    assert kinds["adamw"] < kinds["muon"]
+    assert set().union(*kinds["muon"]) == documented
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -38,9 +38,16 @@ def outcome(run_dir):
     return files, [{**row, "clock": None} for row in rows], {**done, "wall_s": None, "sha256": None}
 
 
-@pytest.fixture(scope="module")
-def config(data):
-    return tiny_config(data, train={"steps": 36, "save_every": 3, "eval_every": 5, "log_every": 2})
+OPTIMIZERS = {
+    "adamw": {},
+    "muon": {"kind": "muon", "muon": {"keys": True, "momentum_start": 0.8, "momentum_warmup": 20}},
+}
+
+
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def config(data, request):
+    optimizer = OPTIMIZERS[request.param]
+    return tiny_config(data, train={"steps": 36, "save_every": 3, "eval_every": 5, "log_every": 2}, optimizer=optimizer)
 
 
 @pytest.fixture(scope="module")

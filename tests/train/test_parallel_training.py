@@ -46,9 +46,13 @@ def rows(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 1}, {"stream_memory": "states"}], ids=str)
-def test_two_processes_train_as_one_does(data, tmp_path, changes):
-    config = tiny_config(data, train={"steps": 5, **changes}, optimizer={"grad_clip": 0.5})
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [({}, "adamw"), ({"micro_batch_size": 1}, "adamw"), ({"stream_memory": "states"}, "adamw"), ({}, "muon")],
+    ids=str,
+)
+def test_two_processes_train_as_one_does(data, tmp_path, changes, kind):
+    config = tiny_config(data, train={"steps": 5, **changes}, optimizer={"kind": kind, "grad_clip": 0.5})
     train_quickly(config, tmp_path / "one")
     assert train_on_two(config, tmp_path / "two") == [0, 0]
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")

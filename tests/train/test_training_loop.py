@@ -313,6 +313,10 @@ def test_without_tensorboard_one_sentence_says_how_to_get_it(data, tmp_path, mon
         ({"train": {"micro_batch_size": 3}}, "train.micro_batch_size=3 does not divide the 4 windows"),
         ({"schedule": {"warmup": 6}}, "schedule.warmup is 6 steps but the run has only 6"),
         ({"train": {"device": "tpu"}}, "train.device=tpu"),
+        (
+            {"optimizer": {"kind": "muon"}, "model": {"init": {"scheme": "mup"}, "mup": {"base_mlp_dim": 8}}},
+            "adjust_lr is match_rms_adamw",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(data, tmp_path, sections, message):

@@ -240,8 +240,9 @@ class DenseAttention(Declared):
         """Rows of `qkv` that are W_Q, W_K, W_V."""
         heads = roles.like_heads(sum(numbers.values()))
         zero_rows = inner if config.init.query_zero else 0
-        qkv = roles.hidden(axes, (heads, roles.head_dim), "attention", zero_rows=zero_rows)
-        self.declare("qkv", (sum(self.rows.values()), width), qkv)
+        parts = tuple(self.rows.values())
+        qkv = roles.hidden(axes, (heads, roles.head_dim), "attention", zero_rows=zero_rows, splits=parts)
+        self.declare("qkv", (sum(parts), width), qkv)
         self.declare("out", (width, inner), roles.hidden((roles.heads, roles.head_dim), axes, "attention", output=True))
         if config.attention_bias == "all":
             self.declare("bias_out", (width,), roles.bias("attention"))

@@ -45,6 +45,8 @@ class Role:
     """Whether Muon may take it: a matrix between infinite axes [out, in], or a stack of such [E, out, in]."""
     splits: tuple[int, ...] = ()
     """Rows of the matrices that it holds one above the other (of each one in a stack); (): it is one."""
+    head: tuple[int, int] | None = None
+    """Rows and columns that belong to one attention head, if it maps to heads or from them."""
     used: float = 1.0
     """Share of it that one token's path goes through; of experts, those picked."""
     zero_rows: int = 0
@@ -110,6 +112,7 @@ class Roles:
             product=True,
             muon=True,
             splits=splits,
+            head=self._head(in_, out),
             zero_rows=zero_rows,
             part=part,
         )
@@ -138,6 +141,14 @@ class Roles:
         """Factor on the attention logits: alpha_attn sqrt(base D_v) / D_v, which is 1/sqrt(D_v) at the base size."""
         assert self.head_dim.base is not None
         return self.config.mup.attention_multiplier * math.sqrt(self.head_dim.base) / self.head_dim.size
+
+    def _head(self, in_: tuple[Axis, ...], out: tuple[Axis, ...]) -> tuple[int, int] | None:
+        """Shape of one head's part of a map whose rows, or whose columns, are heads side by side."""
+        if len(out) > 1 and out[-1] is self.head_dim:
+            return self.head_dim.size, size(in_)
+        if len(in_) > 1 and in_[-1] is self.head_dim:
+            return size(out), self.head_dim.size
+        return None
 
     def _std(self, fan_in: float, fan_out: int) -> float:
         init = self.config.init

@@ -8,8 +8,8 @@ from widestream.model.costs import Summary
 from widestream.recipe import RunConfig
 
 
-def print_summary(config: RunConfig, summary: Summary) -> None:
-    """Print parameters, FLOPs and bytes of a recipe's model."""
+def print_summary(config: RunConfig, summary: Summary, updated: dict[str, int]) -> None:
+    """Print parameters, FLOPs and bytes of a recipe's model; `updated` has parameters by optimizer."""
     values = summary.to_dict()
     console = Console(highlight=False)
     shape = " x ".join(map(str, summary.stream_shape))
@@ -25,6 +25,7 @@ def print_summary(config: RunConfig, summary: Summary) -> None:
         "  without norm gains": counts["total_without_norm"],
         "  without embeddings": counts["non_embedding"],
         "  without both": counts["non_embedding_without_norm"],
+        **{f"updated by {name}": count for name, count in updated.items()},
     }
     console.print(_table("parameters", rows, totals))
     flops = values["flops_per_token"]

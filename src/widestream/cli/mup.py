@@ -21,7 +21,7 @@ def check(
         ),
     ] = None,
     rate: Annotated[float, typer.Option(help="Learning rate, as a part of the recipe's peak rate.")] = 0.1,
-    steps: Annotated[int, typer.Option(help="Steps of Adam, on one batch.")] = 5,
+    steps: Annotated[int, typer.Option(help="Optimizer steps, on one batch.")] = 5,
     seeds: Annotated[int, typer.Option(help="Initialisations at each width.")] = 6,
     windows: Annotated[int, typer.Option(help="Windows of the batch.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens of a window, at most the recipe's context.")] = 64,

@@ -14,7 +14,7 @@ def summary(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters by part, stream size, FLOPs and activation bytes per token, without allocating the model."""
+    """Parameters by part and optimizer, stream size, FLOPs and activation bytes, without allocating the model."""
     import json
 
     from widestream.recipe import load_recipe
@@ -23,12 +23,13 @@ def summary(
 
     from widestream.cli.model_tables import print_summary
     from widestream.model.costs import summarize
+    from widestream.train.optim import count_by_optimizer
 
-    summary = summarize(config.model)
+    summary, updated = summarize(config.model), count_by_optimizer(config)
     if as_json:
-        print(json.dumps(summary.to_dict(), indent=2))
+        print(json.dumps({**summary.to_dict(), "parameters_by_optimizer": updated}, indent=2))
     else:
-        print_summary(config, summary)
+        print_summary(config, summary, updated)
 
 
 def streams(

@@ -27,7 +27,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW."""
+    """AdamW, or Muon with AdamW."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over training."""
 

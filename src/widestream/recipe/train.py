@@ -9,9 +9,53 @@ from widestream.recipe.home import expand_home
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerConfig:
-    """AdamW. The published RMT settings are the defaults (paper, App. C.1)."""
+class MuonConfig:
+    """Settings of torch.optim.Muon (Jordan et al., kellerjordan.github.io/posts/muon), which hidden matrices take.
 
+    The momentum of each matrix is made nearly orthogonal, then scaled by its shape [A, B], outputs and inputs.
+    """
+
+    lr_factor: float = 1.0
+    """Muon's peak rate relative to `optimizer.lr`, so that a search of that rate moves both."""
+    adjust_lr: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
+    """Scale of a step. original: sqrt(max(1, A / B)), whose steps keep their effect as a model widens; rates are ten to
+    a hundred times AdamW's. match_rms_adamw: 0.2 sqrt(max(A, B)), as large as AdamW's usual steps, so that one rate and
+    one decay serve both (Moonlight, arXiv 2502.16982); not for muP."""
+    momentum: float = 0.95
+    """Decay of the mean gradient."""
+    momentum_start: float | None = None
+    """Momentum of the first step, from which it grows evenly over `momentum_warmup` steps; default: no warm-up."""
+    momentum_warmup: int | None = None
+    """Steps until `momentum` is reached (nanochat: from 0.85 to 0.97 over 400)."""
+    nesterov: bool = True
+    """Look ahead: orthogonalise the mean of gradient and momentum in place of momentum."""
+    ns_steps: int = 5
+    """Newton-Schulz iterations, in bfloat16 on every device."""
+    weight_decay: float | None = None
+    """In place of `optimizer.weight_decay`. Decay is by the rate before its scale by shape."""
+    keys: bool = False
+    """Whether the stream's own matrices (RMT's keys, ...) take Muon too, and not AdamW."""
+    split_heads: bool = False
+    """Whether W_Q, W_K, W_V and W_O are made orthogonal head by head. q, k and v are always apart."""
+
+    def __post_init__(self):
+        section = "optimizer.muon"
+        _require(self, section, "at least 0", lambda value: value >= 0, "lr_factor", "weight_decay")
+        _require(self, section, "at least 0 and below 1", lambda value: 0 <= value < 1, "momentum", "momentum_start")
+        _require(self, section, "at least 1", lambda value: value >= 1, "momentum_warmup")
+        _require(self, section, "from 1 to 99", lambda value: 1 <= value <= 99, "ns_steps")
+        if (self.momentum_start is None) != (self.momentum_warmup is None):
+            raise UserError(
+                "optimizer.muon.momentum_start and optimizer.muon.momentum_warmup go together; give both or neither."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW, or Muon with AdamW. The published RMT settings are the defaults (paper, App. C.1)."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw: for all parameters. muon: Muon for hidden matrices, AdamW for the rest, by parameter role."""
     lr: float = 1e-2
     """Peak learning rate; a parameter's own rate is this times its muP factor."""
     beta1: float = 0.9
@@ -29,8 +73,17 @@ class OptimizerConfig:
     """Whether the stream's keys (and weights that start at zero) are decayed. Embedding, head and norms never are."""
     grad_clip: float | None = None
     """Largest global gradient norm; `null` for no clipping."""
+    muon: MuonConfig | None = None
+    """Settings of kind: muon."""
 
     def __post_init__(self):
+        if self.kind == "muon" and self.muon is None:
+            object.__setattr__(self, "muon", MuonConfig())
+        if self.kind != "muon" and self.muon is not None:
+            raise UserError(
+                f"optimizer.muon is set, but optimizer.kind is {self.kind}; set optimizer.kind=muon, or "
+                "optimizer.muon=null."
+            )
         _require(self, "optimizer", "at least 0", lambda value: value >= 0, "lr", "weight_decay")
         _require(self, "optimizer", "at least 0 and below 1", lambda value: 0 <= value < 1, "beta1", "beta2")
         _require(self, "optimizer", "above 0", lambda value: value > 0, "eps", "grad_clip")

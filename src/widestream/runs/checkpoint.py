@@ -3,7 +3,8 @@
 A checkpoint is a folder `checkpoints/step_00000100/` of
 
     model.safetensors       weights by parameter name: all that is needed to share a model
-    optimizer.safetensors   `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` for every parameter
+    optimizer.safetensors   `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` for every parameter that AdamW updates,
+                            `momentum_buffer/NAME` for every one that Muon does
     state.json              whatever else the run needs to go on
     metrics.json            what metrics.jsonl held when it was made: its size and SHA-256
     complete.json           size and SHA-256 of the files above, written last

@@ -11,7 +11,7 @@ from widestream.errors import UserError
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth, Eager, Fused, plan_depth
 from widestream.recipe.model import ModelConfig
-from widestream.testing.models import Fields, copy_of, random_model, tokens_of
+from widestream.testing.models import Fields, copy_of, random_model, tokens_of, without_positions
 
 WIDER: Fields = {"num_heads": 8, "head_dim": 32, "mlp_dim": 64, "context": 64}
 """Beside vectors of this width the few numbers that norms keep of each hardly count."""
@@ -75,7 +75,7 @@ def saved_by_writes(stream: Fields, changes: Fields) -> float:
 
 def bytes_kept(stream: Fields, changes: Fields, plan: Callable[[ModelConfig], Depth], length: int = 20) -> float:
     """Bytes per token that exchanges leave in the graph, going by `plan`: what a second window adds."""
-    model, sizes = random_model(stream, changes | {"positions": "none"}), []
+    model, sizes = random_model(stream, without_positions(changes)), []
     depth, blocks = plan(model.config), [_unwatched(block) for block in model.blocks]
     for windows in (1, 2):
         kept: dict[int, Tensor] = {}

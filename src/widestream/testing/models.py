@@ -49,6 +49,11 @@ def copy_of(model: Decoder, depth: Depth | None = None, dtype: torch.dtype = tor
     return copy.to(dtype)
 
 
+def without_positions(changes: Fields) -> Fields:
+    """The same changes for a model without positions, whose rotary settings would have nothing to act on."""
+    return {name: value for name, value in changes.items() if not name.startswith("rotary_")} | {"positions": "none"}
+
+
 def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
     """Random tokens [rows, length]."""
     return torch.randint(SIZES["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -30,7 +30,7 @@ from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
 from widestream.streams.vector.plain import VectorConfig
 from widestream.testing.memory import check_reversible, check_saved
-from widestream.testing.models import SIZES, Fields, copy_of, random_model, small_config, tokens_of
+from widestream.testing.models import SIZES, Fields, copy_of, random_model, small_config, tokens_of, without_positions
 
 SMALL_SCALE: Fields = {"scheme": "mup", "std": 0.02}
 """The initialisation of the published RMT code, at which embeddings have mean squares of 4e-4."""
@@ -153,7 +153,7 @@ def check_cost(stream: Fields, changes: Fields) -> None:
 
     Without learned positions, whose write is shared by the windows of a batch.
     """
-    config = small_config(stream, changes | {"positions": "none"})
+    config = small_config(stream, without_positions(changes))
     model, flops = build_model(config), summarize(config).flops
     tokens = tokens_of(16, config.context)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

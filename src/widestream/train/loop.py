@@ -24,7 +24,7 @@ from widestream.runs.write import write_done
 from widestream.train.clock import Stopwatch
 from widestream.train.ending import TERMINATED, Ending, listening
 from widestream.train.evaluate import Heldout, evaluate
-from widestream.train.optim import set_lr
+from widestream.train.optim import set_lr, set_momentum
 from widestream.train.parallel import join_world
 from widestream.train.schedule import factor
 from widestream.train.setup import TrainingRun, prepare
@@ -90,6 +90,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
                 watch.data_ready()
                 scale = factor(step, steps, config.schedule)
                 set_lr(run.optimizer, scale)
+                set_momentum(run.optimizer, step)
                 result = _take_step(run, batch, ending)
                 watch.step_done()
                 run.reached.step, run.reached.wall_s = step + 1, watch.total_s

@@ -1,20 +1,24 @@
-"""AdamW with per-parameter rates and two conventions of weight decay, and clipping of the gradient."""
+"""AdamW, or Muon with AdamW, with per-parameter rates and two conventions of weight decay; clipping of the gradient."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
+from widestream.blocks.roles import Role
+from widestream.errors import UserError
+from widestream.model.build import meta_model
 from widestream.model.decoder import Decoder
-from widestream.recipe.train import OptimizerConfig
+from widestream.recipe import RunConfig
+from widestream.recipe.train import MuonConfig, OptimizerConfig
+from widestream.train.optim_muon import Divided, MuonGroup, MuonWithAdamW, muon_rate, muon_takes
 
 # Stands in for a peak rate of 0, by which the independent decay would have to be divided.
 SMALLEST_RATE = 1e-30
 
 
-def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters of `model`, grouped by their roles.
+def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.AdamW | MuonWithAdamW:
+    """The optimizer over the parameters of `model`, grouped by their roles.
 
     Parameters with the same muP learning-rate factor and the same decay share a group. With r = lr * lr_factor the peak
     rate of a group and s the schedule's factor, one step is
@@ -22,29 +26,61 @@ def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Adam
         coupled:      w <- w - s r (u + weight_decay w)
         independent:  w <- w - s (r u + weight_decay w)
 
-    where u is Adam's bias-corrected direction. The second is that of the published RMT code, and equals the first with
-    weight_decay / r in place of weight_decay.
+    where u is Adam's bias-corrected direction, or Muon's orthogonal one times its scale by shape; see `muon_rate` for
+    Muon's r. The second is that of the published RMT code, and equals the first with weight_decay / r in place of
+    weight_decay.
 
     Args:
         model: says the role of every parameter.
-        config: rates, moments and decay.
+        config: kind, rates, moments and decay.
 
     Returns:
-        The optimizer at its peak rates, with moments of zero; `set_lr` puts the schedule on top.
+        The optimizer at its peak rates, with moments of zero; `set_lr` puts the schedule on top, `set_momentum` Muon's
+        warm-up.
+
+    Raises:
+        UserError: Muon cannot serve this model as it is set.
     """
-    roles = model.roles()
-    decayed = ("weight", "key") if config.decay_keys else ("weight",)
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    parameters, roles = dict(model.named_parameters()), model.roles()
+    taken = muon_takes(roles, config)
+    rest = [name for name in parameters if name not in taken]
+    adamw = _adamw(parameters, rest, roles, config)
+    if config.muon is None:
+        return adamw
+    if not taken:
+        own = "optimizer.muon.keys=true for the stream's own, or " if any(role.muon for role in roles.values()) else ""
+        raise UserError(
+            f"optimizer.kind is muon, but blocks have no matrix in this model; set {own}optimizer.kind=adamw."
+        )
+    rate = muon_rate(model.config, config.lr, config.muon)
+    return MuonWithAdamW(_muon_groups(parameters, taken, roles, config, config.muon, rate), config.muon, adamw)
+
+
+def count_by_optimizer(config: RunConfig) -> dict[str, int]:
+    """Parameters of a recipe's model, counted without making it, by what updates them: `adamw`, and `muon` if asked."""
+    model = meta_model(config.model)
+    taken = set(muon_takes(model.roles(), config.optimizer))
+    counts = {"muon": 0, "adamw": 0} if config.optimizer.kind == "muon" else {"adamw": 0}
     for name, parameter in model.named_parameters():
-        role = roles[name]
-        groups.setdefault((role.lr_factor, role.decay in decayed), []).append(parameter)
+        counts["muon" if name in taken else "adamw"] += parameter.numel()
+    return counts
+
+
+def _adamw(
+    parameters: dict[str, nn.Parameter], names: list[str], roles: dict[str, Role], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name in names:
+        key = (config.lr * roles[name].lr_factor, _decay(roles[name], config, config.weight_decay))
+        groups.setdefault(key, []).append(parameters[name])
     optimizer = torch.optim.AdamW(
-        [_group(parameters, config, *key) for key, parameters in groups.items()],
+        [{"params": group, **_rates(*key, config)} for key, group in groups.items()],
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,
     )
-    for parameter in model.parameters():  # now and not at the first step, so that a checkpoint always holds all of them
+    for name in names:  # now and not at the first step, so that a checkpoint always holds all of them
+        parameter = parameters[name]
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
             "exp_avg": torch.zeros_like(parameter),
@@ -53,19 +89,43 @@ def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Adam
     return optimizer
 
 
-def _group(parameters: list[nn.Parameter], config: OptimizerConfig, lr_factor: float, decays: bool) -> dict[str, Any]:
-    peak = config.lr * lr_factor
-    weight_decay = config.weight_decay if decays else 0.0
+def _muon_groups(
+    parameters: dict[str, nn.Parameter],
+    names: list[str],
+    roles: dict[str, Role],
+    config: OptimizerConfig,
+    muon: MuonConfig,
+    rate: float,
+) -> list[MuonGroup]:
+    strength = config.weight_decay if muon.weight_decay is None else muon.weight_decay
+    groups: dict[float, list[Divided]] = {}
+    for name in names:
+        divided = Divided(parameters[name], roles[name], muon.split_heads)
+        groups.setdefault(_decay(roles[name], config, strength), []).append(divided)
+    return [MuonGroup(divided, _rates(rate, decay, config)) for decay, divided in groups.items()]
+
+
+def _decay(role: Role, config: OptimizerConfig, strength: float) -> float:
+    return strength if role.decay in (("weight", "key") if config.decay_keys else ("weight",)) else 0.0
+
+
+def _rates(peak: float, weight_decay: float, config: OptimizerConfig) -> dict[str, float]:
     if config.decay == "independent" and weight_decay:
         peak = max(peak, SMALLEST_RATE)
         weight_decay /= peak
-    return {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": weight_decay}
+    return {"lr": peak, "peak_lr": peak, "weight_decay": weight_decay}
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's learning rate to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
+
+
+def set_momentum(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Set Muon's momentum for the step with this number, from 0; AdamW's stay."""
+    if isinstance(optimizer, MuonWithAdamW):
+        optimizer.set_momentum(step)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tensor:

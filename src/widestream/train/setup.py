@@ -161,11 +161,11 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     if origin is not None:
         checkpoint.load_weights(Path(origin.folder), model)
         require_finite(model, origin.folder)
+    optimizer = build_optimizer(model, config.optimizer)
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
     begun = computed | describe(origin)
     info = world.on_main(lambda: open_folder(run_dir, config, data, world, begun))
-    optimizer = build_optimizer(model, config.optimizer)
     reached, written = _restore(plan, config, run_dir, info, world, model, optimizer)
     peak, changed = world.on_main(lambda: note_start(run_dir, config, info, reached.step, world, computed, extend))
     writers: list[MetricsWriter] = []  # one, in the main process

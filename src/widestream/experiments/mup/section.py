@@ -51,7 +51,7 @@ def sentences(record: Record) -> list[str]:
     widths, bounds = record["widths"], record["bounds"]
     found.append(
         f"Widths {listing([str(width) for width in widths])} ({', '.join(record['grow'])} grow), "
-        f"{record['settings']['steps']} steps of Adam at {record['lr']:g}, {record['settings']['seeds']} seeds. "
+        f"{record['settings']['steps']} optimizer steps at {record['lr']:g}, {record['settings']['seeds']} seeds. "
         "Flat: the 95 % interval of the slope of log size against log width lies within [{:g}, {:g}], ".format(
             *bounds["size"]
         )

@@ -118,8 +118,14 @@ class MatrixBase(Stream[MatrixSettings]):
 
     def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:
         """Retrieval keys r: D_k -> R, or R + 2 R_kv for q, k, v together, of which the query's may start at zero."""
-        role = roles.hidden((self.keys,), vectors, "keys", decay="key", zero_rows=zero_rows)
+        parts = self.read_parts(site, vectors)
+        role = roles.hidden((self.keys,), vectors, "keys", decay="key", zero_rows=zero_rows, splits=parts)
         self.declare(f"read_{site}", (size(vectors), self.key_dim), role)
+
+    def read_parts(self, site: int, vectors: tuple[Axis, ...]) -> tuple[int, ...]:
+        """How the vectors that a site reads divide into q, k and v; empty where they do not."""
+        others = size(vectors) - self.rank
+        return (self.rank, others // 2, others // 2) if self.readers[site] == "attention" and others else ()
 
     def vectors(self, reader: Reader, roles: Roles) -> tuple[Axis, ...]:
         """Axis of the data vectors that a reader takes: R of them, or R for q and R_kv each for k and v."""

@@ -1,0 +1,173 @@
+"""torch.optim.Muon on hidden matrices beside torch.optim.AdamW on the rest, as one optimizer.
+
+torch's Muon takes parameters of two axes and makes each orthogonal as a whole. Here a parameter may hold several
+matrices: W_Q, W_K and W_V one above the other, the keys of q, k and v, experts along a leading axis. Each is handed to
+torch as a view, with a view of the momentum and of the gradient, so that what torch computes is what it would for
+separate matrices, and a checkpoint has one momentum for each parameter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from widestream.blocks.roles import Role
+from widestream.errors import UserError
+from widestream.recipe.model import ModelConfig
+from widestream.recipe.train import MuonConfig, OptimizerConfig
+
+MOMENTUM = "momentum_buffer"
+"""What torch's Muon calls its moment."""
+
+
+def muon_takes(roles: Mapping[str, Role], config: OptimizerConfig) -> list[str]:
+    """Names of the parameters that take Muon.
+
+    They are the matrices between infinite axes that are decayed as weights, and the stream's own on request
+    (`muon.keys`).
+    """
+    if config.muon is None:
+        return []
+    decays = ("weight", "key") if config.muon.keys else ("weight",)
+    return [name for name, role in roles.items() if role.muon and role.decay in decays]
+
+
+def muon_rate(model: ModelConfig, lr: float, muon: MuonConfig) -> float:
+    """Muon's peak rate, before its scale by shape.
+
+    muP asks for steps whose effect on a product stays as a model widens. The entries of Adam's steps are all of one
+    size, so its rate has to fall with the fan-in. An orthogonal step times sqrt(A / B) has that effect at any width, so
+    with `original` muP has no factor for Muon. (A matrix with fewer rows than columns has the scale 1 there, which is
+    the same as long as both grow together.) With `match_rms_adamw` steps grow with width, which muP is there to
+    prevent; that is refused at the base sizes already, whose settings are to serve wider models.
+
+    Raises:
+        UserError: there are base sizes and the scale is `match_rms_adamw`.
+    """
+    if model.mup_bases and muon.adjust_lr == "match_rms_adamw":
+        base = next(iter(model.mup_bases))
+        raise UserError(
+            f"optimizer.muon.adjust_lr is match_rms_adamw, whose steps grow with width, and model.mup.{base} is set so "
+            "that they do not; use optimizer.muon.adjust_lr=original."
+        )
+    return lr * muon.lr_factor
+
+
+def matrices(values: Tensor, role: Role, split_heads: bool) -> list[Tensor]:
+    """The matrices that a parameter holds, as views.
+
+    Args:
+        values: the parameter, its momentum or its gradient [..., A, B].
+        role: says how it divides.
+        split_heads: also head by head, where it maps to heads or from them.
+
+    Returns:
+        Views [A', B']: part by part along A, within a part head by head, within a head along the leading axes.
+    """
+    parts = values.split(role.splits or values.shape[-2], dim=-2)
+    if split_heads and role.head is not None:
+        rows, columns = role.head
+        parts = [head for part in parts for band in part.split(rows, -2) for head in band.split(columns, -1)]
+    return [matrix for part in parts for matrix in part.view(-1, *part.shape[-2:]).unbind()]
+
+
+class Divided:
+    """A parameter that takes Muon.
+
+    Attributes:
+        parameter: itself [..., A, B].
+        momentum: its momentum, of the same shape.
+        views: its matrices as parameters of torch's Muon.
+    """
+
+    def __init__(self, parameter: nn.Parameter, role: Role, split_heads: bool):
+        self.parameter, self._role, self._split_heads = parameter, role, split_heads
+        self.momentum = torch.zeros_like(parameter)
+        self.views = [nn.Parameter(view) for view in self._cut(parameter.detach())]
+
+    def momenta(self) -> list[Tensor]:
+        """The momentum of each of the views."""
+        return self._cut(self.momentum)
+
+    def lend_gradient(self) -> None:
+        """Give each view its part of the parameter's gradient."""
+        gradient = self.parameter.grad
+        parts = [None] * len(self.views) if gradient is None else self._cut(gradient)
+        for view, part in zip(self.views, parts, strict=True):
+            view.grad = part
+
+    def return_gradient(self) -> None:
+        """Let go of the gradient, whose memory would stay as long as the views hold it."""
+        for view in self.views:
+            view.grad = None
+
+    def _cut(self, values: Tensor) -> list[Tensor]:
+        return matrices(values, self._role, self._split_heads)
+
+
+@dataclass(frozen=True, slots=True)
+class MuonGroup:
+    """Parameters that take Muon with the same rate and decay."""
+
+    divided: list[Divided]
+    """The parameters."""
+    rates: dict[str, float]
+    """`lr`, `peak_lr` and `weight_decay`."""
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """One optimizer of two: `param_groups` are those of both, `state` has every parameter's moments.
+
+    Args:
+        groups: parameters that take Muon.
+        settings: of Muon.
+        adamw: over all other parameters, with its state.
+    """
+
+    def __init__(self, groups: list[MuonGroup], settings: MuonConfig, adamw: torch.optim.AdamW):
+        self._divided = [divided for group in groups for divided in group.divided]
+        self._adamw = adamw
+        self._muon = torch.optim.Muon(
+            [{"params": [view for one in group.divided for view in one.views], **group.rates} for group in groups],
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            ns_steps=settings.ns_steps,
+            adjust_lr_fn=settings.adjust_lr,
+        )
+        self._settings = settings
+        super().__init__([*(one.parameter for one in self._divided), *adamw.state], {})
+        self.param_groups = [*self._muon.param_groups, *adamw.param_groups]
+        for one in self._divided:
+            self.state[one.parameter] = {MOMENTUM: one.momentum}
+            for view, momentum in zip(one.views, one.momenta(), strict=True):
+                self._muon.state[view] = {MOMENTUM: momentum}
+        self.state.update(adamw.state)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.state:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take a step with the gradients that are there."""
+        assert closure is None, "a closure would be called twice"
+        for one in self._divided:
+            one.lend_gradient()
+        self._muon.step()
+        self._adamw.step()
+        for one in self._divided:
+            one.return_gradient()
+
+    def set_momentum(self, step: int) -> None:
+        """Set Muon's momentum for the step with this number, from 0, as its warm-up has it."""
+        start, over = self._settings.momentum_start, self._settings.momentum_warmup
+        if start is None or over is None:
+            return
+        done = min(1.0, step / over)
+        for group in self._muon.param_groups:
+            group["momentum"] = (1 - done) * start + done * self._settings.momentum
