@@ -46,9 +46,16 @@ def rows(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 1}, {"stream_memory": "states"}], ids=str)
-def test_two_processes_train_as_one_does(data, tmp_path, changes):
-    config = tiny_config(data, train={"steps": 5, **changes}, optimizer={"grad_clip": 0.5})
+EXPERTS = {"moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.05}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "model"),
+    [({}, {}), ({"micro_batch_size": 1}, {}), ({"stream_memory": "states"}, {}), ({"micro_batch_size": 1}, EXPERTS)],
+    ids=str,
+)
+def test_two_processes_train_as_one_does(data, tmp_path, changes, model):
+    config = tiny_config(data, model=model, train={"steps": 5, **changes}, optimizer={"grad_clip": 0.5})
     train_quickly(config, tmp_path / "one")
     assert train_on_two(config, tmp_path / "two") == [0, 0]
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
@@ -58,6 +65,8 @@ def test_two_processes_train_as_one_does(data, tmp_path, changes):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         if a["kind"] == "train":
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
+            for name in ("balance", "largest_load") if model else ():
+                assert b[name] == pytest.approx(a[name], rel=1e-5)
     weights = [
         load_file(tmp_path / name / "checkpoints" / "step_00000005" / "model.safetensors") for name in ("one", "two")
     ]
