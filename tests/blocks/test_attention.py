@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models import tiny
+from widestream.blocks.alibi import alibi_bias, alibi_slopes
 from widestream.blocks.attention import BareAttention
 from widestream.blocks.context import make_context
-from widestream.blocks.positions import alibi_bias, alibi_slopes, rotary_angles, rotate
+from widestream.blocks.rotary import rotary_angles, rotate
 
 
 def test_alibi_slopes_are_geometric():
@@ -27,8 +28,8 @@ def test_alibi_bias_grows_with_distance():
 
 def test_rotary_depends_on_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 16).unbind()
-    near, far = (rotary_angles(torch.tensor([p]), 16, 10000.0) for p in (3, 103))
-    near_k, far_k = (rotary_angles(torch.tensor([p]), 16, 10000.0) for p in (1, 101))
+    config = tiny("vector", positions="rotary", num_heads=1, head_dim=16)
+    near, far, near_k, far_k = (rotary_angles(config, torch.tensor([p]), windowed=False) for p in (3, 103, 1, 101))
     torch.testing.assert_close(
         (rotate(q, near) * rotate(k, near_k)).sum(), (rotate(q, far) * rotate(k, far_k)).sum(), rtol=1e-4, atol=1e-4
     )

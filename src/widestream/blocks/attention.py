@@ -1,11 +1,10 @@
 """Causal self-attention in two forms: dense, with W_Q, W_K, W_V, W_O of its own; bare, fed with heads by the stream.
 
-Either may mix the first block's values into its own (`ValueResidual`).
+Either may have fewer heads of keys and values than of queries, norms of queries and keys (`qk_norm.py`), biases, a soft
+cap, a window, and may mix the first block's values into its own (`ValueResidual`).
 
-Letters: B batch, T tokens, H heads, K head width (RMT: D_v), D width, S keys so far.
+Letters: B batch, T tokens, H heads, H_kv heads of keys and values, K head width (RMT: D_v), D width, S keys so far.
 """
-
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,9 @@ from torch.utils import flop_counter
 
 from widestream.blocks.context import Context, Window
 from widestream.blocks.flex import FlexMask, flex
-from widestream.blocks.positions import rotate
+from widestream.blocks.qk_norm import QKNorm
 from widestream.blocks.roles import Axis, Declared, Role, Roles, size
+from widestream.blocks.rotary import rotate
 from widestream.errors import UserError
 from widestream.kernels.attention_cpu import attention, suits
 from widestream.recipe.model import ModelConfig
@@ -95,48 +95,94 @@ class ValueResidual(Declared):
         return self.weights[0] * first + self.weights[1] * v
 
 
-class BareAttention(torch.nn.Module):
-    """softmax(q k^T scale / (layer + 1)) v, and nothing else (RMT paper eq. 21), but for a value residual.
+class BareAttention(Declared):
+    """softmax(q k^T scale / (layer + 1)) v, and what the model's settings put around it (RMT paper eq. 21).
+
+    In this order: biases, norm of q and k, rotary positions (or the norm behind them), logits, soft cap, mask.
 
     Args:
         config: the model's.
         layer: index of the layer, from 0.
         slot: where its keys and values lie in the cache; default: the layer.
         window: how many tokens back it sees, the token itself counted; None: all.
+        bias_out: whether it puts out heads with a bias, where the model has one; W_O brings its own.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, slot: int | None = None, window: Window = None):
+    bias_q: Tensor
+    """[H K]."""
+    bias_k: Tensor
+    """[H_kv K]."""
+    bias_v: Tensor
+    """[H_kv K]."""
+    bias_out: Tensor
+    """[H K]."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        slot: int | None = None,
+        window: Window = None,
+        bias_out: bool = True,
+    ):
         super().__init__()
+        roles = Roles(config)
         self.slot = layer if slot is None else slot
         self.window = window
-        self.scale = Roles(config).attention_scale() / (layer + 1 if config.inverse_layer_scaling else 1)
+        self.scale = roles.attention_scale() / (layer + 1 if config.inverse_layer_scaling else 1)
+        self.soft_cap = config.attention_soft_cap
         self.upcast = config.upcast_attention
+        self.rotates = config.rotates(layer)
         self.values = ValueResidual(config, self.slot)
+        self.norm_before, self.norm_after = (
+            QKNorm(config, roles) if config.qk_norm.over != "none" and config.qk_norm.place == place else None
+            for place in ("before", "after")
+        )
+        heads = {"q": config.num_heads, "k": config.kv_heads, "v": config.kv_heads}
+        if self.values.replaced:
+            del heads["v"]
+        heads = heads if config.attention_bias != "none" else {}
+        if config.attention_bias == "all" and bias_out:
+            heads["out"] = config.num_heads
+        self.biased = tuple(heads)
+        for name, number in heads.items():
+            self.declare(f"bias_{name}", (number * config.head_dim,), roles.bias("attention"))
 
     def forward(self, inputs: dict[str, Tensor], context: Context) -> Tensor:
-        """Roles q, k, v [B, T, H, K] -> heads [B, T, H, K]."""
+        """Roles q [B, T, H, K], k, v [B, T, H_kv, K] -> heads [B, T, H, K]."""
         self.values.check(inputs)
         return self.attend(inputs["q"], inputs["k"], inputs.get("v"), context)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor | None, context: Context) -> Tensor:
-        """q, k, v [B, T, H, K] -> heads [B, T, H, K]; v is None where the first block's values replace it."""
-        mixed: Tensor = self.values(v, context)
+        """From q [B, T, H, K] and k, v [B, T, H_kv, K] to heads [B, T, H, K].
+
+        Without v, the first block's values are in its place.
+        """
+        q, k = self._biased("q", q), self._biased("k", k)
+        mixed: Tensor = self.values(None if v is None else self._biased("v", v), context)
         if self.upcast:
             with torch.autocast(q.device.type, enabled=False):  # autocast would cast them down again
-                return self._attend(q.float(), k.float(), mixed.float(), context).to(mixed.dtype)
-        return self._attend(q, k, mixed, context)
+                out = self._attend(q.float(), k.float(), mixed.float(), context).to(mixed.dtype)
+        else:
+            out = self._attend(q, k, mixed, context)
+        return self._biased("out", out)
+
+    def _biased(self, name: str, heads: Tensor) -> Tensor:
+        return heads + getattr(self, f"bias_{name}").view(heads.shape[2:]) if name in self.biased else heads
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        q, k = self._place(q, k, context)
         q, k, v = (_with_head_rows(x.transpose(1, 2)) for x in (q, k, v))
-        if context.rotary is not None:
-            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         if context.cache is not None:
             k, v = context.cache.append(self.slot, k, v, context.positions if context.fixed else None)
+        k, v = (_for_all_heads(x, q.shape[1]) for x in (k, v))
         mask = context.masks[self.window]
         if context.fused or isinstance(mask, FlexMask):
             q, k, v = (_as_autocast(x) for x in (q, k, v))
         if isinstance(mask, FlexMask):
             return flex(q, k, v, mask, self.scale).transpose(1, 2)
+        if self.soft_cap is not None:
+            return _capped_attention(q, k, v, mask, self.scale, self.soft_cap).transpose(1, 2)
         if context.fused and suits(q, k, v):
             return attention(q, k, v, mask, self.scale).transpose(1, 2)
         if mask is not None and mask.is_floating_point():
@@ -144,6 +190,15 @@ class BareAttention(torch.nn.Module):
         causal = mask is None and q.shape[2] > 1
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
         return out.transpose(1, 2)
+
+    def _place(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Norms and rotary positions of q and k."""
+        if self.norm_before is not None:
+            q, k = self.norm_before(q, k)
+        if self.rotates:
+            angles = context.rotary[self.window is not None]
+            q, k = rotate(q, angles), rotate(k, angles)
+        return (q, k) if self.norm_after is None else self.norm_after(q, k)
 
 
 class DenseAttention(Declared):
@@ -158,9 +213,11 @@ class DenseAttention(Declared):
     """
 
     qkv: Tensor
-    """W_Q, W_K, W_V one above the other [3 H K, D]; without W_V [2 H K, D] where other values replace these."""
+    """W_Q, W_K, W_V one above the other [(H + 2 H_kv) K, D]; without W_V where other values replace these."""
     out: Tensor
     """W_O [D, H K]."""
+    bias_out: Tensor | None
+    """[D], with `attention_bias: all`."""
 
     def __init__(
         self,
@@ -173,27 +230,60 @@ class DenseAttention(Declared):
     ):
         super().__init__()
         axes = (roles.width,) if axes is None else axes
-        self.core = BareAttention(config, layer, slot, window)
-        self.head_shape = (config.num_heads, config.head_dim)
+        self.core = BareAttention(config, layer, slot, window, bias_out=False)
+        self.head_dim = config.head_dim
         inner, width = config.num_heads * config.head_dim, size(axes)
-        heads = (roles.heads, roles.head_dim)
+        numbers = {"q": roles.heads.size, "k": roles.kv_heads.size, "v": roles.kv_heads.size}
+        if self.core.values.replaced:
+            del numbers["v"]
+        self.rows = {role: number * config.head_dim for role, number in numbers.items()}
+        """Rows of `qkv` that are W_Q, W_K, W_V."""
+        heads = roles.like_heads(sum(numbers.values()))
         zero_rows = inner if config.init.query_zero else 0
-        self.projects = "qk" if self.core.values.replaced else "qkv"
-        slots = replace(roles.qkv, size=len(self.projects))
-        qkv = roles.hidden(axes, (slots, *heads), "attention", zero_rows=zero_rows)
-        self.declare("qkv", (slots.size * inner, width), qkv)
-        self.declare("out", (width, inner), roles.hidden(heads, axes, "attention", output=True))
+        qkv = roles.hidden(axes, (heads, roles.head_dim), "attention", zero_rows=zero_rows)
+        self.declare("qkv", (sum(self.rows.values()), width), qkv)
+        self.declare("out", (width, inner), roles.hidden((roles.heads, roles.head_dim), axes, "attention", output=True))
+        if config.attention_bias == "all":
+            self.declare("bias_out", (width,), roles.bias("attention"))
+        else:
+            self.register_parameter("bias_out", None)
 
     def forward(self, inputs: dict[str, Tensor], context: Context) -> Tensor:
         """Role x [B, T, D], or roles q, k, v [B, T, D] each -> [B, T, D]."""
         self.core.values.check(inputs)
+        rows = list(self.rows.values())
         if "x" in inputs:
-            projected = F.linear(inputs["x"], self.qkv).chunk(len(self.projects), dim=-1)
+            projected = F.linear(inputs["x"], self.qkv).split(rows, dim=-1)
         else:
-            weights = self.qkv.chunk(len(self.projects))
-            projected = [F.linear(inputs[role], w) for role, w in zip(self.projects, weights, strict=True)]
-        q, k, *v = (x.unflatten(-1, self.head_shape) for x in projected)
-        return F.linear(self.core.attend(q, k, v[0] if v else None, context).flatten(2), self.out)
+            weights = self.qkv.split(rows)
+            projected = [F.linear(inputs[role], w) for role, w in zip(self.rows, weights, strict=True)]
+        q, k, *v = (x.unflatten(-1, (-1, self.head_dim)) for x in projected)
+        return F.linear(self.core.attend(q, k, v[0] if v else None, context).flatten(2), self.out, self.bias_out)
+
+
+def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
+    """softmax(cap tanh(q k^T scale / cap) + mask) v, in float32: no fused kernel has a cap.
+
+    Args:
+        q: [B, H, T, K].
+        k: [B, H, S, K].
+        v: [B, H, S, K].
+        mask: added (float) or allowed pairs (bool), broadcastable to [B, H, T, S]; None: causal.
+        scale: of the logits.
+        cap: c.
+    """
+    logits = (q @ k.mT).float() * scale if q.itemsize < 4 else (q @ k.mT) * scale
+    logits = cap * torch.tanh(logits / cap)
+    if mask is None:
+        past = k.shape[2] - q.shape[2]
+        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril(past)
+    logits = logits + mask if mask.is_floating_point() else logits.masked_fill(~mask, float("-inf"))
+    return logits.softmax(dim=-1).to(v.dtype) @ v
+
+
+def _for_all_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Keys or values [B, H_kv, S, K], each for the heads of queries that share it [B, H, S, K]."""
+    return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 
 def _as_autocast(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ class KVCache:
 
     Args:
         num_slots: attention blocks.
-        shape: (batch B, heads H, longest length, head width D_h).
+        shape: (batch B, heads H_kv, longest length, head width D_h).
         dtype: of what is stored.
         device: where.
         one_value: all blocks have the same values, which are stored once.
@@ -39,7 +39,7 @@ class KVCache:
         self.rows, self.capacity = shape[0], shape[2]
 
     def append(self, slot: int, k: Tensor, v: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Store k, v [B, H, T, D_h] behind what is there; returns all keys and values so far.
+        """Store k, v [B, H_kv, T, D_h] behind what is there; returns all keys and values so far.
 
         With `positions` [T] they are stored there, and all that there is room for is returned, filled or not: then
         nothing depends on how many tokens there are, and a step can be compiled or captured once for all of them.

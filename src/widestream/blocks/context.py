@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from widestream.blocks.alibi import alibi_bias
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
 from widestream.blocks.flex import FlexMask, make_flex_mask
-from widestream.blocks.positions import alibi_bias, rotary_angles
+from widestream.blocks.rotary import Angles, rotary_angles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 
@@ -28,8 +29,8 @@ class Context:
     masks: dict[Window, Tensor | FlexMask | None]
     """By window: what is added to the logits (float) or which pairs are allowed (bool), broadcastable to [B, H, T, S],
     or the same for FlexAttention; None: causal alone."""
-    rotary: tuple[Tensor, Tensor] | None = None
-    """Cosines and sines of the tokens' rotary angles."""
+    rotary: dict[bool, Angles] = field(default_factory=dict)
+    """The tokens' rotary angles by whether a layer's attention has a window; empty: the model has none."""
     cache: KVCache | None = None
     """What earlier tokens left behind, when sampling."""
     fixed: bool = False
@@ -51,6 +52,7 @@ def make_context(
     windows: Iterable[Window] = (None,),
     fixed: bool = False,
     attention: Attention = "sdpa",
+    numbers: Tensor | None = None,
 ) -> Context:
     """Build masks, biases and angles.
 
@@ -64,6 +66,7 @@ def make_context(
         fixed: see `Context`; needs a cache.
         attention: `flex`: FlexAttention wherever there is a mask other than causal, no cache, and no `mask`. `fused`:
             wherever there is no cache.
+        numbers: positions that rotary angles are of [B, T], where rows have their own; default: `positions`.
 
     Raises:
         UserError: `mask` has another shape; documents behind cached tokens that had none.
@@ -82,11 +85,14 @@ def make_context(
     def build(window: Window) -> Tensor | FlexMask | None:
         masked = segments is not None or window is not None or alibi_heads is not None
         if attention == "flex" and masked and mask is None and cache is None:
-            return make_flex_mask(positions, segments, window, alibi_heads)
+            return make_flex_mask(positions, segments, window, alibi_heads, config.attention_soft_cap)
         return _mask(config, positions, wanted[1], (segments, documents), mask, window, fixed)
 
+    windows = set(windows)
     masks = {window: build(window) for window in windows}
-    rotary = rotary_angles(positions, config.head_dim, config.rotary_base) if config.positions == "rotary" else None
+    numbers, rotary = positions if numbers is None else numbers, {}
+    if config.positions == "rotary":
+        rotary = {windowed: rotary_angles(config, numbers, windowed) for windowed in {w is not None for w in windows}}
     fused = attention == "fused" and cache is None
     return Context(positions, segments, masks, rotary, cache, fixed, fused, documents)
 

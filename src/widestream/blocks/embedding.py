@@ -33,10 +33,14 @@ class Embedding(Declared):
             self.register_parameter("position", None)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens [B, T] and their positions [T] -> token vectors [B, T, D], position vectors [1, T, D] or None."""
+        """Tokens [B, T] and their positions [T] -> token vectors [B, T, D], position vectors [1, T, D] or None.
+
+        Of positions [B, T] come position vectors [B, T, D].
+        """
         token = F.embedding(tokens, self.token)
         token = token.float() if token.itemsize < 4 else token  # a table shared with the head may be kept in bfloat16
-        position = None if self.position is None else F.embedding(positions, self.position)[None]
+        position = None if self.position is None else F.embedding(positions, self.position)
+        position = position[None] if position is not None and position.ndim == 2 else position
         if self.multiplier != 1.0:
             token = token * self.multiplier
             position = None if position is None else position * self.multiplier

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from widestream.blocks.positions import alibi_slopes
+from widestream.blocks.alibi import alibi_slopes
 
 SMALLEST_HEAD = 16
 """Head width below which torch has no FlexAttention kernel."""
@@ -30,11 +30,15 @@ class FlexMask:
     blocks: BlockMask
     """Which pairs of tokens are allowed, and which blocks of them hold any."""
     bias: Callable[..., Tensor] | None
-    """Adds ALiBi's bias to a logit."""
+    """Caps a logit and adds ALiBi's bias to it."""
 
 
 def make_flex_mask(
-    positions: Tensor, segments: Tensor | None = None, window: int | None = None, alibi_heads: int | None = None
+    positions: Tensor,
+    segments: Tensor | None = None,
+    window: int | None = None,
+    alibi_heads: int | None = None,
+    soft_cap: float | None = None,
 ) -> FlexMask:
     """The causal mask of a whole window, to be made outside of anything compiled.
 
@@ -43,6 +47,7 @@ def make_flex_mask(
         segments: document of every token [B, T]; None: all are of one document.
         window: how many tokens back attention sees, the token itself counted; None: all.
         alibi_heads: H, where ALiBi's bias is to be added.
+        soft_cap: c, where logits become c tanh(logit / c), in front of the bias.
     """
     slopes = None if alibi_heads is None else alibi_slopes(alibi_heads, positions.device)
 
@@ -54,13 +59,14 @@ def make_flex_mask(
             sees = sees & (segments[b, q] == segments[b, k])
         return sees
 
-    def add_bias(logit: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        assert slopes is not None
-        return logit - slopes[h] * (q - k)
+    def change(logit: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if soft_cap is not None:
+            logit = soft_cap * torch.tanh(logit / soft_cap)
+        return logit if slopes is None else logit - slopes[h] * (q - k)
 
     num_rows, num_tokens = None if segments is None else len(segments), len(positions)
     blocks = create_block_mask(allowed, num_rows, None, num_tokens, num_tokens, device=positions.device)
-    return FlexMask(blocks, None if slopes is None else add_bias)
+    return FlexMask(blocks, None if slopes is None and soft_cap is None else change)
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, mask: FlexMask, scale: float) -> Tensor:

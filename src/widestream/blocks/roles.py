@@ -61,11 +61,16 @@ class Roles:
         mup = config.mup
         self.vocab = Axis(config.vocab_size)
         self.positions = Axis(config.context)
-        self.qkv = Axis(3)
         self.width = Axis(config.embed_dim, mup.base_width or config.embed_dim)
         self.heads = Axis(config.num_heads, mup.base_num_heads or config.num_heads)
+        self.kv_heads = self.like_heads(config.kv_heads)
         self.head_dim = Axis(config.head_dim, mup.base_head_dim or config.head_dim)
         self.neurons = Axis(config.mlp_dim, mup.base_mlp_dim or config.mlp_dim)
+
+    def like_heads(self, number: int) -> Axis:
+        """So many heads or data vectors, whose number grows as that of the model's heads."""
+        assert self.heads.base is not None
+        return Axis(number, max(1, round(number * self.heads.base / self.heads.size)))
 
     def embedding(self, entries: Axis, out: tuple[Axis, ...], part: str) -> Role:
         """A look-up table: finite to infinite. It is never decayed."""
@@ -126,8 +131,12 @@ class Roles:
         return Role(0.0 if init.output_zero else std, "none", multiplier=multiplier, product=True, part="unembedding")
 
     def gain(self) -> Role:
-        """A gain of a norm: ones, never decayed."""
-        return Role(None, "none", part="norm")
+        """A gain of a norm: ones, or zeros where it is added to 1; never decayed."""
+        return Role(0.0 if self.config.norm_offset else None, "none", part="norm")
+
+    def bias(self, part: str) -> Role:
+        """A bias: zeros, never decayed."""
+        return Role(0.0, "none", part=part)
 
     def attention_scale(self) -> float:
         """Factor on the attention logits: alpha_attn sqrt(base D_v) / D_v, which is 1/sqrt(D_v) at the base size."""

@@ -30,6 +30,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor,
         z_loss: float,
+        soft_cap: float | None,
         dtype: torch.dtype,
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +42,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in _slices(len(targets), PRODUCT_ELEMENTS // len(w)):
             h, weight = all_h[rows], weights[rows]
             logits = _logits(h, w)
-            log_z, log_p = _softmax(logits, targets[rows], z_loss, in_place=needs_grad)
+            log_z, log_p = _softmax(logits, targets[rows], z_loss, soft_cap, in_place=needs_grad)
             ce, z = ce - (weight * log_p).sum(), z + (weight * log_z.square()).sum()
             if grad_hidden is not None:
                 # The rows' common factor goes to the narrow side of both products, which spares a pass over the logits.
@@ -61,11 +62,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Scale what the forward pass has prepared, in place: a backward pass happens once."""
         grad_hidden, grad_head = ctx.saved_tensors
         grads = grad_hidden.to(ctx.hidden_dtype).mul_(grad_total), grad_head.mul_(grad_total)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def linear_cross_entropy(
-    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None = None, z_loss: float = 0.0
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    z_loss: float = 0.0,
+    soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy of softmax(head @ hidden) without ever holding all logits.
 
@@ -75,6 +81,7 @@ def linear_cross_entropy(
         targets: [M] int64.
         weights: [M] weight of every token, or None for one each.
         z_loss: weight of (log sum exp logits)^2 in the total.
+        soft_cap: c, where logits become c tanh(logit / c).
 
     Returns:
         total: mean cross-entropy + z_loss * mean squared log-partition, to call backward on;
@@ -88,26 +95,33 @@ def linear_cross_entropy(
     weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
     # Asked here, because inside of `forward` autograd is off and parameters still say that they require a gradient.
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, head, targets, weights, z_loss, dtype, needs_grad)  # pyright: ignore[reportReturnType]
+    return _LinearCrossEntropy.apply(hidden, head, targets, weights, z_loss, soft_cap, dtype, needs_grad)  # pyright: ignore[reportReturnType]
 
 
-def _softmax(logits: Tensor, targets: Tensor, z_loss: float, in_place: bool) -> tuple[Tensor, Tensor]:
+def _softmax(
+    logits: Tensor, targets: Tensor, z_loss: float, soft_cap: float | None, in_place: bool
+) -> tuple[Tensor, Tensor]:
     """Log-partition [m] and log-probability of the target [m] of logits [m, V], in float32.
 
     In place, `logits` turn into p - onehot / (1 + 2 z_loss log_z), which times weight * (1 + 2 z_loss log_z) is the
-    gradient of weight * (cross-entropy + z_loss log_z^2).
+    gradient of weight * (cross-entropy + z_loss log_z^2), times the slope of the soft cap, where there is one.
     """
     log_zs, log_ps = [], []
     rows = SOFTMAX_ELEMENTS // logits.shape[1] if logits.device.type == "cpu" else len(logits)
     for part in _slices(len(logits), rows):
         own, target = logits[part], targets[part][:, None]
-        at_target = own.gather(1, target).float()
-        log_p = torch.log_softmax(own.float(), dim=-1)
+        values, slope = own.float(), None
+        if soft_cap is not None:
+            squashed = torch.tanh(values / soft_cap)
+            values, slope = soft_cap * squashed, 1 - squashed.square()
+        at_target = values.gather(1, target)
+        log_p = torch.log_softmax(values, dim=-1)
         log_p_target = log_p.gather(1, target)
         log_z = at_target - log_p_target
         if in_place:
             p = log_p.exp_()
-            own.copy_(p.scatter_add_(1, target, -1 / (1 + 2 * z_loss * log_z)))
+            p.scatter_add_(1, target, -1 / (1 + 2 * z_loss * log_z))
+            own.copy_(p if slope is None else p.mul_(slope))
         log_zs.append(log_z[:, 0])
         log_ps.append(log_p_target[:, 0])
     return torch.cat(log_zs), torch.cat(log_ps)

@@ -23,7 +23,8 @@ constexpr int64_t CHUNK = 32, CHUNKS = 128;  // tokens of a chunk at least; chun
 // Mirrored in exchange_cpu.py.
 struct Problem {
     int64_t N, V, K, R, Q;  // R is 0 where nothing is written
-    int64_t state_bf16, grad_bf16, layernorm, gain_rows, backward, threads;  // gain_rows: 0 no gain, 1 for all, V each
+    int64_t state_bf16, grad_bf16, normed, layernorm;  // normed: 0 none; layernorm: 1 subtracts the mean
+    int64_t gain_rows, backward, threads;              // gain_rows: 0 no gain, 1 for all, V each
     double eps;
     const void* source;  // the state before the write, `state` itself if it is changed in place
     void* state;
@@ -155,6 +156,7 @@ static float near_the_mean(const Call& c, const float* tile) {
 
 // From sums of distances from a number near the mean, so that squares do not cancel.
 static Moments moments(const Call& c, const float* tile) {
+    if (!c.normed) return {0.0f, 1.0f};
     const double cells = (double)(c.V * c.K);
     const float shift = c.layernorm ? near_the_mean(c, tile) : 0.0f;
     const Sums sums = totals(c.tile / W, [&](int64_t i, Vec& sum, Vec& squares) {
@@ -244,7 +246,7 @@ static void backward_token(const Call& c, int64_t token, const Scratch& s, float
         sum += g, along += g * x;
     });
     const double cells = (double)(c.V * c.K);
-    const float mean = c.layernorm ? (float)(sums.first / cells) : 0, along = (float)(sums.second / cells);
+    const float mean = c.layernorm ? (float)(sums.first / cells) : 0, along = c.normed ? (float)(sums.second / cells) : 0;
     for (int64_t i = 0; i < vectors; i++)  // leaves anything in the padding, which nobody reads
         store(dX + i * W, load(dX + i * W) + (load(G + i * W) - mean - without_gain(i) * along) * own.rate);
     put_tile(c, c.grad_bf16, c.grad_state, token, dX);

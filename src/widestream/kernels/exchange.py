@@ -1,7 +1,7 @@
 """One exchange of a matrix stream as one operation: write, norm statistics, gain and read, and its backward pass.
 
     write   X <- X + A w^T                 X [N, V, K], A [N, V, R], w [K, R]      (RMT paper, eqs. 14, 22, 26)
-    norm    Xn = (X - mean) / std * gain   jointly over (V, K) of each token; RMSNorm: X / rms * gain
+    norm    Xn = (X - mean) / std * gain   jointly over (V, K) of each token; RMSNorm: X / rms * gain; none: X * gain
     read    Y = Xn r^T                     r [Q, K], Y [N, V, Q]; Q is 3 R in front of attention, else R   (eq. 15)
 
 Nothing is kept but what the caller holds. In place, `forward_` turns the state before the write into the state after
@@ -28,6 +28,8 @@ from widestream.errors import UserError
 
 KernelSetting = Literal["auto", "reference", "fused"]
 
+SiteNorm = Literal["layernorm", "rmsnorm", "none"]
+
 FUSED = {"cpu": ("exchange_cpu", "CpuExchange"), "cuda": ("exchange_triton", "TritonExchange")}
 """By type of device, module and class of the fused implementation; the module's `available(device)` gives None, or says
 why it cannot be used."""
@@ -43,8 +45,8 @@ class Site:
     """r [Q, K]."""
     gain: Tensor | None
     """[V, K], [K] or None."""
-    norm: Literal["layernorm", "rmsnorm"]
-    """Whether the mean is subtracted."""
+    norm: SiteNorm
+    """Whether the mean is subtracted; none: what is read is not normalised."""
     eps: float
     """Added to the variance (mean square)."""
 
@@ -128,11 +130,11 @@ class ReferenceExchange(Exchange):
             grad = _product(grad_out, keys)
             grad_gain = None if gain is None else (grad * normed).sum_to_size(gain.shape).to(gain.dtype)
             grad = grad if gain is None else grad * gain
-            along = (grad * normed).mean((1, 2), keepdim=True)
-            if site.norm == "layernorm":
-                grad = grad - grad.mean((1, 2), keepdim=True)
-            before = grad_state if grad_after is None else grad_after
-            torch.add(before, (grad - normed * along) * rate, out=grad_state)
+            if site.norm != "none":
+                along = (grad * normed).mean((1, 2), keepdim=True)
+                mean = grad.mean((1, 2), keepdim=True) if site.norm == "layernorm" else 0
+                grad = (grad - mean - normed * along) * rate
+            torch.add(grad_state if grad_after is None else grad_after, grad, out=grad_state)
             if data is None or site.write_keys is None or grad_data is None:
                 return SiteGradients(None, grad_keys, grad_gain)
             stored = _wide(grad_state)
@@ -186,6 +188,8 @@ def _product(data: Tensor, keys: Tensor) -> Tensor:
 
 def _normalise(state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
     """The normed state without gain, and one over its standard deviation (or root mean square) [N, 1, 1]."""
+    if site.norm == "none":
+        return state, state.new_ones(())
     centred = state - state.mean((1, 2), keepdim=True) if site.norm == "layernorm" else state
     rate = (centred.square().mean((1, 2), keepdim=True) + site.eps).rsqrt()
     return centred * rate, rate

@@ -22,7 +22,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("N", "V", "K", "R", "Q")),
         *(
             (name, ctypes.c_int64)
-            for name in ("state_bf16", "grad_bf16", "layernorm", "gain_rows", "backward", "threads")
+            for name in ("state_bf16", "grad_bf16", "normed", "layernorm", "gain_rows", "backward", "threads")
         ),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("source", "state", "grad_after", "grad_state")),
@@ -106,6 +106,7 @@ class CpuExchange(Exchange):
             out.shape[2],
             state.dtype == torch.bfloat16,
             grad_state is not None and grad_state.dtype == torch.bfloat16,
+            site.norm != "none",
             site.norm == "layernorm",
             gain_rows,
             grad_state is not None,

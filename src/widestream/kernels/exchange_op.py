@@ -7,12 +7,12 @@ Nothing is changed in place and no state is copied: one is read, the next one wr
 implementation for the state's device and precision (`implementation`). Letters as in `kernels.exchange`.
 """
 
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, choose_exchange
+from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, SiteNorm, choose_exchange
 
 
 def implementation(state: Tensor) -> Exchange:
@@ -126,8 +126,7 @@ torch.library.register_autograd("widestream::exchange", _differentiate, setup_co
 
 
 def _site(write_keys: Tensor | None, read_keys: Tensor, gain: Tensor | None, norm: str, eps: float) -> Site:
-    kind: Literal["layernorm", "rmsnorm"] = "layernorm" if norm == "layernorm" else "rmsnorm"
-    return Site(write_keys, read_keys, gain, kind, eps)
+    return Site(write_keys, read_keys, gain, cast(SiteNorm, norm), eps)
 
 
 def _room(state: Tensor, read_keys: Tensor, dtype: torch.dtype, heads_first: bool) -> tuple[Tensor, Tensor]:

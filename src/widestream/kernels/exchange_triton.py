@@ -129,7 +129,7 @@ class TritonExchange(Exchange):
         return SiteGradients(write, read, gain)
 
     def _common(self, shape: "_Shape") -> dict[str, Any]:
-        return {"GAIN": shape.gain, "CENTRED": shape.centred, "DOT": shape.dot(self.tuning.float32_dot)}
+        return {"GAIN": shape.gain, "NORM": shape.site.norm, "DOT": shape.dot(self.tuning.float32_dot)}
 
 
 class _Shape:
@@ -153,7 +153,6 @@ class _Shape:
             self.data_strides = data.stride()
         self.dtypes = {state.dtype, vectors.dtype} | ({data.dtype} if data is not None else set())
         self.device, self.interpreted = state.device, state.device.type != "cuda"
-        self.centred = site.norm == "layernorm"
         self.gain = "none" if site.gain is None else "row" if site.gain.ndim == 1 else "full"
 
     def keys(self) -> tuple[Tensor | None, Tensor, Tensor | None]:

@@ -119,12 +119,12 @@ def _away(x, shift, v, k, V: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def _rate(total, square, eps, CELLS: tl.constexpr, CENTRED: tl.constexpr):
+def _rate(total, square, eps, CELLS: tl.constexpr, NORM: tl.constexpr):
     """One over the standard deviation (root mean square), from sums of distances from a shift near the mean."""
     variance = square / CELLS
-    if CENTRED:
+    if NORM == "layernorm":
         variance -= (total / CELLS) * (total / CELLS)
-    return tl.rsqrt(variance + eps)
+    return variance * 0.0 + 1.0 if NORM == "none" else tl.rsqrt(variance + eps)
 
 
 @triton.jit(do_not_specialize=["tokens"])  # else compiled again for another batch
@@ -134,7 +134,7 @@ def forward_kernel(
     V: tl.constexpr, K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     BV: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr,
     BLOCKS: tl.constexpr, WRITES: tl.constexpr, STORES: tl.constexpr,
-    GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
+    GAIN: tl.constexpr, NORM: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Write, statistics, gain and read. STORES: the state differs from its source. Grid: (P,)."""
     v, r, q = tl.arange(0, BV), tl.arange(0, BR), tl.arange(0, BQ)
@@ -160,13 +160,13 @@ def forward_kernel(
                 x = x.to(state.dtype.element_ty).to(tl.float32)  # what later exchanges will find
             if STORES:
                 _store(own, x, v, k, K, 1, V, K)
-            if CENTRED and block == 0:
+            if NORM == "layernorm" and block == 0:
                 shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)  # near the mean: squares below do not cancel
             away = _away(x, shift, v, k, V, K)
             of_away, of_square = _sums(away, away * away)
             total, square = total + of_away, square + of_square
-        rate = _rate(total, square, eps, V * K, CENTRED)
-        mean = shift + total / (V * K) if CENTRED else 0.0
+        rate = _rate(total, square, eps, V * K, NORM)
+        mean = shift + total / (V * K) if NORM == "layernorm" else 0.0
         if BLOCKS > 1:
             tl.debug_barrier()  # another thread may have stored what is loaded again now
         read = tl.zeros([BV, BQ], tl.float32)
@@ -186,7 +186,7 @@ def statistics_kernel(
     grad_n, grad_v: tl.constexpr, grad_q: tl.constexpr,
     V: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
     BV: tl.constexpr, BK: tl.constexpr, BQ: tl.constexpr,
-    BLOCKS: tl.constexpr, GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
+    BLOCKS: tl.constexpr, GAIN: tl.constexpr, NORM: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """What `backward_kernel` must know of whole tiles, [N, 4]: see `_project`. Grid: (P,)."""
     v, q = tl.arange(0, BV), tl.arange(0, BQ)
@@ -197,7 +197,7 @@ def statistics_kernel(
         for block in tl.static_range(BLOCKS):
             k = block * BK + tl.arange(0, BK)
             x = _load(state + n * (V * K), v, k, K, 1, V, K).to(tl.float32)
-            if CENTRED and block == 0:
+            if NORM == "layernorm" and block == 0:
                 shift = _sum(x) / (V * K if BLOCKS == 1 else V * BK)
             away = _away(x, shift, v, k, V, K)
             grad = _dot(grad_read, _load(read_keys, q, k, K, 1, Q, K), DOT) * _load_gain(gain, v, k, V, K, GAIN)
@@ -205,7 +205,7 @@ def statistics_kernel(
             of_grad, of_product = _sums(grad, grad * away)
             total, square = total + of_away, square + of_square
             slope, product = slope + of_grad, product + of_product
-        mean, rate, slope, along = _project(shift, total, square, slope, product, eps, V * K, CENTRED)
+        mean, rate, slope, along = _project(shift, total, square, slope, product, eps, V * K, NORM)
         tl.store(statistics + n * 4 + 0, mean)
         tl.store(statistics + n * 4 + 1, rate)
         tl.store(statistics + n * 4 + 2, slope)
@@ -213,13 +213,14 @@ def statistics_kernel(
 
 
 @triton.jit
-def _project(shift, total, square, slope, product, eps, CELLS: tl.constexpr, CENTRED: tl.constexpr):
+def _project(shift, total, square, slope, product, eps, CELLS: tl.constexpr, NORM: tl.constexpr):
     """From sums over a tile: mean, rate, and the means of g and of g * normed, g the gradient of the normed tile.
 
-    The gradient of the tile is (g - mean g - normed * mean(g * normed)) * rate, without `mean g` for RMSNorm.
+    The gradient of the tile is (g - mean g - normed * mean(g * normed)) * rate, without `mean g` for RMSNorm, and g
+    alone without a norm.
     """
-    rate = _rate(total, square, eps, CELLS, CENTRED)
-    if CENTRED:
+    rate = _rate(total, square, eps, CELLS, NORM)
+    if NORM == "layernorm":
         mean = shift + total / CELLS
         along = (product - slope * (total / CELLS)) / CELLS * rate
         slope = slope / CELLS
@@ -227,6 +228,8 @@ def _project(shift, total, square, slope, product, eps, CELLS: tl.constexpr, CEN
         mean = total * 0.0
         along = product / CELLS * rate
         slope = slope * 0.0
+    if NORM == "none":
+        along = along * 0.0
     return mean, rate, slope, along
 
 
@@ -239,7 +242,7 @@ def backward_kernel(
     V: tl.constexpr, K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     BV: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr,
     BLOCKS: tl.constexpr, WRITES: tl.constexpr, UNDOES: tl.constexpr, SUMS: tl.constexpr,
-    GAIN: tl.constexpr, CENTRED: tl.constexpr, DOT: tl.constexpr,
+    GAIN: tl.constexpr, NORM: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """All gradients and, if it UNDOES the write, the state before. Grid: (P, BLOCKS).
 
@@ -273,9 +276,9 @@ def backward_kernel(
             _store(state + at, x - _dot(written, tl.trans(store_at), DOT), v, k, K, 1, V, K)
         grad = _load(grad_after + at, v, k, K, 1, V, K)
         if BLOCKS == 1:
-            mean = _sum(x) / (V * K) if CENTRED else 0.0
+            mean = _sum(x) / (V * K) if NORM == "layernorm" else 0.0
             away = _away(x, mean, v, k, V, K)
-            rate = tl.rsqrt(_sum(away * away) / (V * K) + eps)
+            rate = 1.0 if NORM == "none" else tl.rsqrt(_sum(away * away) / (V * K) + eps)
             normed = away * rate
         else:
             mean = tl.load(statistics + n * 4 + 0)
@@ -291,7 +294,8 @@ def backward_kernel(
         grad = grad + grad_normed * rate  # float32 from here on: widened at its load, it would lie in two layouts
         if BLOCKS == 1:
             slope, along = _sums(grad_normed, grad_normed * normed)
-            slope, along = slope / (V * K) if CENTRED else 0.0, along / (V * K)
+            slope = slope / (V * K) if NORM == "layernorm" else 0.0
+            along = along / (V * K) if NORM != "none" else 0.0
         else:
             slope = tl.load(statistics + n * 4 + 2)
             along = tl.load(statistics + n * 4 + 3)

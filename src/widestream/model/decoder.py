@@ -14,6 +14,7 @@ from widestream.blocks.context import Context, make_context
 from widestream.blocks.embedding import Embedding
 from widestream.blocks.experts import BALANCE, LOAD, Experts
 from widestream.blocks.mlp import MLP
+from widestream.blocks.norm import Norm, NormBehind
 from widestream.blocks.roles import Declared, Role, Roles, named_roles, size
 from widestream.errors import UserError
 from widestream.kernels.cross_entropy import linear_cross_entropy
@@ -77,6 +78,14 @@ class Decoder(Declared):
             self.declare("unembedding", (config.vocab_size, size(axes)), head)
 
     def _make_block(self, index: int, roles: Roles) -> nn.Module:
+        block, config = self._make_bare_block(index, roles), self.config
+        if config.norm_place == "before":
+            return block
+        bare = isinstance(block, BareAttention)
+        width = config.num_heads * config.head_dim if bare else size(self.stream.width_axes(roles))
+        return NormBehind(block, Norm(config, roles, (width,)))
+
+    def _make_bare_block(self, index: int, roles: Roles) -> nn.Module:
         config, block = self.config, self.layout[index]
         spec, axes = type(self.stream).spec(config), self.stream.width_axes(roles)
         if block.kind == "mlp":
@@ -106,6 +115,7 @@ class Decoder(Declared):
         segments: Tensor | None = None,
         cache: KVCache | None = None,
         mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden vectors that the head reads.
 
@@ -115,6 +125,8 @@ class Decoder(Declared):
             cache: keys and values of earlier tokens, and their documents; those of `tokens` are appended. Tokens
                 without `segments` go on with the document of the last one.
             mask: allowed (query, key) pairs [B, T, S] bool, instead of causal and same document; S with those cached.
+            positions: numbers of the tokens [B, T] where rows do not all begin at 0 (padded on the left), for learned
+                and rotary positions; windows and ALiBi go by distance. With `mask`, which leaves the padding out.
 
         Returns:
             [B, T, D].
@@ -123,7 +135,7 @@ class Decoder(Declared):
             UserError: more tokens than the cache holds or, with learned positions, than the context; shapes that do
                 not fit; segments behind cached tokens that had none; weights in half precision (see below).
         """
-        return self._go(tokens, segments, cache, mask)[0]
+        return self._go(tokens, segments, cache, mask, positions)[0]
 
     def _go(
         self,
@@ -131,6 +143,7 @@ class Decoder(Declared):
         segments: Tensor | None = None,
         cache: KVCache | None = None,
         mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Context]:
         """See `forward`; also what the blocks have shared."""
         start = cache.length if cache else 0
@@ -140,18 +153,23 @@ class Decoder(Declared):
                 raise UserError(f"segments are {[*segments.shape]}, and the tokens {[*tokens.shape]}; both are [B, T].")
             segments = segments.expand_as(tokens)
         self._check_precision()
-        if self.config.positions == "learned" and start + num_tokens > self.config.context:
+        if self.config.positions == "learned" and (positions is None) and start + num_tokens > self.config.context:
             raise UserError(
                 f"{start + num_tokens} tokens exceed the model's context of {self.config.context}; shorten the text."
             )
+        if positions is not None and positions.shape != tokens.shape:
+            raise UserError(f"positions are {[*positions.shape]}, and the tokens {[*tokens.shape]}; both are [B, T].")
         if cache is not None:
             cache.check_rows(rows)
             cache.check_room(num_tokens)
-        positions = torch.arange(start, start + num_tokens, device=tokens.device)
-        context = make_context(self.config, positions, segments, mask, cache, self.windows, attention=self.attention)
+        order = torch.arange(start, start + num_tokens, device=tokens.device)
+        context = make_context(
+            self.config, order, segments, mask, cache, self.windows, attention=self.attention, numbers=positions
+        )
+        numbers = order if positions is None else positions
         # With gradients a cache is written once: nothing may be computed again, or gone back through.
         depth = Eager() if cache is not None and torch.is_grad_enabled() else self.depth
-        hidden = depth(self.stream, self.blocks, self.embedding(tokens, positions), context)
+        hidden = depth(self.stream, self.blocks, self.embedding(tokens, numbers), context)
         if cache is not None:
             cache.advance(num_tokens)
         return hidden, context
@@ -181,13 +199,13 @@ class Decoder(Declared):
         Raises:
             UserError: the stream's parameters are in half precision, or blocks' are and there is no autocast.
         """
-        stream, blocks = (next(module.parameters(), None) for module in (self.stream, self.blocks))
-        if stream is not None and stream.itemsize < 4:
+        stream, blocks = (_narrow(module) for module in (self.stream, self.blocks))
+        if stream is not None:
             raise UserError(
                 f"The stream's parameters are {stream.dtype}, but its keys, gates and norms compute in float32. Keep "
                 "the weights in float32 and compute under torch.autocast; generate.cast_weights casts what may be."
             )
-        if blocks is not None and blocks.itemsize < 4 and not torch.is_autocast_enabled(blocks.device.type):
+        if blocks is not None and not torch.is_autocast_enabled(blocks.device.type):
             raise UserError(f"The blocks' weights are {blocks.dtype}; compute under torch.autocast with that dtype.")
 
     @contextmanager
@@ -205,7 +223,9 @@ class Decoder(Declared):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        return nn.functional.linear(hidden * self.output_multiplier, self.head_weight())
+        logits = nn.functional.linear(hidden * self.output_multiplier, self.head_weight())
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def loss(
         self,
@@ -220,7 +240,9 @@ class Decoder(Declared):
         hidden, context = self._go(tokens, segments, mask=mask)
         hidden = hidden.flatten(0, 1) * self.output_multiplier
         flat = None if weights is None else weights.flatten()
-        total, cross_entropy, z = linear_cross_entropy(hidden, self.head_weight(), targets.flatten(), flat, z_loss)
+        total, cross_entropy, z = linear_cross_entropy(
+            hidden, self.head_weight(), targets.flatten(), flat, z_loss, self.config.logit_soft_cap
+        )
         # Filled and not copied there: a copy would make the host wait for the device.
         full = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
         count = full if flat is None else flat.float().sum()
@@ -238,13 +260,18 @@ class Decoder(Declared):
         """An empty KV cache for sequences up to `length` tokens."""
         config, weight = self.config, self.head_weight()
         dtype = torch.float32 if config.upcast_attention else dtype or weight.dtype
-        shape = (batch_size, config.num_heads, length, config.head_dim)
+        shape = (batch_size, config.kv_heads, length, config.head_dim)
         num_slots = sum(block.kind == "attention" for block in self.layout)
         return KVCache(num_slots, shape, dtype, weight.device, one_value=config.value_residual == "shared")
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter, by its name."""
         return named_roles(self)
+
+
+def _narrow(module: nn.Module) -> Tensor | None:
+    """A parameter in half precision, if there is one."""
+    return next((parameter for parameter in module.parameters() if parameter.itemsize < 4), None)
 
 
 def check_mlps(config: ModelConfig, layout: list[Block]) -> None:

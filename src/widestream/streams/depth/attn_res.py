@@ -104,7 +104,7 @@ class AttnResStream(VectorBase[AttnResConfig]):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """(2 L + 1) D each of queries, key gains and gains."""
-        return 3 * (config.num_blocks + 1) * config.embed_dim
+        return super().parameter_formula(config) + 2 * (config.num_blocks + 1) * config.embed_dim
 
     def cost(self) -> StreamCost:
         """A product over D per source and read. Saved: what is written and what the norm receives, per exchange."""

@@ -34,9 +34,9 @@ from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import Norm, read_norms, read_norms_size
 from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
@@ -132,8 +132,8 @@ class DepthAttentionBase(Stream[DepthSettings]):
         self.key_dim = self.settings.key_dim or config.head_dim
         self.num_sources = _num_sources(self.settings, self.blocks(config))
         shape = (self.width,)
-        self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
-        self.source_norm = Norm(config.norm, shape, None, config.norm_eps, roles.gain())
+        self.norms = read_norms(config, roles, self.readers, shape)
+        self.source_norm = Norm(config, roles, shape, has_gain=False)
         keys = Axis(self.key_dim, config.mup.base_key_dim or self.key_dim)
         assert keys.base is not None
         self.scale = math.sqrt(keys.base) / keys.size  # 1 / sqrt(d_k) at the base size
@@ -164,7 +164,7 @@ class DepthAttentionBase(Stream[DepthSettings]):
         """D^2 + 2 D d_k for each of 2 L - 1 reads (`every: layer`: L - 1), and (2 L + 1) D gains."""
         settings, D, blocks = cls.settings_of(config), config.embed_dim, len(cls.blocks(config))
         reads = (blocks if settings.every == "sublayer" else config.num_layers) - 1
-        return reads * (D * D + 2 * D * (settings.key_dim or config.head_dim)) + (blocks + 1) * D
+        return reads * (D * D + 2 * D * (settings.key_dim or config.head_dim)) + read_norms_size(config, D)
 
     def cost(self) -> StreamCost:
         """Per read: two FLOPs per weight, and 4 n D for mixing n sources, which are read once and saved as a stack.

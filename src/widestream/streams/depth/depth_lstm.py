@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from widestream.blocks.activation import activate, gate_splits, inputs_per_neuron
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import Norm, has_read_norm, norm_size
 from widestream.blocks.roles import Axis, Role, Roles
 from widestream.recipe.model import Activation, ModelConfig
 from widestream.recipe.stream import StreamConfig
@@ -89,7 +89,7 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         width, neurons, both = (roles.width,), (roles.neurons,), (Axis(2), roles.width)
 
         def norm(size: int) -> Norm:
-            return Norm(config.norm, (size,), (size,), config.norm_eps, roles.gain())
+            return Norm(config, roles, (size,))
 
         if settings.learned_cell:
             self.declare("cell_0", (self.width,), Role(0.0, "none", part="stream"))
@@ -105,8 +105,7 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         self.gate_norms = nn.ModuleList(nn.ModuleDict({gate: norm(self.width) for gate in "ifo"}) for _ in cells)
         self.candidate_norms = nn.ModuleList(norm(self.hidden) for _ in cells)
         self.norms = nn.ModuleList(
-            norm(self.width) if reader == "head" or settings.attention_norm else nn.Identity()
-            for reader in self.readers
+            norm(self.width) if _has_norm(settings, config, reader) else nn.Identity() for reader in self.readers
         )
 
     @classmethod
@@ -134,8 +133,9 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         """6 D^2 + 3 D F weights and 3 D + F gains per cell, with a gate 5 D F and 2 F; D per norm and learned c_0."""
         settings = cls.settings_of(config)
         cells, D, neurons, hidden = len(cls.blocks(config)), config.embed_dim, config.mlp_dim, _hidden(config)
-        vectors = (cells + 1 if settings.attention_norm else 1) + settings.learned_cell
-        return cells * (6 * D * D + 2 * D * hidden + D * neurons + 3 * D + hidden) + vectors * D
+        norms = (cells if _has_norm(settings, config, "attention") else 0) + 1
+        gains = norm_size(config, cells * (3 * D + hidden) + norms * D)
+        return cells * (6 * D * D + 2 * D * hidden + D * neurons) + gains + settings.learned_cell * D
 
     def cost(self) -> StreamCost:
         """Two FLOPs per entry of the cells' matrices; saved: inputs of products, norms, gates and their products."""
@@ -174,3 +174,8 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
 def _hidden(config: ModelConfig) -> int:
     """Rows of W_1: F, or with a gate 2 F."""
     return inputs_per_neuron(config.activation) * config.mlp_dim
+
+
+def _has_norm(settings: DepthLSTMConfig, config: ModelConfig, reader: str) -> bool:
+    """Whether a reader has a norm in front."""
+    return reader == "head" or (settings.attention_norm and has_read_norm(config, reader))

@@ -69,7 +69,7 @@ class ElcBertStream(VectorBase[ElcBertConfig]):
         self.mixtures = mixtures(self.settings, config.num_layers)
         for layer in self.mixtures:
             self.declare(f"a_{layer}", (layer,), Role(std=0.0, decay="none", part="stream"))
-        self.source_norm = Norm(config.norm, (self.width,), None, config.norm_eps, roles.gain())
+        self.source_norm = Norm(config, roles, (self.width,), has_gain=False)
 
     def initial_values(self) -> dict[str, Tensor]:
         """Base: a_l = (0, ..., 0, 1)."""

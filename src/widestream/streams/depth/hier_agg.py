@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import Norm, norm_size, read_norms, read_norms_size
 from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
@@ -82,16 +82,13 @@ class HierAggStream(Stream[HierAggConfig]):
         out = roles.hidden(hidden, width, "stream")
         out = replace(out, std=0.0) if settings.identity else out
 
-        def norm() -> Norm:
-            return Norm(config.norm, (self.width,), (self.width,), config.norm_eps, roles.gain())
-
         owned = [max(self.node_inputs)] if settings.share else self.node_inputs
         for index, inputs in enumerate(owned):
             into = roles.hidden((Axis(inputs), roles.width), hidden, "stream")
             self.declare(f"in_{index}", (self.hidden, inputs * self.width), into)
             self.declare(f"out_{index}", (self.width, self.hidden), out)
-        self.node_norms = nn.ModuleList(norm() for _ in owned if not settings.identity)
-        self.norms = nn.ModuleList(norm() for _ in self.readers)
+        self.node_norms = nn.ModuleList(Norm(config, roles, (self.width,)) for _ in owned if not settings.identity)
+        self.norms = read_norms(config, roles, self.readers, (self.width,))
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -113,8 +110,8 @@ class HierAggStream(Stream[HierAggConfig]):
         D, nodes = config.embed_dim, _node_inputs(config)
         owned = [max(nodes)] if settings.share else nodes
         weights = sum(inputs + 1 for inputs in owned) * D * _hidden(settings, config)
-        gains = len(cls.blocks(config)) + 1 + (0 if settings.identity else len(owned))
-        return weights + gains * D
+        of_nodes = 0 if settings.identity else len(owned) * norm_size(config, D)
+        return weights + of_nodes + read_norms_size(config, D)
 
     def cost(self) -> StreamCost:
         """Two products per node, whose earlier inputs are read again; saved: inputs of norms, nodes and W_b."""

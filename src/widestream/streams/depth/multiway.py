@@ -8,9 +8,9 @@ Letters: B batch, T tokens, D width, C ways.
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import read_norms
 from widestream.blocks.roles import Roles
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import Settings
@@ -41,13 +41,8 @@ class MultiwayBase(VectorBase[Settings]):
     def __init__(self, config: ModelConfig, roles: Roles, separate: bool):
         super().__init__(config, roles)
         if separate:
-            self.key_norms = self._layer_norms(config, roles)
-            self.value_norms = self._layer_norms(config, roles)
-
-    def _layer_norms(self, config: ModelConfig, roles: Roles) -> nn.ModuleList:
-        shape = (self.width,)
-        norms = (Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in range(config.num_layers))
-        return nn.ModuleList(norms)
+            readers = ["attention"] * config.num_layers
+            self.key_norms, self.value_norms = (read_norms(config, roles, readers, (self.width,)) for _ in range(2))
 
     def read(self, site: int, state: State) -> dict[str, Tensor]:
         """Normalise the ways of q, k and v, or the residual."""

@@ -17,9 +17,9 @@ from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import read_norms
 from widestream.blocks.roles import Roles
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import Settings, Stream, StreamCost
@@ -69,7 +69,7 @@ class LaneBase(Stream[Settings]):
         self.embedded = config.embed_dim
         """Width of token vectors."""
         shape = (config.embed_dim,)
-        self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
+        self.norms = read_norms(config, roles, self.readers, shape)
 
     @abstractmethod
     def coefficients(self, site: int, H: Tensor) -> tuple[Tensor, Tensor]:

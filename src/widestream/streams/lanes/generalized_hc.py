@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import Norm, norm_size, read_norms_size
 from widestream.blocks.roles import Axis, Role, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
@@ -125,7 +125,7 @@ class GeneralizedHCStream(LaneBase[GeneralizedHCConfig]):
             self.declare("readout", (D, n * self.lane_width), roles.hidden((self.virtual,), (roles.width,), "stream"))
             group = math.gcd(m, n)
             self.groups = (n // group, group * self.lane_width)
-            self.group_norm = Norm(config.norm, self.groups[1:], self.groups, config.norm_eps, roles.gain())
+            self.group_norm = Norm(config, roles, self.groups[1:], self.groups)
 
     def _declare_dynamic(self, config: ModelConfig, roles: Roles) -> None:
         m, n, S, width = self.segments, self.lanes, self.num_blocks, (self.lane_width,)
@@ -134,9 +134,7 @@ class GeneralizedHCStream(LaneBase[GeneralizedHCConfig]):
         ones = Role(std=None, decay="none", part="stream")
         self.declare("S_alpha", (S, n, m + n), ones)
         self.declare("S_beta", (S, m, n), ones)
-        self.slot_norms = nn.ModuleList(
-            Norm(config.norm, width, width, config.norm_eps, roles.gain()) for _ in range(S)
-        )
+        self.slot_norms = nn.ModuleList(Norm(config, roles, width) for _ in range(S))
 
     def initial_values(self) -> dict[str, Tensor]:
         """[A C] = [I_m I_m 0; 0 0 I_(n-m)], B[i, j] = 1 where i = j mod m, and the same pattern for the embedding."""
@@ -181,10 +179,10 @@ class GeneralizedHCStream(LaneBase[GeneralizedHCConfig]):
         settings = cls.settings_of(config)
         m, n, D, blocks = settings.segments, settings.slots, config.embed_dim, config.num_blocks
         W, weights = D // m, n * (m + n) + m * n
-        per_block = 2 * weights + W * (2 * m + n) + W if settings.dynamic else weights
+        per_block = 2 * weights + W * (2 * m + n) + norm_size(config, W) if settings.dynamic else weights
         ends = n * W * D if settings.embedding == "expand" else 0
-        ends += n * W * D + n * W if settings.readout == "group_norm" else 0
-        return blocks * per_block + ends + (blocks + 1) * D
+        ends += n * W * D + norm_size(config, n * W) if settings.readout == "group_norm" else 0
+        return blocks * per_block + ends + read_norms_size(config, D)
 
     def cost(self) -> StreamCost:
         """Mixing, writing and the maps at the ends; dynamic: the product with W, which keeps the normalised slots."""

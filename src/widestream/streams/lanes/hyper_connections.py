@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import Norm, norm_size, read_norms_size
 from widestream.blocks.roles import Role, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
@@ -92,7 +92,7 @@ class HyperConnectionsStream(LaneBase[HyperConnectionsConfig]):
         self.declare("W", (S, n + 2, D), replace(weights, std=0.0, muon=False))
         self.declare("s_alpha", (S,), table)
         self.declare("s_beta", (S,), table)
-        self.lane_norms = nn.ModuleList(Norm(config.norm, (D,), (D,), config.norm_eps, roles.gain()) for _ in range(S))
+        self.lane_norms = nn.ModuleList(Norm(config, roles, (D,)) for _ in range(S))
 
     def initial_values(self) -> dict[str, Tensor]:
         """A_m = e_(k mod n), A_r = I, B = 1, s = 0.01."""
@@ -121,8 +121,8 @@ class HyperConnectionsStream(LaneBase[HyperConnectionsConfig]):
         """2 L n (n + 2), dynamic 2 L (D (n + 2) + 2 + D) more, and the plain stream's (2 L + 1) D gains."""
         settings = cls.settings_of(config)
         n, D, blocks = settings.lanes, config.embed_dim, config.num_blocks
-        dynamic = D * (n + 2) + 2 + D if settings.dynamic else 0
-        return blocks * (n * (n + 2) + dynamic) + (blocks + 1) * D
+        dynamic = D * (n + 2) + 2 + norm_size(config, D) if settings.dynamic else 0
+        return blocks * (n * (n + 2) + dynamic) + read_norms_size(config, D)
 
     def cost(self) -> StreamCost:
         """Mixing and writing; dynamic: also the product with W, which keeps the normalised lanes."""

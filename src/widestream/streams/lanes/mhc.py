@@ -51,6 +51,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from widestream.blocks.norm import read_norms_size
 from widestream.blocks.roles import Role, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
@@ -210,7 +211,7 @@ class MHCStream(LaneBase[MHCConfig]):
         n, D, blocks = settings.lanes, config.embed_dim, config.num_blocks
         outputs, alphas = (n * n + 2 * n, 3) if settings.residual == "sinkhorn" else (2 * n, 2)
         head = n * (n * D + 1) + 1 if settings.readout == "learned" else 0
-        return blocks * (n * D * outputs + outputs + alphas) + head + (blocks + 1) * D
+        return blocks * (n * D * outputs + outputs + alphas) + head + read_norms_size(config, D)
 
     def cost(self) -> StreamCost:
         """Mixing, writing and the product with phi, which keeps x'; Sinkhorn keeps its factors, 4 n numbers a round.

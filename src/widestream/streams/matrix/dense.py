@@ -25,9 +25,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from widestream.blocks.roles import Axis, Roles
 from widestream.recipe.model import ModelConfig
-from widestream.streams.base import Reader, StreamSpec
+from widestream.streams.base import StreamSpec
 from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 
@@ -47,21 +46,15 @@ class MatrixDenseStream(MatrixBase[MatrixDenseConfig]):
     Config = MatrixDenseConfig
     examples = ({"key_dim": 16}, {"key_dim": 6, "reads": "qkv"})
 
-    def vectors(self, reader: Reader, roles: Roles) -> tuple[Axis, ...]:
-        """R for attention too, if it reads once."""
-        return (roles.heads,) if self.settings.reads == "shared" else super().vectors(reader, roles)
+    @classmethod
+    def attention_vectors(cls, config: ModelConfig) -> int:
+        """R in front of all three projections, or R each, whose outputs may be fewer heads for k and v."""
+        return config.num_heads * (1 if cls.settings_of(config).reads == "shared" else 3)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """RMT's matrix, in front of dense attention."""
         return replace(super().spec(config), attention="dense", papers=("2506.22696", "2511.11238"))
-
-    @classmethod
-    def parameter_formula(cls, config: ModelConfig) -> int:
-        """RMT's, less two sets of keys per attention block where q, k and v share theirs."""
-        settings = cls.settings_of(config)
-        fewer = 2 * (config.blocks_per_layer - 1) * config.num_layers if settings.reads == "shared" else 0
-        return super().parameter_formula(config) - fewer * config.num_heads * settings.key_dim
 
     def hand_over(self, site: int, data: Tensor) -> dict[str, Tensor]:
         """Vectors side by side, for attention as for the MLP; or so for each of q, k, v."""

@@ -64,7 +64,7 @@ class MatrixDynamicStream(MatrixBase[MatrixDynamicConfig]):
         super().__init__(config, roles)
         for site, reader in enumerate(self.readers):
             vectors = self.vectors(reader, roles)
-            ends = {f"read_{site}": vectors} | ({} if reader == "head" else {f"write_{site + 1}": vectors[-1:]})
+            ends = {f"read_{site}": vectors} | ({} if reader == "head" else {f"write_{site + 1}": (roles.heads,)})
             for keys, out in ends.items():
                 role = replace(roles.hidden((roles.head_dim,), out, "stream", decay="key"), std=0.0)
                 self.declare(f"map_{keys}", (size(out), self.value_dim), role)
@@ -81,10 +81,13 @@ class MatrixDynamicStream(MatrixBase[MatrixDynamicConfig]):
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """RMT's, (6 L + 1) D_v R for the dynamic parts and 4 L + 1 factors; with ShortSWA 4 L and 2 L more of them."""
+        """RMT's, D_v for every vector that is read or that a block writes, (6 L + 1) R of them, and 4 L + 1 factors.
+
+        With ShortSWA 4 L R and 2 L more.
+        """
         blocks = config.num_blocks
-        sets = 4 * blocks - 2 * config.num_layers + 1
-        return super().parameter_formula(config) + sets * config.head_dim * config.num_heads + 2 * blocks + 1
+        vectors = cls.vectors_read(config) + blocks * config.num_heads
+        return super().parameter_formula(config) + vectors * config.head_dim + 2 * blocks + 1
 
     def cost(self) -> StreamCost:
         """RMT's, and D_k products with every entry of W.

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import Norm, has_read_norm, read_norms_size
 from widestream.blocks.roles import Axis, Roles, size
 from widestream.errors import UserError
 from widestream.kernels.exchange import Site
@@ -73,19 +73,26 @@ class MatrixBase(Stream[MatrixSettings]):
         settings = self.settings
         if config.width not in (None, config.num_heads * config.head_dim):
             raise UserError("A matrix stream has model.width = num_heads * head_dim; leave model.width out.")
+        check_norms(config)
         self.rank, self.key_dim, self.value_dim = config.num_heads, settings.key_dim, config.head_dim
         self.keys = Axis(settings.key_dim, config.mup.base_key_dim or settings.key_dim)
         self.declare_keys(config, roles)
         spec = type(self).spec(config)
         self.bare_attention, self.is_kernel = spec.attention == "bare", spec.undo == "kernel"
         # Under autocast these blocks begin with a product in low precision, so they cast what they read.
-        first = not (config.upcast_attention or config.positions == "rotary" or config.value_residual != "none")
-        casting = {"attention": first or not self.bare_attention, "mlp": True}
+        casting = {"attention": begins_with_product(config) or not self.bare_attention, "mlp": True}
         self.casts = [casting[block.kind] and block.num_neurons != 0 for block in self.blocks(config)] + [False]
+        self.attention_heads = [config.num_heads, config.kv_heads, config.kv_heads]
+        """Vectors that are read for q, k and v."""
         shape = (self.value_dim, self.key_dim)
         self.row_gain = settings.norm_gain == "row"
         gain = {"full": shape, "row": (self.key_dim,), "none": None}[settings.norm_gain]
-        self.norms = nn.ModuleList(Norm(config.norm, shape, gain, config.norm_eps, roles.gain()) for _ in self.readers)
+        self.norms = nn.ModuleList(
+            Norm(config, roles, shape, gain, has_gain=gain is not None)
+            if has_read_norm(config, reader)
+            else nn.Identity()
+            for reader in self.readers
+        )
 
     def declare_keys(self, config: ModelConfig, roles: Roles) -> None:
         """Keys of all sites. One storage set per write; embedding and positions have their own (eq. 13)."""
@@ -97,10 +104,12 @@ class MatrixBase(Stream[MatrixSettings]):
             self.declare_storage("write_position", (roles.heads,), roles)
         for site, reader in enumerate(self.readers):
             vectors = self.vectors(reader, roles)
-            zero_rows = self.rank if reader == "attention" and len(vectors) == 2 and config.init.query_zero else 0
+            queries = reader == "attention" and size(vectors) > self.rank  # else q, k and v share their vectors
+            zero_rows = self.rank if queries and config.init.query_zero else 0
             self.declare_retrieval(site, vectors, roles, zero_rows)
             if reader != "head":
-                self.declare_storage(f"write_{site + 1}", vectors[-1:], roles, scaled[reader])
+                written = (roles.heads,) if reader == "attention" else vectors[-1:]
+                self.declare_storage(f"write_{site + 1}", written, roles, scaled[reader])
 
     def declare_storage(self, name: str, vectors: tuple[Axis, ...], roles: Roles, scaled: bool = False) -> None:
         """Storage keys w: R -> D_k."""
@@ -108,13 +117,31 @@ class MatrixBase(Stream[MatrixSettings]):
         self.declare(name, (self.key_dim, size(vectors)), role)
 
     def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:
-        """Retrieval keys r: D_k -> R, or -> 3 R for q, k, v together, of which the query's may start at zero."""
+        """Retrieval keys r: D_k -> R, or R + 2 R_kv for q, k, v together, of which the query's may start at zero."""
         role = roles.hidden((self.keys,), vectors, "keys", decay="key", zero_rows=zero_rows)
         self.declare(f"read_{site}", (size(vectors), self.key_dim), role)
 
     def vectors(self, reader: Reader, roles: Roles) -> tuple[Axis, ...]:
-        """Axes of the data vectors that a reader takes: R of them, or R each for q, k, v."""
-        return (roles.qkv, roles.heads) if reader == "attention" else (roles.heads,)
+        """Axis of the data vectors that a reader takes: R of them, or R for q and R_kv each for k and v."""
+        if reader != "attention":
+            return (roles.heads,)
+        return (roles.like_heads(self.attention_vectors(roles.config)),)
+
+    @classmethod
+    def attention_vectors(cls, config: ModelConfig) -> int:
+        """Data vectors that attention reads."""
+        return config.num_heads + 2 * config.kv_heads
+
+    @classmethod
+    def vectors_read(cls, config: ModelConfig) -> int:
+        """Data vectors of all reads."""
+        attentions = config.num_layers * (config.blocks_per_layer - 1)
+        return attentions * cls.attention_vectors(config) + config.num_heads * (config.num_layers + 1)
+
+    @classmethod
+    def vectors_stored(cls, config: ModelConfig) -> int:
+        """Data vectors of all writes, those of learned positions among them."""
+        return config.num_heads * (config.num_blocks + (2 if config.positions == "learned" else 1))
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -133,13 +160,13 @@ class MatrixBase(Stream[MatrixSettings]):
     def parameter_formula(cls, config: ModelConfig) -> int:
         """R D_k (6 L + 3) keys (one set fewer without learned positions), and (2 L + 1) D_k D_v gains.
 
-        With ShortSWA 4 L sets of keys and L norms more.
+        With ShortSWA 4 L sets of keys and L norms more. Where k and v have R_kv vectors, 2 (R - R_kv) D_k fewer an
+        attention block.
         """
         settings = cls.settings_of(config)
-        blocks = config.num_blocks
-        sets = 4 * blocks - 2 * config.num_layers + (3 if config.positions == "learned" else 2)
         gain = {"full": config.head_dim * settings.key_dim, "row": settings.key_dim, "none": 0}[settings.norm_gain]
-        return config.num_heads * settings.key_dim * sets + (blocks + 1) * gain
+        vectors = cls.vectors_read(config) + cls.vectors_stored(config)
+        return settings.key_dim * vectors + read_norms_size(config, gain)
 
     def cost(self) -> StreamCost:
         """Two FLOPs per key entry and value column.
@@ -187,7 +214,7 @@ class MatrixBase(Stream[MatrixSettings]):
     def hand_over(self, site: int, data: Tensor) -> dict[str, Tensor]:
         """Retrieved vectors as the reader wants them: heads q, k, v, or all side by side (inverse of `data`)."""
         if self.readers[site] == "attention":
-            q, k, v = data.transpose(2, 3).chunk(3, dim=2)  # [B, T, R, V] each
+            q, k, v = data.transpose(2, 3).split(self.attention_heads, dim=2)  # [B, T, R or R_kv, V] each
             return {"q": q, "k": k, "v": v}
         return {"x": data.flatten(2)}
 
@@ -215,17 +242,40 @@ class MatrixBase(Stream[MatrixSettings]):
     def as_kernel(self, site: int, written: Tensor | None) -> KernelCall:
         """The write, norm and read above; vectors are handed over in the precision that the reader casts them to."""
         norm, keys = self.norms[site], self.retrieval_keys(site)
-        assert isinstance(norm, Norm)
+        bare = not isinstance(norm, Norm)
         device, dtype = keys.device.type, torch.promote_types(keys.dtype, torch.float32)
         casts = self.casts[site] and torch.is_autocast_enabled(device)
         write_keys = None if written is None else getattr(self, f"write_{site}")
         return KernelCall(
-            site=Site(write_keys, keys, norm.gain, norm.kind, norm.eps),
+            site=Site(write_keys, keys, None, "none", 0.0)
+            if bare
+            else Site(write_keys, keys, norm.factor(), norm.kind, norm.eps),
             data=None if written is None else self.data(written),
             by_heads=self.readers[site] == "attention" and self.bare_attention,
             dtype=torch.get_autocast_dtype(device) if casts else dtype,
             hand_over=lambda data: self.hand_over(site, data),
         )
+
+
+def begins_with_product(config: ModelConfig) -> bool:
+    """Whether an attention block without projections does nothing with its heads before q k^T."""
+    between = config.positions == "rotary", config.qk_norm.over != "none", config.attention_bias != "none"
+    return not (config.upcast_attention or config.value_residual != "none" or any(between))
+
+
+def check_norms(config: ModelConfig) -> None:
+    """Refuse forms of norms that a joint norm in front of keys does not have.
+
+    Raises:
+        UserError: names the setting.
+    """
+    early = config.norm_cast == "before_gain"
+    for name, given in (("norm_bias: true", config.norm_bias), ("norm_cast: before_gain", early)):
+        if given:
+            raise UserError(
+                f"A {config.stream.kind} stream has no place for model.{name}: its keys compute in float32, "
+                "between the norm and the blocks; leave it out."
+            )
 
 
 class MatrixStream(MatrixBase[MatrixConfig]):

@@ -74,11 +74,10 @@ class MatrixSoftmaxStream(MatrixBase[MatrixSoftmaxConfig]):
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """RMT's, with R queries of width D_v for each set of retrieval keys, instead of them or beside them."""
+        """RMT's, with a query of width D_v for each retrieval key, instead of it or beside it."""
         settings = cls.settings_of(config)
         width = config.head_dim - (settings.key_dim if settings.form == "pure" else 0)
-        sets = (3 * config.blocks_per_layer - 2) * config.num_layers + 1
-        return super().parameter_formula(config) + sets * config.num_heads * width
+        return super().parameter_formula(config) + cls.vectors_read(config) * width
 
     def cost(self) -> StreamCost:
         """Storage as in RMT; per read the scores and the retrieval.

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import Norm, has_read_norm, norm_size, read_norms
 from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
@@ -83,11 +83,12 @@ class DataLaneStream(Stream[DataLaneConfig]):
         self.slice_first = settings.head_norm == "slice_then_norm"
         shape = (self.width,)
         normed = (self.embedding_dim,) if self.slice_first else shape
-        self.norms = nn.ModuleList(
-            Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers[:-1]
-        )
-        self.head_norm = Norm(config.norm, normed, None, config.norm_eps, roles.gain())
+        self.norms = read_norms(config, roles, self.readers[:-1], shape)
+        self.head_norm = Norm(config, roles, normed, has_gain=False)
         self.declare("head_gain", (self.embedding_dim,), roles.gain())
+        self.offset = config.norm_offset
+        if config.norm_bias:
+            raise UserError("A data_lane stream has no bias in front of its head; leave out model.norm_bias.")
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -103,7 +104,8 @@ class DataLaneStream(Stream[DataLaneConfig]):
     def parameter_formula(cls, config: ModelConfig) -> int:
         """2 L D gains in front of blocks (3 L D with ShortSWA), d_emb in front of the head."""
         settings = cls.settings_of(config)
-        return config.num_blocks * config.embed_dim + settings.embedding_dim
+        blocks = config.num_blocks if has_read_norm(config, "attention") else 0
+        return blocks * norm_size(config, config.embed_dim) + settings.embedding_dim
 
     def cost(self) -> StreamCost:
         """As the plain stream: no product; a read and a write of D float32 per exchange; each norm's input is saved.
@@ -143,8 +145,12 @@ class DataLaneStream(Stream[DataLaneConfig]):
         if site < len(self.norms):
             return {"x": self.norms[site](state)}
         if self.slice_first:
-            return {"x": self.head_norm(self._slice(state)) * self.head_gain}
-        return {"x": self._slice(self.head_norm(state)) * self.head_gain}
+            return {"x": self.head_norm(self._slice(state)) * self.head_factor()}
+        return {"x": self._slice(self.head_norm(state)) * self.head_factor()}
+
+    def head_factor(self) -> Tensor:
+        """What the head's input is multiplied by: g, or 1 + w (`norm_offset`)."""
+        return self.head_gain + 1 if self.offset else self.head_gain
 
     def _slice(self, x: Tensor) -> Tensor:
         """The coordinates that the head reads [B, T, E]."""

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from widestream.blocks.context import Context
 from widestream.blocks.convolution import causal_convolution
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import read_norms, read_norms_size
 from widestream.blocks.roles import Axis, Declared, Role, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
@@ -253,7 +253,7 @@ class DeepDeltaStream(Stream[DeepDeltaConfig]):
         super().__init__(config, roles)
         settings = self.settings
         self.width, shape = config.embed_dim, (config.embed_dim,)
-        self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
+        self.norms = read_norms(config, roles, self.readers, shape)
         self.layer_of = [*(block.layer for block in self.blocks(config)), config.num_layers]
         self.writes = nn.ModuleList(DeltaWrite(settings, roles) for _ in self.readers[1:])
         if settings.compressor != "none":
@@ -288,7 +288,7 @@ class DeepDeltaStream(Stream[DeepDeltaConfig]):
         D, V, J, L = config.embed_dim, settings.channels, settings.num_taps, config.num_layers
         kernel = {"none": 0, "channel": J * D + V, "token": J * V * D + V}[settings.compressor]
         expand = J * V * D if settings.expand_embedding else 0
-        return config.num_blocks * (D + 1) * (1 + V) + (L + 1) * kernel + expand + (config.num_blocks + 1) * D
+        return config.num_blocks * (D + 1) * (1 + V) + (L + 1) * kernel + expand + read_norms_size(config, D)
 
     def cost(self) -> StreamCost:
         """Products w_beta c, W_v x_in, k^T X. Saved: X, x_in per read, h, k, c per write; for TC a padded X too.

@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import read_norms, read_norms_size
 from widestream.blocks.roles import Role, Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
@@ -84,7 +84,7 @@ class HighwayStream(Stream[HighwayConfig]):
                 for name in ("gate", "value"):
                     self.declare(f"{name}_bias_{site}", (self.width,), Role(0.0, "none", part="stream"))
         shape = (self.width,)
-        self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
+        self.norms = read_norms(config, roles, self.readers, shape)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -103,7 +103,7 @@ class HighwayStream(Stream[HighwayConfig]):
         settings = cls.settings_of(config)
         D = config.embed_dim
         gate = 2 * D * (D + 1 if settings.bias else D)
-        return _num_gated(settings, config) * gate + (len(cls.blocks(config)) + 1) * D
+        return _num_gated(settings, config) * gate + read_norms_size(config, D)
 
     def cost(self) -> StreamCost:
         """Two D x D products per gate; what the plain stream moves; saved: the norms' inputs, and T and v."""

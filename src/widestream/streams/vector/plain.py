@@ -8,9 +8,9 @@ It changes nothing and is what every other stream is compared with.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from widestream.blocks.norm import Norm
+from widestream.blocks.norm import read_norms, read_norms_size
 from widestream.blocks.roles import Roles
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
@@ -32,12 +32,12 @@ class VectorBase(Stream[Settings]):
         super().__init__(config, roles)
         self.width = config.embed_dim
         shape = (self.width,)
-        self.norms = nn.ModuleList(Norm(config.norm, shape, shape, config.norm_eps, roles.gain()) for _ in self.readers)
+        self.norms = read_norms(config, roles, self.readers, shape)
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """(2 L + 1) D gains; L D more with ShortSWA."""
-        return (config.num_blocks + 1) * config.embed_dim
+        return read_norms_size(config, config.embed_dim)
 
     def cost(self) -> StreamCost:
         """No product at all; a read and a write of D float32 per exchange; the input of every norm is saved."""
