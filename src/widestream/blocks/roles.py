@@ -119,10 +119,6 @@ class Roles:
         ratio = _ratio(in_)
         return Role(self._std(size(in_) / ratio, out.size), "weight", multiplier=1 / ratio, product=True, part=part)
 
-    def bias(self, part: str) -> Role:
-        """What is added behind a map: zeros, never decayed."""
-        return Role(0.0, "none", part=part)
-
     def unembedding(self, in_: tuple[Axis, ...]) -> Role:
         """Infinite to finite. Under muP its standard deviation does not shrink with width; its multiplier does."""
         init, mup = self.config.init, self.config.mup
