@@ -108,12 +108,14 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it is missing or damaged.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise UserError(f"{path} is no file; give the path of a record.")
     try:
         content = path.read_bytes()
         return json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the path of a record.") from None
-    except (ValueError, lzma.LZMAError) as error:
+    except (ValueError, RecursionError, EOFError, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read as JSON; remove it, or measure again.") from error
 
 

@@ -144,6 +144,38 @@ def memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory_total(device: torch.device) -> int:
+    """Bytes that a device can hold: a GPU's memory; or the machine's with its swap, or what a container may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    swap = _proc("meminfo", "SwapTotal")
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + int((swap or "0").split()[0]) * 1024]
+    with contextlib.suppress(OSError, ValueError):  # no such file, or the word `max`
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(limits)
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "overflow")
+"""What torch's errors say where memory is lacking, or where sizes are beyond any memory."""
+
+
+@contextlib.contextmanager
+def memory_errors(what: str, advice: str) -> Iterator[None]:
+    """Turn memory that cannot be had into a `UserError`.
+
+    Args:
+        what: takes the memory, as the sentence begins.
+        advice: what to make smaller, as the sentence ends.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
+        named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not named and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise UserError(f"{what} needs more memory than there is; {advice}.") from error
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What run.json says of the machine."""
     return {

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -207,3 +209,40 @@ def test_no_permission(place, monkeypatch, capfd, arguments):
     assert call(*arguments.split()) == 2
     assert "get it or choose another place, then" in capfd.readouterr().err.splitlines()[-1]
     assert files(place).items() >= before.items()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["streams", "summary tiny.yaml --json", "study list", "compare runs/tiny", "--help"]
+)
+def test_a_standard_output_that_is_full(place, arguments):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        ended = subprocess.run(
+            [sys.executable, "-m", "widestream", *arguments.split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 2
+    (sentence,) = ended.stderr.splitlines()
+    assert sentence.startswith("widestream: The output cannot be written (No space left on device)")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize(
+    "arguments", ["study run ablations", "study pack new.tar.xz --runs runs", "zoo", "summary tiny.yaml"]
+)
+def test_a_disk_that_cannot_be_written_where_nothing_else_says_so(place, monkeypatch, capfd, arguments, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), "runs/somewhere")
+
+    before = files(place)
+    for call_of in (
+        "study.run.run_studies",
+        "study.archive.pack_results",
+        "study.zoo.run_zoo",
+        "model.costs.summarize",
+    ):
+        monkeypatch.setattr(f"widestream.{call_of}", refuse)
+    assert call(*arguments.split()) == 2
+    said = capfd.readouterr().err
+    assert said.splitlines()[-1].startswith(f"widestream: runs/somewhere cannot be written ({os.strerror(number)})")
+    assert "Traceback" not in said
+    assert files(place) == before

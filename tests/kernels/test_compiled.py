@@ -10,8 +10,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from torch._inductor import cpp_builder
 
+from models import tiny
+from widestream.errors import UserError
+from widestream.generate.decoding import Decoding
 from widestream.kernels import compiled
+from widestream.model.build import build_model
+from widestream.model.depth import plan_depth
 
 COMPILER = f"""\
     #!{sys.executable}
@@ -109,3 +116,27 @@ def test_a_library_that_cannot_be_loaded(kernel: Path) -> None:
     kernel.write_text("rubbish")
     with pytest.raises(compiled.BuildError, match="set WIDESTREAM_CACHE to another"):
         compiled.load("kernel", kernel)
+
+
+def without_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    for name in ("CXX", "CC"):
+        monkeypatch.delenv(name, raising=False)
+    cpp_builder.cpp_compiler_search.cache_clear()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_compiling_without_a_compiler_is_refused_in_the_words_of_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    without_compiler(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r"^train\.compile needs a C.* compiler, .* leave train\.compile out\.$"):
+        compiled.require_compiler("train.compile", torch.device(device))
+
+
+def test_a_run_that_compiles_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_compiler(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r"^train\.compile needs"):
+        plan_depth(tiny("vector"), torch.device("cpu"), compiled=True)
+    with pytest.raises(UserError, match=r"^--compile needs"):
+        Decoding(build_model(tiny("vector")).eval(), 1, 6, compiled=True)

@@ -9,9 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import STREAMS, tiny
 from widestream.cli import main
+from widestream.model import kept
 from widestream.model.build import build_model
 from widestream.model.costs import summarize
 from widestream.recipe import load_recipe
+from widestream.recipe.model import MOST_LAYERS
 
 # Totals without norm gains: paper Table 8 recomputed, and Table 9 with the rows of 206M and 305M corrected.
 TOTALS = {
@@ -154,3 +156,28 @@ def test_table_of_the_command(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "128 x 64 = 8,192 cells" in out
     assert "keys" in out
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [{"kind": "vector"}, {"kind": "dense_former", "dilation": 2}, {"kind": "depth_lstm"}, {"kind": "depth_attention"}],
+    ids=str,
+)
+def test_what_a_deep_model_keeps_is_told_exactly_from_shallow_ones(stream, monkeypatch):
+    config = tiny(stream, num_layers=9)
+    measured = summarize(config)
+    monkeypatch.setattr(kept, "MEASURED", 0)
+    assert summarize(config).activation_bytes == measured.activation_bytes
+
+
+def test_a_window_that_shallow_models_do_not_reach_makes_the_figure_one_of_about(monkeypatch):
+    monkeypatch.setattr(kept, "MEASURED", 0)
+    summary = summarize(tiny({"kind": "dense_former", "dilation": 20}, num_layers=30))
+    assert set(summary.about) == set(summary.activation_bytes)
+
+
+def test_the_deepest_model_is_not_measured_itself(monkeypatch):
+    layers = []
+    monkeypatch.setattr(kept, "_measure", lambda config, *_: layers.append(config.num_layers) or config.num_layers)
+    kept.kept_bytes(tiny("vector", num_layers=MOST_LAYERS), "float32")
+    assert sum(layers) < 30

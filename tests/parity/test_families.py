@@ -103,7 +103,8 @@ def both(family: str, seed: int) -> tuple[Any, Decoder]:
     config = draw(family, seed)
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
-    theirs = getattr(transformers, f"{family}ForCausalLM".replace("TextFor", "For"))(config).eval()
+    name = "GPT2LMHeadModel" if family == "GPT2" else f"{family.removesuffix('Text')}ForCausalLM"
+    theirs = getattr(transformers, name)(config).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             spread = 0.3 if parameter.ndim > 1 and "embed" not in name else 0.5
@@ -136,8 +137,13 @@ def test_logits_and_gradients(family, seed):
     named = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     gradients = weights(theirs.config, named)
     assert gradients.keys() == {name for name, _ in ours.named_parameters()}
+    # Biases of keys without positions, or the router of one expert, have none: what is there is rounding.
+    nothing = 1e-5 * max(gradient.abs().max().item() for gradient in gradients.values())
     for name, parameter in ours.named_parameters():
-        assert apart(parameter.grad, gradients[name]) < 1e-4, name
+        if gradients[name].abs().max() < nothing:
+            assert parameter.grad.abs().max() < nothing, name
+        else:
+            assert apart(parameter.grad, gradients[name]) < 1e-4, name
 
 
 @pytest.mark.parametrize("seed", SEEDS)

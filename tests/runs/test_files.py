@@ -1,5 +1,6 @@
 """Records are read as they were written, plain and compressed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ def test_a_missing_or_damaged_record_is_told(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name} cannot be read"):
             read_json(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match=r"pipe.json is no file"):  # and is not waited for
+        read_json(tmp_path / "pipe.json")
     with pytest.raises(UserError, match="does not exist"):
         read_json(tmp_path / "d.json")
 

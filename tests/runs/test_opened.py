@@ -20,6 +20,9 @@ from fake_runs import write_run
 from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.recipe import to_dict
+from widestream.runs.columns import to_columns
+from widestream.runs.folder import flatten
+from widestream.runs.rows import metrics_rows
 from widestream.train.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -260,3 +263,29 @@ def test_the_page_runs(trained, tmp_path, monkeypatch, capsys):
     table = re.findall(r"^\| `run\.(\w+)", page, re.MULTILINE)
     public = {name for name in dir(names["run"]) if not name.startswith("_")}
     assert public - {"name"} == set(table)
+
+
+def test_rows_of_any_form_become_the_same_columns():
+    rows = [
+        {"kind": "train", "step": 1, "loss": 2.5, "clock": {"wall_s": 1.0, "more": {"deep": 1}}},
+        {"kind": "eval", "step": 1, "clock": {"wall_s": 2.0}, "whole": True},
+        {"kind": "train", "step": 2, "loss": None, "clock": {"wall_s": 3.0, "more": {"deep": 2}}},
+    ]
+    for some in (rows, [*rows, {"kind": "event", "step": 3, "clock": None}], [*rows, rows[0] | {"clock": {}}]):
+        flat = [flatten(row) for row in some]
+        columns = to_columns(some)
+        assert {*columns} == {name for row in flat for name in row}
+        for name, column in columns.items():
+            wanted = [row.get(name) for row in flat]
+            got = [None if value != value else value for value in column.tolist()]
+            assert got == wanted, name
+
+
+def test_rows_before_a_damaged_one_are_handed_out_first(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 1}\n{"kind": "train", "step": 3}\n{"kind": "train", "step": 2}\n[]\n'
+    )
+    rows = iter(metrics_rows(tmp_path))
+    assert [next(rows)["step"], next(rows)["step"]] == [1, 3]
+    with pytest.raises(UserError, match=r"Line 3 .* is of step 2 and stands behind one of step 3"):
+        next(rows)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from study_runs import write_run
+from tiny_runs import write_data
 from widestream.errors import UserError
 from widestream.recipe import load_recipe
 from widestream.report import compare
@@ -150,9 +151,22 @@ def test_a_run_of_the_demo_that_fails_or_diverges_says_why(small, tmp_path, monk
 
 
 def test_a_failing_run_says_why(tmp_path):
-    job = Job(recipe="demo/rmt", changes=(f"data.path={tmp_path / 'nothing'}",), folder=tmp_path / "run", steps=5)
-    with pytest.raises(UserError, match=r"The run .*run failed: .*nothing"):
+    job = Job(recipe="no/such-recipe", changes=(), folder=tmp_path / "run", steps=5)
+    with pytest.raises(UserError, match=r"The run .*run failed: .*no/such-recipe"):
         run_jobs([job], workers=1)
+
+
+def test_data_that_are_not_prepared_are_told_before_any_run_starts(tmp_path, monkeypatch):
+    def job(name, data):
+        return Job(recipe="demo/rmt", changes=(f"data.path={data}",), folder=tmp_path / name, steps=5)
+
+    monkeypatch.setattr(Job, "start", lambda *_: pytest.fail("started"))
+    jobs = [job("good", write_data(tmp_path / "data")), job("bad", tmp_path / "nothing")]
+    with pytest.raises(
+        UserError, match=r"bad cannot start\. .*nothing holds no prepared data .*widestream data prepare"
+    ):
+        run_jobs(jobs, workers=1, may_fail=True)
+    assert not [*tmp_path.glob("*.log"), *tmp_path.glob("*.claim")]
 
 
 def test_terminating_the_demo_ends_its_runs(tmp_path, monkeypatch):
@@ -166,7 +180,7 @@ def test_terminating_the_demo_ends_its_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(Job, "start", start)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit_:
-        run_jobs([Job(recipe="demo/rmt", changes=(), folder=tmp_path / "run", steps=5)], workers=1)
+        run_jobs([Job(recipe="no/such-recipe", changes=(), folder=tmp_path / "run", steps=5)], workers=1)
     assert exit_.value.code == 128 + signal.SIGTERM
     assert started[0].returncode is not None
     assert signal.getsignal(signal.SIGTERM) is before

@@ -257,6 +257,20 @@ def test_runs_that_diverge_or_fail_stand_in_the_record(tmp_path, options, monkey
     assert [trial["status"] for trial in arms["rmt key_dim=4"]["trials"]] == ["done", "done", "diverged"]
 
 
+def test_a_study_whose_runs_all_failed_is_no_success(tmp_path, options, monkeypatch):
+    def fail(jobs, workers, may_diverge=False, may_fail=False):
+        for job in jobs:
+            job.failed = True
+
+    monkeypatch.setattr(run, "run_jobs", fail)
+    with pytest.raises(
+        UserError, match=r"Every run of the study mine failed \(.*mine\.study\.json says so\)\. The run"
+    ):
+        run_study(str(write_study(tmp_path / "mine.yaml", search=None)), options)
+    record = json.loads((options.folder / "cpu" / "mine.study.json").read_text())
+    assert {one["status"] for arm in record["arms"] for one in arm["runs"]} == {"failed"}
+
+
 def test_loss_of_the_fake_runs_says_what_the_tests_rely_on():
     plain, wide = (load_recipe(f"study/cpu/{name}", ["optimizer.lr=0.01"]) for name in ("transformer", "rmt"))
     assert loss_of(wide, 0) < loss_of(plain, 0)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from study_runs import finish, write_run, write_study
+from widestream.cli import main
 from widestream.errors import UserError
 from widestream.report.stats.fits import curvature, fit_by_seed, fit_power_law, slope, slope_of
 from widestream.runs.pool import Job
@@ -383,6 +384,20 @@ def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(ma
         pass
     with pytest.raises(UserError, match="does not exist"), opened(tmp_path / "none"):
         pass
+
+
+def test_the_command_says_which_runs_do_not_count(make, tmp_path, monkeypatch, capsys):
+    result = make()
+    folder = result.folder / result.record["arms"][0]["runs"][0]["folder"]
+    rows = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(rows.replace("{", "(", 1))
+    monkeypatch.setattr(
+        "sys.argv", ["widestream", "study", "report", "--runs", str(result.folder), "--out", "page.html"]
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main()
+    assert "seed 0: unreadable: Line 1 of" in capsys.readouterr().out
 
 
 def test_runs_made_by_hand_in_a_jobs_folder_count(tmp_path):

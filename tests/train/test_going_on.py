@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from tiny_runs import tiny_config, write_data
 from widestream.errors import UserError
 from widestream.recipe import to_dict
+from widestream.runs.folder import read_info
 from widestream.runs.identity import LENGTH, MAY_CHANGE
 from widestream.runs.settings import BOOKKEEPING, settings
+from widestream.runs.write import write_info
 from widestream.train import loop
 from widestream.train.loop import train
 
@@ -209,9 +211,9 @@ def test_what_a_run_cannot_start_from_is_named_and_nothing_is_written(data, tmp_
         start("first", model={"mlp_dim": 48})
     with pytest.raises(UserError, match="is the run's own folder"):
         train(tiny_config(data, train={"init_from": str(tmp_path / "first")}), tmp_path / "first", resume=False)
-    info = json.loads((tmp_path / "first" / "run.json").read_text())
+    info = read_info(tmp_path / "first")
     info["data"]["tokenizer_sha256"] = "1" * 64
-    (tmp_path / "first" / "run.json").write_text(json.dumps(info))
+    write_info(tmp_path / "first", info)
     with pytest.raises(UserError, match="another tokenizer"):
         start("first")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first"]

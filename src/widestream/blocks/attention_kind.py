@@ -11,6 +11,7 @@ import torch
 
 from widestream.blocks.flex import SMALLEST_HEAD
 from widestream.errors import UserError
+from widestream.kernels.compiled import require_compiler
 
 Attention = Literal["sdpa", "flex", "fused"]
 AttentionSetting = Literal["auto", "sdpa", "flex", "fused"]
@@ -60,3 +61,4 @@ def _require_flex(device: torch.device, head_dim: int) -> None:
             f"train.attention: flex needs a model.head_dim of at least {SMALLEST_HEAD}, and it is {head_dim}; "
             "use auto or sdpa."
         )
+    require_compiler("train.attention: flex", device)

@@ -1,10 +1,16 @@
 """The `widestream` command: one verb per task. A verb parses arguments and calls one function of the library."""
 
+import contextlib
+import errno
 import io
+import os
 import sys
+from typing import NoReturn
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""What a full or a read-only disk says; all else that the system says is a fault of ours."""
 
 
 def main() -> None:
@@ -16,16 +22,41 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter shows its number
             stream.reconfigure(errors="backslashreplace")
     try:
-        build_app()()
+        try:
+            build_app()()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except UserError as error:
         words = "\n".join(shown(line, sys.maxsize) for line in str(error).split("\n"))  # of which no terminal obeys any
-        print(f"widestream: {words}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(words)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _refuse(shown(_unwritable(error), sys.maxsize))
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # which typer makes of most interruptions
             raise
         print("widestream: interrupted; run the same command again to go on.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _refuse(words: str) -> NoReturn:
+    """Say it and end with exit code 2, also where nobody can be told."""
+    with contextlib.suppress(OSError):
+        print(f"widestream: {words}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _unwritable(error: OSError) -> str:
+    """What to say of a disk that is full or may not be written to."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is left of the output would fail once more as Python ends
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 (a number is wanted, not a path)
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    what = error.filename or "The output"
+    return f"{what} cannot be written ({error.strerror}); free some space, or get the right to, or name another place."

@@ -37,7 +37,10 @@ def print_summary(config: RunConfig, summary: Summary) -> None:
         f"decode, {config.model.context} tokens back": flops["decode"],
     }
     console.print(_table("FLOPs per token", rows, totals))
-    kept = {f"kept for backward, {name}": size for name, size in summary.activation_bytes.items()}
+    kept = {
+        f"kept for backward, {name}{', about' * (name in summary.about)}": size
+        for name, size in summary.activation_bytes.items()
+    }
     stream = {f"stream, {name}": size for name, size in summary.stream_bytes.items()}
     console.print(_table("bytes per token", [], {**kept, **stream}))
 

@@ -55,7 +55,7 @@ def report(
     with opened(runs) as folders:
         sections = write_studies(folders, out, studies or ())
     for section in sections:
-        print(f"{section.title}\n" + "".join(f"  {line}\n" for line in section.answers or section.notes))
+        print(f"{section.title}\n" + "".join(f"  {line}\n" for line in (*section.answers, *section.notes)))
     print(f"Report: {out}")
 
 

@@ -17,11 +17,13 @@ def summary(
     """Parameters by part, stream size, FLOPs and activation bytes per token, without allocating the model."""
     import json
 
-    from widestream.cli.model_tables import print_summary
-    from widestream.model.costs import summarize
     from widestream.recipe import load_recipe
 
     config = load_recipe(recipe, changes or [])
+
+    from widestream.cli.model_tables import print_summary
+    from widestream.model.costs import summarize
+
     summary = summarize(config.model)
     if as_json:
         print(json.dumps(summary.to_dict(), indent=2))
@@ -39,11 +41,13 @@ def streams(
     import json
     from dataclasses import asdict
 
-    from widestream.cli.model_tables import print_streams
-    from widestream.model.catalog import list_streams
     from widestream.recipe import load_recipe
 
     config = load_recipe(recipe)
+
+    from widestream.cli.model_tables import print_streams
+    from widestream.model.catalog import list_streams
+
     rows = list_streams(config.model)
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from widestream.blocks.roles import named_roles
+from widestream.kernels.compiled import require_compiler
 from widestream.machine import DTYPES, autocast
 from widestream.model.decoder import Decoder
 
@@ -31,6 +32,9 @@ class Decoding:
         compiled: run the steps behind the prompt as one compiled function of fixed shapes, which takes the first step
             long; on a GPU it is captured as a CUDA graph. The tokens are those of an uncompiled step, but for rounding.
         options: for `torch.compile`.
+
+    Raises:
+        UserError: there is nothing to compile with.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class Decoding:
 
 
 def _compile(model: Decoder, device: torch.device, **options: Any) -> Callable[..., Tensor]:
+    if "backend" not in options:
+        require_compiler("--compile", device)
     if device.type == "cuda":
         options = {"mode": "reduce-overhead", **options}
     return torch.compile(model.step, dynamic=False, fullgraph=True, **options)

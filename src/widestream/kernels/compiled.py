@@ -5,6 +5,7 @@ hash of everything that it depends on (sources, flags, compiler and its version,
 by machines and versions. It is written aside and renamed, so processes may build at once.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from widestream.errors import UserError
 
 # Results must not depend on assumptions about NaN and infinity: no -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions")
@@ -137,6 +140,31 @@ def _compiler() -> list[str]:
         if shutil.which(name):
             return [name]
     raise BuildError("There is no C++ compiler (c++, g++, clang++ or $CXX).")
+
+
+def require_compiler(asked: str, device: torch.device) -> None:
+    """Make sure that torch.compile finds the compiler that it calls at run time.
+
+    Args:
+        asked: the setting that wants something compiled, as a message shall name it.
+        device: what is compiled for: on a CPU torch writes C++; for a GPU Triton calls a C compiler.
+
+    Raises:
+        UserError: there is none, or it does not run.
+    """
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        with contextlib.suppress(InvalidCxxCompiler):
+            get_cpp_compiler()
+            return
+        lacking = "a C++ compiler, and there is none that runs (g++ or $CXX)"
+    else:
+        if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+            return
+        lacking = "a C compiler, and there is none (gcc, clang or $CC)"
+    raise UserError(f"{asked} needs {lacking}; install one, or leave {asked} out.")
 
 
 def _run(command: list[str]) -> str:

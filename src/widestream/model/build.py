@@ -7,10 +7,15 @@ import torch
 
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.roles import initialize
+from widestream.errors import UserError
+from widestream.machine import memory_errors, memory_total
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
 from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
+
+SMALLER = "lower model.num_layers, model.num_heads, model.mlp_dim, model.context or a size of model.stream"
+"""How a model is made to need less memory."""
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +36,41 @@ def build_model(
         device: where the float32 weights are put.
         depth: the way through the depth (`model.depth.plan_depth`); default: the plain loop, states saved by autograd.
         attention: what computes attention; see `blocks.attention_kind`.
+
+    Raises:
+        UserError: the device cannot hold it.
     """
-    model = meta_model(config, depth, attention).to_empty(device=device)
-    initialize(model, seed)
+    model = meta_model(config, depth, attention)
+    require_room(torch.device(device), count_weights(model))
+    with memory_errors("The model", SMALLER):
+        model = model.to_empty(device=device)
+        initialize(model, seed)
     return model
+
+
+def count_weights(model: Decoder) -> int:
+    """Numbers in all parameters of a model, which may be on the meta device."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def require_room(device: torch.device, weights: int, copies: int = 1) -> None:
+    """Make sure that a device can hold a model, before the system ends the process for trying.
+
+    Args:
+        device: it shall lie there.
+        weights: their number.
+        copies: numbers kept for every weight: 4 in training, which has a gradient and two moments of it.
+
+    Raises:
+        UserError: it cannot; says how much it would take.
+    """
+    size = copies * 4 * weights
+    if device.type != "meta" and size > (room := memory_total(device)):
+        what = "weights" if copies == 1 else "weights, gradients and moments"
+        raise UserError(
+            f"The model has {weights:,} parameters: its {what} take {size / 2**30:,.1f} GB, and {device} has "
+            f"{room / 2**30:,.1f} GB of memory; {SMALLER}."
+        )
 
 
 def meta_model(config: ModelConfig, depth: Depth | None = None, attention: Attention = "sdpa") -> Decoder:
@@ -44,7 +80,7 @@ def meta_model(config: ModelConfig, depth: Depth | None = None, attention: Atten
     """
     for sentence in stream_class(config.stream.kind).warnings(config):
         _warn(sentence)
-    with torch.device("meta"):
+    with torch.device("meta"), memory_errors("The model", SMALLER):  # sizes that no number holds
         return Decoder(config, depth, attention)
 
 

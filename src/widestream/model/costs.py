@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from widestream.blocks.roles import named_roles
 from widestream.model.build import meta_model
 from widestream.model.decoder import Decoder
-from widestream.model.depth import Depth, Fused, plan_depth
+from widestream.model.depth import Fused, plan_depth
+from widestream.model.kept import kept_bytes
 from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
 
@@ -41,6 +41,8 @@ class Summary:
     activation_bytes: dict[str, int]
     """Per token, by precision: all that autograd keeps between embedding and head for the backward pass, where the
     stream's states are saved; `float32, fused`, ... and `float32, writes`, ... likewise."""
+    about: tuple[str, ...] = ()
+    """Those activation bytes that are about right only: of a deep model whose kind shallow ones do not tell exactly."""
 
     @property
     def total_parameters(self) -> int:
@@ -94,7 +96,7 @@ class Summary:
             "stream_shape": list(self.stream_shape),
             "stream_bytes_per_token": self.stream_bytes,
             "activation_bytes_per_token": self.activation_bytes,
-        }
+        } | ({"about": list(self.about)} if self.about else {})
 
 
 def summarize(config: ModelConfig) -> Summary:
@@ -107,21 +109,22 @@ def summarize(config: ModelConfig) -> Summary:
     cost = model.stream.cost()
     stream_bytes = {"moved": cost.bytes_moved, "saved": cost.bytes_saved}
     precisions = ("float32", "bf16")
-    kept = {precision: _activation_bytes(config, precision) for precision in precisions}
+    kept = {precision: kept_bytes(config, precision) for precision in precisions}
     if cost.bytes_saved_fused is not None:
         stream_bytes["saved, fused"] = cost.bytes_saved_fused
-        kept |= {f"{precision}, fused": _activation_bytes(config, precision, Fused("any")) for precision in precisions}
+        kept |= {f"{precision}, fused": kept_bytes(config, precision, Fused("any")) for precision in precisions}
     if cost.bytes_saved_writes is not None:
         stream_bytes["saved as writes"] = cost.bytes_saved_writes
         rebuilt = plan_depth(config, torch.device("cpu"), "writes", kernels="reference")
-        kept |= {f"{precision}, writes": _activation_bytes(config, precision, rebuilt) for precision in precisions}
+        kept |= {f"{precision}, writes": kept_bytes(config, precision, rebuilt) for precision in precisions}
     return Summary(
         parts=count_parameters(model),
         active_parameters=count_active(model),
         flops=count_flops(model),
         stream_shape=stream_class(config.stream.kind).spec(config).state_shape,
         stream_bytes=stream_bytes,
-        activation_bytes=kept,
+        activation_bytes={name: found.bytes for name, found in kept.items()},
+        about=tuple(name for name, found in kept.items() if not found.exact),
     )
 
 
@@ -159,29 +162,3 @@ def count_flops(model: Decoder) -> dict[str, int]:
         "stream": model.stream.cost().flops,
         "logits": 2 * model.head_weight().numel(),
     }
-
-
-def _activation_bytes(config: ModelConfig, precision: str, depth: Depth | None = None) -> int:
-    """What a second window adds to what autograd keeps; that leaves out weights and their copies in lower precision."""
-    with FakeTensorMode(), torch.device("cpu"):
-        model = Decoder(config, depth)
-        one, two = (_kept_bytes(model, windows, precision) for windows in (1, 2))
-    return (two - one) // config.context
-
-
-def _kept_bytes(model: Decoder, windows: int, precision: str) -> int:
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    tokens = torch.empty(windows, model.config.context, dtype=torch.int64)
-    with (
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        hidden = model(tokens, torch.zeros_like(tokens))
-    assert hidden.requires_grad  # alive until here, and with it everything kept
-    return sum(kept.values())

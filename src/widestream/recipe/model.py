@@ -1,5 +1,6 @@
 """Configuration of a model: sizes, norm, positions, initialisation, muP. The stream brings its own (streams/)."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -163,6 +164,9 @@ class ModelConfig:
             if not 1 <= size <= most:
                 limit = "at least 1" if size < 1 else f"at most {most:,}"
                 raise UserError(f"model.{name} is {size}; it must be {limit}.")
+        for name, size in dataclasses.asdict(self.stream).items():
+            if isinstance(size, int) and size > LARGEST:
+                raise UserError(f"model.stream.{name} is {size}; it must be at most {LARGEST:,}.")
         check_attention(self)
         check_norms(self)
         check_experts(self)

@@ -30,7 +30,7 @@ from torch import nn
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
 from widestream.files import sync_folder, write_atomic
-from widestream.runs.folder import CHECKPOINTS, list_checkpoints
+from widestream.runs.folder import CHECKPOINTS, list_checkpoints, require_regular
 from widestream.runs.rows import WRITTEN, Written, written_at
 
 MODEL = "model.safetensors"
@@ -260,6 +260,7 @@ def _read(number: int, path: Path) -> Checkpoint:
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint; None when it is as it was written."""
     try:
+        require_regular(path / COMPLETE)
         described = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
         names = [MODEL, OPTIMIZER, STATE, *([WRITTEN] if WRITTEN in described else [])]  # older ones have none
         expected = [(path / name, described[name]["bytes"], described[name]["sha256"]) for name in names]

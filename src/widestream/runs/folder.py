@@ -15,6 +15,7 @@ NAME.claim, which says that a pool is at it. NAME.old-1 is a run that `--fresh` 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -37,6 +38,11 @@ NONFINITE = "nonfinite_step_{}.safetensors"
 BOARD = "tensorboard"
 REPORTED = (CONFIG, INFO, METRICS, DONE)
 """What a report reads and what traces its numbers: all that is worth keeping of a run besides its weights."""
+
+HASHED = "# SHA-256 of the lines above: "
+"""What the last line of config.yaml begins with; older runs have none."""
+SEAL = "sha256"
+"""Key of run.json and done.json: the SHA-256 of all that stands beside it, as JSON with sorted keys."""
 
 TAIL = 1 << 16
 """Bytes at the end of metrics.jsonl in which its last whole row is looked for."""
@@ -80,11 +86,15 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """The contents of config.yaml, as they are.
 
     Raises:
-        UserError: it is no run folder, or its config.yaml is damaged.
+        UserError: it is no run folder, or its config.yaml is damaged or was altered.
     """
     path = run_dir / CONFIG
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        require_regular(path)
+        text, hashed, sha256 = path.read_text(encoding="utf-8").rpartition(HASHED)
+        if hashed and sha256.strip() != hashlib.sha256(text.encode()).hexdigest():
+            raise damaged(path)
+        values = yaml.safe_load(text if hashed else sha256)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run_dir} is no run folder: it has no {CONFIG}; give a folder that training wrote.") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
@@ -107,16 +117,17 @@ def read_info(run_dir: Path) -> dict[str, Any]:
     """The contents of run.json.
 
     Raises:
-        UserError: the file is missing or damaged, or lacks `data` or `summary`.
+        UserError: the file is missing, damaged or altered, or lacks `data` or `summary`.
     """
     path = run_dir / INFO
+    require_regular(path)
     try:
         info = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise missing(path) from None
     except (OSError, ValueError, RecursionError):
         raise damaged(path) from None
-    if not isinstance(info, dict) or not all(isinstance(info.get(part), dict) for part in ("data", "summary")):
+    if not _as_sealed(info) or not all(isinstance(info.get(part), dict) for part in ("data", "summary")):
         raise damaged(path)
     return info
 
@@ -124,10 +135,26 @@ def read_info(run_dir: Path) -> dict[str, Any]:
 def read_done(run_dir: Path) -> dict[str, Any] | None:
     """The contents of done.json; None while there is none, or none that can be read."""
     try:
+        require_regular(run_dir / DONE)
         done = json.loads((run_dir / DONE).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return done if isinstance(done, dict) else None
+    return done if _as_sealed(done) else None
+
+
+def sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """A mapping with the hash of its values, by which `read_info` and `read_done` know that none was altered."""
+    return values | {SEAL: _digest(values)}
+
+
+def _as_sealed(values: Any) -> bool:
+    """Whether a value is a mapping as it was sealed, whose seal is taken off; those of older runs have none."""
+    return isinstance(values, dict) and (SEAL not in values or values.pop(SEAL) == _digest(values))
+
+
+def _digest(values: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(values))  # with keys as they are read again
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def finished(run_dir: Path, steps: int) -> bool:
@@ -167,6 +194,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def require_regular(path: Path) -> None:
+    """Make sure that a path is a file or nothing: opening a folder fails, and opening a pipe waits for ever.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if path.exists() and not path.is_file():
+        raise damaged(path)
 
 
 def missing(path: Path) -> UserError:

@@ -11,7 +11,7 @@ from typing import IO, Any
 from filelock import lock_descriptor
 
 from widestream.errors import UserError
-from widestream.runs.folder import BOARD, METRICS
+from widestream.runs.folder import BOARD, METRICS, require_regular
 from widestream.runs.rows import Rows, Written, hash_up_to
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool = False, written: Written | None = None):
         path = run_dir / METRICS
+        require_regular(path)
         if step and not path.exists():
             log.warning("%s is gone; the rows of the first %s steps will be missing.", path, f"{step:,}")
             written, step = None, 0
@@ -84,8 +85,9 @@ def require_idle(run_dir: Path) -> None:
     """Make sure that no process is training in a folder.
 
     Raises:
-        UserError: one is.
+        UserError: one is, or the file is none.
     """
+    require_regular(run_dir / METRICS)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), (run_dir / METRICS).open("rb") as file:
         _hold(file, run_dir)
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 from widestream.errors import UserError
+from widestream.recipe import load_recipe
 from widestream.runs.folder import NONFINITE, claim_file, finished, read_done, steps_done
 from widestream.runs.metrics import require_idle
 from widestream.runs.progress import Progress
+from widestream.runs.splits import open_splits
 
 POLL_S = 0.5
 LEASE_S = 30.0
@@ -90,6 +92,21 @@ class Job:
         except Timeout:
             return False
         return True
+
+    def require_data(self) -> None:
+        """Make sure that its data are there before any run is started. A recipe's own faults its process tells.
+
+        Raises:
+            UserError: they are not prepared, not whole, or not for this model; names the run.
+        """
+        try:
+            config = load_recipe(self.recipe, self.changes)
+        except UserError:
+            return
+        try:
+            open_splits(config)
+        except UserError as error:
+            raise UserError(f"The run {self.folder} cannot start. {error}") from error
 
     def start(self, gpu: str | None = None) -> None:
         """Start the process. It goes on from the run's newest checkpoint, if there is one, and ends with this one.
@@ -163,7 +180,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
         may_fail: whether a run that ends without a result is left behind (`Job.failed`) and the others go on.
 
     Raises:
-        UserError: a run failed and may not; says what its process said last. The others are ended, to go on later.
+        UserError: the data of a run that is not done are not there, and none was started. Or a run failed and may not;
+            says what its process said last. The others are ended, to go on later.
     """
 
     def over(job: Job) -> bool:
@@ -174,6 +192,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, may_diverge: bool = False, may_f
 
     total = sum(job.steps for job in jobs)
     waiting = [job for job in jobs if not over(job)]
+    for job in waiting:
+        job.require_data()
     running: list[Job] = []
     gpus = visible_gpus() if workers > 1 else []
     try:

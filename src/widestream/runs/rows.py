@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.runs.folder import METRICS, SAMPLES, damaged, list_checkpoints, missing
+from widestream.runs.folder import METRICS, SAMPLES, list_checkpoints, missing, require_regular
 
 WRITTEN = "metrics.json"
 """File of a checkpoint that says what metrics.jsonl held when it was made."""
@@ -48,56 +48,83 @@ class Rows:
         self._metrics = metrics
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (row for row, _ in self.sized())
+        for _, rows in self._checked():
+            yield from rows
 
     def sized(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Every row, with its length in bytes; 0 for one that has no end of line."""
-        number, step, seen = 0, -1, set[tuple[Any, ...]]()
-        for lines in self._pieces():
-            for line, row in zip(lines, self._parse(lines, number), strict=False):
-                number += 1
-                if self._metrics:
-                    kind, at = row.get("kind"), row.get("step")
-                    if not isinstance(kind, str) or type(at) is not int:
-                        raise self._fault(number, "has no kind or no step")
-                    if at < step:
-                        raise self._fault(number, f"is of step {at} and stands behind one of step {step}")
-                    if at > step:
-                        step = at
-                        seen.clear()
-                    if (key := (kind, row.get("target_tokens"))) in seen:
-                        raise self._fault(number, f"is a second one of kind {kind} of step {at}")
-                    seen.add(key)
+        for lines, rows in self._checked():
+            for line, row in zip(lines, rows, strict=False):
                 yield row, len(line) if line.endswith(b"\n") else 0
 
+    def _checked(self) -> Iterator[tuple[list[bytes], list[dict[str, Any]]]]:
+        """Lines and their rows, a piece at a time; up to a fault those before it come first."""
+        number, order = 0, _Order()
+        for lines in self._pieces():
+            rows, fault = self._parse(lines, number)
+            if self._metrics and (found := order.fault(rows)) is not None:
+                good, what = found
+                rows, fault = rows[:good], self._fault(number + good + 1, what)
+            yield lines, rows
+            if fault is not None:
+                raise fault
+            number += len(rows)
+
     def _pieces(self) -> Iterator[list[bytes]]:
+        require_regular(self.path)
         try:
             with self.path.open("rb") as file:
                 while lines := file.readlines(PIECE):
                     yield lines
         except FileNotFoundError:
             raise missing(self.path) from None
-        except IsADirectoryError:
-            raise damaged(self.path) from None
 
-    def _parse(self, lines: list[bytes], before: int) -> list[dict[str, Any]]:
+    def _parse(self, lines: list[bytes], before: int) -> tuple[list[dict[str, Any]], UserError | None]:
+        """The rows of some lines, and what is wrong with the line behind them, if anything is."""
         rows = _json(b"[" + b",".join(lines) + b"]")
-        if isinstance(rows, list) and len(rows) == len(lines) and all(isinstance(row, dict) for row in rows):
-            return rows
+        if isinstance(rows, list) and len(rows) == len(lines) and all(type(row) is dict for row in rows):
+            return rows, None
         rows = []
         for number, line in enumerate(lines, start=before + 1):
             row = _json(line)
             if not isinstance(row, dict):
                 if line.endswith(b"\n"):
-                    raise self._fault(number, "is no JSON object")
+                    return rows, self._fault(number, "is no JSON object")
                 self.cut = True  # only the last line has no end
                 break
             rows.append(row)
-        return rows
+        return rows, None
 
     def _fault(self, number: int, what: str) -> UserError:
         advice = "put a good copy back or leave this run out"
         return UserError(f"Line {number} of {self.path} {what}; the file is damaged, {advice}.")
+
+
+class _Order:
+    """Whether rows of metrics.jsonl have a kind and a step, stand in the order of their steps, and occur once."""
+
+    def __init__(self):
+        self.step = -1
+        self.seen = set[tuple[Any, ...]]()
+        """What there was of this step."""
+
+    def fault(self, rows: list[dict[str, Any]]) -> tuple[int, str] | None:
+        """How many of the next rows are good, and what is wrong with the one behind them; None: all are good."""
+        step, seen = self.step, self.seen
+        for place, row in enumerate(rows):
+            kind, at = row.get("kind"), row.get("step")
+            if type(kind) is not str or type(at) is not int:
+                return place, "has no kind or no step"
+            if at < step:
+                return place, f"is of step {at} and stands behind one of step {step}"
+            if at > step:
+                step = at
+                seen.clear()
+            if (key := (kind, row.get("target_tokens"))) in seen:
+                return place, f"is a second one of kind {kind} of step {at}"
+            seen.add(key)
+        self.step = step
+        return None
 
 
 def metrics_rows(run_dir: Path) -> Rows:
@@ -118,9 +145,11 @@ def read_samples(run_dir: Path) -> list[dict[str, Any]]:
 def written_at(checkpoint: Path) -> Written | None:
     """What metrics.jsonl held when a checkpoint was made; None where that is not told."""
     try:
-        return Written(**json.loads((checkpoint / WRITTEN).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        require_regular(checkpoint / WRITTEN)
+        written = Written(**json.loads((checkpoint / WRITTEN).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    return written if type(written.bytes) is int and isinstance(written.sha256, str) else None
 
 
 def require_as_written(run_dir: Path, done: int | None) -> None:

@@ -3,6 +3,7 @@
 The names are those of folder.py; metrics.py appends the rows, checkpoint.py writes the weights.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from widestream.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from widestream.errors import UserError
 from widestream.files import leftover, write_atomic, write_json
 from widestream.recipe import RunConfig, to_dict
-from widestream.runs.folder import CONFIG, DONE, INFO
+from widestream.runs.folder import CONFIG, DONE, HASHED, INFO, sealed
 
 
 def require_free(run_dir: Path) -> None:
@@ -47,17 +48,18 @@ def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tok
 
 def write_config(run_dir: Path, config: RunConfig) -> None:
     """Write the recipe that a run begins or goes on with."""
-    write_atomic(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    text = yaml.safe_dump(to_dict(config), sort_keys=False).encode()
+    write_atomic(run_dir / CONFIG, text + f"{HASHED}{hashlib.sha256(text).hexdigest()}\n".encode())
 
 
 def write_info(run_dir: Path, info: dict[str, Any]) -> None:
     """Write run.json."""
-    write_json(run_dir / INFO, info, indent=2)
+    write_json(run_dir / INFO, sealed(info), indent=2)
 
 
 def write_done(run_dir: Path, result: dict[str, Any]) -> None:
     """Write how a run ended, once it has."""
-    write_json(run_dir / DONE, result, indent=2)
+    write_json(run_dir / DONE, sealed(result), indent=2)
 
 
 def remove_done(run_dir: Path) -> None:

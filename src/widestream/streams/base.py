@@ -124,6 +124,8 @@ class Stream(Declared, ABC, Generic[Settings]):
     """Settings that the contract tests run on; the first is the one that listings describe."""
     limits: ClassVar[tuple[str, ...]] = ()
     """Where the design is known to fail, a sentence each, for listings."""
+    depth_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that count layers or blocks: a window, a period."""
     own_bases: ClassVar[tuple[str, ...]] = ("base_width",)
     """muP base sizes of the stream's own axes, of base_width and base_key_dim; another would do nothing."""
 
@@ -160,12 +162,17 @@ class Stream(Declared, ABC, Generic[Settings]):
     def blocks(cls, config: ModelConfig) -> list[Block]:
         """The blocks between the exchanges, in order; default: attention, MLP, attention, MLP, ...
 
+        `model.attention_window` and `full_attention_every` say how far each attention sees.
+
         With `model.short_swa` every layer begins with attention over the last w tokens (arXiv 2603.16039, section 2.4):
         S = X + ShortSWA(norm(X); w), A = S + attention(norm(S)), X' = A + MLP(norm(A)).
         """
-        short = [] if config.short_swa is None else [("attention", config.short_swa)]
-        kinds = [*short, ("attention", None), ("mlp", None)]
-        return [Block(kind, layer, window) for layer in range(config.num_layers) for kind, window in kinds]
+        blocks = []
+        for layer in range(config.num_layers):
+            if config.short_swa is not None:
+                blocks.append(Block("attention", layer, config.short_swa))
+            blocks += [Block("attention", layer, config.window_of(layer)), Block("mlp", layer)]
+        return blocks
 
     @classmethod
     def require_pairs(cls, config: ModelConfig) -> None:

@@ -78,8 +78,8 @@ def run_study(name: str, options: StudyOptions) -> Path:
         The study's record, which `report` reads.
 
     Raises:
-        UserError: the study cannot be carried out as it is written, or its data is missing. A run that fails or
-            diverges is no error: it stands in the record.
+        UserError: the study cannot be carried out as it is written, its data is missing, or every run failed. A run
+            that fails while others do not, or that diverges, is no error: it stands in the record.
     """
     command = command_line(f"widestream study run {name}", options)
     return carry_out(load_study(name, options.scale, options.seeds), options, command).record
@@ -127,6 +127,8 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
             run_jobs(in_turn, workers, may_diverge=True, may_fail=True)
     finally:
         write(trials, runs)
+    if in_turn and all(job.failed for job in in_turn):
+        raise UserError(f"Every run of the study {study.name} failed ({path} says so). {in_turn[0].failure}")
     return Outcome(study=study, folder=folder, record=path, jobs=in_turn)
 
 

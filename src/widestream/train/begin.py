@@ -22,7 +22,8 @@ from widestream.runs.write import begin, remove_done, require_free, write_config
 from widestream.streams import stream_class
 from widestream.train.extend import require_length
 from widestream.train.parallel import World
-from widestream.train.plan import Plan, num_steps
+from widestream.train.plan import Plan, make_plan, num_steps
+from widestream.train.room import require_memory
 from widestream.version import __version__, code_fingerprint
 
 
@@ -42,7 +43,8 @@ def open_folder(
         The contents of run.json. Precision and peak are those measured when the run began.
 
     Raises:
-        UserError: the folder belongs to another run, or holds something else; names what differs.
+        UserError: the folder belongs to another run, or holds something else; names what differs. Or the run would not
+            fit into memory.
     """
     if is_run(run_dir):
         info = read_info(run_dir)
@@ -50,6 +52,7 @@ def open_folder(
         return info
     require_free(run_dir)
     info = _describe(config, data, world) | computed
+    require_memory(world.device, config.train, make_plan(config, world.size), info["summary"])
     begin(run_dir, config, info, load_tokenizer(config.data.path))
     return info
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from widestream.data.batches import Batch
 from widestream.errors import UserError
 from widestream.files import disk_errors, write_atomic
-from widestream.machine import keep_freed_memory, memory_bytes, numerics
+from widestream.machine import keep_freed_memory, memory_bytes, memory_errors, numerics
 from widestream.recipe import RunConfig
 from widestream.runs.folder import NONFINITE
 from widestream.runs.metrics import finite
@@ -74,6 +74,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
         join_world(settings.device) as world,
         numerics(settings),
         disk_errors(folder, "give the same command again"),
+        memory_errors("A step", "lower train.micro_batch_size, train.batch_size or the model's sizes"),
     ):
         if world.device.type == "cpu":
             keep_freed_memory()

@@ -10,8 +10,7 @@ import torch
 from widestream.blocks.attention_kind import Attention, choose_attention
 from widestream.data.batches import TrainBatches, divide_windows
 from widestream.data.store import TokenStore
-from widestream.errors import UserError
-from widestream.model.build import build_model
+from widestream.model.build import build_model, count_weights, meta_model, require_room
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth, plan_depth
 from widestream.recipe import RunConfig, to_dict
@@ -21,6 +20,7 @@ from widestream.runs.identity import own_settings, require_own
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
 from widestream.runs.model import require_finite
 from widestream.runs.rows import Written
+from widestream.runs.splits import open_splits
 from widestream.runs.write import move_aside
 from widestream.streams import stream_class
 from widestream.train.begin import describe_data, note_start, open_folder
@@ -156,6 +156,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     data = describe_data(config, plan, store, heldout)
     world.require_same(_given(config, data))
     origin = world.on_main(lambda: find_origin(config, run_dir, resume))
+    require_room(world.device, count_weights(meta_model(config.model)), copies=4)
     model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
     if origin is not None:
         checkpoint.load_weights(Path(origin.folder), model)
@@ -232,19 +233,12 @@ def attention_of(config: RunConfig, device: torch.device) -> Attention:
 
 
 def _open_data(config: RunConfig, world: World) -> tuple[TokenStore, TokenStore | None]:
-    """The training split, and the held-out one unless it is `none`, both read through and checked once."""
-    data = config.data
-    store = TokenStore.open(data.path, data.train_split)
-    if store.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"The tokenizer of {data.path} has {store.vocab_size} ids but model.vocab_size is "
-            f"{config.model.vocab_size}; set model.vocab_size to at least {store.vocab_size}."
-        )
-    heldout = None if data.heldout_split == "none" else TokenStore.open(data.path, data.heldout_split)
+    """Both splits, read through and checked once."""
+    store, heldout = open_splits(config)
 
     def verify() -> None:
         for split in filter(None, (store, heldout)):
-            TokenStore.open(data.path, split.split, verify=True)
+            TokenStore.open(config.data.path, split.split, verify=True)
 
     world.on_main(verify)
     return store, heldout

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from widestream.errors import UserError
+from widestream.kernels.compiled import require_compiler
 from widestream.kernels.exchange import KernelSetting, ReferenceExchange, choose_exchange
 from widestream.model.depth.compiled import Compiled, CompiledBlocks
 from widestream.model.depth.eager import Depth, Eager
@@ -47,8 +48,10 @@ def plan_depth(
         options: for `torch.compile`.
 
     Raises:
-        UserError: settings that the stream or each other cannot serve.
+        UserError: settings that the stream or each other cannot serve, or nothing to compile with.
     """
+    if compiled and "backend" not in options:
+        require_compiler("train.compile", device)
     cls = stream_class(config.stream.kind)
     exchanges = _plan_exchanges(config, device, memory, anchors, kernels, state_precision)
     if isinstance(exchanges, Rebuilt):

@@ -72,6 +72,7 @@ class AttnResStream(VectorBase[AttnResConfig]):
     """Softmax over the depth with a learned query per reader; norms as in the plain stream."""
 
     Config = AttnResConfig
+    depth_settings = ("group_size",)
     examples = ({}, {"group_size": 2}, {"group_size": 4}, {"group_size": 1000})
 
     queries: Tensor

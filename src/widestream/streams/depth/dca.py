@@ -59,6 +59,7 @@ class DcaStream(MultiwayBase[DcaConfig]):
     """Sums of all layer outputs with weights per coordinate, for q, k, v and residual."""
 
     Config = DcaConfig
+    depth_settings = ("recent",)
     examples = ({}, {"recent": 1}, {"form": "v3", "recent": 2}, {"form": "v3"}, {"form": "v2"}, {"form": "v1"})
 
     def __init__(self, config: ModelConfig, roles: Roles):

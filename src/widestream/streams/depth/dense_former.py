@@ -64,6 +64,7 @@ class DenseFormerStream(VectorBase[DenseFormerConfig]):
     """A plain stream inside layers, averages over layer outputs between them; norms as in the plain stream."""
 
     Config = DenseFormerConfig
+    depth_settings = ("dilation", "period")
     examples = ({}, {"dilation": 2}, {"dilation": 2, "period": 3}, {"dilation": 3, "period": 2})
 
     def __init__(self, config: ModelConfig, roles: Roles):

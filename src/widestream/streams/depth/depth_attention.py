@@ -215,6 +215,7 @@ class DepthAttentionStream(DepthAttentionBase[DepthAttentionConfig]):
     """A window of states, read in front of every block or every layer."""
 
     Config = DepthAttentionConfig
+    depth_settings = ("window",)
     examples = (
         {},
         {"window": 2},

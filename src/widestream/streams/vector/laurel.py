@@ -74,6 +74,7 @@ class LaurelStream(VectorBase[LaurelConfig]):
     """x [B, T, D] with a weighted, low-rank or backward-looking residual; norms as in the plain stream."""
 
     Config = LaurelConfig
+    depth_settings = ("previous",)
     examples = (
         {},
         {"low_rank": False},

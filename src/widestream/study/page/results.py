@@ -1,6 +1,5 @@
 """A study's results: its record and the runs that it names, read and brought together arm by arm."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
+from widestream.files import read_json
 from widestream.report.comparable import judge
 from widestream.report.stats.groups import Apart, Group, diverged_seeds, measure
 from widestream.report.stats.intervals import SIGNIFICANT, Interval, difference, holm_by
@@ -129,12 +129,12 @@ def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
         UserError: the record is damaged.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         entries = {str(arm["name"]): arm for arm in record["arms"]}
         missing = {"study", "scale", "reference", "analysis"} - record.keys()
         if missing:
             raise KeyError(*missing)
-    except (ValueError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of a study, or is damaged; run the study again.") from error
     notes: list[str] = []
     runs = {} if cache is None else cache

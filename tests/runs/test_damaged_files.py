@@ -1,0 +1,69 @@
+"""Files of a run folder that were altered, or are no files: each is named, none is waited for, no figure is taken."""
+
+import json
+import os
+
+import pytest
+
+from tiny_runs import RECIPE
+from widestream.errors import UserError
+from widestream.recipe import from_dict
+from widestream.runs.checkpoint import complete
+from widestream.runs.folder import read_config, read_done, read_info
+from widestream.runs.metrics import MetricsWriter, require_idle
+from widestream.runs.rows import WRITTEN, metrics_rows, written_at
+from widestream.runs.write import write_config, write_done, write_info
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "metrics.jsonl"])
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, kind):
+    begin_run(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir() if kind == "folder" else os.mkfifo(tmp_path / name)
+    readers = {
+        "config.yaml": [read_config],
+        "run.json": [read_info],
+        "metrics.jsonl": [require_idle, lambda run: MetricsWriter(run, 0), lambda run: list(metrics_rows(run))],
+    }
+    for reads in readers[name]:
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            reads(tmp_path)
+
+
+def begin_run(folder):
+    """A run that begins, with files as training writes them."""
+    write_info(folder, {"data": {"seed": 0}, "summary": {"flops": {10: 1.5, 9: 2}}})
+    write_config(folder, from_dict(RECIPE))
+    write_done(folder, {"step": 4, "heldout": {"loss": 1.25}})
+
+
+def test_every_altered_figure_is_noticed(tmp_path):
+    begin_run(tmp_path)
+    assert read_config(tmp_path)["train"]["batch_size"] == 2
+    assert read_info(tmp_path) == {"data": {"seed": 0}, "summary": {"flops": {"10": 1.5, "9": 2}}}
+    assert read_done(tmp_path) == {"step": 4, "heldout": {"loss": 1.25}}
+    for name, old, new in (("config.yaml", "batch_size: 2", "batch_size: 3"), ("run.json", "1.5", "1.6")):
+        path = tmp_path / name
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            {"config.yaml": read_config, "run.json": read_info}[name](tmp_path)
+    done = tmp_path / "done.json"
+    done.write_text(done.read_text().replace("1.25", "1.35"))
+    assert read_done(tmp_path) is None
+
+
+@pytest.mark.parametrize("harm", [{"bytes": "9"}, {"bytes": None}, {"bytes": 1.5}, {"sha256": 7}, {"bytes": True}])
+def test_a_checkpoint_that_tells_nonsense_of_the_rows_tells_nothing(tmp_path, harm):
+    (tmp_path / WRITTEN).write_text(json.dumps({"bytes": 9, "sha256": "0"} | harm))
+    assert written_at(tmp_path) is None
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, caplog):
+    folder = tmp_path / "checkpoints" / "step_00000002"
+    folder.mkdir(parents=True)
+    for name in (WRITTEN, "complete.json"):
+        os.mkfifo(folder / name)
+    assert written_at(folder) is None
+    assert complete(tmp_path) == []
+    assert "complete.json is damaged" in caplog.text
