@@ -130,6 +130,10 @@ class Roles:
         """A gain of a norm: ones, or zeros where it is added to 1; never decayed."""
         return Role(0.0 if self.config.norm_offset else None, "none", part="norm")
 
+    def bias(self, part: str) -> Role:
+        """A bias: zeros, never decayed."""
+        return Role(0.0, "none", part=part)
+
     def attention_scale(self) -> float:
         """Factor on the attention logits: alpha_attn sqrt(base D_v) / D_v, which is 1/sqrt(D_v) at the base size."""
         assert self.head_dim.base is not None
