@@ -25,6 +25,9 @@ TOTALS = {
 STATES = {"rmt-46m": (32, 32), "rmt-134m": (32, 64), "rmt-206m": (48, 64), "rmt-305m": (64, 64)}
 
 
+EXPERTS = {"num_experts": 8, "top_k": 2, "expert_dim": 32, "every": 2}
+
+
 def rmt_formula(V, N, L, R, Dk, Dv, F):
     return 2 * V * R * Dv + N * R * Dv + R * Dk * (6 * L + 3) + 2 * L * R * Dv * F
 
@@ -62,7 +65,16 @@ def test_parameters_of_the_real_model(stream, tied):
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("changes", [{}, {"positions": "alibi"}, {"positions": "rotary", "document_mask": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"positions": "alibi"},
+        {"positions": "rotary", "document_mask": False},
+        {"activation": "swiglu", "mlp_bias": True},
+        {"activation": "geglu", "moe": EXPERTS},
+    ],
+)
 def test_flops_of_the_real_model(stream, changes):
     config = tiny(stream, vocab_size=300, mlp_dim=128, **changes)
     summary = summarize(config)
@@ -77,8 +89,20 @@ def test_flops_of_the_real_model(stream, changes):
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_decode_flops_of_the_real_model(stream):
-    config = tiny(stream, vocab_size=300, mlp_dim=128)
+def test_parameters_that_a_token_goes_through(stream):
+    assert summarize(tiny(stream)).active_parameters == summarize(tiny(stream)).total_parameters
+    summary = summarize(tiny(stream, activation="swiglu", mlp_bias=True, moe=EXPERTS))
+    one = 3 * 32 * 32 + 2 * 32 + 32  # matrices and biases
+    assert summary.total_parameters - summary.active_parameters == 6 * one
+    assert summary.parts["router"] == 8 * 32
+    assert summary.parts["mlp"] == 3 * 32 * 40 + 2 * 40 + 32 + 8 * one
+    assert summary.to_dict()["parameters"]["active"] == summary.active_parameters
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("changes", [{}, {"activation": "swiglu", "moe": EXPERTS}])
+def test_decode_flops_of_the_real_model(stream, changes):
+    config = tiny(stream, vocab_size=300, mlp_dim=128, **changes)
     model = build_model(config).eval()
     cache = model.new_cache(1, config.context)
     with torch.no_grad():
@@ -89,8 +113,9 @@ def test_decode_flops_of_the_real_model(stream):
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_activation_bytes_of_the_real_model(stream):
-    config = tiny(stream)
+@pytest.mark.parametrize("changes", [{}, {"activation": "swiglu", "moe": EXPERTS}])
+def test_activation_bytes_of_the_real_model(stream, changes):
+    config = tiny(stream, **changes)
     model = build_model(config)
     kept = []
     for windows in (1, 2):

@@ -64,6 +64,9 @@ def check(heading, *contents):
     assert used == documented.keys()
 
 
+EXPERTS = {"num_experts": 3, "top_k": 2}
+
+
 @pytest.fixture
 def poisoned(monkeypatch):
     """At the fourth batch of a run the loss is nan."""
@@ -130,6 +133,15 @@ def test_an_entry_of_resumed(data, tmp_path, monkeypatch):
         (name,) = matching(key, documented)
         assert has_type(value, documented[name][0]), (key, value)
     assert {name for key in flatten(part) for name in matching(key, documented)} == documented.keys()
+
+
+def test_metrics_of_experts(data, tmp_path):
+    train(tiny_config(data, model={"moe": EXPERTS}), tmp_path / "run")
+    keys = table("Rows of kind `train`").keys() | table("Rows of kind `train` of a model with experts").keys()
+    for row in rows(tmp_path / "run", "train"):
+        assert flatten(row).keys() == keys
+        assert 0.9 < row["balance"] < 3.1
+        assert 1 / 3 <= row["largest_load"] <= 0.5
 
 
 @pytest.mark.parametrize("kind", ["train", "eval"])

@@ -15,6 +15,9 @@ CASES = [
     if check != "compiling" or number == 0  # it takes ten seconds
 ]
 PAIRS_ONLY = ("mudd", "dca")
+CHANGING_MLPS = ("vector", "matrix", "matrix_keys", "depth_lstm", "mudd")
+"""A vector and a matrix, and the streams that have something to say about the MLP."""
+EXPERTS = {"activation": "swiglu", "moe": {"num_experts": 4, "top_k": 2}}
 
 
 def name_of(value):
@@ -43,3 +46,21 @@ def test_contract_with_short_swa(kind, check):
 def test_streams_of_pairs_refuse_short_swa(kind):
     with pytest.raises(UserError, match=r"has no place for model\.short_swa"):
         CHECKS["shapes"]({"kind": kind}, {"short_swa": 3})
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "squared_relu"])
+@pytest.mark.parametrize("check", ["parameter_count", "decoding", "cost", "saved", "reversible"])
+@pytest.mark.parametrize("kind", CHANGING_MLPS)
+def test_contract_with_other_activations(kind, check, activation):
+    CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, {"activation": activation})
+
+
+@pytest.mark.parametrize("check", ["decoding", "cached_documents", "cost", "reversible", "activation_checkpointing"])
+@pytest.mark.parametrize("kind", ["vector", "matrix", "mhc", "mudd"])
+def test_contract_with_experts(kind, check):
+    CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, EXPERTS)
+
+
+@pytest.mark.parametrize("changes", [{"activation": "geglu_tanh"}, EXPERTS], ids=["geglu_tanh", "experts"])
+def test_gates_and_experts_compile(changes):
+    CHECKS["compiling"]({"kind": "matrix", "key_dim": 6}, changes)

@@ -46,13 +46,23 @@ def rows(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+EXPERTS = {"moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.05}}
+
+
 @pytest.mark.parametrize(
-    ("changes", "kind"),
-    [({}, "adamw"), ({"micro_batch_size": 1}, "adamw"), ({"stream_memory": "states"}, "adamw"), ({}, "muon")],
+    ("changes", "kind", "model"),
+    [
+        ({}, "adamw", {}),
+        ({"micro_batch_size": 1}, "adamw", {}),
+        ({"stream_memory": "states"}, "adamw", {}),
+        ({}, "muon", {}),
+        ({"micro_batch_size": 1}, "adamw", EXPERTS),
+    ],
     ids=str,
 )
-def test_two_processes_train_as_one_does(data, tmp_path, changes, kind):
-    config = tiny_config(data, train={"steps": 5, **changes}, optimizer={"kind": kind, "grad_clip": 0.5})
+def test_two_processes_train_as_one_does(data, tmp_path, changes, kind, model):
+    optimizer = {"kind": kind, "grad_clip": 0.5}
+    config = tiny_config(data, model=model, train={"steps": 5, **changes}, optimizer=optimizer)
     train_quickly(config, tmp_path / "one")
     assert train_on_two(config, tmp_path / "two") == [0, 0]
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
@@ -62,6 +72,8 @@ def test_two_processes_train_as_one_does(data, tmp_path, changes, kind):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         if a["kind"] == "train":
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
+            for name in ("balance", "largest_load") if model else ():
+                assert b[name] == pytest.approx(a[name], rel=1e-5)
     weights = [
         load_file(tmp_path / name / "checkpoints" / "step_00000005" / "model.safetensors") for name in ("one", "two")
     ]

@@ -1,8 +1,9 @@
-"""Non-linearities of MLPs. A gated one takes gate and values side by side, the gate first: act(gate) * values."""
+"""Non-linearities of MLPs. A gated one takes gates and values side by side, the gates first: act(gate) * value."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from widestream.kernels.gate_cpu import gate
 from widestream.kernels.gelu_cpu import gelu
 from widestream.recipe.model import GATED, Activation
 
@@ -19,19 +20,17 @@ def gate_splits(kind: Activation, neurons: int) -> tuple[int, ...]:
 
 def activate(kind: Activation, x: Tensor) -> Tensor:
     """[..., F], or with a gate [..., 2 F], -> [..., F]."""
-    if kind not in GATED:
-        return _ungated(kind, x)
-    gate, values = x.chunk(2, dim=-1)
-    return _ungated(kind, gate) * values
-
-
-def _ungated(kind: Activation, x: Tensor) -> Tensor:
     match kind:
-        case "gelu" | "geglu":
+        case "gelu":
             return gelu(x, "none")
-        case "gelu_tanh" | "geglu_tanh":
+        case "gelu_tanh":
             return gelu(x, "tanh")
-        case "swiglu":
-            return F.silu(x)
         case "squared_relu":
             return F.relu(x).square()
+        case "swiglu":
+            return gate("silu", x)
+        case "geglu_tanh":
+            return gate("gelu_tanh", x)
+        case "geglu":
+            gates, values = x.chunk(2, dim=-1)
+            return F.gelu(gates) * values

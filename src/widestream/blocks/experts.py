@@ -16,7 +16,7 @@ from widestream.kernels.grouped import grouped_linear
 from widestream.recipe.model import Activation, ModelConfig
 
 BALANCE, LOAD = "balance", "load"
-"""Names, before the layer's, under which a block leaves `Routes.balance` [] and `Routes.load` summed over windows [E]
+"""Names, before the layer's, under which a block leaves `Routes.balance` [B] and `Routes.load` summed over windows [E]
 in `Context.shared`, in passes with gradients."""
 
 

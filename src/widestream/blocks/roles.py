@@ -122,10 +122,6 @@ class Roles:
         ratio = _ratio(in_)
         return Role(self._std(size(in_) / ratio, out.size), "weight", multiplier=1 / ratio, product=True, part=part)
 
-    def bias(self, part: str) -> Role:
-        """What is added behind a map: zeros, never decayed."""
-        return Role(0.0, "none", part=part)
-
     def unembedding(self, in_: tuple[Axis, ...]) -> Role:
         """Infinite to finite. Under muP its standard deviation does not shrink with width; its multiplier does."""
         init, mup = self.config.init, self.config.mup
@@ -136,6 +132,10 @@ class Roles:
     def gain(self) -> Role:
         """A gain of a norm: ones, or zeros where it is added to 1; never decayed."""
         return Role(0.0 if self.config.norm_offset else None, "none", part="norm")
+
+    def bias(self, part: str) -> Role:
+        """A bias: zeros, never decayed."""
+        return Role(0.0, "none", part=part)
 
     def attention_scale(self) -> float:
         """Factor on the attention logits: alpha_attn sqrt(base D_v) / D_v, which is 1/sqrt(D_v) at the base size."""

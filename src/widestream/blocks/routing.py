@@ -32,7 +32,7 @@ class Routes:
     load: Tensor
     """Tokens of each window that picked each expert [B, E] int64."""
     balance: Tensor
-    """E sum_e f_e p_e of each window, averaged []: k when all experts are equally busy, E k / k = E when k are."""
+    """E sum_e f_e p_e of each window [B] float32: k when all experts are equally busy, E when only k are."""
 
 
 def route(x: Tensor, router: Tensor, top_k: int, normalise: bool, bias: Tensor | None = None) -> Routes:
@@ -58,7 +58,7 @@ def route(x: Tensor, router: Tensor, top_k: int, normalise: bool, bias: Tensor |
         weights = weights / weights.sum(dim=-1, keepdim=True)
     numbers = torch.arange(len(router), device=x.device)
     load = (picked[..., None] == numbers).sum((1, 2))
-    balance = len(router) * (load / x.shape[1] * p.mean(dim=1)).sum(dim=-1).mean()
+    balance = len(router) * (load.to(p.dtype) / x.shape[1] * p.mean(dim=1)).sum(dim=-1)
     experts, order = picked.flatten().sort(stable=True)
     return Routes(
         order=order,

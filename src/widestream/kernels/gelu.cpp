@@ -36,15 +36,6 @@ static inline Vec slope(Vec x) {
     return s + x * s * (e * s) * (2 * FACTOR) * (1 + 3 * CUBE * x * x);
 }
 
-static inline Vec get(const float* from) { return load(from); }
-static inline Vec get(const uint16_t* from) { return widen(*(const UnalignedHalves*)from); }
-static inline Vec get_part(const float* from, int64_t n) {
-    Vec x = {};
-    memcpy(&x, from, n * 4);
-    return x;
-}
-static inline Vec get_part(const uint16_t* from, int64_t n) { return widen(load_part(from, n)); }
-
 template <class Number>
 static void stretch(const Number* x, const Number* grad, Number* out, int64_t count) {
     int64_t i = 0;

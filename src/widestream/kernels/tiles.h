@@ -78,6 +78,16 @@ static inline void store_part(uint16_t* to, Vec x, int64_t n) {
 #endif
 static inline void store(uint16_t* to, Vec x) { *(UnalignedHalves*)to = narrow(x); }
 
+// A vector of either type; of a part, the first n < W numbers.
+static inline Vec get(const float* from) { return load(from); }
+static inline Vec get(const uint16_t* from) { return widen(*(const UnalignedHalves*)from); }
+static inline Vec get_part(const float* from, int64_t n) {
+    Vec x = {};
+    memcpy(&x, from, n * 4);
+    return x;
+}
+static inline Vec get_part(const uint16_t* from, int64_t n) { return widen(load_part(from, n)); }
+
 // n numbers; `to` has room for whole vectors.
 static inline void widen_row(const uint16_t* from, float* to, int64_t n) {
     int64_t i = 0;

@@ -37,8 +37,8 @@ class LossTerms:
     tokens: Tensor
     """Target tokens, or the sum of their weights."""
     balance: Tensor
-    """How unequally experts were picked (`blocks.routing`), mean over their layers, unweighted, float32; zero without
-    experts, and in a pass without gradients."""
+    """How unequally experts were picked (`Routes.balance`), averaged over layers and windows, which count by their
+    targets; float32; zero without experts, and in a pass without gradients."""
     load: Tensor
     """Tokens that picked each expert [layers with experts, E]; of no layer in a pass without gradients."""
 
@@ -246,7 +246,7 @@ class Decoder(Declared):
         # Filled and not copied there: a copy would make the host wait for the device.
         full = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
         count = full if flat is None else flat.float().sum()
-        balance, load = _balance_of(context, targets.device)
+        balance, load = _balance_of(context, weights, targets.device)
         if self.config.moe.balance == "loss" and len(load):
             total = total + self.config.moe.balance_weight * balance
         return LossTerms(total, cross_entropy, z, count, balance.detach(), load)
@@ -290,11 +290,19 @@ def check_mlps(config: ModelConfig, layout: list[Block]) -> None:
             )
 
 
-def _balance_of(context: Context, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Balance, averaged over layers [], and load [layers, E], of what blocks have left behind."""
+def _balance_of(context: Context, weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Balance [], averaged over layers and windows, which count by their targets; load [layers, E].
+
+    Args:
+        context: what blocks have left behind.
+        weights: of the targets [B, T], or None where all are 1.
+        device: where both are put.
+    """
     balances, loads = (
         [x for name, x in context.shared.items() if name.startswith(f"{kind}/")] for kind in (BALANCE, LOAD)
     )
     if not loads:
         return torch.zeros((), device=device), torch.zeros(0, 0, dtype=torch.int64, device=device)
-    return torch.stack(balances).mean(), torch.stack(loads)
+    by_window = torch.stack(balances).mean(0)
+    windows = torch.ones_like(by_window) if weights is None else weights.sum(-1)
+    return (by_window * windows).sum() / windows.sum(), torch.stack(loads)

@@ -94,13 +94,15 @@ class MoEConfig:
     top_k: int | None = None
     """[k] Experts of one token."""
     expert_dim: int | None = None
-    """Neurons of one expert; default: the model's mlp_dim."""
+    """Neurons of one expert; default: the model's mlp_dim. Under muP it does not grow with it."""
     normalise: bool = True
     """Let the weights of a token's experts sum to 1 (Mixtral; released Qwen 3) instead of those of all (OLMoE)."""
     balance: Literal["none", "loss", "bias"] = "loss"
-    """How experts are kept equally busy. loss: E sum_e f_e p_e, added to what is minimised (Switch Transformer, arXiv
-    2101.03961; of each layer, where it is k when balanced). bias: a number per
-    expert, added to its score for the choice alone, moved against its load after every step (arXiv 2408.15664)."""
+    """How experts are kept equally busy. loss: E sum_e f_e p_e is added to what is minimised (Switch Transformer, arXiv
+    2101.03961), f_e being the share of a window's tokens that go through expert e and p_e its mean probability there;
+    k when balanced; averaged over windows and layers, so that it does not depend on how a batch is cut (DeepSeek-V3's
+    form, arXiv 2412.19437). bias: a number per expert, added to its score for the choice alone, moved against its load
+    in the whole batch after every step (arXiv 2408.15664)."""
     balance_weight: float = 0.001
     """loss: its weight; 0.001 in Qwen 3 and Mixtral, 0.01 in OLMoE."""
     bias_rate: float = 0.001
@@ -127,4 +129,9 @@ class MoEConfig:
         if self.top_k > self.num_experts:
             raise UserError(
                 f"model.moe.top_k is {self.top_k}, and there are {self.num_experts} experts; it may be at most that."
+            )
+        if self.top_k == 1 and self.normalise:
+            raise UserError(
+                "model.moe.normalise makes the weight of a single expert 1, so that the router learns nothing from it; "
+                "with top_k: 1 use normalise: false."
             )

@@ -169,6 +169,7 @@ class ModelConfig:
                 raise UserError(f"model.stream.{name} is {size}; it must be at most {LARGEST:,}.")
         check_attention(self)
         check_norms(self)
+        check_experts(self)
         if self.init.scheme != "mup" and self.mup_bases:
             names = ", ".join(f"mup.{name}" for name in self.mup_bases)
             raise UserError(f"{names} act only under init.scheme: mup; this model has init.scheme: {self.init.scheme}.")
@@ -278,3 +279,21 @@ def check_norms(config: ModelConfig) -> None:
         raise UserError(f"model.norm_bias is for norm: layernorm; this model has norm: {config.norm}.")
     if not config.norm_eps > 0:
         raise UserError(f"model.norm_eps is {config.norm_eps}; it must be above 0.")
+
+
+def check_experts(config: ModelConfig) -> None:
+    """Refuse settings of experts that do not fit the model's.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if config.moe.num_experts and config.moe.every > config.num_layers:
+        raise UserError(
+            f"model.moe.every is {config.moe.every}, and of model.num_layers, {config.num_layers}, none has experts; "
+            "it may be at most that."
+        )
+    if config.moe.expert_dim is not None and config.mup.base_mlp_dim is not None:
+        raise UserError(
+            "model.mup.base_mlp_dim is the base of model.mlp_dim, and experts of a width of their own have none; leave "
+            "out model.moe.expert_dim, and set model.mlp_dim."
+        )
