@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from widestream.blocks.attention import BareAttention, DenseAttention
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
-from widestream.blocks.context import Context, make_context
+from widestream.blocks.context import make_context
 from widestream.blocks.embedding import Embedding
 from widestream.blocks.experts import BALANCE, LOAD, Experts
 from widestream.blocks.mlp import MLP
@@ -41,6 +41,14 @@ class LossTerms:
     targets; float32; zero without experts, and in a pass without gradients."""
     load: Tensor
     """Tokens that picked each expert [layers with experts, E]; of no layer in a pass without gradients."""
+
+
+@dataclass
+class Told:
+    """What a forward pass tells beside its result. No dictionary, which a wrapper around a module may copy."""
+
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    """What blocks have left for each other and for the loss, by name (`Context.shared`)."""
 
 
 class Decoder(Declared):
@@ -116,6 +124,7 @@ class Decoder(Declared):
         cache: KVCache | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
+        told: Told | None = None,
     ) -> Tensor:
         """Hidden vectors that the head reads.
 
@@ -127,6 +136,7 @@ class Decoder(Declared):
             mask: allowed (query, key) pairs [B, T, S] bool, instead of causal and same document; S with those cached.
             positions: numbers of the tokens [B, T] where rows do not all begin at 0 (padded on the left), for learned
                 and rotary positions; windows and ALiBi go by distance. With `mask`, which leaves the padding out.
+            told: gets what the blocks have left.
 
         Returns:
             [B, T, D].
@@ -135,17 +145,6 @@ class Decoder(Declared):
             UserError: more tokens than the cache holds or, with learned positions, than the context; shapes that do
                 not fit; segments behind cached tokens that had none; weights in half precision (see below).
         """
-        return self._go(tokens, segments, cache, mask, positions)[0]
-
-    def _go(
-        self,
-        tokens: Tensor,
-        segments: Tensor | None = None,
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> tuple[Tensor, Context]:
-        """See `forward`; also what the blocks have shared."""
         start = cache.length if cache else 0
         rows, num_tokens = tokens.shape
         if segments is not None:
@@ -172,7 +171,9 @@ class Decoder(Declared):
         hidden = depth(self.stream, self.blocks, self.embedding(tokens, numbers), context)
         if cache is not None:
             cache.advance(num_tokens)
-        return hidden, context
+        if told is not None:
+            told.shared = context.shared
+        return hidden
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
         """Logits after one more token, with no shape and no number of the host that changes from token to token.
@@ -237,8 +238,8 @@ class Decoder(Declared):
         mask: Tensor | None = None,
     ) -> LossTerms:
         """Loss of predicting `targets` [B, T] from `tokens` [B, T]; tokens of weight 0 are left out. See `forward`."""
-        hidden, context = self._go(tokens, segments, mask=mask)
-        hidden = hidden.flatten(0, 1) * self.output_multiplier
+        told = Told()
+        hidden = self(tokens, segments, mask=mask, told=told).flatten(0, 1) * self.output_multiplier
         flat = None if weights is None else weights.flatten()
         total, cross_entropy, z = linear_cross_entropy(
             hidden, self.head_weight(), targets.flatten(), flat, z_loss, self.config.logit_soft_cap
@@ -246,7 +247,7 @@ class Decoder(Declared):
         # Filled and not copied there: a copy would make the host wait for the device.
         full = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
         count = full if flat is None else flat.float().sum()
-        balance, load = _balance_of(context, weights, targets.device)
+        balance, load = _balance_of(told.shared, weights, targets.device)
         if self.config.moe.balance == "loss" and len(load):
             total = total + self.config.moe.balance_weight * balance
         return LossTerms(total, cross_entropy, z, count, balance.detach(), load)
@@ -290,17 +291,15 @@ def check_mlps(config: ModelConfig, layout: list[Block]) -> None:
             )
 
 
-def _balance_of(context: Context, weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def _balance_of(shared: dict[str, Tensor], weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Balance [], averaged over layers and windows, which count by their targets; load [layers, E].
 
     Args:
-        context: what blocks have left behind.
+        shared: what blocks have left behind.
         weights: of the targets [B, T], or None where all are 1.
         device: where both are put.
     """
-    balances, loads = (
-        [x for name, x in context.shared.items() if name.startswith(f"{kind}/")] for kind in (BALANCE, LOAD)
-    )
+    balances, loads = ([x for name, x in shared.items() if name.startswith(f"{kind}/")] for kind in (BALANCE, LOAD))
     if not loads:
         return torch.zeros((), device=device), torch.zeros(0, 0, dtype=torch.int64, device=device)
     by_window = torch.stack(balances).mean(0)
