@@ -90,8 +90,8 @@ class Decoder(Declared):
         if config.norm_place == "before":
             return block
         bare = isinstance(block, BareAttention)
-        width = config.num_heads * config.head_dim if bare else size(self.stream.width_axes(roles))
-        return NormBehind(block, Norm(config, roles, (width,)))
+        axes = (roles.heads, roles.head_dim) if bare else self.stream.written_axes(roles, self.layout[index])
+        return NormBehind(block, Norm(config, roles, (size(axes),)))
 
     def _make_bare_block(self, index: int, roles: Roles) -> nn.Module:
         config, block = self.config, self.layout[index]
