@@ -98,3 +98,10 @@ def test_contract_with_norms_elsewhere(kind, blocks, check):
 @pytest.mark.parametrize("kind", ["vector", "matrix", "mhc"])
 def test_modern_blocks_compile(kind, blocks):
     CHECKS["compiling"]({"kind": kind, **stream_class(kind).examples[0]}, blocks)
+
+
+@pytest.mark.parametrize("check", ["gradients", "decoding", "cached_documents", "cost", "plain_start"])
+@pytest.mark.parametrize("before", ["dense", "smear"])
+@pytest.mark.parametrize("kind", ["vector", "matrix", "mhc", "data_lane"])
+def test_contract_with_the_token_before(kind, before, check):
+    CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, {"token_before": before})

@@ -168,7 +168,7 @@ class Decoder(Declared):
         numbers = order if positions is None else positions
         # With gradients a cache is written once: nothing may be computed again, or gone back through.
         depth = Eager() if cache is not None and torch.is_grad_enabled() else self.depth
-        hidden = depth(self.stream, self.blocks, self.embedding(tokens, numbers), context)
+        hidden = depth(self.stream, self.blocks, self.embedding(tokens, numbers, context), context)
         if cache is not None:
             cache.advance(num_tokens)
         if told is not None:
@@ -189,7 +189,7 @@ class Decoder(Declared):
             [B, V].
         """
         context = make_context(self.config, positions, cache=cache, windows=self.windows, fixed=True)
-        hidden = Eager()(self.stream, self.blocks, self.embedding(tokens, positions), context)
+        hidden = Eager()(self.stream, self.blocks, self.embedding(tokens, positions, context), context)
         return self.logits(hidden[:, -1])
 
     def _check_precision(self) -> None:

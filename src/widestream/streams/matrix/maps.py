@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from widestream.blocks.context import Context
-from widestream.blocks.convolution import causal_convolution
+from widestream.blocks.convolution import token_before
 from widestream.blocks.norm import Norm, norm_size
 from widestream.blocks.roles import Roles
 from widestream.errors import UserError
@@ -189,8 +189,7 @@ class MatrixMapsStream(MatrixBase[MatrixMapsConfig]):
         if not self.settings.previous:
             return X
         assert state is not None
-        taps = token.new_tensor([0.0, 1.0])[:, None, None]
-        before = causal_convolution(token.unsqueeze(2), taps, state, "previous").squeeze(2)
+        before = token_before(token, state, "previous")
         return X + self.store(self.write_previous, self.data(before))
 
     def written_data(self, site: int, written: Tensor) -> Tensor:
