@@ -4,16 +4,20 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
+from widestream.files import read_bounded
 from widestream.runs.folder import METRICS, SAMPLES, list_checkpoints, missing, require_regular
 
 WRITTEN = "metrics.json"
 """File of a checkpoint that says what metrics.jsonl held when it was made."""
 PIECE = 1 << 20
 """Bytes that are read and parsed at once: a good deal faster than line by line, and a bound for memory."""
+LONGEST = 16 << 20
+"""Bytes of a row at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,10 @@ class Rows:
         require_regular(self.path)
         try:
             with self.path.open("rb") as file:
-                while lines := file.readlines(PIECE):
-                    yield lines
+                while piece := file.read(PIECE) + file.readline(LONGEST):
+                    if len(piece) >= PIECE + LONGEST:
+                        raise UserError(f"{self.path} is damaged: a row is longer than {LONGEST >> 20} MB.")
+                    yield BytesIO(piece).readlines()
         except FileNotFoundError:
             raise missing(self.path) from None
 
@@ -146,7 +152,7 @@ def written_at(checkpoint: Path) -> Written | None:
     """What metrics.jsonl held when a checkpoint was made; None where that is not told."""
     try:
         require_regular(checkpoint / WRITTEN)
-        written = Written(**json.loads((checkpoint / WRITTEN).read_bytes()))
+        written = Written(**json.loads(read_bounded(checkpoint / WRITTEN)))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     return written if type(written.bytes) is int and isinstance(written.sha256, str) else None
