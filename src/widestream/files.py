@@ -135,10 +135,12 @@ def read_bounded(path: Path, most: int = LARGEST_JSON) -> bytes:
         OSError, EOFError, lzma.LZMAError: it cannot be read.
     """
     with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise UserError(f"{path} holds more than {most >> 20} MB, which no such file does; move it away.")
-    return content
+        content = bytearray()
+        while piece := file.read(1 << 20):
+            content += piece
+            if len(content) > most:
+                raise UserError(f"{path} holds more than {most >> 20} MB, which no such file does; move it away.")
+    return bytes(content)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -57,6 +57,12 @@ def test_a_config_that_multiplies_itself_is_refused(tmp_path):
         read_config(tmp_path)
 
 
+def test_a_config_comes_back_with_the_types_it_was_written_with(tmp_path):
+    begin_run(tmp_path)
+    optimizer = read_config(tmp_path)["optimizer"]
+    assert (type(optimizer["lr"]), type(read_config(tmp_path)["train"]["steps"])) == (float, int)
+
+
 def begin_run(folder):
     """A run that begins, with files as training writes them."""
     write_info(folder, {"data": {"seed": 0}, "summary": {"flops": {10: 1.5, 9: 2}}})

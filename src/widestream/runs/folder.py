@@ -96,10 +96,10 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         text, hashed, sha256 = read_bounded(path, LARGEST_CONFIG).decode().rpartition(HASHED)
         if hashed and sha256.strip() != hashlib.sha256(text.encode()).hexdigest():
             raise damaged(path)
-        values = parse_value(text if hashed else sha256)
+        values = json.loads(json.dumps(parse_value(text if hashed else sha256)))  # numbers that are just that
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run_dir} is no run folder: it has no {CONFIG}; give a folder that training wrote.") from None
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):
         raise damaged(path) from None
     if not isinstance(values, dict):
         raise damaged(path)

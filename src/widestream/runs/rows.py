@@ -4,9 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from widestream.errors import UserError
 from widestream.files import read_bounded
@@ -78,12 +77,20 @@ class Rows:
         require_regular(self.path)
         try:
             with self.path.open("rb") as file:
-                while piece := file.read(PIECE) + file.readline(LONGEST):
-                    if len(piece) >= PIECE + LONGEST:
-                        raise UserError(f"{self.path} is damaged: a row is longer than {LONGEST >> 20} MB.")
-                    yield BytesIO(piece).readlines()
+                while lines := self._piece(file):
+                    yield lines
         except FileNotFoundError:
             raise missing(self.path) from None
+
+    def _piece(self, file: BinaryIO) -> list[bytes]:
+        """The next lines; none at the end."""
+        lines, left = list[bytes](), PIECE
+        while left > 0 and (line := file.readline(LONGEST)):
+            if len(line) == LONGEST:
+                raise UserError(f"{self.path} is damaged: a row is longer than {LONGEST >> 20} MB.")
+            lines.append(line)
+            left -= len(line)
+        return lines
 
     def _parse(self, lines: list[bytes], before: int) -> tuple[list[dict[str, Any]], UserError | None]:
         """The rows of some lines, and what is wrong with the line behind them, if anything is."""

@@ -56,7 +56,6 @@ from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Stream, StreamCost, StreamSpec
 
-
 MOST_CHANNELS = 1024
 """Value channels at most; the paper has 4, and each is a step of the convolution."""
 
