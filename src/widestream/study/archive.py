@@ -197,7 +197,7 @@ def _extract(plain: IO[bytes], folder: Path) -> None:
         ValueError: it has, or has too many.
     """
     plain.seek(0)
-    with tarfile.open(fileobj=_InPieces(plain), mode="r:") as tar:  # pyright: ignore[reportArgumentType]
+    with tarfile.open(fileobj=_InPieces(plain), mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for number, member in enumerate(tar):
             if not member.isreg() or member.issparse() or number > MOST:
                 raise ValueError(f"{member.name} is no plain file, or one too many")
