@@ -77,10 +77,13 @@ static inline void sweep(int64_t from, int64_t to, F f) {
     if (i < to) f(i, Part{to - i});
 }
 
+// By halves: one after the other they would wait for each other.
 static inline float total(Vec x) {
-    float sum = 0;
-    for (int i = 0; i < W; i++) sum += x[i];
-    return sum;
+    float sums[W];
+    store(sums, x);
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    return sums[0];
 }
 
 // ---- a row
@@ -108,7 +111,7 @@ static float find_scale(const In* x, int64_t width, double eps) {
         const Vec own = take(x + i, part);
         sum += own * own;
     });
-    return (float)(1 / std::sqrt((double)total(sum) / (double)width + eps));
+    return 1 / std::sqrt(total(sum) / (float)width + (float)eps);
 }
 
 // The gradient turned back, as floats.
