@@ -15,6 +15,9 @@ from typing import Any
 
 from widestream.errors import UserError
 
+LARGEST_JSON = 64 << 20
+"""Bytes of a JSON file: as Python's objects they take up to 25 times the room."""
+
 
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in `folder` survive a power cut."""
@@ -106,17 +109,38 @@ def read_json(path: Path) -> Any:
     """What `write_json` wrote.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing, damaged, or larger than `LARGEST_JSON`.
     """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+    if os.path.lexists(path) and not path.is_file():  # opening a pipe would wait for ever
         raise UserError(f"{path} is no file; give the path of a record.")
     try:
-        content = path.read_bytes()
-        return json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
+        return json.loads(read_bounded(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the path of a record.") from None
-    except (ValueError, RecursionError, EOFError, lzma.LZMAError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError, EOFError, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read as JSON; remove it, or measure again.") from error
+
+
+def read_bounded(path: Path, most: int = LARGEST_JSON) -> bytes:
+    """All of a file that is small where nobody altered it; unpacked if its name ends in .xz.
+
+    Args:
+        path: the file.
+        most: bytes that it may hold.
+
+    Raises:
+        UserError: it holds more.
+        OSError, EOFError, lzma.LZMAError: it cannot be read.
+    """
+    with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
+        content = bytearray()
+        while piece := file.read(1 << 20):
+            content += piece
+            if len(content) > most:
+                raise UserError(f"{path} holds more than {most >> 20} MB, which no such file does; move it away.")
+    return bytes(content)
 
 
 def _write(path: Path, content: bytes) -> None:

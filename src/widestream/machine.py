@@ -155,7 +155,10 @@ def memory_total(device: torch.device) -> int:
     return min(limits)
 
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "overflow")
+_NO_MEMORY = (
+    *("can't allocate memory", "not enough memory"),
+    *("Storage size calculation overflowed", "integer multiplication overflow"),
+)
 """What torch's errors say where memory is lacking, or where sizes are beyond any memory."""
 
 

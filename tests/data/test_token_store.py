@@ -210,6 +210,10 @@ def test_what_lies_where_a_file_should(fresh):
     (fresh / "train_00000.bin").mkdir()
     with pytest.raises(UserError, match=r"train_00000.bin is no file"):
         TokenStore.open(fresh, "train")
+    (fresh / "train_00000.bin").rmdir()
+    (fresh / "train_00000.bin").symlink_to("train_00000.bin")
+    with pytest.raises(UserError, match=r"train_00000.bin cannot be read"):
+        TokenStore.open(fresh, "train")
     (fresh / "manifest.json").unlink()
     os.mkfifo(fresh / "manifest.json")
     with pytest.raises(UserError, match=r"manifest.json is no file"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fake_runs import write_run
+from fake_runs import loss_at, write_run
 from widestream.cli.app import build_app
 from widestream.errors import UserError
 from widestream.report import Choice, compare, to_csv
@@ -144,3 +144,40 @@ def test_the_page_names_every_column_of_the_table(tmp_path):
     write_run(tmp_path / "a", "rmt", steps=50)
     (row,) = table_of(to_csv(compare([tmp_path])))
     assert named - {"done", "unfinished", "diverged"} == row.keys() - {"model", "counted"}
+
+
+def test_each_model_against_a_reference_of_its_own(runs):
+    for seed in (0, 1):
+        for name, kind, better in (("a", "transformer", 0.3), ("b", "rmt", 0.2)):
+            config = {"model.norm": "rmsnorm", "name": f"new/{name}"}
+
+            def loss(step, kind=kind, better=better, seed=seed):
+                return loss_at(kind, step, seed) - better
+
+            write_run(runs / f"{name}-{seed}", kind, seed=seed, steps=100, config=config, loss=loss)
+    found = compare([runs], Choice(reference="t-0", against=(("b-0", "a-0"),), only=("t-*", "r0.02*", "a-*", "b-*")))
+    pairs = {(pair.other.label, pair.reference.label): pair.difference.mean for pair in found.pairs}
+    first, second = found.groups[0].label, next(g.label for g in found.groups if g.runs[0].path.name.startswith("a"))
+    assert {reference for _, reference in pairs} == {first, second}
+    assert [reference for other, reference in pairs if "b" in other] == [second]
+    assert found.verdict[0].headline.startswith("Each against its own reference, ")
+    assert f"Between the references, {second} is " in found.verdict[0].headline
+    assert found.pairs[0].family == 3
+    page = run(runs, "--reference", "t-0", "--against", "b-0=a-0", "--out", runs / "page.html")
+    assert page.exit_code == 0
+    assert "--against b-0=a-0" in (runs / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("r0.02-0", "--against r0.02-0 is not MODEL=OTHER"),
+        ("r0.02-0=r0.02-1", "cannot be compared with itself"),
+        ("t-0=r0.02-1", "is what all others are compared with"),
+        ("r0.02-0=nobody", "Unknown model nobody"),
+    ],
+)
+def test_references_that_cannot_be(runs, given, words):
+    result = run(runs, "--against", given)
+    assert isinstance(result.exception, UserError)
+    assert words in str(result.exception)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from memory import memory_of_at_most
 from tiny_runs import RECIPE
 from widestream.errors import UserError
 from widestream.recipe import from_dict
@@ -16,11 +17,12 @@ from widestream.runs.write import write_config, write_done, write_info
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "metrics.jsonl"])
-@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, kind):
     begin_run(tmp_path)
     (tmp_path / name).unlink(missing_ok=True)
-    (tmp_path / name).mkdir() if kind == "folder" else os.mkfifo(tmp_path / name)
+    make = {"folder": os.mkdir, "pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path.name)}
+    make[kind](tmp_path / name)
     readers = {
         "config.yaml": [read_config],
         "run.json": [read_info],
@@ -29,6 +31,36 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, kind):
     for reads in readers[name]:
         with pytest.raises(UserError, match=f"{name} is damaged"):
             reads(tmp_path)
+
+
+def test_a_row_that_does_not_end_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.write(b'{"kind": "train", "step": 1}\n')
+        file.truncate(1 << 28)
+    with memory_of_at_most(1 << 27), pytest.raises(UserError, match="longer than 16 MB"):
+        list(metrics_rows(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "read"), [("config.yaml", read_config), ("run.json", read_info)])
+def test_a_file_larger_than_any_is_not_read_into_memory(tmp_path, name, read):
+    begin_run(tmp_path)
+    os.truncate(tmp_path / name, 1 << 28)
+    with memory_of_at_most(1 << 27), pytest.raises(UserError, match=f"{name} is damaged"):
+        read(tmp_path)
+
+
+def test_a_config_that_multiplies_itself_is_refused(tmp_path):
+    begin_run(tmp_path)
+    rows = [f"a{n + 1}: &a{n + 1} {{<<: [{', '.join([f'*a{n}'] * 9)}]}}\n" for n in range(9)]
+    (tmp_path / "config.yaml").write_text("a0: &a0 {b: 1}\n" + "".join(rows))
+    with pytest.raises(UserError, match=r"config.yaml is damaged"):
+        read_config(tmp_path)
+
+
+def test_a_config_comes_back_with_the_types_it_was_written_with(tmp_path):
+    begin_run(tmp_path)
+    optimizer = read_config(tmp_path)["optimizer"]
+    assert (type(optimizer["lr"]), type(read_config(tmp_path)["train"]["steps"])) == (float, int)
 
 
 def begin_run(folder):

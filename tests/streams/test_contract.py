@@ -70,3 +70,44 @@ def test_contract_with_experts(kind, check):
 @pytest.mark.parametrize("changes", [{"activation": "geglu_tanh"}, EXPERTS], ids=["geglu_tanh", "experts"])
 def test_gates_and_experts_compile(changes):
     CHECKS["compiling"]({"kind": "matrix", "key_dim": 6}, changes)
+
+
+MODERN = {
+    "norm": "rmsnorm", "positions": "rotary", "qk_norm": {"over": "head"}, "activation": "swiglu", "num_kv_heads": 2,
+    "upcast_attention": False, "inverse_layer_scaling": False, "attention_window": 5, "full_attention_every": 2,
+}  # fmt: skip
+SANDWICH = {
+    "norm": "rmsnorm", "norm_place": "both", "norm_offset": True, "attention_bias": "qkv", "positions": "rotary",
+    "rotary_fraction": 0.5, "rotary_pairs": "neighbours", "rotary_skip_every": 3, "attention_soft_cap": 20.0,
+    "logit_soft_cap": 10.0, "activation": "geglu_tanh", "num_kv_heads": 1,
+}  # fmt: skip
+BEHIND = {
+    "norm": "rmsnorm", "norm_place": "after", "qk_norm": {"over": "full"}, "positions": "alibi", "num_kv_heads": 2,
+    "activation": "squared_relu", "attention_bias": "all",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", ["parameter_count", "gradients", "cached_documents", "cost", "reversible"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract_on_modern_blocks(kind, check):
+    CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, MODERN)
+
+
+@pytest.mark.parametrize("check", ["parameter_count", "cached_documents", "reversible"])
+@pytest.mark.parametrize("blocks", [SANDWICH, BEHIND], ids=["sandwich", "behind"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract_with_norms_elsewhere(kind, blocks, check):
+    CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, blocks)
+
+
+@pytest.mark.parametrize("blocks", [MODERN, SANDWICH, BEHIND], ids=["modern", "sandwich", "behind"])
+@pytest.mark.parametrize("kind", ["vector", "matrix", "mhc"])
+def test_modern_blocks_compile(kind, blocks):
+    CHECKS["compiling"]({"kind": kind, **stream_class(kind).examples[0]}, blocks)
+
+
+@pytest.mark.parametrize("check", ["gradients", "decoding", "cached_documents", "cost", "plain_start"])
+@pytest.mark.parametrize("before", ["dense", "smear"])
+@pytest.mark.parametrize("kind", ["vector", "matrix", "mhc", "data_lane"])
+def test_contract_with_the_token_before(kind, before, check):
+    CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, {"token_before": before})

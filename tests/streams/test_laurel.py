@@ -6,6 +6,7 @@ import torch
 from models import tiny
 from widestream.errors import UserError
 from widestream.model.build import build_model
+from widestream.model.costs import summarize
 from widestream.streams.vector.laurel import LaurelStream
 from widestream.testing.models import random_model, tokens_of
 
@@ -87,3 +88,8 @@ def test_bfloat16_outputs_are_weighted_in_float32():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         tiny({"kind": "laurel", **settings})
+
+
+def test_more_previous_states_than_there_are_cost_nothing():
+    costs = [summarize(tiny({"kind": "laurel", "previous": previous})) for previous in (3, 10**9)]
+    assert costs[0] == costs[1]

@@ -219,3 +219,57 @@ def test_learning_rates_follow_the_sizes_of_lane_and_slots():
     keys = build_model(tiny({"kind": "matrix_keys", "key_dim": 8}, **sizes)).roles()
     assert keys["stream.write_2"].lr_factor == 0.5
     assert keys["stream.write_1"].lr_factor == 1.0  # as many heads as at the base
+
+
+# Maps within D_v
+
+
+def test_without_maps_and_the_token_before_it_is_rmt():
+    plain = make("matrix")
+    maps = make("matrix_maps", maps=0, previous=False, norms="state", noise=0.0)
+    maps.load_state_dict(plain.state_dict(), strict=True)
+    same(maps, plain, gradients=SHARED)
+
+
+def test_heads_are_sums_of_mapped_reads():
+    stream = make("matrix_maps", maps=2, norms="state", changes={"num_kv_heads": 2}).stream
+    X = random_state()
+    read, normed = stream.read(0, X), stream.norms[0](X)
+    order = [*(("q", h) for h in range(R)), *((role, h) for role in "kv" for h in range(2))]
+    for place, (role, head) in enumerate(order):
+        vectors = [normed @ stream.read_0[2 * place + i] for i in range(2)]
+        expected = sum(vectors[i] @ stream.map_read_0[place, i].T for i in range(2))
+        torch.testing.assert_close(read[role][:, :, head], expected)
+
+
+def test_heads_are_stored_through_their_maps():
+    stream = make("matrix_maps", maps=2).stream
+    X, written = random_state(), heads()
+    expected = X.clone()
+    for head in range(R):
+        for i in range(2):
+            vector = written[:, :, head] @ stream.map_write_1[head, i].T
+            expected = expected + vector[..., None] * stream.write_1[:, 2 * head + i]
+    torch.testing.assert_close(stream.write(1, X, written), expected)
+
+
+def test_the_token_before_is_of_the_same_document():
+    model = make("matrix_maps", changes={"positions": "none"})
+    tokens, segments = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[0, 0, 1, 1]])
+    context = make_context(model.config, torch.arange(4), segments)
+    token = model.embedding.token[tokens]
+    none = torch.zeros_like(token[:, 0])
+    before = torch.stack([none, token[:, 0], none, token[:, 2]], dim=1)
+    stream = model.stream
+    expected = stream.store(stream.write_0, stream.data(token)) + stream.store(
+        stream.write_previous, stream.data(before)
+    )
+    torch.testing.assert_close(stream.write_embedding(context, token, None), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"maps": -1}, r"stream\.maps is -1"), ({"norm_gain": "row"}, r"norm_gain is row")]
+)
+def test_maps_refuse(settings, said):
+    with pytest.raises(UserError, match=said):
+        tiny({"kind": "matrix_maps", "key_dim": DK, **settings})

@@ -1,11 +1,14 @@
 """Archives of results: whole or refused, never half."""
 
+import io
 import lzma
+import os
 import random
 import tarfile
 
 import pytest
 
+from memory import memory_of_at_most
 from study_runs import finish, write_study
 from widestream.errors import UserError
 from widestream.study import archive as archives
@@ -89,6 +92,70 @@ def test_an_archive_that_holds_too_much_is_refused(packed, tmp_path, monkeypatch
     bomb.write_bytes(lzma.compress(bytes(2 << 20)))
     with pytest.raises(UserError, match="holds more than"):
         content(bomb)
+
+
+def one_file(name, content=b"", **facts):
+    """A tar file of one member and its end."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for fact, value in facts.items():
+        setattr(member, fact, value)
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            tar.addfile(member, io.BytesIO(content))
+        return file.getvalue()
+
+
+def with_holes():
+    """A file of a terabyte that takes 512 bytes of the archive, as GNU's tar writes it."""
+    head = bytearray(one_file("runs/a/metrics.jsonl", bytes(512))[:512])
+    head[156:157] = tarfile.GNUTYPE_SPARSE
+    head[386:410] = b"%011o\0%011o\0" % (0, 512)
+    head[483:495] = b"\x80" + (1 << 40).to_bytes(11, "big")
+    head[148:156] = b"        "
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + bytes(1536)
+
+
+HOSTILE = {
+    "a link": lambda: one_file("a", type=tarfile.SYMTYPE, linkname="/etc"),
+    "a device": lambda: one_file("a", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
+    "a pipe": lambda: one_file("z.study.json", type=tarfile.FIFOTYPE),
+    "holes": with_holes,
+    "a header of 100 MB": lambda: one_file("a", pax_headers={"comment": "9" * (100 << 20)}),
+    "another folder": lambda: one_file("../evil", b"x"),
+    "a manifest without hashes": lambda: one_file(archives.MANIFEST, b'{"MANIFEST.json": {}}'),
+    "a manifest of brackets": lambda: one_file(archives.MANIFEST, b"[" * 100_000),
+    "no study": lambda: one_file("a.json", b"{}"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_no_archive_of_ours_holds_is_refused_without_much_memory(tmp_path, what):
+    archive = tmp_path / "hostile.tar.xz"
+    archive.write_bytes(lzma.compress(HOSTILE[what](), preset=0))
+    with (
+        memory_of_at_most(1 << 27),
+        pytest.raises(UserError, match=r"^[^\n]*hostile.tar.xz (cannot be unpacked|holds no study)"),
+        opened(archive),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["hostile.tar.xz"]
+
+
+def test_an_archive_of_too_many_files_is_refused(packed, monkeypatch):
+    monkeypatch.setattr(archives, "MOST", 2)
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        content(packed)
+
+
+def test_pipes_are_neither_read_nor_packed(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar.xz")
+    with pytest.raises(UserError, match="is no file"), opened(tmp_path / "pipe.tar.xz"):
+        pass
+    os.mkfifo(tmp_path / "a.study.json")
+    with pytest.raises(UserError, match=r"a.study.json is no file"):
+        pack_results(tmp_path, tmp_path / "x.tar.xz")
 
 
 def test_a_full_disk_leaves_the_older_archive(packed, tmp_path, monkeypatch):

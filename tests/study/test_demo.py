@@ -65,6 +65,9 @@ def small(monkeypatch, tmp_path, corpus):
     return Path(source)
 
 
+MODELS = ("rmt", "transformer", "rmt-today", "transformer-today")
+
+
 def planned(seeds: int = 2) -> list[Job]:
     """The demo's runs, arm by arm."""
     study = load_study("demo")
@@ -84,9 +87,10 @@ def test_interrupted_demo_ends_with_a_report(small, tmp_path, monkeypatch, capsy
     out = capsys.readouterr().out
     assert report.is_file()
     assert demo.PROMPT in report.read_text()
-    assert out.count(demo.PROMPT) == 2
+    assert out.count(demo.PROMPT) == 4
+    assert "Each against its own reference, rmt " in out
     names = {run.path.name for run in compare([options.folder]).runs}
-    assert names == {"rmt-seed0", "transformer-seed0"}
+    assert names == {f"{name}-seed0" for name in MODELS}
     assert compare([options.folder]).comparable
     before = (options.folder / "rmt-seed0" / "metrics.jsonl").read_bytes()
     run_demo(options)  # nothing is left to do, and nothing is done again
@@ -109,7 +113,7 @@ def test_both_models_see_the_same_batches():
 
 def test_the_runs_are_those_of_earlier_versions():
     jobs = planned(seeds=1)
-    assert [str(job.folder) for job in jobs] == ["runs/demo/rmt-seed0", "runs/demo/transformer-seed0"]
+    assert [str(job.folder) for job in jobs] == [f"runs/demo/{name}-seed0" for name in MODELS]
     for job in jobs:
         before = ("train.seed=0", "data.seed=0", "data.path=runs/demo/data")
         assert load_recipe(job.recipe, job.changes) == load_recipe(job.recipe, before)
@@ -120,7 +124,7 @@ def test_the_runs_are_in_an_order_that_keeps_two_workers_equally_busy(small, tmp
     monkeypatch.setattr(run, "run_jobs", lambda jobs, *_, **__: started.extend(jobs))
     run_study("demo", StudyOptions(folder=tmp_path / "demo"))
     names = [job.folder.name for job in started]
-    assert names == ["rmt-seed0", "transformer-seed0", "rmt-seed1", "transformer-seed1"]
+    assert names == [f"{name}-seed{seed}" for seed in range(2) for name in MODELS]
 
 
 def test_the_demo_uses_the_rates_that_its_search_found():

@@ -78,6 +78,14 @@ def test_whatever_can_change_a_figure_gives_a_run_a_name_of_its_own():
     assert seeds[0] == seeds[1]
 
 
+def test_a_setting_left_at_its_default_changes_no_name():
+    prints: Prints = {"train": "t", "heldout": "h"}
+    given = ["model.norm_bias=false", "model.moe.num_experts=0", "train.threads=1", "optimizer.kind=adamw"]
+    assert recipe_hash(load_recipe("demo/rmt", given), prints) == recipe_hash(load_recipe("demo/rmt"), prints)
+    stream = ["model.stream.kind=matrix_keys"]
+    assert recipe_hash(load_recipe("demo/rmt", stream), prints) != recipe_hash(load_recipe("demo/rmt"), prints)
+
+
 def test_tokens_per_parameter_leave_norm_gains_out(tmp_path):
     study = load_study("ladder")
     arm = next(arm for arm in study.arms if arm.name == "transformer 1")

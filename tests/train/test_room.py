@@ -65,6 +65,8 @@ def test_every_way_to_run_out_of_memory_is_known(error):
 
 
 def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="without overflow"), memory_errors("This", "do less"):
+        torch.full((1,), 1000, dtype=torch.uint8)  # nothing to do with memory
     with pytest.raises(RuntimeError, match="another thing"), memory_errors("This", "do less"):
         raise RuntimeError("another thing")
 

@@ -38,3 +38,9 @@ def causal_convolution(x: Tensor, taps: Tensor, context: Context, name: str, add
             piece = torch.where(same.view(*same.shape, *[1] * (piece.dim() - 2)), piece, 0.0)
         total = total + piece
     return total
+
+
+def token_before(x: Tensor, context: Context, name: str) -> Tensor:
+    """What the token before has [B, T, D], zero at the first token of a document; `name` as in `causal_convolution`."""
+    taps = x.new_tensor([0.0, 1.0])[:, None, None]
+    return causal_convolution(x.unsqueeze(2), taps, context, name).squeeze(2)

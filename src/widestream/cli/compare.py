@@ -19,6 +19,10 @@ def compare(
         str | None,
         typer.Option("--reference", metavar="NAME", help="Model, or run folder, that all others are compared with."),
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="MODEL=OTHER", help="Compare a model with another than the reference."),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="PATTERN", help="Keep these: name or folder (a-*), or optimizer.lr=0.01."),
@@ -39,7 +43,12 @@ def compare(
 
     if as_json and table == STDOUT:
         raise UserError("Both --json and --csv - print to standard output; give one of them, or --csv FILE.")
-    choice = report.Choice(reference=reference, only=tuple(only or ()), without=tuple(without or ()))
+    choice = report.Choice(
+        reference=reference,
+        against=tuple(map(_pair, against or ())),
+        only=tuple(only or ()),
+        without=tuple(without or ()),
+    )
     if out is None:
         comparison = report.compare(runs, choice)
     else:
@@ -56,3 +65,12 @@ def compare(
     for what, place in {"Report": out, "Table": table}.items():
         if place is not None and not as_json:
             typer.echo(f"{what}: {place}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    from widestream.errors import UserError
+
+    model, equals, other = text.partition("=")
+    if not (model and equals and other):
+        raise UserError(f"--against {text} is not MODEL=OTHER, two models or run folders.")
+    return model, other

@@ -10,12 +10,15 @@ from typing import Any
 from widestream.data.folders import PassedOver
 from widestream.data.names import shown
 from widestream.errors import UserError
+from widestream.files import read_bounded
 from widestream.recipe.build import build
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses any other."""
 MANIFEST = "manifest.json"
 """Name of the file."""
+LARGEST = 256 << 20
+"""Bytes of a manifest, which has a line for every file that was read."""
 MOST_NOTED = 100
 """Bad records that are noted one by one."""
 _SHARD = re.compile(r"[a-z]+_\d{5,}\.bin")
@@ -176,7 +179,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{shown(path)} is no file: prepare the data again with --overwrite.")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_bounded(path, LARGEST))
     except OSError as error:
         raise UserError(f"Cannot read {shown(path)} ({error.strerror}): check its rights.") from error
     except (ValueError, RecursionError) as error:

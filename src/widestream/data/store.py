@@ -135,6 +135,8 @@ def _check_size(path: Path, dtype: str, count: int) -> None:
         status = path.stat()
     except FileNotFoundError:
         raise _broken(path, "is missing") from None
+    except OSError as error:  # such as a link to itself
+        raise _broken(path, f"cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(status.st_mode):
         raise _broken(path, "is no file")
     if status.st_size != count * np.dtype(dtype).itemsize:

@@ -10,6 +10,7 @@ from widestream.data.manifest import TokenizerInfo, read_manifest
 from widestream.data.names import shown
 from widestream.data.tokenizer_base import TOKENIZER_FILE, ByteTokenizer, Tokenizer
 from widestream.errors import UserError
+from widestream.files import read_bounded
 
 
 def resolve_tokenizer(name: str, boundary: str | None = None) -> Tokenizer:
@@ -32,7 +33,7 @@ def resolve_tokenizer(name: str, boundary: str | None = None) -> Tokenizer:
     try:
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "not a file")  # a pipe would be waited for
-        content = path.read_bytes()
+        content = read_bounded(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

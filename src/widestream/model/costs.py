@@ -155,7 +155,8 @@ def count_flops(model: Decoder) -> dict[str, int]:
         matrices[part] += 2 * sum(number for name, number in used.items() if roles[name].product)
         if block.kind == "attention":  # windows are masked, not skipped
             over_keys += 4 * config.context * config.num_heads * config.head_dim
-    return {
+    before = {"token before": 2 * model.embedding.before.numel()} if config.token_before == "dense" else {}
+    return before | {
         "attention projections": matrices["attention projections"],
         "attention over keys": over_keys,
         "mlp matrices": matrices["mlp matrices"],

@@ -90,8 +90,8 @@ class Decoder(Declared):
         if config.norm_place == "before":
             return block
         bare = isinstance(block, BareAttention)
-        width = config.num_heads * config.head_dim if bare else size(self.stream.width_axes(roles))
-        return NormBehind(block, Norm(config, roles, (width,)))
+        axes = (roles.heads, roles.head_dim) if bare else self.stream.written_axes(roles, self.layout[index])
+        return NormBehind(block, Norm(config, roles, (size(axes),)))
 
     def _make_bare_block(self, index: int, roles: Roles) -> nn.Module:
         config, block = self.config, self.layout[index]
@@ -168,7 +168,7 @@ class Decoder(Declared):
         numbers = order if positions is None else positions
         # With gradients a cache is written once: nothing may be computed again, or gone back through.
         depth = Eager() if cache is not None and torch.is_grad_enabled() else self.depth
-        hidden = depth(self.stream, self.blocks, self.embedding(tokens, numbers), context)
+        hidden = depth(self.stream, self.blocks, self.embedding(tokens, numbers, context), context)
         if cache is not None:
             cache.advance(num_tokens)
         if told is not None:
@@ -189,7 +189,7 @@ class Decoder(Declared):
             [B, V].
         """
         context = make_context(self.config, positions, cache=cache, windows=self.windows, fixed=True)
-        hidden = Eager()(self.stream, self.blocks, self.embedding(tokens, positions), context)
+        hidden = Eager()(self.stream, self.blocks, self.embedding(tokens, positions, context), context)
         return self.logits(hidden[:, -1])
 
     def _check_precision(self) -> None:

@@ -54,10 +54,9 @@ def kept_bytes(config: ModelConfig, precision: str, depth: Depth | None = None) 
     if config.num_layers <= MEASURED:
         return Kept(at(config.num_layers) // config.context, True)
     if isinstance(depth, Rebuilt) and depth.anchors:
-        found, exact = _replayed(at, config, depth.anchors)
-    else:
-        found, exact = _deep(at, config)
-    return Kept(found // config.context, exact and _counted(config) <= PATTERN)
+        return Kept(_replayed(at, config, depth.anchors) // config.context, False)
+    found, agrees = _deep(at, config)
+    return Kept(found // config.context, agrees and _counted(config) <= PATTERN)
 
 
 def _counted(config: ModelConfig) -> int:
@@ -78,14 +77,14 @@ def _deep(at: Callable[[int], int], config: ModelConfig) -> tuple[int, bool]:
     return _told(at, SHALLOWEST, 1, layers), False
 
 
-def _replayed(at: Callable[[int, int], int], config: ModelConfig, anchors: int) -> tuple[int, bool]:
-    """The same where states are replayed: every anchor keeps a state, the last one the history that lies before it."""
+def _replayed(at: Callable[[int, int], int], config: ModelConfig, anchors: int) -> int:
+    """About as many bytes where states are replayed: every anchor keeps a state, the last one the history before it."""
 
     def last(layers: int, number: int) -> int:
         writes = len(stream_class(config.stream.kind).blocks(replace(config, num_layers=layers)))
         return anchor_sites(writes, number)[-1]
 
-    without, sound = _deep(lambda layers: at(layers, 0), config)
+    without, _ = _deep(lambda layers: at(layers, 0), config)
     a_layer = len(stream_class(config.stream.kind).blocks(replace(config, num_layers=1)))
     layers = -(-12 // a_layer)  # of 12 writes, up to three anchors lie behind 6; 4, 8; 3, 6, 9
     one, two, three = (at(layers, number) for number in (1, 2, 3))
@@ -93,12 +92,7 @@ def _replayed(at: Callable[[int, int], int], config: ModelConfig, anchors: int) 
     a_site = ((two - one) - (three - two)) // ((sites[1] - sites[0]) - (sites[2] - sites[1]))
     an_anchor = two - one - a_site * (sites[1] - sites[0])
     always = one - at(layers, 0) - an_anchor - a_site * sites[0]
-
-    def more(layers: int, number: int) -> int:
-        return always + an_anchor * number + a_site * last(layers, number)
-
-    agrees = at(layers + 1, 5) == at(layers + 1, 0) + more(layers + 1, 5)
-    return without + more(config.num_layers, anchors), sound and agrees
+    return without + always + an_anchor * anchors + a_site * last(config.num_layers, anchors)
 
 
 def _told(at: Callable[[int], int], first: int, period: int, layers: int) -> int:

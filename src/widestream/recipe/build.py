@@ -35,6 +35,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def without_defaults(config: Any) -> dict[str, Any]:
+    """The same without settings that are what they are by default; a `kind` is always there.
+
+    A setting that comes new into a later version thus changes nothing for those who leave it alone.
+    """
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            if inner := without_defaults(value):
+                values[field.name] = inner
+        elif field.name == "kind" or value != _default(field):
+            values[field.name] = value
+    return values
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def build(cls: type[Config], values: Any, path: str, whole: str = "recipe", **own: Any) -> Config:
     """Build the dataclass `cls`, or a TypedDict, from `values`.
 

@@ -33,6 +33,7 @@ OWN_KINDS: dict[str, str] = {
     "matrix_history": "widestream.streams.matrix.history:MatrixHistoryStream",
     "matrix_keys": "widestream.streams.matrix.keys:MatrixKeysStream",
     "matrix_lane": "widestream.streams.matrix.data_lane:MatrixLaneStream",
+    "matrix_maps": "widestream.streams.matrix.maps:MatrixMapsStream",
     "matrix_softmax": "widestream.streams.matrix.softmax:MatrixSoftmaxStream",
     "mhc": "widestream.streams.lanes.mhc:MHCStream",
     "mudd": "widestream.streams.depth.mudd:MuddStream",

@@ -148,6 +148,9 @@ class ModelConfig:
     value_residual: Literal["none", "fixed", "learned", "shared"] = "none"
     """What attention makes of V_1, the values of the first attention block (arXiv 2410.17897). fixed: (V_1 + V) / 2;
     learned: lambda_1 V_1 + lambda_2 V, from (0, 1) on; shared: V_1 in place of V, and no later W_V."""
+    token_before: Literal["none", "dense", "smear"] = "none"
+    """What the embedding gets of the token before, of the same document. dense: W_p e_(t-1), W_p [D, D] from zero.
+    smear: lambda sigmoid(w . e_t) e_(t-1), a gate of the token's own (modded-nanogpt, nanochat), lambda from zero."""
     tied_head: bool = False
     """Use the embedding as the unembedding."""
     logit_soft_cap: float | None = None

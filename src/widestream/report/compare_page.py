@@ -140,6 +140,8 @@ def _commands(comparison: Comparison) -> list[str]:
     folders = [str(run.path) for run in comparison.runs]
     first = str(comparison.groups[0].runs[0].path)
     reference = [] if comparison.choice.reference is None else ["--reference", first]
+    for pair in comparison.choice.against:
+        reference += ["--against", "=".join(pair)]
     return [
         *(
             f"widestream train {shlex.quote(f'{folder}/config.yaml')} --out {shlex.quote(f'{folder}-again')}"

@@ -24,6 +24,8 @@ class Choice:
 
     reference: str | None = None
     """Label or run folder of the model that others are compared with; None: the plain transformer, or the first."""
+    against: tuple[tuple[str, str], ...] = ()
+    """(model, what it is compared with in place of the reference): labels or run folders, as for the reference."""
     only: tuple[str, ...] = ()
     """Runs that are like one of these; empty: all."""
     without: tuple[str, ...] = ()
@@ -53,7 +55,7 @@ class Comparison:
     tokens: float
     """The one number of training tokens at which models are put into an order (`common_tokens`)."""
     pairs: tuple[Pair, ...]
-    """Every other model against the reference, all at that number of tokens."""
+    """Every other model against its reference, all at that number of tokens."""
     unranked: tuple[Pair, ...]
     """The same for those that did not get there, each at the last tokens that both have seen, and for those from which
     nothing is claimed, because a seed diverged (`Pair.claimed`)."""
@@ -142,7 +144,7 @@ def compare(run_dirs: Iterable[str | Path], choice: Choice | None = None) -> Com
         raise UserError(f"There is nothing to compare. {why}")
     judgement = judge(groups)
     tokens = common_tokens(groups)
-    pairs, unranked = _pairs(groups, tokens)
+    pairs, unranked = _pairs(groups, tokens, _references(groups, choice))
     return Comparison(
         choice=choice,
         groups=groups,
@@ -189,19 +191,47 @@ def _chosen(models: Sequence[tuple[str, list[Run]]], choice: Choice) -> list[tup
     return [kept[at[0]], *kept[: at[0]], *kept[at[0] + 1 :]]
 
 
+def _references(groups: Sequence[Group], choice: Choice) -> dict[str, Group]:
+    """What each model is compared with, by its label.
+
+    Raises:
+        UserError: a model or its reference is none of those that have figures, or is its own.
+    """
+    found = {group.label: groups[0] for group in groups[1:]}
+    for pair in choice.against:
+        other, reference = (_named(name, groups) for name in pair)
+        if other is reference:
+            raise UserError(f"{other.label} cannot be compared with itself; name another model behind the =.")
+        if other is groups[0]:
+            raise UserError(f"{other.label} is what all others are compared with; choose another --reference.")
+        found[other.label] = reference
+    return found
+
+
+def _named(name: str, groups: Sequence[Group]) -> Group:
+    group = next((group for group in groups if _is_reference(name, group.label, group.members)), None)
+    if group is None:
+        raise unknown_name(f"model {name}", name, [group.label for group in groups])
+    return group
+
+
 def _is_reference(name: str, label: str, runs: Sequence[Run]) -> bool:
     return name == label or any(name == run.path.name or Path(name).resolve() == run.path.resolve() for run in runs)
 
 
-def _pairs(groups: Sequence[Group], tokens: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Every model against the first: those that may be put into an order at these tokens, and the others."""
+def _pairs(
+    groups: Sequence[Group], tokens: float, references: dict[str, Group]
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Every model against its reference: those that may be put into an order at these tokens, and the others."""
     ranked: list[Pair] = []
     rest: list[Pair] = []
     for other in groups[1:]:
-        pair = match(groups[0], other, tokens) if other.tokens >= tokens else None
+        reference = references[other.label]
+        reaches = min(other.tokens, reference.tokens) >= tokens
+        pair = match(reference, other, tokens) if reaches else None
         if pair is not None and pair.claimed:
             ranked.append(pair)
-        elif (pair := pair or match(groups[0], other)) is not None:
+        elif (pair := pair or match(reference, other)) is not None:
             rest.append(pair)
     return tuple(as_family(ranked)), tuple(rest)
 

@@ -54,7 +54,10 @@ def verdicts(
         fields = formats.listing([mismatch.field for mismatch in mismatches])
         headline = f"Not comparable, so no verdict about loss is given: the models differ in {fields}."
         return [Verdict(headline=headline, details=depth), *rest]
-    told = {pair.other.label: _verdict(pair, metric) for pair in pairs}
+    told: dict[str, Verdict] = {}
+    if grounds := _grounds(pairs, groups[0]):
+        told[""] = Verdict(headline=grounds, details=())
+    told |= {pair.other.label: _verdict(pair, metric) for pair in pairs}
     for pair in unranked:
         alone = _verdict(pair, metric)
         told[pair.other.label] = replace(alone, headline=f"{_aside(pair)} {alone.headline}".strip()) if pairs else alone
@@ -62,6 +65,24 @@ def verdicts(
         sentence = f"{other.label} and {groups[0].label} share no stretch of training."
         told.setdefault(other.label, Verdict(headline=sentence, details=depth))
     return [*told.values(), *rest]
+
+
+def _grounds(pairs: Sequence[Pair], first: Group) -> str:
+    """What becomes of differences from one reference to another, in one sentence; empty where there is one only."""
+    references = {pair.reference.label for pair in pairs}
+    if len(references) < 2:
+        return ""
+    on_ground = [pair for pair in pairs if pair.other.label not in references]
+    between = [pair for pair in pairs if pair.other.label in references and pair.reference is first]
+    sentence = f"Each against its own reference, {'; '.join(map(_in_short, on_ground))}"
+    return f"{sentence}. Between the references, {'; '.join(map(_in_short, between))}." if between else f"{sentence}."
+
+
+def _in_short(pair: Pair) -> str:
+    ours, theirs = pair.other.label, pair.reference.label
+    if pair.difference.low is not None and not pair.seen("tokens"):
+        return f"{ours} and {theirs} show no difference ({formats.signed(pair.difference.mean)})"
+    return f"{ours} is {_lower(pair.difference)} than {theirs}"
 
 
 def _aside(pair: Pair) -> str:

@@ -30,7 +30,7 @@ from torch import nn
 
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
-from widestream.files import sync_folder, write_atomic
+from widestream.files import read_bounded, sync_folder, write_atomic
 from widestream.runs.folder import CHECKPOINTS, list_checkpoints, require_regular
 from widestream.runs.rows import WRITTEN, Written, written_at
 
@@ -255,14 +255,14 @@ def _open(number: int, path: Path) -> Checkpoint | None:
 
 
 def _read(number: int, path: Path) -> Checkpoint:
-    return Checkpoint(path, number, json.loads((path / STATE).read_text(encoding="utf-8")), written_at(path))
+    return Checkpoint(path, number, json.loads(read_bounded(path / STATE)), written_at(path))
 
 
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint; None when it is as it was written."""
     try:
         require_regular(path / COMPLETE)
-        described = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
+        described = json.loads(read_bounded(path / COMPLETE))["files"]
         names = [MODEL, OPTIMIZER, STATE, *([WRITTEN] if WRITTEN in described else [])]  # older ones have none
         expected = [(path / name, described[name]["bytes"], described[name]["sha256"]) for name in names]
     except FileNotFoundError:
@@ -276,7 +276,7 @@ def _fault(path: Path) -> str | None:
             return f"{file.name} has {file.stat().st_size} bytes instead of {size}"
         if file_sha256(file) != sha256:
             return f"{file.name} was altered (its SHA-256 is not the recorded one)"
-    step = json.loads((path / STATE).read_bytes())["step"]
+    step = json.loads(read_bounded(path / STATE))["step"]
     return None if path.name == folder_name(step) else f"it is the checkpoint of step {step} (its {STATE} says so)"
 
 

@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from widestream.errors import UserError
+from widestream.files import read_bounded
 from widestream.recipe import RunConfig, from_dict
+from widestream.recipe.yaml_text import LARGEST, parse_value
 
 CONFIG = "config.yaml"
 INFO = "run.json"
@@ -39,6 +39,8 @@ BOARD = "tensorboard"
 REPORTED = (CONFIG, INFO, METRICS, DONE)
 """What a report reads and what traces its numbers: all that is worth keeping of a run besides its weights."""
 
+LARGEST_CONFIG = LARGEST + (64 << 10)
+"""Bytes of config.yaml: a recipe's, and the defaults."""
 HASHED = "# SHA-256 of the lines above: "
 """What the last line of config.yaml begins with; older runs have none."""
 SEAL = "sha256"
@@ -91,14 +93,14 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CONFIG
     try:
         require_regular(path)
-        text, hashed, sha256 = path.read_text(encoding="utf-8").rpartition(HASHED)
+        text, hashed, sha256 = read_bounded(path, LARGEST_CONFIG).decode().rpartition(HASHED)
         if hashed and sha256.strip() != hashlib.sha256(text.encode()).hexdigest():
             raise damaged(path)
-        values = yaml.safe_load(text if hashed else sha256)
+        values = json.loads(json.dumps(parse_value(text if hashed else sha256)))  # numbers that are just that
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run_dir} is no run folder: it has no {CONFIG}; give a folder that training wrote.") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        values = None
+    except (OSError, TypeError, ValueError):
+        raise damaged(path) from None
     if not isinstance(values, dict):
         raise damaged(path)
     return values
@@ -122,7 +124,7 @@ def read_info(run_dir: Path) -> dict[str, Any]:
     path = run_dir / INFO
     require_regular(path)
     try:
-        info = json.loads(path.read_bytes())
+        info = json.loads(read_bounded(path))
     except FileNotFoundError:
         raise missing(path) from None
     except (OSError, ValueError, RecursionError):
@@ -136,7 +138,7 @@ def read_done(run_dir: Path) -> dict[str, Any] | None:
     """The contents of done.json; None while there is none, or none that can be read."""
     try:
         require_regular(run_dir / DONE)
-        done = json.loads((run_dir / DONE).read_bytes())
+        done = json.loads(read_bounded(run_dir / DONE))
     except (OSError, ValueError, RecursionError):
         return None
     return done if _as_sealed(done) else None
@@ -202,7 +204,7 @@ def require_regular(path: Path) -> None:
     Raises:
         UserError: it is something else.
     """
-    if path.exists() and not path.is_file():
+    if os.path.lexists(path) and not path.is_file():
         raise damaged(path)
 
 

@@ -5,15 +5,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from widestream.errors import UserError
+from widestream.files import read_bounded
 from widestream.runs.folder import METRICS, SAMPLES, list_checkpoints, missing, require_regular
 
 WRITTEN = "metrics.json"
 """File of a checkpoint that says what metrics.jsonl held when it was made."""
 PIECE = 1 << 20
 """Bytes that are read and parsed at once: a good deal faster than line by line, and a bound for memory."""
+LONGEST = 16 << 20
+"""Bytes of a row at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,20 @@ class Rows:
         require_regular(self.path)
         try:
             with self.path.open("rb") as file:
-                while lines := file.readlines(PIECE):
+                while lines := self._piece(file):
                     yield lines
         except FileNotFoundError:
             raise missing(self.path) from None
+
+    def _piece(self, file: BinaryIO) -> list[bytes]:
+        """The next lines; none at the end."""
+        lines, left = list[bytes](), PIECE
+        while left > 0 and (line := file.readline(LONGEST)):
+            if len(line) == LONGEST:
+                raise UserError(f"{self.path} is damaged: a row is longer than {LONGEST >> 20} MB.")
+            lines.append(line)
+            left -= len(line)
+        return lines
 
     def _parse(self, lines: list[bytes], before: int) -> tuple[list[dict[str, Any]], UserError | None]:
         """The rows of some lines, and what is wrong with the line behind them, if anything is."""
@@ -146,7 +159,7 @@ def written_at(checkpoint: Path) -> Written | None:
     """What metrics.jsonl held when a checkpoint was made; None where that is not told."""
     try:
         require_regular(checkpoint / WRITTEN)
-        written = Written(**json.loads((checkpoint / WRITTEN).read_bytes()))
+        written = Written(**json.loads(read_bounded(checkpoint / WRITTEN)))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     return written if type(written.bytes) is int and isinstance(written.sha256, str) else None

@@ -219,6 +219,10 @@ class Stream(Declared, ABC, Generic[Settings]):
         """Axes of the vectors that blocks receive and put out; default: the width D."""
         return (roles.width,)
 
+    def written_axes(self, roles: Roles, block: Block) -> tuple[Axis, ...]:
+        """Axes of what a block puts out; default: those that it receives."""
+        return self.width_axes(roles)
+
     def embedding_axes(self, roles: Roles) -> tuple[Axis, ...]:
         """Axes of token vectors; default: those of blocks."""
         return self.width_axes(roles)

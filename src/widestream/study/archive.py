@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from widestream.errors import UserError
 from widestream.files import read_json
@@ -23,7 +23,11 @@ ENDING = ".tar.xz"
 MANIFEST = "MANIFEST.json"
 LARGEST = 4 << 30
 """Bytes that an archive may hold; one that holds more was not made here."""
+MOST = 100_000
+"""Files that an archive may hold."""
 _PIECE = 1 << 20
+_LONGEST_HEADER = 16 << 10
+"""Bytes of one of tar's headers: as many as it takes of a file at once, and far more than the longest name needs."""
 
 
 def pack_results(folder: Path, archive: Path) -> int:
@@ -44,6 +48,8 @@ def pack_results(folder: Path, archive: Path) -> int:
     records = sorted(folder.glob("*.json"))
     if not any(path.name.endswith(RECORD) for path in records):
         raise UserError(f"{folder} holds no study (no *.study.json); run one first.")
+    if odd := next((path for path in records if not path.is_file()), None):
+        raise UserError(f"{odd} is no file; move it away.")  # opening a pipe would wait for ever
     if not archive.parent.is_dir():
         raise UserError(f"The folder {archive.parent} does not exist; make it first.")
     runs = sorted(path for within in ("runs/*", "*") for path in folder.glob(within) if is_run(path))
@@ -118,8 +124,10 @@ def opened(path: Path) -> Iterator[list[Path]]:
     Raises:
         UserError: neither a folder nor a readable archive.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give the folder or the {ENDING} file that `widestream study` wrote.")
+    if not path.is_dir() and not path.is_file():  # opening a pipe would wait for ever
+        raise UserError(
+            f"{path} does not exist or is no file; give the folder or the {ENDING} file that `widestream study` wrote."
+        )
     folders = [path] if path.is_dir() else []
     archives = sorted(path.glob(f"*{ENDING}")) if path.is_dir() else [path]
     with tempfile.TemporaryDirectory() as place:
@@ -140,31 +148,73 @@ def _unpack(archive: Path, folder: Path) -> None:
     """
     try:
         with tempfile.TemporaryFile() as plain:
-            with lzma.open(archive) as packed:
-                while piece := packed.read(_PIECE):
-                    if plain.tell() + len(piece) > LARGEST:
-                        raise UserError(f"{archive} holds more than {LARGEST >> 30} GB; it was not packed here.")
-                    plain.write(piece)
-            plain.seek(0)
-            with tarfile.open(fileobj=plain, mode="r:") as tar:
-                tar.extractall(folder, filter="data")
-        _check(folder)
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+            fits = _decompress(archive, plain)
+            if fits:
+                _extract(plain, folder)
+                _check(folder)
+    except _DAMAGED as error:
         raise UserError(f"{archive} cannot be unpacked; it is damaged or no {ENDING} file.") from error
+    if not fits:
+        raise UserError(f"{archive} holds more than {LARGEST >> 30} GB; it was not packed here.")
+    if not any(folder.glob(f"*{RECORD}")):
+        raise UserError(f"{archive} holds no study; give one that `widestream study pack` wrote.")
+
+
+def _decompress(archive: Path, plain: IO[bytes]) -> bool:
+    """Write what an archive holds, to the end; False where that is too much."""
+    with lzma.open(archive) as packed:
+        while piece := packed.read(_PIECE):
+            if plain.tell() + len(piece) > LARGEST:
+                return False
+            plain.write(piece)
+    return True
+
+
+_DAMAGED = (
+    *(tarfile.TarError, lzma.LZMAError, EOFError, OSError),
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),  # of numbers, names and values made up
+    *(MemoryError, RecursionError),  # a dictionary of gigabytes that xz shall keep
+)
+
+
+class _InPieces:
+    """An unpacked archive, read in small pieces: how long a header is says the archive, and tar reads it at once."""
+
+    def __init__(self, plain: IO[bytes]):
+        self._plain = plain
+        self.tell, self.seek = plain.tell, plain.seek
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LONGEST_HEADER:
+            raise ValueError(f"a header of {size} bytes")
+        return self._plain.read(size)
+
+
+def _extract(plain: IO[bytes], folder: Path) -> None:
+    """Write the files of an archive, which has nothing else in it: no links, no devices, no files with holes.
+
+    Raises:
+        ValueError: it has, or has too many.
+    """
+    plain.seek(0)
+    with tarfile.open(fileobj=_InPieces(plain), mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        for number, member in enumerate(tar):
+            if not member.isreg() or member.issparse() or number > MOST:
+                raise ValueError(f"{member.name} is no plain file, or one too many")
+            tar.extract(member, folder, filter="data")
 
 
 def _check(folder: Path) -> None:
     """Hold what was unpacked against its manifest, and take that away; archives of earlier versions have none.
 
     Raises:
+        UserError: the manifest cannot be read.
         ValueError: a file is missing, altered, or not in the manifest.
     """
     listing = folder / MANIFEST
-    if not listing.is_file():
+    if not listing.exists():
         return
-    manifest = json.loads(listing.read_bytes())
+    manifest = read_json(listing)
     listing.unlink()
     there = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     if there.keys() != manifest.keys() or any(_sha256(there[name]) != one["sha256"] for name, one in manifest.items()):

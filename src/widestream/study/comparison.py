@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from widestream.report import Comparison, print_table, write_report
+from widestream.report import Choice, Comparison, print_table, write_report
 from widestream.runs.folder import is_run
 from widestream.study.run import Outcome
 
@@ -27,6 +27,14 @@ def compare_runs(outcome: Outcome, search: Path | None = None) -> tuple[Comparis
         search = outcome.study.search.record
     page = outcome.folder / "report.html"
     folders = [job.folder for job in outcome.jobs if is_run(job.folder)]
-    comparison = write_report(folders, page, search=search, title=outcome.study.title)
+    comparison = write_report(folders, page, search=search, title=outcome.study.title, choice=_choice(outcome))
     print_table(comparison)
     return comparison, page
+
+
+def _choice(outcome: Outcome) -> Choice:
+    """The study's reference, and the arms that have another."""
+    folders = {arm.name: job.folder.name for arm, job in zip(outcome.study.arms, outcome.jobs, strict=False)}
+    pairs = ((arm.name, arm.against) for arm in outcome.study.arms if arm.against is not None)
+    against = tuple((folders[name], folders[other]) for name, other in pairs)
+    return Choice(reference=folders.get(outcome.study.reference or "") if against else None, against=against)

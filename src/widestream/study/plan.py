@@ -18,6 +18,7 @@ from widestream.errors import UserError
 from widestream.model.build import meta_model
 from widestream.model.costs import EMBEDDINGS, count_parameters
 from widestream.recipe import RunConfig, load_recipe, to_dict
+from widestream.recipe.build import without_defaults
 from widestream.recipe.model import ModelConfig
 from widestream.runs.folder import differences, is_run, load_config, read_info
 from widestream.runs.pool import Job
@@ -174,15 +175,18 @@ def fingerprints(config: RunConfig) -> Prints:
 
 def recipe_hash(config: RunConfig, prints: Prints) -> str:
     """Digits of a hash of a recipe and its tokens, but for its name, its seeds, and where the data lies."""
-    return hashlib.sha256(json.dumps(decides(config, prints), sort_keys=True).encode()).hexdigest()[:10]
+    values = _deciding(without_defaults(config), prints)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def decides(config: RunConfig, prints: Prints) -> dict[str, Any]:
     """All that decides the figures of a run but its seeds: the recipe, by what it is computed, and the tokens."""
-    values: dict[str, Any] = to_dict(config) | {"tokens": prints}
-    for key in ("name", "description"):
-        del values[key]
-    if values["train"]["init_from"] is None:  # the folders of runs that were made before there was such a setting
-        del values["train"]["init_from"]
-    del values["train"]["seed"], values["data"]["seed"], values["data"]["path"]
+    return _deciding(to_dict(config), prints)
+
+
+def _deciding(settings: dict[str, Any], prints: Prints) -> dict[str, Any]:
+    values = {key: value for key, value in settings.items() if key not in ("name", "description")} | {"tokens": prints}
+    for section, others in (("train", ("seed",)), ("data", ("seed", "path"))):
+        inner = settings.get(section, {})
+        values[section] = {key: value for key, value in inner.items() if key not in others}
     return values

@@ -91,6 +91,8 @@ class Arm:
     rate_of: str | None = None
     """Arm whose learning rate it takes instead of searching one; "recipe": the recipe's. An arm that sets optimizer.lr
     trains at that rate."""
+    against: str | None = None
+    """Arm that it is compared with where runs stand side by side (demo), in place of the study's reference."""
     paper: float | None = None
     """Final loss that the paper prints for this model at its own scale."""
     group: str | None = None
@@ -196,7 +198,8 @@ class Study:
         if len(set(names)) < len(names):
             raise UserError(f"Two arms are called {next(name for name in names if names.count(name) > 1)}.")
         lenders = [arm.rate_of for arm in self.arms if arm.rate_of not in (None, "recipe")]
-        for wanted in (self.reference or names[0], *_arms_named(self.analysis), *lenders):
+        others = [arm.against for arm in self.arms if arm.against is not None]
+        for wanted in (self.reference or names[0], *_arms_named(self.analysis), *lenders, *others):
             if wanted not in names:
                 raise unknown_name(f"arm {wanted!r}", wanted, names)
         for arm in self.arms:

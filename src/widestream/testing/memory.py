@@ -85,7 +85,7 @@ def bytes_kept(stream: Fields, changes: Fields, plan: Callable[[ModelConfig], De
             return tensor
 
         context = make_context(model.config, torch.arange(length), windows=model.windows)
-        embedded = model.embedding(tokens_of(windows, length), context.positions)
+        embedded = model.embedding(tokens_of(windows, length), context.positions, context)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             depth(model.stream, blocks, embedded, context)
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))

@@ -106,7 +106,8 @@ def gap_chart(comparison: Comparison, resource: Resource = "tokens") -> Chart | 
             )
         )
     seen = [gap for line in series for at, gap in line.points if at >= EARLY_GAP * line.points[-1][0]]
-    reference = pairs[0].reference.label
+    references = {pair.reference.label for pair in pairs}
+    reference = references.pop() if len(references) == 1 else "each model's reference"
     marks = [mark for pair in pairs if (mark := _half(comparison, pair, unit))] if resource == "tokens" else []
     return Chart(
         title=f"Difference in {METRIC_NAMES[comparison.metric]} from {reference} over {AXIS_WORDS[resource]}",

@@ -8,6 +8,7 @@
     matrix_history   writes are kept as vectors, and stored anew for every reader               history.py
     matrix_keys      the MLP has keys in place of matrices                                      keys.py
     matrix_lane      the embedding enters a part of the rows only                               data_lane.py
+    matrix_maps      heads are mixed within D_v; the token before is stored too                 maps.py
     matrix_softmax   reads find rows by their content                                           softmax.py
 
 `rmt.py` also has what the others build on, `MatrixBase`.

@@ -47,9 +47,9 @@ class MatrixDenseStream(MatrixBase[MatrixDenseConfig]):
     examples = ({"key_dim": 16}, {"key_dim": 6, "reads": "qkv"})
 
     @classmethod
-    def attention_vectors(cls, config: ModelConfig) -> int:
+    def attention_parts(cls, config: ModelConfig) -> tuple[int, ...]:
         """R in front of all three projections, or R each, whose outputs may be fewer heads for k and v."""
-        return config.num_heads * (1 if cls.settings_of(config).reads == "shared" else 3)
+        return () if cls.settings_of(config).reads == "shared" else 3 * (config.num_heads,)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:

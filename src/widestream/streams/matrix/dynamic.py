@@ -66,7 +66,7 @@ class MatrixDynamicStream(MatrixBase[MatrixDynamicConfig]):
             vectors = self.vectors(reader, roles)
             ends = {f"read_{site}": vectors} | ({} if reader == "head" else {f"write_{site + 1}": (roles.heads,)})
             for keys, out in ends.items():
-                parts = self.read_parts(site, out) if out is vectors else ()
+                parts = self.read_parts(site) if out is vectors else ()
                 role = replace(roles.hidden((roles.head_dim,), out, "stream", decay="key", splits=parts), std=0.0)
                 self.declare(f"map_{keys}", (size(out), self.value_dim), role)
                 self.declare(f"scale_{keys}", (1,), Role(std=0.0, decay="none", part="stream"))

@@ -64,6 +64,10 @@ class MatrixKeysStream(MatrixBase[MatrixKeysConfig]):
         self.mlp_vectors = Axis(rank, max(1, round(rank / growth)))
         super().__init__(config, roles)
 
+    def written_axes(self, roles: Roles, block: Block) -> tuple[Axis, ...]:
+        """M vectors of an MLP."""
+        return (roles.head_dim, self.mlp_vectors) if block.kind == "mlp" else super().written_axes(roles, block)
+
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:
         """As ever, but MLPs are their non-linearity alone."""

@@ -74,6 +74,7 @@ class MatrixBase(Stream[MatrixSettings]):
         if config.width not in (None, config.num_heads * config.head_dim):
             raise UserError("A matrix stream has model.width = num_heads * head_dim; leave model.width out.")
         check_norms(config)
+        self.config = config
         self.rank, self.key_dim, self.value_dim = config.num_heads, settings.key_dim, config.head_dim
         self.keys = Axis(settings.key_dim, config.mup.base_key_dim or settings.key_dim)
         self.declare_keys(config, roles)
@@ -104,11 +105,10 @@ class MatrixBase(Stream[MatrixSettings]):
             self.declare_storage("write_position", (roles.heads,), roles)
         for site, reader in enumerate(self.readers):
             vectors = self.vectors(reader, roles)
-            queries = reader == "attention" and size(vectors) > self.rank  # else q, k and v share their vectors
-            zero_rows = self.rank if queries and config.init.query_zero else 0
-            self.declare_retrieval(site, vectors, roles, zero_rows)
+            parts = self.read_parts(site)
+            self.declare_retrieval(site, vectors, roles, parts[0] if parts and config.init.query_zero else 0)
             if reader != "head":
-                written = (roles.heads,) if reader == "attention" else vectors[-1:]
+                written = (roles.like_heads(self.attention_stored(config)),) if reader == "attention" else vectors[-1:]
                 self.declare_storage(f"write_{site + 1}", written, roles, scaled[reader])
 
     def declare_storage(self, name: str, vectors: tuple[Axis, ...], roles: Roles, scaled: bool = False) -> None:
@@ -118,14 +118,13 @@ class MatrixBase(Stream[MatrixSettings]):
 
     def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:
         """Retrieval keys r: D_k -> R, or R + 2 R_kv for q, k, v together, of which the query's may start at zero."""
-        parts = self.read_parts(site, vectors)
+        parts = self.read_parts(site)
         role = roles.hidden((self.keys,), vectors, "keys", decay="key", zero_rows=zero_rows, splits=parts)
         self.declare(f"read_{site}", (size(vectors), self.key_dim), role)
 
-    def read_parts(self, site: int, vectors: tuple[Axis, ...]) -> tuple[int, ...]:
+    def read_parts(self, site: int) -> tuple[int, ...]:
         """How the vectors that a site reads divide into q, k and v; empty where they do not."""
-        others = size(vectors) - self.rank
-        return (self.rank, others // 2, others // 2) if self.readers[site] == "attention" and others else ()
+        return self.attention_parts(self.config) if self.readers[site] == "attention" else ()
 
     def vectors(self, reader: Reader, roles: Roles) -> tuple[Axis, ...]:
         """Axis of the data vectors that a reader takes: R of them, or R for q and R_kv each for k and v."""
@@ -134,9 +133,19 @@ class MatrixBase(Stream[MatrixSettings]):
         return (roles.like_heads(self.attention_vectors(roles.config)),)
 
     @classmethod
+    def attention_parts(cls, config: ModelConfig) -> tuple[int, ...]:
+        """Data vectors that attention reads for q, k and v; empty where these share R."""
+        return config.num_heads, config.kv_heads, config.kv_heads
+
+    @classmethod
     def attention_vectors(cls, config: ModelConfig) -> int:
         """Data vectors that attention reads."""
-        return config.num_heads + 2 * config.kv_heads
+        return sum(cls.attention_parts(config)) or config.num_heads
+
+    @classmethod
+    def attention_stored(cls, config: ModelConfig) -> int:
+        """Data vectors that are stored of what attention puts out."""
+        return config.num_heads
 
     @classmethod
     def vectors_read(cls, config: ModelConfig) -> int:
@@ -147,7 +156,9 @@ class MatrixBase(Stream[MatrixSettings]):
     @classmethod
     def vectors_stored(cls, config: ModelConfig) -> int:
         """Data vectors of all writes, those of learned positions among them."""
-        return config.num_heads * (config.num_blocks + (2 if config.positions == "learned" else 1))
+        attentions = config.num_layers * (config.blocks_per_layer - 1)
+        others = config.num_layers + (2 if config.positions == "learned" else 1)
+        return attentions * cls.attention_stored(config) + config.num_heads * others
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -217,6 +228,10 @@ class MatrixBase(Stream[MatrixSettings]):
         """A block's output as data vectors [B, T, V, R]: heads [B, T, R, V], or all side by side [B, T, V * R]."""
         return written.transpose(2, 3) if written.ndim == 4 else written.unflatten(-1, (self.value_dim, -1))
 
+    def written_data(self, site: int, written: Tensor) -> Tensor:
+        """What the block before `site` has put out, as data vectors to be stored there."""
+        return self.data(written)
+
     def hand_over(self, site: int, data: Tensor) -> dict[str, Tensor]:
         """Retrieved vectors as the reader wants them: heads q, k, v, or all side by side (inverse of `data`)."""
         if self.readers[site] == "attention":
@@ -231,7 +246,7 @@ class MatrixBase(Stream[MatrixSettings]):
 
     def write(self, site: int, state: Any, written: Tensor) -> Any:
         """X <- X + sum_h w_O^(h) (x) head_h (eq. 22), or the same with the MLP's output cut into R vectors (eq. 26)."""
-        return state + self.store(getattr(self, f"write_{site}"), self.data(written))
+        return state + self.store(getattr(self, f"write_{site}"), self.written_data(site, written))
 
     def read(self, site: int, state: Any) -> dict[str, Tensor]:
         """Heads q, k, v for attention (eqs. 18-20); R data vectors side by side for MLP and head (eqs. 24, 27)."""
@@ -239,7 +254,7 @@ class MatrixBase(Stream[MatrixSettings]):
 
     def undo(self, site: int, state: Any, written: Tensor, kept: tuple[Tensor, ...]) -> Any:
         """X - sum_h w^(h) (x) y^(h)."""
-        return state - self.store(getattr(self, f"write_{site}"), self.data(written))
+        return state - self.store(getattr(self, f"write_{site}"), self.written_data(site, written))
 
     def retrieval_keys(self, site: int) -> Tensor:
         """R of all data vectors read at `site` [Q, K]."""
@@ -256,7 +271,7 @@ class MatrixBase(Stream[MatrixSettings]):
             site=Site(write_keys, keys, None, "none", 0.0)
             if bare
             else Site(write_keys, keys, norm.factor(), norm.kind, norm.eps),
-            data=None if written is None else self.data(written),
+            data=None if written is None else self.written_data(site, written),
             by_heads=self.readers[site] == "attention" and self.bare_attention,
             dtype=torch.get_autocast_dtype(device) if casts else dtype,
             hand_over=lambda data: self.hand_over(site, data),

@@ -61,7 +61,7 @@ class MatrixSoftmaxStream(MatrixBase[MatrixSoftmaxConfig]):
 
     def declare_retrieval(self, site: int, vectors: tuple[Axis, ...], roles: Roles, zero_rows: int) -> None:
         """Queries w, and RMT's keys where they are kept."""
-        parts = self.read_parts(site, vectors)
+        parts = self.read_parts(site)
         role = roles.hidden((roles.head_dim,), vectors, "stream", decay="key", splits=parts)
         shape = (size(vectors), roles.head_dim.size)
         self.declare(f"query_{site}", shape, role if self.pure else replace(role, std=0.0))

@@ -56,6 +56,9 @@ from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Stream, StreamCost, StreamSpec
 
+MOST_CHANNELS = 1024
+"""Value channels at most; the paper has 4, and each is a step of the convolution."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeepDeltaConfig(StreamConfig):
@@ -87,8 +90,11 @@ class DeepDeltaConfig(StreamConfig):
                     "model.stream.value_channels above 1, taps and expand_embedding need a compressor; "
                     "set model.stream.compressor to channel or token."
                 )
-        elif self.channels < 2:
-            raise UserError(f"model.stream.value_channels is {self.channels}; with a compressor it must be at least 2.")
+        elif not 2 <= self.channels <= MOST_CHANNELS:
+            raise UserError(
+                f"model.stream.value_channels is {self.channels}; with a compressor it must be from 2 to "
+                f"{MOST_CHANNELS}."
+            )
         if self.num_taps < 1 or (self.compressor == "channel" and self.num_taps > self.channels):
             most = f"from 1 to value_channels, {self.channels}" if self.compressor == "channel" else "at least 1"
             raise UserError(f"model.stream.taps is {self.taps}; it must be {most}.")

@@ -142,9 +142,7 @@ class LaurelStream(VectorBase[LaurelConfig]):
         maps, reads = sum(map(self._has_map, sites)), sum(map(self._num_past, sites))
         sums = sum(self._num_past(site) > 0 for site in sites)
         outputs = self.num_blocks if self.settings.weights != "none" else 0
-        anchors = {max(0, site - k) for site in self.anchored for k in range(self.settings.previous + 1)} - {
-            0
-        }  # x_0 is written
+        anchors = {site - k for site in self.anchored for k in range(self._num_past(site) + 1)}  # x_0 is written
         return StreamCost(
             flops=4 * self.settings.rank * self.width * maps,
             bytes_moved=plain.bytes_moved + 4 * self.width * reads,
