@@ -6,9 +6,9 @@
 
 Parts: `checks` (kernels and FlexAttention against float64), `kernels` (time against what a copy of the same bytes
 takes), `steps` (whole training steps of RMT and transformer in turns, at the paper's four sizes; with documents masked,
-FlexAttention and SDPA), `decode`, `memory` (against D_k), `tuning` (other launches of the kernels). Every part has a
-share of the time; what fails or does not fit is written down as such, and the file is brought up to date after every
-figure. Needs torch, numpy, pyyaml and tqdm, and triton for the kernels.
+FlexAttention and SDPA), `modern` (the same on today's blocks), `decode`, `memory` (against D_k), `tuning` (other
+launches of the kernels). Every part has a share of the time; what fails or does not fit is written down as such, and
+the file is brought up to date after every figure. Needs torch, numpy, pyyaml and tqdm, and triton for the kernels.
 """
 
 from gpu_run import ROOT, Suite, copy_bandwidth, describe, seconds, wait  # first: it says which package is missing
@@ -47,10 +47,12 @@ from widestream.train.optim import build_optimizer, clip_gradients
 SIZES = {"rmt-46m": "transformer-49m", "rmt-134m": "transformer-160m", "rmt-206m": "transformer-260m",
          "rmt-305m": "transformer-405m"}  # fmt: skip
 """The paper's four sizes: RMT, and the transformer it is compared with."""
-SHARES = {"checks": 95, "kernels": 60, "steps": 215, "decode": 25, "memory": 40, "tuning": 40}
+SHARES = {"checks": 95, "kernels": 60, "steps": 170, "modern": 45, "decode": 25, "memory": 40, "tuning": 40}
 """Seconds of every part."""
 FLOAT32, BF16 = torch.float32, torch.bfloat16
 TINY = ["vocab_size=97", "context=16", "num_layers=1", "num_heads=2", "head_dim=16", "mlp_dim=64"]
+MODERN = ["num_layers=12", "num_heads=12", "head_dim=64", "mlp_dim=2048", "context=512", "vocab_size=50304"]
+"""GPT-2 small's shape for today's blocks, whose MLPs have three matrices."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,14 @@ def make_model(
     variant: Variant = PLAIN,
     *,
     key_dim: int | None = None,
+    kv_heads: int | None = None,
     attention: Attention = "sdpa",
 ) -> Decoder:
-    """A model of one of the paper's sizes, set up to train in one way. Attention is not upcast, as in GPT-2."""
-    config = make_config(recipe, suite, key_dim)
+    """A model of one of the paper's sizes, or on today's blocks (`modern/...`), set up to train in one way.
+
+    Attention is not upcast, as in GPT-2.
+    """
+    config = make_config(recipe, suite, key_dim, kv_heads)
     kernels: KernelSetting = "auto" if suite.quick and variant.kernels == "fused" else variant.kernels
     options: dict[str, Any] = {"backend": "aot_eager"} if suite.quick else {}
     depth = plan_depth(
@@ -103,13 +109,22 @@ def make_model(
     return build_model(config, device=suite.device, depth=depth, attention=attention)
 
 
-def make_config(recipe: str, suite: Suite, key_dim: int | None = None) -> ModelConfig:
+def make_config(recipe: str, suite: Suite, key_dim: int | None = None, kv_heads: int | None = None) -> ModelConfig:
     """Sizes of a recipe of the paper; tiny ones in a quick run. Documents are masked where a step has any."""
-    changes = ["upcast_attention=false", "document_mask=true", *(TINY if suite.quick else [])]
-    if recipe.startswith("rmt"):
+    modern = recipe.startswith("modern/")
+    changes = [
+        "upcast_attention=false",
+        "document_mask=true",
+        *(MODERN if modern else []),
+        *(TINY if suite.quick else []),
+    ]
+    if kv_heads:
+        changes.append(f"num_kv_heads={kv_heads}")
+    if "rmt" in recipe:
         key_dim = key_dim or (16 if suite.quick else None)
         changes += [] if key_dim is None else [f"stream.key_dim={key_dim}"]
-    return load_recipe(f"paper/{recipe}", [f"model.{change}" for change in changes]).model
+    name = recipe if modern else f"paper/{recipe}"
+    return load_recipe(name, [f"model.{change}" for change in changes]).model
 
 
 def make_step(model: Decoder, suite: Suite, segments: torch.Tensor | None = None) -> Callable[[], None]:
@@ -224,6 +239,21 @@ def time_pair(suite: Suite, variant: Variant, rmt: str) -> dict[str, Any]:
     return {"size": rmt, "variant": variant.name, **time_in_turns(suite, models)}
 
 
+def time_modern(suite: Suite) -> None:
+    """RMT and transformer on today's blocks, with as many heads of keys and values as of queries, and with fewer."""
+    for variant, kv_heads in itertools.product(VARIANTS, (2, 1) if suite.quick else (12, 4)):
+
+        def measure(variant: Variant = variant, kv_heads: int = kv_heads) -> dict[str, Any]:
+            plain = replace(PLAIN, compiled=variant.compiled)
+            models = {
+                "rmt": make_model("modern/rmt", suite, variant, kv_heads=kv_heads),
+                "transformer": make_model("modern/transformer", suite, plain, kv_heads=kv_heads),
+            }
+            return {"size": f"modern, {kv_heads} kv heads", "variant": variant.name, **time_in_turns(suite, models)}
+
+        suite.attempt(f"{variant.name} modern, {kv_heads} kv heads", measure)
+
+
 def time_in_turns(suite: Suite, models: dict[str, Decoder], segments: torch.Tensor | None = None) -> dict[str, Any]:
     """Median time of a step of each, and the median over rounds of the first one's time over the last one's."""
     torch._dynamo.reset()  # versions of earlier models count towards its limits, and each is looked at in every call
@@ -332,9 +362,9 @@ def print_table(record: dict[str, Any]) -> None:
         case = row["case"]
         parts = "  ".join(f"{name} {row[name]['fraction_of_copy']:.2f}" for name in ("forward", "backward"))
         print(f"V {case['V']} K {case['K']} R {case['R']} x{case['roles']} {case['state']}: of a copy's speed {parts}")
-    for row in record.get("steps", []):
+    for row in (*record.get("steps", []), *record.get("modern", [])):
         times = "  ".join(f"{name} {1e3 * value:.1f} ms" for name, value in row["median_seconds"].items())
-        print(f"{row['size']:9s} {row['variant']:28s} {times}  ratio {row['ratio']:.3f}")
+        print(f"{row['size']:19s} {row['variant']:28s} {times}  ratio {row['ratio']:.3f}")
     for row in record.get("decode", []):
         print(f"{row['model']:17s} {row['tokens_per_second']:.0f} tokens/s")
     for row in record.get("memory", []):
@@ -345,8 +375,8 @@ def print_table(record: dict[str, Any]) -> None:
 
 
 PARTS: dict[str, Callable[[Suite], None]] = {
-    "checks": check, "kernels": time_kernels, "steps": time_steps, "decode": time_decode,
-    "memory": measure_memory, "tuning": tune,
+    "checks": check, "kernels": time_kernels, "steps": time_steps, "modern": time_modern,
+    "decode": time_decode, "memory": measure_memory, "tuning": tune,
 }  # fmt: skip
 
 

@@ -1,12 +1,16 @@
 """Time the training step of this package's models against other implementations of the same transformer, in pairs.
 
     python benchmarks/step.py --hf --nanogpt path/to/nanoGPT/model.py
+    python benchmarks/step.py --modern --hf
 
 All candidates live in one process and take turns within every round, so a drift of the machine's speed hits all
 alike. A step is forward, backward, clipping to norm 1 and AdamW, on random tokens. Reported: the median step, and the
 median over rounds of the ratio to each reference. nanoGPT and Hugging Face's GPT-2 have tied heads, biases, learned
 positions and LayerNorm; `vector` here has the tied head too, so that all hold the same matrices, and no biases.
 `vector-untied` is the paper's baseline. They take torch's fused AdamW.
+
+With `--modern` blocks are those of recipes/preset/modern (RMSNorm, rotary positions, QK-norm, SwiGLU, grouped queries),
+and Hugging Face's model is a Llama of the same shape, which has no QK-norm.
 """
 
 import argparse
@@ -24,12 +28,32 @@ from widestream.bench.paired import medians, ratios
 from widestream.bench.record import make_record
 from widestream.bench.step import Step, StepSettings, own_step, time_steps
 from widestream.machine import autocast
+from widestream.recipe import load_recipe
+from widestream.recipe.model import ModelConfig
 
 
 def ours(args: argparse.Namespace, settings: StepSettings, stream: dict[str, object], tied: bool) -> Step:
     """A step of this package."""
-    config = model_config(settings.models.sizes, stream, tied)
+    config = modern(args, stream, tied) if args.modern else model_config(settings.models.sizes, stream, tied)
     return own_step(build_measured(config, settings.models, torch.device(args.device)), args.precision)
+
+
+def modern(args: argparse.Namespace, stream: dict[str, object], tied: bool) -> ModelConfig:
+    """Today's blocks at these sizes, as the recipes have them."""
+    values = {**shape_of(args), "tied_head": tied}
+    if stream["kind"] == "matrix":
+        values["stream.key_dim"] = stream["key_dim"]
+    recipe = "modern/rmt" if stream["kind"] == "matrix" else "modern/transformer"
+    return load_recipe(recipe, [f"model.{name}={value}" for name, value in values.items()]).model
+
+
+def shape_of(args: argparse.Namespace) -> dict[str, int]:
+    """A modern model's shape, by the names of a recipe: an MLP of 8/3 of the width, in whole steps of 256."""
+    width = args.heads * args.head_dim
+    return {
+        "vocab_size": args.vocab, "context": args.context, "num_layers": args.layers, "num_heads": args.heads,
+        "num_kv_heads": args.kv_heads or args.heads, "head_dim": args.head_dim, "mlp_dim": -(-8 * width // 768) * 256,
+    }  # fmt: skip
 
 
 def theirs(args: argparse.Namespace, model: torch.nn.Module, loss_of: Callable[..., torch.Tensor]) -> Step:
@@ -76,6 +100,22 @@ def hugging_face(args: argparse.Namespace) -> Step:
     )
 
 
+def llama(args: argparse.Namespace) -> Step:
+    """Transformers' Llama with a tied head and SDPA. It shifts its labels itself too."""
+    transformers = importlib.import_module("transformers")
+    shape = shape_of(args)
+    config = transformers.LlamaConfig(
+        vocab_size=shape["vocab_size"], max_position_embeddings=shape["context"],
+        hidden_size=shape["num_heads"] * shape["head_dim"], intermediate_size=shape["mlp_dim"],
+        num_hidden_layers=shape["num_layers"], num_attention_heads=shape["num_heads"],
+        num_key_value_heads=shape["num_kv_heads"], head_dim=shape["head_dim"], rms_norm_eps=1e-6,
+        tie_word_embeddings=True, use_cache=False, attn_implementation="sdpa",
+    )  # fmt: skip
+    return theirs(
+        args, transformers.LlamaForCausalLM(config), lambda model, tokens, targets: model(tokens, labels=tokens).loss
+    )
+
+
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,7 +124,9 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--key-dims", type=int, nargs="*", default=[32], help="matrix streams to time (default 32)")
     parser.add_argument("--nanogpt", type=Path, help="path of nanoGPT's model.py")
-    parser.add_argument("--hf", action="store_true", help="also time transformers' GPT-2")
+    parser.add_argument("--hf", action="store_true", help="also time transformers' GPT-2, with --modern its Llama")
+    parser.add_argument("--modern", action="store_true", help="today's blocks in place of GPT-2's")
+    parser.add_argument("--kv-heads", type=int, help="with --modern: heads of keys and values (default: --heads)")
     parser.add_argument("--precision", choices=["bf16", "float32"], default="bf16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile for all candidates")
@@ -92,7 +134,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.modern and args.nanogpt:
+        parser.error("--nanogpt has GPT-2's blocks; leave it or --modern out")
+    if args.kv_heads and not args.modern:
+        parser.error("--kv-heads is for --modern")
+    return args
 
 
 def settings_of(args: argparse.Namespace) -> StepSettings:
@@ -122,7 +169,7 @@ def main() -> None:
     if args.nanogpt:
         steps["nanogpt"] = nanogpt(args)
     if args.hf:
-        steps["hf-gpt2"] = hugging_face(args)
+        steps["hf-llama" if args.modern else "hf-gpt2"] = llama(args) if args.modern else hugging_face(args)
     device = torch.device(args.device)
     seconds = time_steps(steps, settings.models.sizes, args.rounds, args.warmup, device)
     middle, relative = medians(seconds), ratios(seconds, seconds)
@@ -131,7 +178,8 @@ def main() -> None:
         row = "  ".join(f"{relative[name].get(reference, 1.0):5.3f}" for reference in seconds)
         print(f"{name:20s} {middle[name]:9.4f} {min(values):9.4f}   {row}")
     if args.json:
-        record = make_record("step", settings, device, seconds=seconds, medians=middle, ratios=relative)
+        shape = {"modern": shape_of(args)} if args.modern else {}
+        record = make_record("step", settings, device, seconds=seconds, medians=middle, ratios=relative, **shape)
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -23,6 +23,7 @@ def test_every_part_runs_in_miniature(tmp_path: Path) -> None:
     assert record["checks"][0]["errors"]["out"] > 0  # of FlexAttention, forward; on a CPU there is no way back
     assert record["kernels"][0]["forward"]["fraction_of_copy"] > 0
     assert {"eager", "compiled", "compiled, documents"} <= {row["variant"] for row in record["steps"]}
+    assert {row["size"] for row in record["modern"]} == {"modern, 2 kv heads", "modern, 1 kv heads"}
     assert [row["model"] for row in record["decode"]] == ["rmt-46m", "transformer-49m"]
     saved = {row["key_dim"]: row["saved_bytes"] for row in record["memory"] if row["variant"] == "eager"}
     assert 0 < saved[16] < saved[32]

@@ -48,6 +48,12 @@ def test_streams_of_pairs_refuse_short_swa(kind):
         CHECKS["shapes"]({"kind": kind}, {"short_swa": 3})
 
 
+@pytest.mark.parametrize("check", ["saved", "reversible"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract_with_rmsnorm(kind, check):
+    CHECKS[check]({"kind": kind, **stream_class(kind).examples[0]}, {"norm": "rmsnorm"})
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "squared_relu"])
 @pytest.mark.parametrize("check", ["parameter_count", "decoding", "cost", "saved", "reversible"])
 @pytest.mark.parametrize("kind", CHANGING_MLPS)

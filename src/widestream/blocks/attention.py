@@ -193,11 +193,14 @@ class BareAttention(Declared):
 
     def _place(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Norms and rotary positions of q and k."""
+        angles = context.rotary[self.window is not None] if self.rotates else None
+        # What is turned last may be rounded at once; a cache has a type of its own.
+        last = self.norm_after is None and context.cache is None and torch.is_autocast_enabled(q.device.type)
+        dtype = torch.get_autocast_dtype(q.device.type) if last else None
         if self.norm_before is not None:
-            q, k = self.norm_before(q, k)
-        if self.rotates:
-            angles = context.rotary[self.window is not None]
-            q, k = rotate(q, angles), rotate(k, angles)
+            q, k = self.norm_before(q, k, angles, dtype)
+        elif angles is not None:
+            q, k = rotate(q, angles, dtype=dtype), rotate(k, angles, dtype=dtype)
         return (q, k) if self.norm_after is None else self.norm_after(q, k)
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from widestream.blocks.roles import Declared, Roles
+from widestream.kernels.norm_cpu import rms_norm
 from widestream.recipe.model import ModelConfig
 
 Kind = Literal["layernorm", "rmsnorm"]
@@ -64,20 +65,24 @@ class Norm(Declared):
 
         With `norm_cast: before_gain` under autocast in its precision.
         """
-        x = x.float() if x.itemsize < 4 else x
         gain = self.factor()
-        weight, bias = (gain, self.bias) if self.fused else (None, None)
-        if self.kind == "layernorm":
-            out = F.layer_norm(x, self.shape, weight, bias, self.eps)
+        if self.kind == "rmsnorm":
+            out = rms_norm(x, len(self.shape), gain if self.plain else None, self.eps)
         else:
-            out = F.rms_norm(x, self.shape, weight, self.eps)
-        if self.fused or gain is None:
+            x = x.float() if x.itemsize < 4 else x
+            out = F.layer_norm(x, self.shape, *((gain, self.bias) if self.fused else (None, None)), self.eps)
+        if gain is None or self.plain or self.fused:
             return out
         if self.rounds_first and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             out, gain = out.to(dtype), gain.to(dtype)
         out = out * gain
         return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is RMSNorm in float32 throughout, which other operations may take upon themselves."""
+        return self.kind == "rmsnorm" and not self.rounds_first
 
     def factor(self) -> Tensor | None:
         """What the normalised numbers are multiplied by: g or 1 + w; None without a gain."""

@@ -3,10 +3,12 @@
 Letters: B batch, T tokens, H heads of queries, H_kv of keys, K head width.
 """
 
+import torch
 from torch import Tensor, nn
 
 from widestream.blocks.norm import Norm
 from widestream.blocks.roles import Roles
+from widestream.blocks.rotary import Angles, rotate
 from widestream.recipe.model import ModelConfig
 
 
@@ -23,11 +25,23 @@ class QKNorm(nn.Module):
         self.full = config.qk_norm.over == "full"
         self.queries, self.keys = (_norm(config, roles, heads) for heads in (config.num_heads, config.kv_heads))
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Of q [B, T, H, K] and k [B, T, H_kv, K]; the same shapes."""
-        if not self.full:
+    def forward(
+        self, q: Tensor, k: Tensor, angles: Angles | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Of q [B, T, H, K] and k [B, T, H_kv, K]; the same shapes.
+
+        Args:
+            q: queries.
+            k: keys.
+            angles: to turn both by, once they are normalised.
+            dtype: of what is turned; default: the norm's.
+        """
+        if self.full:
+            q, k = self.queries(q.flatten(2)).view_as(q), self.keys(k.flatten(2)).view_as(k)
+            return (q, k) if angles is None else (rotate(q, angles, dtype=dtype), rotate(k, angles, dtype=dtype))
+        if angles is None:
             return self.queries(q), self.keys(k)
-        return self.queries(q.flatten(2)).view_as(q), self.keys(k.flatten(2)).view_as(k)
+        return rotate(q, angles, self.queries, dtype), rotate(k, angles, self.keys, dtype)
 
 
 def _norm(config: ModelConfig, roles: Roles, heads: int) -> Norm:

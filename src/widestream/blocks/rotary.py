@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from widestream.blocks.norm import Norm
+from widestream.kernels.norm_cpu import norm_rotate, one_pass, turn
 from widestream.recipe.blocks import RotaryScalingConfig
 from widestream.recipe.model import ModelConfig
 
@@ -56,18 +58,31 @@ def rotary_angles(config: ModelConfig, positions: Tensor, windowed: bool) -> Ang
     return Angles(cos, sin, config.rotary_pairs == "neighbours")
 
 
-def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """Turn the first d numbers of heads x [B, T, H, D_h] by the angles of their positions; the others stay."""
-    rest, turned = None, x
+def rotate(x: Tensor, angles: Angles, norm: Norm | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Turn the first d numbers of heads x [B, T, H, D_h] by the angles of their positions; the others stay.
+
+    Args:
+        x: the heads.
+        angles: of their tokens.
+        norm: normalises every head before.
+        dtype: of what is returned; default: the norm's, or that of x.
+    """
+    if one_pass(x) and not angles.neighbours and (norm is None or norm.plain):
+        gain, eps = (None, None) if norm is None else (norm.factor(), norm.eps)
+        dtype = dtype or (x.dtype if norm is None else torch.promote_types(x.dtype, torch.float32))
+        return norm_rotate(x, gain, eps, angles.cos, angles.sin, dtype)
+    x = x if norm is None else norm(x)
+    wide = x.float() if x.itemsize < 4 else x
+    return _turn(wide, angles).to(dtype or x.dtype)
+
+
+def _turn(x: Tensor, angles: Angles) -> Tensor:
+    if not angles.neighbours:
+        return turn(x, angles.cos, angles.sin)
     width = 2 * angles.cos.shape[-1]
-    if width < x.shape[-1]:
-        turned, rest = x[..., :width], x[..., width:]
-    wide = turned.float() if turned.itemsize < 4 else turned
-    first, second = (wide[..., 0::2], wide[..., 1::2]) if angles.neighbours else wide.chunk(2, dim=-1)
+    first, second = x[..., 0:width:2], x[..., 1:width:2]
     pair = first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin
-    out = torch.stack(pair, dim=-1).flatten(-2) if angles.neighbours else torch.cat(pair, dim=-1)
-    out = out.to(x.dtype)
-    return out if rest is None else torch.cat((out, rest), dim=-1)
+    return torch.cat((torch.stack(pair, dim=-1).flatten(-2), x[..., width:]), dim=-1)
 
 
 def _frequencies(base: float, dim: int, device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@
     cross_entropy.py    head and loss, some tokens at a time
     attention_cpu.py, gelu_cpu.py       attention's backward pass and GELU in C++
     gate_cpu.py                         gated activations in C++
+    norm_cpu.py                         RMSNorm, and rotary positions behind it, in C++
     grouped.py                          products of groups of rows, each with a matrix of its own
     compiled.py         C++ compiled for the machine at hand at first use
 

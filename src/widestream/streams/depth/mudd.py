@@ -31,6 +31,7 @@ from torch import Tensor
 
 from widestream.blocks.norm import read_norms_size
 from widestream.blocks.roles import Axis, Role, Roles
+from widestream.kernels.norm_cpu import rms_norm
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Block, StreamCost, StreamSpec
@@ -124,7 +125,7 @@ class MuddStream(MultiwayBase[MuddConfig]):
         """A of eq. 3 behind `layer`: newest source [B, T, D] -> [B, T, C, n]."""
         w1, w2, b = (getattr(self, f"{name}_{layer}") for name in ("w1", "w2", "b"))
         with torch.autocast(x.device.type, enabled=False):
-            hidden = F.gelu(F.linear(F.rms_norm(x, (self.width,), eps=self.eps), w1))
+            hidden = F.gelu(F.linear(rms_norm(x, 1, None, self.eps), w1))
             return F.linear(hidden, w2).unflatten(-1, b.shape) + b
 
 

@@ -54,6 +54,7 @@ from torch import Tensor
 from widestream.blocks.norm import read_norms_size
 from widestream.blocks.roles import Role, Roles
 from widestream.errors import UserError
+from widestream.kernels.norm_cpu import rms_norm
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
@@ -248,4 +249,4 @@ class MHCStream(LaneBase[MHCConfig]):
     def _logits(self, H: Tensor, phi: Tensor) -> Tensor:
         """Products x' phi [B, T, ...] of the lanes [B, T, n, D]."""
         x = H.flatten(-2)
-        return F.linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), phi)
+        return F.linear(rms_norm(x, 1, None, self.eps), phi)
