@@ -74,7 +74,8 @@ def draw(family: str, seed: int) -> Any:
         values["rope_parameters"] = rope
     if family in ("Mixtral", "Qwen3Moe"):
         experts = dice.choice([2, 4, 7])
-        values |= {"num_experts_per_tok": dice.randint(1, experts), "router_aux_loss_coef": 0.01}
+        # One expert alone, renormalised, would leave its router without a gradient, and is refused here.
+        values |= {"num_experts_per_tok": dice.randint(2, experts), "router_aux_loss_coef": 0.01}
         values |= {"num_local_experts": experts} if family == "Mixtral" else {
             "num_experts": experts, "moe_intermediate_size": 24, "norm_topk_prob": dice.random() < 0.5,
             "decoder_sparse_step": 1, "mlp_only_layers": [],

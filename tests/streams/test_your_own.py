@@ -53,7 +53,7 @@ def test_forty_lines(forgetful):
     ("old", "new", "failing"),
     [
         ('getattr(self, f"keep_{site}") * state + written', "state + written", "gradients"),
-        ("(4 * config.num_layers + 1)", "(2 * config.num_layers + 1)", "parameter_count"),
+        ("2 * config.num_layers", "3 * config.num_layers", "parameter_count"),
         ("starts_plain=True", "starts_plain=False", "plain_start"),
         ("* state + written", "* state + written.cumsum(1)", "documents"),
         ("* state + written", "* state + written.flip(1)", "causality"),
