@@ -1,6 +1,9 @@
 import json
 import multiprocessing
+import os
+import signal
 import socket
+import time
 from dataclasses import replace
 
 import pytest
@@ -28,6 +31,13 @@ def train_on_two(config, run_dir):
 
 
 def run_on_two(target, *args):
+    ranks = start_two(target, *args)
+    for process in ranks:
+        process.join(60)
+    return [process.exitcode for process in ranks]
+
+
+def start_two(target, *args):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["widestream.train.loop", "torch._dynamo"])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -37,13 +47,31 @@ def run_on_two(target, *args):
     ]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join(60)
-    return [process.exitcode for process in ranks]
+    return ranks
 
 
 def rows(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("told", [(0,), (0, 1)], ids=["one", "both"])
+def test_told_to_end_both_save_once_and_go_on_bit_identical(data, tmp_path, told):
+    config = tiny_config(data, train={"steps": 60, "save_every": 1000, "keep": 5}, optimizer={"grad_clip": 0.5})
+    assert train_on_two(config, tmp_path / "whole") == [0, 0]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    ranks = start_two(train_as_rank, config, tmp_path / "run")
+    while any(process.is_alive() for process in ranks) and (not metrics.exists() or metrics.stat().st_size < 500):
+        time.sleep(0.001)
+    for rank in told:
+        os.kill(ranks[rank].pid, signal.SIGTERM)
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [143, 143]
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert 0 < int(saved.name.removeprefix("step_")) < 60
+    assert train_on_two(config, tmp_path / "run") == [0, 0]
+    last = "checkpoints/step_00000060/model.safetensors"
+    assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
 
 
 EXPERTS = {"moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.05}}
