@@ -29,8 +29,8 @@ def test_parity() -> None:
 
 
 @pytest.mark.parametrize("K", [16, 48])
-@pytest.mark.parametrize("dot", ["ieee", "bf16"])
-def test_kernels_compile_for_an_h100(K: int, dot: str) -> None:
+@pytest.mark.parametrize(("dot", "norm"), [("ieee", "layernorm"), ("bf16", "layernorm"), ("bf16", "none")])
+def test_kernels_compile_for_an_h100(K: int, dot: str, norm: str) -> None:
     """The interpreter takes what the compiler refuses, so the compiler is asked too; it needs no GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -43,7 +43,7 @@ def test_kernels_compile_for_an_h100(K: int, dot: str) -> None:
     types |= {f"{name}_n": "i32" for name in ("data", "out", "grad", "grad_data")}
     fixed = {"V": 24, "K": K, "R": 3, "Q": 9, "BV": 32, "BK": 16, "BR": 16, "BQ": 16}
     fixed |= {"BLOCKS": K // 16, "WRITES": True, "STORES": True, "UNDOES": True}
-    fixed |= {"GAIN": "full", "CENTRED": True, "DOT": dot, "SUMS": (24 + 9 + 3) * K}
+    fixed |= {"GAIN": "full", "NORM": norm, "DOT": dot, "SUMS": (24 + 9 + 3) * K}
     fixed |= {"data_v": 3, "data_r": 1, "out_v": 1, "out_q": 24, "grad_v": 1, "grad_q": 24}
     fixed |= {"grad_data_v": 3, "grad_data_r": 1}
     for kernel in (kernels.forward_kernel, kernels.statistics_kernel, kernels.backward_kernel):

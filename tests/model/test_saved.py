@@ -50,7 +50,13 @@ def error(plain, fused):
 
 
 def test_the_nearest_relatives_of_rmt_have_the_form():
-    assert {stream["kind"] for stream in EXAMPLES} == {"matrix", "matrix_dense", "matrix_keys", "matrix_lane"}
+    assert {stream["kind"] for stream in EXAMPLES} == {
+        "matrix",
+        "matrix_dense",
+        "matrix_keys",
+        "matrix_lane",
+        "matrix_maps",
+    }
 
 
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 1e-2)], ids=["float32", "bf16"])

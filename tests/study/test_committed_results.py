@@ -17,7 +17,8 @@ def test_the_page_of_the_kept_results_has_every_study_and_every_run():
     with opened(LAB) as folders:
         sections = studies_page.find_sections(folders)
         names = {section.name for section in sections}
-        kept = {*study_names()} - {"demo", "zoo"}  # their evidence is notes and rows of metrics
+        # The evidence of two is notes and rows of metrics; one has not been run yet.
+        kept = {*study_names()} - {"demo", "zoo", "modern"}
         assert {"resources", "moments", "mup", "tune", *kept} <= names
         html = studies_page.studies_page(sections)
         records = [json.loads(path.read_text()) for folder in folders for path in folder.glob("*.study.json")]

@@ -147,7 +147,7 @@ class MatrixMapsStream(MatrixBase[MatrixMapsConfig]):
         """RMT's with more vectors; two FLOPs per entry of a map. Maps keep what goes into them, and so do norms."""
         cost = super().cost()
         maps = sum(self.get_parameter(name).numel() for name in self.own_roles if name.startswith("map_"))
-        inside, vector = 4 * self._kept_inside(whole=True), 4 * self.value_dim * self.rank
+        inside, vector = 4 * self._kept_inside(), 4 * self.value_dim * self.rank
         stored = vector if self.settings.previous else 0
         state = 4 * self.key_dim * self.value_dim * len(self.readers)
         # Without a norm of the state what is read from is the state itself.
@@ -157,20 +157,15 @@ class MatrixMapsStream(MatrixBase[MatrixMapsConfig]):
         return replace(
             cost,
             flops=cost.flops + 2 * maps,
-            bytes_saved=saved + 4 * self._kept_inside(whole=False) + stored,
+            bytes_saved=saved + inside + stored,
             bytes_saved_fused=cost.bytes_saved_fused + inside + stored,
             bytes_saved_writes=cost.bytes_saved_writes + inside + stored,
         )
 
-    def _kept_inside(self, whole: bool) -> int:
-        """Numbers of a token that maps and norms behind reads keep.
-
-        Args:
-            whole: exchanges are operators, of whose heads v is a part that is not copied.
-        """
+    def _kept_inside(self) -> int:
+        """Numbers of a token that maps and norms behind reads keep."""
         kept, width = 0, self.rank * self.value_dim
-        of_v = sum(self.attention_heads) if whole and not self.settings.maps else self.attention_heads[1]
-        normed = {"attention": of_v * self.value_dim, "mlp": width, "head": width}
+        normed = {"attention": self.attention_heads[1] * self.value_dim, "mlp": width, "head": width}
         statistics = 2 if self.config.norm == "layernorm" else 1
         for site, reader in enumerate(self.readers):
             if reader == "attention" and self.settings.maps:
@@ -206,7 +201,7 @@ class MatrixMapsStream(MatrixBase[MatrixMapsConfig]):
             return {"x": self.read_norms[site](x) if self.settings.norms == "reads" else x}
         q, k, v = self._heads(site, data)
         if self.settings.norms == "reads":
-            v = self.read_norms[site](v.flatten(2)).view_as(v)
+            v = self.read_norms[site](v.flatten(2).clone()).view_as(v)  # else all of q and k would be kept for it
         return {"q": q, "k": k, "v": v}
 
     def _heads(self, site: int, data: Tensor) -> Sequence[Tensor]:
