@@ -9,15 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from widestream.kernels.exchange import Exchange, ReferenceExchange, Site
+from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, SiteNorm
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest |result - exact| / |exact| (Frobenius norms), by the narrowest precision among state, gradient and data."""
 
-NormKind = Literal["layernorm", "rmsnorm"]
 GainKind = Literal["full", "row"] | None
 
-NORMS: tuple[NormKind, ...] = ("layernorm", "rmsnorm")
+NORMS: tuple[SiteNorm, ...] = ("layernorm", "rmsnorm", "none")
 GAINS: tuple[GainKind, ...] = ("full", "row", None)
 PRECISIONS = (
     (torch.float32, torch.float32, torch.float32),
@@ -38,7 +37,7 @@ class Case:
     R: int
     roles: int
     """Q / R: 3 in front of attention, else 1."""
-    norm: NormKind = "layernorm"
+    norm: SiteNorm = "layernorm"
     gain: GainKind = "full"
     writes: bool = True
     heads_first: bool = False
