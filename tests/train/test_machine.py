@@ -27,9 +27,23 @@ def test_numerics_are_set_for_a_run_and_put_back_after_it():
 @pytest.mark.parametrize(("bf16", "chosen"), [(3e11, "bf16"), (1.1e11, "float32"), (1e9, "float32")])
 def test_automatic_precision_on_a_cpu_is_what_was_measured_to_be_faster(monkeypatch, bf16, chosen):
     rates = {"float32": 1e11, "bf16": bf16}
-    monkeypatch.setattr(machine, "matmul_peak", lambda device, precision, seconds: rates[precision])
+    monkeypatch.setattr(machine, "matmul_peak", lambda device, precision, **_: rates[precision])
     assert machine.choose_precision("auto", CPU) == chosen
     assert machine.choose_precision("float32", CPU) == "float32"
+
+
+def test_automatic_precision_does_not_depend_on_what_else_computes(monkeypatch):
+    """The clock on the wall stands still for one precision and runs away for the other; processor time does neither."""
+    chosen, product, wall = machine.choose_precision("auto", CPU), torch.mm, [0.0]
+    slow = torch.float32 if chosen == "float32" else torch.bfloat16
+
+    def mm(a, b):
+        wall[0] += 100.0 if a.dtype == slow else 1e-3
+        return product(a, b)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(time, "perf_counter", lambda: wall[0])
+    assert machine.choose_precision("auto", CPU) == chosen
 
 
 def test_matmul_peak_is_at_least_the_rate_of_a_small_product():
