@@ -1,7 +1,9 @@
 """What a decoder is built of beside its stream. Nothing here knows which stream it is, or that there is one.
 
 attention.py        the two forms of attention block: dense (`x` in) and bare (heads in)
-mlp.py, norm.py, embedding.py, positions.py, convolution.py
+qk_norm.py          norms of queries and keys; alibi.py, rotary.py: positions inside attention
+mlp.py              the MLP; activation.py: its non-linearities; experts.py, routing.py: a mixture of experts
+norm.py, embedding.py, convolution.py
 context.py          what one forward pass shares: positions, documents, masks, the cache
 cache.py            keys and values of earlier tokens
 attention_kind.py   what computes attention on a device; flex.py: FlexAttention

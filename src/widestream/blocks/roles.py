@@ -1,6 +1,6 @@
 """Parameter roles: every parameter says which axes it maps from and to, and everything else follows from that.
 
-An axis is finite (vocabulary, positions, the q/k/v slots) or infinite (width, heads, head width, neurons, keys):
+An axis is finite (vocabulary, positions, experts) or infinite (width, heads, head width, neurons, keys):
 infinite ones are those that grow with the model. From the axes come, with no matching of names, the initial standard
 deviation, the forward multiplier and the learning-rate factor under muP, whether weight decay applies, and whether
 Muon may take the parameter (RMT paper C.2.1; "Tensor Programs V", arXiv 2203.03466, table 8).
