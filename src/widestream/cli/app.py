@@ -23,6 +23,7 @@ COMMANDS = {
     "data prepare": "data:prepare",
     "data inspect": "data:inspect",
     "data train-tokenizer": "data:train_tokenizer",
+    "export hf": "export:hf",
     "bench step": "bench:step",
     "bench memory": "bench:memory",
     "bench decode": "bench:decode",
@@ -41,6 +42,7 @@ COMMANDS = {
 
 GROUPS = {
     "data": "Prepare text, inspect prepared data, train a tokenizer.",
+    "export": "Hand a run to other tools: a folder for Hugging Face transformers.",
     "bench": "Measure training step, memory, decoding, kernels and data here.",
     "study": "Questions answered by many runs: seeds, searches, intervals.",
     "mup": "muP: settings that carry over from small models to large ones.",

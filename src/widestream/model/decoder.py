@@ -247,7 +247,7 @@ class Decoder(Declared):
         # Filled and not copied there: a copy would make the host wait for the device.
         full = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
         count = full if flat is None else flat.float().sum()
-        balance, load = _balance_of(told.shared, weights, targets.device)
+        balance, load = balance_of(told.shared, weights, targets.device)
         if self.config.moe.balance == "loss" and len(load):
             total = total + self.config.moe.balance_weight * balance
         return LossTerms(total, cross_entropy, z, count, balance.detach(), load)
@@ -291,7 +291,7 @@ def check_mlps(config: ModelConfig, layout: list[Block]) -> None:
             )
 
 
-def _balance_of(shared: dict[str, Tensor], weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def balance_of(shared: dict[str, Tensor], weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Balance [], averaged over layers and windows, which count by their targets; load [layers, E].
 
     Args:

@@ -73,7 +73,7 @@ class MatrixBase(Stream[MatrixSettings]):
         settings = self.settings
         if config.width not in (None, config.num_heads * config.head_dim):
             raise UserError("A matrix stream has model.width = num_heads * head_dim; leave model.width out.")
-        check_norms(config)
+        check_joint_norms(config)
         self.config = config
         self.rank, self.key_dim, self.value_dim = config.num_heads, settings.key_dim, config.head_dim
         self.keys = Axis(settings.key_dim, config.mup.base_key_dim or settings.key_dim)
@@ -284,7 +284,7 @@ def begins_with_product(config: ModelConfig) -> bool:
     return not (config.upcast_attention or config.value_residual != "none" or any(between))
 
 
-def check_norms(config: ModelConfig) -> None:
+def check_joint_norms(config: ModelConfig) -> None:
     """Refuse forms of norms that a joint norm in front of keys does not have.
 
     Raises:

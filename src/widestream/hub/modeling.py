@@ -1,0 +1,241 @@
+"""The decoder as a model of transformers: `generate`, `Trainer`, `pipeline`, caches, left padding.
+
+Padding is a document of its own, apart from the text: attention, convolutions and tokens before stay inside the text
+without a rule of their own.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from widestream.blocks.roles import Declared, Role, named_roles
+from widestream.hub.cache import HubCache
+from widestream.hub.configuration import WidestreamConfig, derived
+from widestream.model.decoder import Decoder, Told, balance_of
+from widestream.model.depth import Eager, Recomputed, sites_of_layers
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""Name of the cache in outputs: transformers 5.24 gave it another."""
+HALF = (torch.bfloat16, torch.float16)
+
+
+class WidestreamPreTrainedModel(PreTrainedModel):
+    """What both models share: the decoder, and what transformers asks of it."""
+
+    config_class = WidestreamConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("Decoder",)
+    # Keys, gates, norms and routers compute in float32, whatever the precision of matrices.
+    _keep_in_fp32_modules_strict = ("stream", "norm", "norm_before", "norm_after", "router", "gain")
+
+    def __init__(self, config: WidestreamConfig):
+        super().__init__(config)
+        if config.architecture is None:
+            raise ValueError("The configuration has no architecture; make one with WidestreamConfig.of(model_config).")
+        self.decoder = Decoder(config.model())
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill a module's own parameters and buffers from their roles, but for those that a file has filled."""
+        if not isinstance(module, Declared):
+            return
+        started = module.initial_values()
+        for name, role in module.own_roles.items():
+            parameter = module.get_parameter(name)
+            if not getattr(parameter, "_is_hf_initialized", False):
+                _fill(parameter, role, started.get(name))
+        for name, value in started.items():
+            if name not in module.own_roles and not getattr(getattr(module, name), "_is_hf_initialized", False):
+                getattr(module, name).copy_(value)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
+        self.gradient_checkpointing = enable
+        self.decoder.depth = Recomputed(sites_of_layers(self.decoder.layout)) if enable else Eager()
+
+    def enable_input_require_grads(self) -> None:
+        """Layers are recomputed without reentrance, which needs no such thing."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of tokens."""
+        return self.decoder.embedding
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
+        """Give the tables of tokens other numbers of rows; new ones are drawn as at the start."""
+        if new_num_tokens is None or new_num_tokens == self.config.vocab_size:
+            return self.decoder.embedding
+        roles = named_roles(self.decoder)
+        for owner, name, key in ((self.decoder.embedding, "token", "embedding.token"),
+                                 (self.decoder, "unembedding", "unembedding")):  # fmt: skip
+            old = getattr(owner, name, None)
+            if old is None:
+                continue
+            table = old.new_empty(new_num_tokens, old.shape[1])
+            _fill(table, roles[key], None)
+            kept = min(new_num_tokens, len(old))
+            table[:kept] = old.data[:kept]
+            setattr(owner, name, nn.Parameter(table))
+        assert self.config.architecture is not None
+        self.config.architecture = {**self.config.architecture, "vocab_size": new_num_tokens}
+        for name, value in derived(self.config.model()).items():
+            setattr(self.config, name, value)
+        self.decoder.config = self.config.model()
+        return self.decoder.embedding
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer: decay for matrices alone, not for embeddings, norms, gates and keys.
+
+        `Trainer` decays by names, and would decay all of these: make the optimizer of these groups and hand it over.
+        """
+        roles = named_roles(self.decoder)
+        decayed = [p for name, p in self.decoder.named_parameters() if roles[name].decay == "weight"]
+        others = [p for name, p in self.decoder.named_parameters() if roles[name].decay != "weight"]
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+        """The decoder makes its own masks."""
+        return attention_mask
+
+    def hidden(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Any,
+        told: Told,
+        others: dict[str, Any],
+    ) -> Tensor:
+        """Hidden vectors that the head reads [B, T, D].
+
+        Raises:
+            ValueError: something that this model does not take.
+        """
+        _refuse(others)
+        if input_ids is None:
+            raise ValueError("This model reads input_ids; it does not take inputs_embeds.")
+        valid = pairs = None
+        if attention_mask is not None and attention_mask.ndim == 4:
+            pairs = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
+        elif attention_mask is not None and not bool(attention_mask.all()):
+            valid = attention_mask.long()
+        inner = None if cache is None else HubCache(cache, valid)
+        tokens = input_ids.shape[1]
+        if position_ids is None and valid is not None:
+            position_ids = (valid.cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
+        segments = None if valid is None else valid[:, -tokens:]
+        if position_ids is not None:
+            position_ids = self._positions(position_ids.expand_as(input_ids))
+        with self._precision():
+            return self.decoder(
+                input_ids, segments, cache=inner, mask=pairs, positions=position_ids, told=told
+            )  # fmt: skip
+
+    def _positions(self, positions: Tensor) -> Tensor:
+        context = self.config.max_position_embeddings
+        if self.decoder.config.positions == "learned" and int(positions.max()) >= context:
+            raise ValueError(
+                f"Position {int(positions.max())} lies behind the model's context of {context} tokens; "
+                "shorten the text, or generate fewer tokens."
+            )
+        return positions
+
+    def _precision(self) -> torch.autocast:
+        """Products in the precision of the weights; the stream stays in float32."""
+        weight = self.decoder.head_weight()
+        kind, low = weight.device.type, weight.dtype in HALF
+        return torch.autocast(kind, weight.dtype if low else None, enabled=low or torch.is_autocast_enabled(kind))
+
+
+class WidestreamModel(WidestreamPreTrainedModel):
+    """The decoder without its head."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Tokens [B, T] -> hidden vectors [B, T, D]; see transformers."""
+        cache = past_key_values if cache is None else cache
+        cache = DynamicCache() if cache is None and use_cache else cache
+        hidden = self.hidden(input_ids, attention_mask, position_ids, cache, Told(), kwargs)
+        out = BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: cache})
+        return out.to_tuple() if return_dict is False else out
+
+
+class WidestreamForCausalLM(WidestreamPreTrainedModel, GenerationMixin):
+    """Logits, loss, and `generate`."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Tokens [B, T] -> logits [B, T, V]; see transformers. In training experts' balance loss is part of the loss."""
+        cache = past_key_values if cache is None else cache
+        cache = DynamicCache() if cache is None and use_cache and not self.training else cache
+        told = Told()
+        given = {name: kwargs.pop(name) for name in REFUSED if name in kwargs}
+        hidden = self.hidden(input_ids, attention_mask, position_ids, cache, told, given)
+        behind = isinstance(logits_to_keep, int)
+        kept = (slice(-logits_to_keep, None) if logits_to_keep else slice(None)) if behind else logits_to_keep
+        with self._precision():
+            logits = self.decoder.logits(hidden[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            experts = self.decoder.config.moe
+            balance, load = balance_of(told.shared, None, logits.device)
+            if experts.balance == "loss" and len(load) and self.training:
+                loss = loss + experts.balance_weight * balance
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
+        return out.to_tuple() if return_dict is False else out
+
+
+REFUSED = {
+    "inputs_embeds": "it does not take inputs_embeds, only input_ids",
+    "output_hidden_states": "its state has a shape of the stream's own, so there are no hidden states to hand out",
+    "output_attentions": "its attention does not hand out weights",
+}
+"""What other models take."""
+
+
+def _refuse(given: dict[str, Any]) -> None:
+    for name, why in REFUSED.items():
+        value = given.get(name)
+        if value is not None and value is not False:
+            raise ValueError(f"This model cannot do {name}: {why}.")
+
+
+def _fill(parameter: Tensor, role: Role, value: Tensor | None) -> None:
+    """Initial values of a parameter: its own, ones, or random ones of the role's standard deviation."""
+    with torch.no_grad():
+        if value is not None:
+            parameter.copy_(value)
+        elif role.std is None:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0.0, role.std)
+            parameter[: role.zero_rows] = 0
