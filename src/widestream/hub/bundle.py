@@ -96,7 +96,9 @@ class _Bundle:
     def _want(self, module: str, name: str) -> None:
         """Follow a name that `module` uses at its top level; names that are bound nowhere are builtins or local."""
         module, name = REPLACED.get((module, name), (module, name))
-        if (name == "stream_class" and module in ("streams", "recipe.kinds")) or (name == "settings_class" and module == "recipe.kinds"):
+        if (name == "stream_class" and module in ("streams", "recipe.kinds")) or (
+            name == "settings_class" and module == "recipe.kinds"
+        ):
             module = _REGISTRY
         source = self._source(module)
         statement = source.binding(name)

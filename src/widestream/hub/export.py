@@ -56,18 +56,14 @@ def export_run(run_dir: Path, folder: Path, step: int | None = None, licence: st
     config = load_config(run_dir)
     if step is None and read_done(run_dir) is None:
         raise UserError(f"{run_dir} is not finished; let it train to its end, or name a checkpoint with --step.")
-    code = modeling_file(config.model.stream.kind)
     model, checkpoint = load_model(run_dir, torch.device("cpu"), step)
     tokenizer = load_run_tokenizer(run_dir)
     aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     with disk_errors(folder.parent, "export again"):
-        aside.mkdir()
         try:
-            (aside / f"{MODELING}.py").write_text(code, encoding="utf-8")
+            write_model(model, aside, tokenizer.boundary_id, shard_size)
             for name, text in tokenizer_files(tokenizer).items():
                 (aside / name).write_text(text, encoding="utf-8")
-            _write_weights(model, aside, shard_size)
-            _write_config(model, tokenizer, aside)
             loss = _loss_at(run_dir, checkpoint.step)
             card = model_card(config, read_info(run_dir), checkpoint.step, loss, licence)
             (aside / "README.md").write_text(card, encoding="utf-8")
@@ -91,19 +87,29 @@ def _require_transformers() -> None:
         ) from None
 
 
-def _write_weights(model: Decoder, folder: Path, shard_size: str) -> None:
+def write_model(model: Decoder, folder: Path, boundary_id: int | None = None, shard_size: str = "5GB") -> None:
+    """Write modelling file, configuration and weights.
+
+    Args:
+        model: any.
+        folder: is made.
+        boundary_id: token that begins and ends texts, and pads.
+        shard_size: largest size of a file of weights.
+
+    Raises:
+        UserError: the stream is the user's own.
+    """
     from huggingface_hub import save_torch_state_dict
 
-    weights = {f"decoder.{name}": tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    save_torch_state_dict(weights, folder, max_shard_size=shard_size, metadata={"format": "pt"})
-
-
-def _write_config(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
     from widestream.hub.configuration import WidestreamConfig
 
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.boundary_id)
-    classes = {"AutoConfig": "WidestreamConfig", "AutoModel": "WidestreamModel",
-               "AutoModelForCausalLM": "WidestreamForCausalLM"}  # fmt: skip
+    code = modeling_file(model.config.stream.kind)
+    ids = {} if boundary_id is None else dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), boundary_id)
+    classes = {
+        "AutoConfig": "WidestreamConfig",
+        "AutoModel": "WidestreamModel",
+        "AutoModelForCausalLM": "WidestreamForCausalLM",
+    }
     config = WidestreamConfig.of(
         model.config,
         architectures=["WidestreamForCausalLM"],
@@ -111,8 +117,12 @@ def _write_config(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
         dtype="float32",
         **ids,
     )
+    folder.mkdir()
+    (folder / f"{MODELING}.py").write_text(code, encoding="utf-8")
     config.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+    weights = {f"decoder.{name}": tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    save_torch_state_dict(weights, folder, max_shard_size=shard_size, metadata={"format": "pt"})
 
 
 def _loss_at(run_dir: Path, step: int) -> float | None:

@@ -31,9 +31,9 @@ class WidestreamPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("Decoder",)
+    _no_split_modules = ["Decoder"]
     # Keys, gates, norms and routers compute in float32, whatever the precision of matrices.
-    _keep_in_fp32_modules_strict = ("stream", "norm", "norm_before", "norm_after", "router", "gain")
+    _keep_in_fp32_modules_strict = ["stream", "norm", "norm_before", "norm_after", "router", "gain"]
 
     def __init__(self, config: WidestreamConfig):
         super().__init__(config)
@@ -57,7 +57,7 @@ class WidestreamPreTrainedModel(PreTrainedModel):
             if name not in module.own_roles and not getattr(getattr(module, name), "_is_hf_initialized", False):
                 getattr(module, name).copy_(value)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None) -> None:
         self.gradient_checkpointing = enable
         self.decoder.depth = Recomputed(sites_of_layers(self.decoder.layout)) if enable else Eager()
 
@@ -193,7 +193,7 @@ class WidestreamForCausalLM(WidestreamPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Tokens [B, T] -> logits [B, T, V]; see transformers. In training experts' balance loss is part of the loss."""
+        """Tokens [B, T] -> logits [B, T, V]; see transformers. In training experts' balance is in the loss."""
         cache = past_key_values if cache is None else cache
         cache = DynamicCache() if cache is None and use_cache and not self.training else cache
         told = Told()
