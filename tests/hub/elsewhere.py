@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.modules["widestream"] = None  # type: ignore[assignment]
 
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, DynamicCache, logging
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModelForCausalLM, DynamicCache, logging  # noqa: E402
 
 logging.set_verbosity_error()
 torch.set_num_threads(1)

@@ -19,8 +19,8 @@ def hf(
 ) -> None:
     """Write a folder that Hugging Face transformers loads, with or without this package.
 
-    AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True) needs torch and transformers only. Before the folder is there it is loaded by a
-    process that cannot import this package, and its logits and token ids are compared with the run's.
+    AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True) needs torch and transformers only. A process
+    that cannot import this package loads the folder first, and its logits and token ids are compared with the run's.
     """
     from widestream.hub.export import export_run
 

@@ -1,8 +1,8 @@
 """Models of this package as models of Hugging Face transformers.
 
-Importing this lets transformers' Auto classes know of them, so that a folder that `export_run` wrote loads without remote
-code. A folder also loads where this package is not installed (`trust_remote_code=True`): its modelling file is put
-together from the package's own modules (`bundle.py`).
+Importing this lets transformers' Auto classes know of them, so that a folder that `export_run` wrote loads without
+remote code. A folder also loads where this package is not installed (`trust_remote_code=True`): its modelling file is
+put together from the package's own modules (`bundle.py`).
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from widestream.errors import UserError
 from widestream.recipe.kinds import OWN_KINDS
+from widestream.version import __version__
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOTS = ("WidestreamConfig", "WidestreamModel", "WidestreamForCausalLM")
@@ -28,6 +29,7 @@ _KERNELS = {
 REPLACED = {(module, name): ("hub.plain", name) for module, names in _KERNELS.items() for name in names}
 """Names that come from elsewhere in a file of its own."""
 _REGISTRY = "registry"
+_HEAD = f'"""A model of widestream {__version__} for transformers. Generated from that package; do not edit."""'
 
 
 class BundleError(Exception):
@@ -153,9 +155,8 @@ class _Bundle:
             source = self._source(module)
             body = "\n\n".join(source.statements[number].text for number in sorted(self.wanted[module]))
             parts.append(f"# ---- widestream/{module.replace('.', '/')}.py\n\n{body}")
-        head = '"""A widestream model for transformers. Generated from the package widestream, version of the folder\'s card."""'
         imports = "\n".join(sorted(self.imports, key=lambda line: (line.split()[1], line)))
-        return f"{head}\n\n{imports}\n\n" + "\n\n".join(parts) + "\n"
+        return f"{_HEAD}\n\n{imports}\n\n" + "\n\n".join(parts) + "\n"
 
     def _require_unique(self) -> None:
         owners: dict[str, str] = {}

@@ -42,7 +42,8 @@ def model_card(config: RunConfig, info: dict[str, Any], step: int, loss: float |
     recipe = yaml.safe_dump(without_defaults(config), sort_keys=False, allow_unicode=True)
     front = yaml.safe_dump(head, sort_keys=False)
     about = f"\n{config.description}\n" if config.description else ""
-    return f"---\n{front}---\n\n# {config.name}\n{about}\n| | |\n|---|---|\n{table}\n\n{_USE}\n## Recipe\n\n```yaml\n{recipe}```\n"
+    top = f"---\n{front}---\n\n# {config.name}\n{about}\n| | |\n|---|---|\n{table}\n"
+    return f"{top}\n{_USE}\n## Recipe\n\n```yaml\n{recipe}```\n"
 
 
 _USE = """## Use
@@ -56,10 +57,12 @@ inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))
 ```
 
-`trust_remote_code` runs `modeling_widestream.py` of this folder, which was put together from the package's own modules. Where widestream is
-installed, `import widestream.hub` does without. Every text begins with the boundary token, as in training; the tokenizer puts it there.
+`trust_remote_code` runs `modeling_widestream.py` of this folder, which was put together from the package's own modules.
+Where widestream is installed, `import widestream.hub` does without. Every text begins with the boundary token, as in
+training; the tokenizer puts it there.
 
-To train on with `Trainer`, give it an optimizer of `model.parameter_groups(weight_decay)`: by itself it would decay embeddings, norms and gates.
+To train on with `Trainer`, give it an optimizer of `model.parameter_groups(weight_decay)`: by itself it would decay
+embeddings, norms and gates too.
 """
 
 

@@ -31,9 +31,9 @@ class WidestreamPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Decoder"]
+    _no_split_modules = ["Decoder"]  # noqa: RUF012
     # Keys, gates, norms and routers compute in float32, whatever the precision of matrices.
-    _keep_in_fp32_modules_strict = ["stream", "norm", "norm_before", "norm_after", "router", "gain"]
+    _keep_in_fp32_modules_strict = ["stream", "norm", "norm_before", "norm_after", "router", "gain"]  # noqa: RUF012
 
     def __init__(self, config: WidestreamConfig):
         super().__init__(config)
@@ -57,7 +57,7 @@ class WidestreamPreTrainedModel(PreTrainedModel):
             if name not in module.own_roles and not getattr(getattr(module, name), "_is_hf_initialized", False):
                 getattr(module, name).copy_(value)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
         self.gradient_checkpointing = enable
         self.decoder.depth = Recomputed(sites_of_layers(self.decoder.layout)) if enable else Eager()
 
@@ -68,7 +68,7 @@ class WidestreamPreTrainedModel(PreTrainedModel):
         """The table of tokens."""
         return self.decoder.embedding
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *_: Any, **__: Any) -> Any:
         """Give the tables of tokens other numbers of rows; new ones are drawn as at the start."""
         if new_num_tokens is None or new_num_tokens == self.config.vocab_size:
             return self.decoder.embedding
