@@ -23,6 +23,7 @@ COMMANDS = {
     "data prepare": "data:prepare",
     "data inspect": "data:inspect",
     "data train-tokenizer": "data:train_tokenizer",
+    "doctor": "doctor:doctor",
     "export hf": "export:hf",
     "bench step": "bench:step",
     "bench memory": "bench:memory",

@@ -57,7 +57,7 @@ def load(name: str, *sources: Path) -> ctypes.CDLL:
     version = _run([*compiler, "--version"])
     try:
         facts = [*(source.read_bytes() for source in sources), shlex.join([*compiler, *flags, version]).encode()]
-        library = _folder() / f"{name}-{hashlib.sha256(b'|'.join([*facts, _processor()])).hexdigest()[:16]}.so"
+        library = cache_folder() / f"{name}-{hashlib.sha256(b'|'.join([*facts, _processor()])).hexdigest()[:16]}.so"
         if not library.exists():
             library.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=library.parent) as aside:
@@ -124,7 +124,8 @@ def _parallel_runner() -> int:
     return address
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
     own, shared = os.environ.get("WIDESTREAM_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
         return Path(own)
