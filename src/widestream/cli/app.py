@@ -23,6 +23,9 @@ COMMANDS = {
     "data prepare": "data:prepare",
     "data inspect": "data:inspect",
     "data train-tokenizer": "data:train_tokenizer",
+    "runs list": "runs:list_",
+    "runs tag": "runs:tag",
+    "runs remove": "runs:remove",
     "doctor": "doctor:doctor",
     "export hf": "export:hf",
     "bench step": "bench:step",
@@ -43,6 +46,7 @@ COMMANDS = {
 
 GROUPS = {
     "data": "Prepare text, inspect prepared data, train a tokenizer.",
+    "runs": "The runs on the disk: list, tag, remove.",
     "export": "Hand a run to other tools: a folder for Hugging Face transformers.",
     "bench": "Measure training step, memory, decoding, kernels and data here.",
     "study": "Questions answered by many runs: seeds, searches, intervals.",
@@ -59,7 +63,7 @@ def build_app() -> typer.Typer:
         help="Build, train, compare and understand transformer residual streams.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        add_completion=False,
+        add_completion=True,
     )
     app.callback(invoke_without_command=True)(_options)
     groups = {"": app}
