@@ -126,6 +126,8 @@ class Stream(Declared, ABC, Generic[Settings]):
     """Where the design is known to fail, a sentence each, for listings."""
     depth_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that count layers or blocks: a window, a period."""
+    cuts_vectors: ClassVar[bool] = False
+    """Whether what blocks put out is stored as `num_heads` data vectors."""
     own_bases: ClassVar[tuple[str, ...]] = ("base_width",)
     """muP base sizes of the stream's own axes, of base_width and base_key_dim; another would do nothing."""
 

@@ -99,7 +99,7 @@ class DcaStream(MultiwayBase[DcaConfig]):
         """(2 L + 1) D gains (dca: 4 L + 1), and per sum n (v1), D n (v2) or D (n + 1)."""
         settings = cls.settings_of(config)
         D, L = config.embed_dim, config.num_layers
-        gains = read_norms_size(config, D, (4 if settings.form == "dca" else 2) * L)
+        gains = read_norms_size(config, D, config.num_blocks + (2 * L if settings.form == "dca" else 0))
         each = {"v1": lambda n: n, "v2": lambda n: D * n, "v3": lambda n: D * (n + 1), "dca": lambda n: D * (n + 1)}
         return gains + sum(c * each[settings.form](n) for c, n in sum_shapes(settings, L))
 

@@ -99,7 +99,7 @@ class MuddStream(MultiwayBase[MuddConfig]):
         """(4 L + 1) D gains, and C n (K + 1) + D K per layer."""
         D, settings = config.embed_dim, cls.settings_of(config)
         dense = sum(c * n * (k + 1) + D * k for c, n, k in dense_shapes(settings, config.num_layers))
-        return read_norms_size(config, D, 4 * config.num_layers) + dense
+        return read_norms_size(config, D, config.num_blocks + 2 * config.num_layers) + dense
 
     def cost(self) -> StreamCost:
         """Eq. 3 at the end of every layer; eq. 2 reads n sources and writes C ways."""

@@ -61,6 +61,7 @@ class MatrixBase(Stream[MatrixSettings]):
     States are `Any` here: some relatives keep more than X, or keep it in parts.
     """
 
+    cuts_vectors = True
     own_bases = ("base_key_dim",)
 
     write_0: Tensor
