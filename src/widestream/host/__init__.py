@@ -8,3 +8,8 @@
 transformers are known. Nothing here knows which stream it is.
 """
 
+from widestream.host.attach import attach, attached_stream, detach
+from widestream.host.saved import load_stream, save_stream
+from widestream.host.stream import ResidualStream, residual
+
+__all__ = ["ResidualStream", "attach", "attached_stream", "detach", "load_stream", "residual", "save_stream"]

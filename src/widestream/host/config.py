@@ -53,7 +53,7 @@ def host_config(
     layer_size: int = 2,
     heads: int | None = None,
     norm: Norm | None = "rmsnorm",
-    eps: float = 1e-6,
+    norm_eps: float = 1e-6,
     neurons: int | None = None,
     init: dict[str, Any] | None = None,
     mup: dict[str, int] | None = None,
@@ -76,7 +76,7 @@ def host_config(
         raise UserError(f"heads is {heads}; it must divide dim, {dim}.")
     values = {
         "vocab_size": 1, "context": 1, "num_layers": len(branches), "num_heads": heads, "head_dim": dim // heads,
-        "mlp_dim": neurons or 4 * dim, "positions": "none", "norm": norm or "rmsnorm", "norm_eps": eps,
+        "mlp_dim": neurons or 4 * dim, "positions": "none", "norm": norm or "rmsnorm", "norm_eps": norm_eps,
         "init": init or {}, "mup": mup or {}, "stream": {**(settings or {}), "kind": kind},
     }  # fmt: skip
     with host_words():

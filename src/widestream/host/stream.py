@@ -44,7 +44,7 @@ def residual(
     *,
     layer_size: int = 2,
     norm: Norm | None = "rmsnorm",
-    eps: float = 1e-6,
+    norm_eps: float = 1e-6,
     heads: int | None = None,
     neurons: int | None = None,
     init: dict[str, Any] | None = None,
@@ -63,7 +63,7 @@ def residual(
             A `mudd`, `dca` or `matrix` stream hands over vectors for q, k and v where attention is named.
         layer_size: branches of a layer, for designs that do something between layers; the last may have fewer.
         norm: in front of every read, the last one too; None: your branches and your head have their own.
-        eps: of all norms.
+        norm_eps: of all norms, those inside a design too.
         heads: parts that a matrix stream cuts vectors into [R] (each dim / R wide); of others, what depth attention's
             default key width is taken from. Default: parts of 64.
         neurons: hidden neurons of designs that compute an MLP themselves (depth_lstm); default: 4 dim.
@@ -77,7 +77,7 @@ def residual(
         UserError: unknown kind or setting, values out of range, or branches that the design has no place for.
     """
     config = host_config(
-        kind, dim, sites, layer_size=layer_size, heads=heads, norm=norm, eps=eps, neurons=neurons, init=init, mup=mup,
+        kind, dim, sites, layer_size=layer_size, heads=heads, norm=norm, norm_eps=norm_eps, neurons=neurons, init=init, mup=mup,
         settings=settings,
     )  # fmt: skip
     cls = stream_class(kind)
@@ -258,13 +258,12 @@ class ResidualStream(nn.Module):
                 f"The embedding is {str(embedding.dtype).removeprefix('torch.')} {[*embedding.shape]}; a {self.kind} "
                 f"stream set like this takes vectors [B, T, {self.embedding_dim}]."
             )
-        for parameter in self.parameters():
-            if parameter.itemsize < 4:
-                raise UserError(
-                    f"The stream's parameters are {shown(parameter.dtype)}, but its keys, gates and norms compute in "
-                    "float32; cast your own modules alone, or give stream.float() back its precision afterwards."
-                )
-            break
+        narrow = next((parameter.dtype for parameter in self.parameters() if parameter.itemsize < 4), None)
+        if narrow is not None:
+            raise UserError(
+                f"The stream's parameters are {shown(narrow)}, but its keys, gates and norms compute in float32; cast "
+                "your own modules alone, or call the stream's float() afterwards."
+            )
 
     def _context(self, x: Tensor, segments: Tensor | None) -> Any:
         return make_context(*x.shape[:2], x.device, segments) if self.mixes_tokens else NO_TOKENS
