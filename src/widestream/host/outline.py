@@ -56,12 +56,22 @@ class Outline:
         return x[0] if len(x) == 1 else x  # pyright: ignore[reportReturnType]
 
 
-def outline(cls: type[Stream], config: ModelConfig) -> tuple[Outline, ...]:
-    """Of every exchange."""
+class _Watched(Context):
+    """A context that notes whether anything is asked of it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            object.__setattr__(self, "__asked__", True)
+        return super().__getattribute__(name)
+
+
+def outline(cls: type[Stream], config: ModelConfig) -> tuple[tuple[Outline, ...], bool]:
+    """Of every exchange; and whether the design looks at other tokens than the one at hand."""
     roles = Roles(config)
     with FakeTensorMode(), torch.no_grad():
         stream = cls(config, roles)
-        state, outlines = stream.empty(make_context(1, 1, torch.device("cpu"))), []
+        context = _Watched(torch.arange(1), None, masks={})
+        state, outlines = stream.empty(context), []
         sizes = [(size(stream.embedding_axes(roles)),)]
         for block in stream.blocks(config):
             bare = cls.spec(config).attention == "bare" and block.kind == "attention"
@@ -73,7 +83,7 @@ def outline(cls: type[Stream], config: ModelConfig) -> tuple[Outline, ...]:
             state, inputs = stream.exchange(site, state, vectors if site else (vectors, None))
             leaves, structure = tree_flatten(state)
             outlines.append(Outline(structure, tuple(map(_name, leaves)), tuple(inputs), written))
-    return tuple(outlines)
+    return tuple(outlines), "__asked__" in vars(context)
 
 
 def _name(leaf: Any) -> str:

@@ -87,11 +87,11 @@ def residual(
         with torch.device("meta"), memory_errors("The stream", SMALLER):
             core = cls(config, Roles(config))
         require_room(torch.device(device), sum(parameter.numel() for parameter in core.parameters()))
-        outlines = outline(cls, config)
+        outlines, mixes_tokens = outline(cls, config)
         with memory_errors("The stream", SMALLER):
             core = core.to_empty(device=device)
             initialize(core, seed)
-    return ResidualStream(core, config, outlines)
+    return ResidualStream(core, config, outlines, mixes_tokens)
 
 
 class ResidualStream(nn.Module):
@@ -102,7 +102,7 @@ class ResidualStream(nn.Module):
     embedding's. Parameters stay in float32; under autocast, too.
     """
 
-    def __init__(self, core: Stream, config: HostConfig, outlines: tuple[Outline, ...]):
+    def __init__(self, core: Stream, config: HostConfig, outlines: tuple[Outline, ...], mixes_tokens: bool):
         super().__init__()
         self.core, self.config, self.outlines = core, config, outlines
         roles = Roles(config)
@@ -111,9 +111,7 @@ class ResidualStream(nn.Module):
         """Width of what `start` takes; of most kinds `dim`."""
         self.output_dim = size(core.head_axes(roles))
         """Width of what the last exchange hands over; of most kinds `dim`."""
-        self.mixes_tokens = any("context" in outline.leaves for outline in outlines) or (
-            core.empty(make_context(1, 1, torch.device("meta"))) is not None
-        )
+        self.mixes_tokens = mixes_tokens
         """Whether the design looks at other tokens than the one at hand (causally)."""
 
     @property
