@@ -15,7 +15,6 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from widestream.errors import UserError, shown
@@ -64,15 +63,15 @@ class AttachedLayer(nn.Module):
         """
         attachment = self.attachment
         stream: ResidualStream = attachment.owner.get_submodule(NAME)  # pyright: ignore[reportAssignmentType]
-        site = 2 * attachment.index
-        if attachment.index == 0:
+        first = 2 * attachment.index
+        if first == 0:
             state, x = stream.start(*given)
         else:
-            num_read = len(stream.outlines[site].roles)
+            num_read = len(stream.outlines[first].roles)
             x, state = given[0] if num_read == 1 else given[:num_read], given[num_read:]
-        for site, place in enumerate(attachment.places, start=site + 1):
+        for site, place in enumerate(attachment.places, start=first + 1):
             state, x = stream.exchange(site, state, place(self, x, arguments))
-        if site == stream.num_sites:
+        if first + 2 == stream.num_sites:
             return x
         return *(x if isinstance(x, tuple) else (x,)), *(state if isinstance(state, tuple) else (state,))
 
@@ -154,7 +153,8 @@ def attached_stream(model: Any) -> ResidualStream:
     owner = _owner(model)
     if owner is None:
         raise UserError(f"This {shown(type(model).__name__)} has no stream; attach one first.")
-    return owner.get_submodule(NAME).exchange.__self__  # of what may be wrapped around it
+    wrapped: Any = owner.get_submodule(NAME)
+    return wrapped.exchange.__self__  # PEFT's wrapper hands on what is asked of it
 
 
 def _owner(model: nn.Module) -> nn.Module | None:
@@ -188,8 +188,8 @@ def _make(
     )  # fmt: skip
     if stream.spec.attention == "bare":
         raise UserError(
-            f"A {kind} stream takes the place of attention's projections, which this model has; use matrix_dense, which "
-            "leaves them to it."
+            f"A {kind} stream takes the place of attention's projections, which this model has; use matrix_dense, "
+            "which leaves them to it."
         )
     if stream.mixes_tokens:
         raise UserError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from widestream.errors import UserError, shown, unknown_name
+from widestream.model.build import SMALLER as SMALLER_MODEL
 from widestream.recipe.build import build
 from widestream.recipe.model import BlockKind, ModelConfig
 from widestream.recipe.stream import StreamConfig
@@ -15,10 +16,13 @@ from widestream.streams.base import Stream
 Norm = Literal["rmsnorm", "layernorm"]
 
 HEAD_DIM = 64
-"""Width of data vectors, and of depth attention's keys, where nothing is said of heads."""
+"""Widest data vectors, and keys of depth attention, where nothing is said of heads."""
+
+SMALLER = "lower dim, sites or a size of the stream"
+"""How a stream is made to need less memory."""
 
 WORDS = {
-    "model.stream.": "", "a size of model.stream": "a size of the stream", "model.mup.": "mup.", "model.init.": "init.",
+    SMALLER_MODEL: SMALLER, "model.stream.": "", "model.mup.": "mup.", "model.init.": "init.",
     "model.num_layers": "the number of layers", "model.num_heads": "heads", "model.width": "dim",
     "train.stream_memory": "memory", "train.": "", "; give it in the file": "; give it too", " key model.": " setting ",
 }  # fmt: skip
@@ -71,7 +75,7 @@ def host_config(
     if norm not in (None, *get_args(Norm)):
         raise UserError(f"norm is {shown(norm)}; it must be 'rmsnorm', 'layernorm' or None, which leaves norms to you.")
     guessed = heads is None
-    heads = heads or (dim // HEAD_DIM if dim % HEAD_DIM == 0 else 1)
+    heads = heads or default_heads(dim)
     if dim % heads:
         raise UserError(f"heads is {heads}; it must divide dim, {dim}.")
     values = {
@@ -83,6 +87,12 @@ def host_config(
         config = build(HostConfig, values, "model", "call", branches=branches, own_norms=norm is not None)
         _check(stream_class(kind), config, guessed)
     return config
+
+
+def default_heads(dim: int) -> int:
+    """Into how many parts vectors are cut: at least 4 parts, of up to `HEAD_DIM` numbers."""
+    widths = [width for width in range(1, HEAD_DIM + 1) if dim % width == 0 and 4 * width <= dim]
+    return dim // max(widths, default=1)
 
 
 def _layers(sites: int | Sequence[str], layer_size: int) -> tuple[tuple[BlockKind, ...], ...]:
@@ -129,12 +139,12 @@ def _check(cls: type[Stream], config: HostConfig, guessed: bool) -> None:
             "'mlp', ...]."
         )
     if kind == "matrix_maps" and not config.own_norms and getattr(config.stream, "norms", "") == "reads":
-        raise UserError("A matrix_maps stream has norms behind its reads; with norm=None use norms='state'.")
-    if guessed and config.num_heads == 1 and cls.cuts_vectors:
         raise UserError(
-            f"A {kind} stream cuts vectors into parts; say how many, as heads=R, a divisor of dim, {config.embed_dim} "
-            f"(left out they are {HEAD_DIM} wide, if that makes more than one)."
+            "A matrix_maps stream has norms behind its reads, which branches with norms of their own leave no "
+            "place for; use norms='state'."
         )
+    if guessed and config.head_dim == 1 and cls.cuts_vectors:
+        raise UserError(f"A {kind} stream cuts vectors into equal parts, and dim, {config.embed_dim}, has no divisor.")
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _projecting(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Tensor]:
+def _projecting(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Tensor]:
     """Let attention project a vector of its own for each of q, k and v, while this lasts.
 
     Its projections, whatever stands in their place (LoRA), are applied here, and what they give is what attention then
@@ -128,7 +128,8 @@ def _projecting(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Iterat
         parts = [attention.c_attn(x).chunk(3, dim=-1)[i] for i, x in enumerate((q, k, v))]
         given = {"c_attn": torch.cat(parts, dim=-1)}
     else:
-        given = {f"{name}_proj": getattr(attention, f"{name}_proj")(x) for name, x in zip("qkv", (q, k, v), strict=True)}
+        vectors = {"q_proj": q, "k_proj": k, "v_proj": v}
+        given = {name: getattr(attention, name)(x) for name, x in vectors.items()}
     for name, projected in given.items():
         attention.__dict__[name] = lambda _, projected=projected: projected  # found before the module of that name
     try:

@@ -72,12 +72,10 @@ def outline(cls: type[Stream], config: ModelConfig) -> tuple[tuple[Outline, ...]
         stream = cls(config, roles)
         context = _Watched(torch.arange(1), None, masks={})
         state, outlines = stream.empty(context), []
-        sizes = [(size(stream.embedding_axes(roles)),)]
+        sizes: list[tuple[int, ...]] = [(size(stream.embedding_axes(roles)),)]
         for block in stream.blocks(config):
             bare = cls.spec(config).attention == "bare" and block.kind == "attention"
-            sizes.append(
-                (config.num_heads, config.head_dim) if bare else (size(stream.written_axes(roles, block)),)
-            )
+            sizes.append((config.num_heads, config.head_dim) if bare else (size(stream.written_axes(roles, block)),))
         for site, written in enumerate(sizes):
             vectors = torch.zeros(1, 1, *written)
             state, inputs = stream.exchange(site, state, vectors if site else (vectors, None))
@@ -93,17 +91,15 @@ def _name(leaf: Any) -> str:
     return "nothing" if leaf is None else "context"
 
 
-def make_context(
-    rows: int, num_tokens: int, device: torch.device, segments: Tensor | None = None
-) -> Context:
-    """What a stream that mixes tokens is told of them.
+def make_context(vectors: Tensor, segments: Tensor | None = None) -> Context:
+    """What a stream that mixes tokens is told of those with these vectors [B, T, ...].
 
     Raises:
         UserError: segments of another shape.
     """
-    if segments is not None and segments.shape != (rows, num_tokens):
+    if segments is not None and segments.shape != vectors.shape[:2]:
         raise UserError(
-            f"segments are {[*segments.shape]}, and the embedding [{rows}, {num_tokens}, ...]; both are [B, T]."
+            f"segments are {[*segments.shape]}; for vectors {[*vectors.shape]} they must be {[*vectors.shape[:2]]}."
         )
-    positions = torch.arange(num_tokens, device=device)
+    positions = torch.arange(vectors.shape[1], device=vectors.device)
     return Context(positions, segments, masks={}, documents=segments)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from widestream.blocks.context import Context
 from widestream.blocks.roles import Roles, initialize, named_roles, size
 from widestream.errors import UserError, shown
-from widestream.host.config import HostConfig, Norm, host_config, host_words, in_host_words, stream_settings
-from widestream.host.outline import Outline, Read, make_context, outline
+from widestream.host.config import SMALLER, HostConfig, Norm, host_config, host_words, in_host_words, stream_settings
+from widestream.host.outline import Outline, make_context, outline
 from widestream.kernels.exchange import KernelSetting
 from widestream.machine import memory_errors
 from widestream.model.build import require_room, warn_once
@@ -32,9 +32,6 @@ State = Tensor | tuple[Tensor, ...]
 """A stream's state: its tensors, batch and tokens first where they belong to tokens."""
 Branch = Callable[[Any], Tensor]
 """From what is read to what is written; see `ResidualStream.exchange`."""
-
-SMALLER = "lower dim, sites or a size of the stream"
-"""How a stream is made to need less memory."""
 
 
 def residual(
@@ -64,8 +61,8 @@ def residual(
         layer_size: branches of a layer, for designs that do something between layers; the last may have fewer.
         norm: in front of every read, the last one too; None: your branches and your head have their own.
         norm_eps: of all norms, those inside a design too.
-        heads: parts that a matrix stream cuts vectors into [R] (each dim / R wide); of others, what depth attention's
-            default key width is taken from. Default: parts of 64.
+        heads: parts that a matrix stream cuts vectors into [R], each dim / R wide, which is also the default width of
+            depth attention's keys. Default: at least 4 parts, of up to 64 numbers.
         neurons: hidden neurons of designs that compute an MLP themselves (depth_lstm); default: 4 dim.
         init: initialisation, as in a recipe's `model.init`: {"scheme": "mup", "std": 0.02}.
         mup: base sizes for muP's rates, as in a recipe's `model.mup`: {"base_width": 256}; needs init scheme mup.
@@ -77,8 +74,8 @@ def residual(
         UserError: unknown kind or setting, values out of range, or branches that the design has no place for.
     """
     config = host_config(
-        kind, dim, sites, layer_size=layer_size, heads=heads, norm=norm, norm_eps=norm_eps, neurons=neurons, init=init, mup=mup,
-        settings=settings,
+        kind, dim, sites, layer_size=layer_size, heads=heads, norm=norm, norm_eps=norm_eps, neurons=neurons, init=init,
+        mup=mup, settings=settings,
     )  # fmt: skip
     cls = stream_class(kind)
     with host_words():
@@ -146,7 +143,7 @@ class ResidualStream(nn.Module):
         return _state(tensors), self.outlines[0].read(inputs, _precision(embedding))
 
     def exchange(self, site: int, state: State, written: Tensor) -> tuple[State, Any]:
-        """Write what the branch before `site` has put out, read for the next branch, or behind the last one for the head.
+        """Write what the branch before `site` has put out, and read for the next branch, or at last for the head.
 
         Args:
             site: from 1 to the number of sites.
@@ -223,9 +220,9 @@ class ResidualStream(nn.Module):
             depth: Depth = plan_depth(
                 self.config, embedding.device, memory, anchors, kernels, state_precision, recompute=recompute
             )
-        context = make_context(*embedding.shape[:2], embedding.device, segments)
-        precision = _precision(embedding)
-        blocks = [_as_block(branch, outline, precision) for branch, outline in zip(branches, self.outlines, strict=False)]
+        context, precision = make_context(embedding, segments), _precision(embedding)
+        reads = zip(branches, self.outlines, strict=False)  # the last is the head's
+        blocks = [_as_block(branch, outline, precision) for branch, outline in reads]
         x = depth(self.core, blocks, (_wide(embedding), None), context)
         return x if precision is None else x.to(precision)
 
@@ -264,7 +261,7 @@ class ResidualStream(nn.Module):
             )
 
     def _context(self, x: Tensor, segments: Tensor | None) -> Any:
-        return make_context(*x.shape[:2], x.device, segments) if self.mixes_tokens else NO_TOKENS
+        return make_context(x, segments) if self.mixes_tokens else NO_TOKENS
 
 
 NO_TOKENS = Context(torch.empty(0), None, masks={})

@@ -222,8 +222,8 @@ class ModelConfig:
     @property
     def layer_blocks(self) -> tuple[tuple[BlockKind, ...], ...]:
         """The blocks of every layer, by kind: attention (or two, see `blocks_per_layer`) and MLP."""
-        attentions: tuple[BlockKind, ...] = ("attention",) * (self.blocks_per_layer - 1)
-        return ((*attentions, "mlp"),) * self.num_layers
+        alone: tuple[BlockKind, ...] = ("attention", "mlp")
+        return (alone if self.short_swa is None else ("attention", *alone),) * self.num_layers
 
     @property
     def num_blocks(self) -> int:
