@@ -9,6 +9,7 @@ It learns this file by heart, character by character.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +92,9 @@ def train(kind: str, steps: int = 100, **settings) -> list[float]:
     return losses
 
 
-def settings_of(arguments: list[str]) -> dict[str, int | float | str]:
+def settings_of(arguments: list[str]) -> dict[str, Any]:
     """Words like lanes=4 as settings."""
-    settings: dict[str, int | float | str] = {}
+    settings: dict[str, Any] = {}
     for name, _, value in (argument.partition("=") for argument in arguments):
         settings[name] = int(value) if value.isdigit() else value
     return settings

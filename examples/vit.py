@@ -34,7 +34,7 @@ class ViT(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(1, dim, kernel_size=4, stride=4)
         self.first = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 17, dim))
+        self.positions = nn.Parameter(torch.randn(1, 17, dim))
         mlps = (nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)) for _ in range(layers))
         self.branches = nn.ModuleList(b for mlp in mlps for b in (Attention(dim, heads), mlp))
         self.stream = residual(kind, dim, sites=2 * layers, norm="layernorm", heads=heads, **settings)
@@ -55,7 +55,7 @@ def train(kind: str, steps: int = 60, **settings) -> list[float]:
     for _ in range(steps):
         labels, pictures = torch.randint(4, (32,)), torch.randn(32, 1, 16, 16)
         for picture, label in zip(pictures, labels.tolist(), strict=True):
-            picture[0, 8 * (label // 2) :, 8 * (label % 2) :][:8, :8] += 1
+            picture[0, 8 * (label // 2) :, 8 * (label % 2) :][:8, :8] += 2
         loss = F.cross_entropy(model(pictures), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -66,6 +66,8 @@ def train(kind: str, steps: int = 60, **settings) -> list[float]:
 
 if __name__ == "__main__":
     kind, *rest = sys.argv[1:] or ["mhc"]
-    settings = {name: int(value) for name, _, value in (word.partition("=") for word in rest)}
+    settings = {
+        name: int(value) if value.isdigit() else value for name, _, value in (word.partition("=") for word in rest)
+    }
     losses = train(kind, **settings)
     print(f"{kind}: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")

@@ -1,4 +1,4 @@
-"""What lies between a stream's exchanges, found by going through them once without numbers.
+"""What lies between a stream's exchanges, found by going through them once with a single token.
 
 A state is whatever its stream makes of it: a tensor, a tuple of tuples, something that holds documents. Outside it is
 its tensors alone, flat, so that checkpointing, compiling and sharding by others see nothing but tensors.
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from widestream.blocks.context import Context
@@ -65,11 +64,10 @@ class _Watched(Context):
         return super().__getattribute__(name)
 
 
-def outline(cls: type[Stream], config: ModelConfig) -> tuple[tuple[Outline, ...], bool]:
+def outline(stream: Stream, config: ModelConfig) -> tuple[tuple[Outline, ...], bool]:
     """Of every exchange; and whether the design looks at other tokens than the one at hand."""
-    roles = Roles(config)
-    with FakeTensorMode(), torch.no_grad():
-        stream = cls(config, roles)
+    roles, cls = Roles(config), type(stream)
+    with torch.no_grad():
         context = _Watched(torch.arange(1), None, masks={})
         state, outlines = stream.empty(context), []
         sizes: list[tuple[int, ...]] = [(size(stream.embedding_axes(roles)),)]

@@ -78,16 +78,19 @@ def residual(
         mup=mup, settings=settings,
     )  # fmt: skip
     cls = stream_class(kind)
+    if torch.device(device).type == "meta":
+        raise UserError("A stream's values are made with it; give a device that has memory, and move it from there.")
     with host_words():
         for sentence in cls.warnings(config):
             warn_once(in_host_words(sentence))
         with torch.device("meta"), memory_errors("The stream", SMALLER):
             core = cls(config, Roles(config))
         require_room(torch.device(device), sum(parameter.numel() for parameter in core.parameters()))
-        outlines, mixes_tokens = outline(cls, config)
-        with memory_errors("The stream", SMALLER):
+        with torch.device(device), memory_errors("The stream", SMALLER):
             core = core.to_empty(device=device)
-            initialize(core, seed)
+            with torch.device("cpu"):  # values depend on no device
+                initialize(core, seed)
+            outlines, mixes_tokens = outline(core, config)
     return ResidualStream(core, config, outlines, mixes_tokens)
 
 

@@ -222,8 +222,10 @@ class ModelConfig:
     @property
     def layer_blocks(self) -> tuple[tuple[BlockKind, ...], ...]:
         """The blocks of every layer, by kind: attention (or two, see `blocks_per_layer`) and MLP."""
-        alone: tuple[BlockKind, ...] = ("attention", "mlp")
-        return (alone if self.short_swa is None else ("attention", *alone),) * self.num_layers
+        layer: tuple[BlockKind, ...] = ("attention", "mlp")
+        if self.short_swa is not None:
+            layer = ("attention", "attention", "mlp")
+        return (layer,) * self.num_layers
 
     @property
     def num_blocks(self) -> int:
