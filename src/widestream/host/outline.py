@@ -34,6 +34,10 @@ class Outline:
     written: tuple[int, ...]
     """Sizes, behind batch and tokens, of what is written at this site."""
 
+    def __deepcopy__(self, memo: object) -> "Outline":
+        """Itself: nothing in it changes."""
+        return self
+
     @property
     def num_tensors(self) -> int:
         """Tensors of a state."""
