@@ -24,7 +24,8 @@ SMALLER = "lower dim, sites or a size of the stream"
 WORDS = {
     SMALLER_MODEL: SMALLER, "model.stream.": "", "model.mup.": "mup.", "model.init.": "init.",
     "model.num_layers": "the number of layers", "model.num_heads": "heads", "model.width": "dim",
-    "model.norm_eps": "norm_eps", "train.stream_memory": "memory", "train.": "", "; give it in the file": "; give it too",
+    "model.norm_eps": "norm_eps", "train.stream_memory": "memory", "train.": "",
+    "; give it in the file": "; give it too",
 }  # fmt: skip
 """What settings of a recipe are called here."""
 
