@@ -136,7 +136,9 @@ def detach(model: Any) -> ResidualStream:
     assert owner is not None
     layers = find_attached(model)
     if any(type(layer).__bases__[0] is not AttachedLayer for layer in layers):
-        raise UserError("The model's layers have been wrapped since (by FSDP); detach before that.")
+        raise UserError(
+            "The layers were wrapped behind attaching (FSDP does that); detach a model before it is wrapped."
+        )
     for layer in layers:
         layer.__class__ = type(layer).__bases__[1]
         del layer.attachment
