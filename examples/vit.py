@@ -7,6 +7,7 @@ It learns to tell which quarter of a noisy picture is the brightest.
 """
 
 import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F

@@ -19,8 +19,10 @@ def layer_ends(blocks: list[Block]) -> dict[int, int]:
 
 def layer_starts(blocks: list[Block]) -> dict[int, int]:
     """Sites in front of the first block of a layer, each with the number of the layer, from 0."""
-    first = {block.layer: site for site, block in reversed(list(enumerate(blocks)))}
-    return {site: number for number, site in enumerate(sorted(first.values()))}
+    first: dict[int, int] = {}
+    for site, block in enumerate(blocks):
+        first.setdefault(block.layer, site)
+    return {site: number for number, site in enumerate(first.values())}
 
 
 def static_sum(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
