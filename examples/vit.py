@@ -67,7 +67,7 @@ def train(kind: str, steps: int = 60, **settings) -> list[float]:
 
 if __name__ == "__main__":
     kind, *rest = sys.argv[1:] or ["mhc"]
-    settings = {
+    settings: dict[str, Any] = {
         name: int(value) if value.isdigit() else value for name, _, value in (word.partition("=") for word in rest)
     }
     losses = train(kind, **settings)

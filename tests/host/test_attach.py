@@ -72,8 +72,10 @@ def test_every_kind_is_plain_where_it_says_so_or_refused(kind, fields):
         assert torch.equal(logits_of(model, ids), wanted)
 
 
-@pytest.mark.parametrize("kind", TELLING)
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, kind) for name in HOSTS for kind in ("mhc", "mudd")), ("llama", "attn_res"), ("gpt2", "matrix_dense")],
+)
 def test_every_family(name, kind):
     """The plain start; `generate` with a cache, without one and padded on the left; every parameter learns."""
     model, ids = make_host(name), ids_of()

@@ -75,7 +75,7 @@ def gradients(model):
 
 
 @pytest.mark.parametrize("kind", SHOWN)
-def test_a_model_of_ones_own_learns_compiles_and_is_loaded_again(kind):
+def test_a_model_of_ones_own_learns_and_is_loaded_again(kind):
     model, ids = Own(kind, layers=1, **SHOWN[kind]), ids_of()
     own = [parameter for name, parameter in model.named_parameters() if not name.startswith("stream.")]
     optimizer = torch.optim.AdamW([*model.stream.parameter_groups(1e-2, 0.1), {"params": own}], lr=1e-2)
@@ -92,8 +92,18 @@ def test_a_model_of_ones_own_learns_compiles_and_is_loaded_again(kind):
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(other(ids), model(ids))
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(compiled(ids), model(ids), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_it_compiles_as_one_graph(kind):
+    """Without Sinkhorn's rounds, which take seconds to trace."""
+    model = Own(kind, layers=1, **SHOWN[kind], **({"residual": "identity"} if kind == "mhc" else {}))
+    wanted = gradients(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    model.zero_grad()
+    F.cross_entropy(compiled(ids_of()).flatten(0, 1), ids_of().roll(-1, 1).flatten()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-5, atol=1e-6)
     torch.compiler.reset()
 
 
