@@ -211,6 +211,14 @@ def test_it_compiles_as_one_graph(kind):
     torch.compiler.reset()
 
 
+def test_it_can_be_pickled(tmp_path):
+    model, ids = attached("qwen3", "mhc"), ids_of()
+    torch.save(model, tmp_path / "model.pt")
+    back = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(logits_of(back, ids), logits_of(model, ids))
+    assert attached_stream(back) is not attached_stream(model)
+
+
 def test_other_heads_and_copies():
     base = transformers.AutoModel.from_config(make_host("llama").config)
     attach(base, "mhc")
@@ -234,6 +242,8 @@ def test_what_does_not_fit_is_one_sentence():
     bert = transformers.BertModel(transformers.BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2))
     crossed = make_host("gpt2", add_cross_attention=True)
     twice = attach(make_host("llama"), "mhc")
+    with torch.device("meta"):
+        empty = make_host("llama")
     for call, sentence in (
         (lambda: attach("llama", "mhc"), "str is no model; give one of transformers."),
         (lambda: attach(nn.Linear(2, 2), "mhc"), "Linear is no model that a stream can be attached to; known are"),
@@ -241,6 +251,7 @@ def test_what_does_not_fit_is_one_sentence():
         (lambda: attach(mixed, "mhc"), "LlamaForCausalLM is no model that a stream can be attached to"),
         (lambda: attach(crossed, "mhc"), "This model has cross-attention, for which an attached stream has no site."),
         (lambda: attach(twice, "vector"), "This model has a stream already; detach it first."),
+        (lambda: attach(empty, "mhc"), "The model's layers must lie on one device, one that has memory"),
         (lambda: attach(llama, "mhcc"), "Unknown stream kind 'mhcc'; did you mean mhc?"),
         (lambda: attach(llama, "mhc", lanez=4), "Unknown key lanez; did you mean lanes?"),
         (lambda: attach(llama, "mhc", lanes=1), "lanes is 1; it must be at least 2."),

@@ -50,6 +50,12 @@ class AttachedLayer(nn.Module):
         named = dict(zip(self.attachment.arguments, args, strict=False))
         return super().__call__(*given, **named, **kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the layer's own class: this one is made while the program runs."""
+        if type(self).__bases__[0] is not AttachedLayer:
+            return super().__reduce_ex__(protocol)
+        return _unpickled, (type(self).__bases__[1],), self.__dict__
+
     def forward(self, *given: Tensor, **arguments: Any) -> Any:
         """Branch and exchange, twice.
 
@@ -108,11 +114,11 @@ def attach(
     owner, layers, places = find_layers(model)
     stream = _make(owner.config, kind, len(layers), heads, seed, settings)
     devices = {parameter.device for layer in layers for parameter in layer.parameters()}
-    if len(devices) != 1:
-        raise UserError("The model's layers lie on several devices, and a stream on one; load it onto one device.")
+    if len(devices) != 1 or (device := devices.pop()).type == "meta":
+        raise UserError("The model's layers must lie on one device, one that has memory; load it onto one first.")
     if freeze:
         model.requires_grad_(False)
-    owner.add_module(NAME, stream.to(devices.pop()))
+    owner.add_module(NAME, stream.to(device).train(owner.training))
     names = tuple(inspect.signature(type(layers[0]).forward).parameters)[2:]  # behind self and hidden_states
     for index, layer in enumerate(layers):
         layer.attachment = Attachment(owner, places, index, names)
@@ -137,7 +143,7 @@ def detach(model: Any) -> ResidualStream:
     layers = find_attached(model)
     if any(type(layer).__bases__[0] is not AttachedLayer for layer in layers):
         raise UserError(
-            "The layers were wrapped behind attaching (FSDP does that); detach a model before it is wrapped."
+            "The layers were wrapped after attaching (FSDP does that); detach a model before it is wrapped."
         )
     for layer in layers:
         layer.__class__ = type(layer).__bases__[1]
@@ -172,6 +178,12 @@ def find_attached(model: nn.Module) -> list[AttachedLayer]:
 def _attached_class(cls: type[nn.Module]) -> type[nn.Module]:
     """A layer's class with a stream; it stays a subclass, which hooks and wrapping policies go by."""
     return type(f"Attached{cls.__name__}", (AttachedLayer, cls), {"__doc__": AttachedLayer.__doc__})
+
+
+def _unpickled(cls: type[nn.Module]) -> nn.Module:
+    """A layer of an attached class, whose attributes come afterwards."""
+    attached = _attached_class(cls)
+    return attached.__new__(attached)
 
 
 def _make(
