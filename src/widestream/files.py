@@ -72,7 +72,7 @@ def write_text(path: Path, content: str) -> None:
     Raises:
         UserError: The folder does not exist, cannot be written to or is full; the path is a folder.
     """
-    _write(path, content.encode("utf-8"))
+    write_bytes(path, content.encode("utf-8"))
 
 
 def write_page(path: Path, content: str) -> None:
@@ -102,7 +102,7 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """
     separators = (",", ":") if indent is None else None
     content = (json.dumps(value, indent=indent, separators=separators, allow_nan=False) + "\n").encode("utf-8")
-    _write(path, lzma.compress(content, preset=9) if path.suffix == ".xz" else content)
+    write_bytes(path, lzma.compress(content, preset=9) if path.suffix == ".xz" else content)
 
 
 def read_json(path: Path) -> Any:
@@ -143,7 +143,12 @@ def read_bounded(path: Path, most: int = LARGEST_JSON) -> bytes:
     return bytes(content)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: as `write_text`.
+    """
     if not path.parent.is_dir():
         raise UserError(f"The folder {path.parent} does not exist; make it first, or write {path.name} elsewhere.")
     if path.is_dir():

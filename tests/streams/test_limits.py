@@ -88,7 +88,7 @@ def test_gradients_of_a_depthwise_lstm_grow_with_its_layers():
     ],
 )
 def test_a_recipe_that_asks_for_it_is_told_once(stream, sizes, sentence, caplog):
-    build._warn.cache_clear()
+    build.warn_once.cache_clear()
     meta_model(tiny(stream))
     if sizes:
         assert not caplog.messages

@@ -102,8 +102,12 @@ def read_norms(config: ModelConfig, roles: Roles, readers: Sequence[str], shape:
 
 
 def has_read_norm(config: ModelConfig, reader: str) -> bool:
-    """Whether a reader has a norm in front: the head always, blocks unless theirs stand behind them."""
-    return reader == "head" or config.norm_place != "after"
+    """Whether a reader has a norm in front: the head always, blocks unless theirs stand behind them.
+
+    In a model that is not ours (`host.residual`) the norms may be its own.
+    """
+    blocks, head = config.norm_places
+    return head if reader == "head" else blocks
 
 
 def read_norms_size(config: ModelConfig, numbers: int, blocks: int | None = None) -> int:
@@ -115,7 +119,8 @@ def read_norms_size(config: ModelConfig, numbers: int, blocks: int | None = None
         blocks: how many blocks read; default: all of the model's.
     """
     blocks = config.num_blocks if blocks is None else blocks
-    return norm_size(config, numbers) * (1 + (0 if config.norm_place == "after" else blocks))
+    in_front_of_blocks, in_front_of_head = config.norm_places
+    return norm_size(config, numbers) * (in_front_of_head + blocks * in_front_of_blocks)
 
 
 class NormBehind(nn.Module):

@@ -104,7 +104,7 @@ class Roles:
         """
         std = self._std(size(in_), size(out))
         if output and self.config.init.depth_scale:
-            std /= math.sqrt(self.config.blocks_per_layer * self.config.num_layers)
+            std /= math.sqrt(self.config.num_blocks)
         return Role(
             std,
             decay,

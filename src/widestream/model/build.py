@@ -79,11 +79,12 @@ def meta_model(config: ModelConfig, depth: Depth | None = None, attention: Atten
     What its stream warns of is said, once in a process (on standard error by default).
     """
     for sentence in stream_class(config.stream.kind).warnings(config):
-        _warn(sentence)
+        warn_once(sentence)
     with torch.device("meta"), memory_errors("The model", SMALLER):  # sizes that no number holds
         return Decoder(config, depth, attention)
 
 
 @functools.cache
-def _warn(sentence: str) -> None:
+def warn_once(sentence: str) -> None:
+    """Say what a stream warns of, once in a process."""
     log.warning(sentence)

@@ -16,6 +16,9 @@ SIZES = (
 Activation = Literal["gelu_tanh", "gelu", "squared_relu", "swiglu", "geglu", "geglu_tanh"]
 """Non-linearities of the MLP."""
 
+BlockKind = Literal["attention", "mlp", "branch"]
+"""What stands between two exchanges. branch: anything that takes one vector and puts out one (`host.residual`)."""
+
 GATED = ("swiglu", "geglu", "geglu_tanh")
 """Activations with a gate: W_2 (act(W_g x) * W_u x), three matrices."""
 
@@ -217,14 +220,32 @@ class ModelConfig:
         return {name: size for name in names if (size := getattr(self.mup, name)) is not None}
 
     @property
+    def layer_blocks(self) -> tuple[tuple[BlockKind, ...], ...]:
+        """The blocks of every layer, by kind: attention (or two, see `blocks_per_layer`) and MLP."""
+        layer: tuple[BlockKind, ...] = ("attention", "mlp")
+        if self.short_swa is not None:
+            layer = ("attention", "attention", "mlp")
+        return (layer,) * self.num_layers
+
+    @property
     def num_blocks(self) -> int:
         """Blocks in all, which is also the number of writes behind the embedding's."""
-        return self.blocks_per_layer * self.num_layers
+        return sum(map(len, self.layer_blocks))
 
     @property
     def blocks_per_layer(self) -> int:
         """Attention and MLP, and before them the attention over the last `short_swa` tokens, if there is one."""
         return 2 if self.short_swa is None else 3
+
+    @property
+    def num_attentions(self) -> int:
+        """Blocks that are attention."""
+        return sum(layer.count("attention") for layer in self.layer_blocks)
+
+    @property
+    def norm_places(self) -> tuple[bool, bool]:
+        """Whether the stream has norms in front of what blocks read, and of what the head reads."""
+        return self.norm_place != "after", True
 
     @property
     def embed_dim(self) -> int:

@@ -18,10 +18,10 @@ from widestream.blocks.context import Context, Window
 from widestream.blocks.roles import Axis, Declared, Roles
 from widestream.errors import UserError
 from widestream.kernels.exchange import Site
-from widestream.recipe.model import ModelConfig
+from widestream.recipe.model import BlockKind, ModelConfig
 from widestream.recipe.stream import StreamConfig
 
-Reader = Literal["attention", "mlp", "head"]
+Reader = BlockKind | Literal["head"]
 
 Settings = TypeVar("Settings", bound=StreamConfig)
 """The dataclass that a stream is set by: `class ReZeroStream(VectorBase[ReZeroConfig])`."""
@@ -31,7 +31,7 @@ Settings = TypeVar("Settings", bound=StreamConfig)
 class Block:
     """A block between two exchanges."""
 
-    kind: Literal["attention", "mlp"]
+    kind: BlockKind
     """What it computes."""
     layer: int
     """Its layer, from 0."""
@@ -126,6 +126,8 @@ class Stream(Declared, ABC, Generic[Settings]):
     """Where the design is known to fail, a sentence each, for listings."""
     depth_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that count layers or blocks: a window, a period."""
+    cuts_vectors: ClassVar[bool] = False
+    """Whether what blocks put out is stored as `num_heads` data vectors."""
     own_bases: ClassVar[tuple[str, ...]] = ("base_width",)
     """muP base sizes of the stream's own axes, of base_width and base_key_dim; another would do nothing."""
 
@@ -160,7 +162,7 @@ class Stream(Declared, ABC, Generic[Settings]):
 
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:
-        """The blocks between the exchanges, in order; default: attention, MLP, attention, MLP, ...
+        """The blocks between the exchanges, in order; default: all of `config.layer_blocks`.
 
         `model.attention_window` and `full_attention_every` say how far each attention sees.
 
@@ -168,10 +170,11 @@ class Stream(Declared, ABC, Generic[Settings]):
         S = X + ShortSWA(norm(X); w), A = S + attention(norm(S)), X' = A + MLP(norm(A)).
         """
         blocks = []
-        for layer in range(config.num_layers):
-            if config.short_swa is not None:
-                blocks.append(Block("attention", layer, config.short_swa))
-            blocks += [Block("attention", layer, config.window_of(layer)), Block("mlp", layer)]
+        for layer, kinds in enumerate(config.layer_blocks):
+            for number, kind in enumerate(kinds):
+                short = config.short_swa is not None and number == 0
+                window = config.short_swa if short else config.window_of(layer)
+                blocks.append(Block(kind, layer, window if kind == "attention" else None))
         return blocks
 
     @classmethod

@@ -17,6 +17,14 @@ def layer_ends(blocks: list[Block]) -> dict[int, int]:
     return {0: 0} | {site: number for number, site in enumerate(last.values(), start=1)}
 
 
+def layer_starts(blocks: list[Block]) -> dict[int, int]:
+    """Sites in front of the first block of a layer, each with the number of the layer, from 0."""
+    first: dict[int, int] = {}
+    for site, block in enumerate(blocks):
+        first.setdefault(block.layer, site)
+    return {site: number for number, site in enumerate(first.values())}
+
+
 def static_sum(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """sum_j weights_j sources_j, the same weights for all tokens: [n] and n times [B, T, D] -> [B, T, D]."""
     total = weights[0] * sources[0]

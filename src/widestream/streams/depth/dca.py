@@ -99,7 +99,7 @@ class DcaStream(MultiwayBase[DcaConfig]):
         """(2 L + 1) D gains (dca: 4 L + 1), and per sum n (v1), D n (v2) or D (n + 1)."""
         settings = cls.settings_of(config)
         D, L = config.embed_dim, config.num_layers
-        gains = read_norms_size(config, D, (4 if settings.form == "dca" else 2) * L)
+        gains = read_norms_size(config, D, config.num_blocks + (2 * L if settings.form == "dca" else 0))
         each = {"v1": lambda n: n, "v2": lambda n: D * n, "v3": lambda n: D * (n + 1), "dca": lambda n: D * (n + 1)}
         return gains + sum(c * each[settings.form](n) for c, n in sum_shapes(settings, L))
 
@@ -114,16 +114,17 @@ class DcaStream(MultiwayBase[DcaConfig]):
         return StreamCost(flops=2 * self.width * products, bytes_moved=vector * moved, bytes_saved=vector * saved)
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:
-        """The layer's f grows behind attention and MLP; at its end come the sums of the next layer."""
+        """The layer's f grows behind every block; at its end come the sums of the next layer."""
         if state is None:
             return State((written,), self.sums(0, (written,)))
         past, written = state.past, written.to(state.past[0].dtype)
-        if self.readers[site - 1] == "attention":
-            return State((*past, written), [state.ways[-1] + written])
-        past = (*past[:-1], past[-1] + written)
+        past = (*past, written) if site - 1 in self.layer_starts else (*past[:-1], past[-1] + written)
+        layer = self.layer_ends.get(site)
+        if layer is None:
+            return State(past, [state.ways[-1] + written])
         if self.settings.recent is not None and len(past) > self.settings.recent + 2:
             past = (past[0], past[1] + past[2], *past[3:])
-        return State(past, self.sums(site // 2, past))
+        return State(past, self.sums(layer, past))
 
     def sums(self, layer: int, past: tuple[Tensor, ...]) -> list[Tensor]:
         """Eqs. 1 to 4: sources n times [B, T, D] -> C ways [B, T, D].

@@ -111,7 +111,7 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:
         """Attention alone."""
-        return [block for block in super().blocks(config) if block.kind == "attention"]
+        return [block for block in super().blocks(config) if block.kind != "mlp"]
 
     @classmethod
     def warnings(cls, config: ModelConfig) -> list[str]:
@@ -133,7 +133,7 @@ class DepthLSTMStream(Stream[DepthLSTMConfig]):
         """6 D^2 + 3 D F weights and 3 D + F gains per cell, with a gate 5 D F and 2 F; D per norm and learned c_0."""
         settings = cls.settings_of(config)
         cells, D, neurons, hidden = len(cls.blocks(config)), config.embed_dim, config.mlp_dim, _hidden(config)
-        norms = (cells if _has_norm(settings, config, "attention") else 0) + 1
+        norms = cells * _has_norm(settings, config, "attention") + _has_norm(settings, config, "head")
         gains = norm_size(config, cells * (3 * D + hidden) + norms * D)
         return cells * (6 * D * D + 2 * D * hidden + D * neurons) + gains + settings.learned_cell * D
 
@@ -178,4 +178,4 @@ def _hidden(config: ModelConfig) -> int:
 
 def _has_norm(settings: DepthLSTMConfig, config: ModelConfig, reader: str) -> bool:
     """Whether a reader has a norm in front."""
-    return reader == "head" or (settings.attention_norm and has_read_norm(config, reader))
+    return (reader == "head" or settings.attention_norm) and has_read_norm(config, reader)

@@ -99,7 +99,7 @@ class MuddStream(MultiwayBase[MuddConfig]):
         """(4 L + 1) D gains, and C n (K + 1) + D K per layer."""
         D, settings = config.embed_dim, cls.settings_of(config)
         dense = sum(c * n * (k + 1) + D * k for c, n, k in dense_shapes(settings, config.num_layers))
-        return read_norms_size(config, D, 4 * config.num_layers) + dense
+        return read_norms_size(config, D, config.num_blocks + 2 * config.num_layers) + dense
 
     def cost(self) -> StreamCost:
         """Eq. 3 at the end of every layer; eq. 2 reads n sources and writes C ways."""
@@ -112,13 +112,14 @@ class MuddStream(MultiwayBase[MuddConfig]):
         return StreamCost(flops=flops, bytes_moved=vector * moved, bytes_saved=vector * saved + 4 * inside)
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:
-        """Eq. 1 behind either block; at a layer's end also eq. 2."""
+        """Eq. 1 behind every block; at a layer's end also eq. 2."""
         if state is None:
             return State((written,), [written] * 4)
         x = state.ways[-1] + written
-        if self.readers[site - 1] == "attention":
+        layer = self.layer_ends.get(site)
+        if layer is None:
             return State(state.past, [x])
-        past, A = (*state.past, x), self.weights(site // 2 - 1, x)
+        past, A = (*state.past, x), self.weights(layer - 1, x)
         return State(past, [token_sum(way, past) for way in A.unbind(-2)])
 
     def weights(self, layer: int, x: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from widestream.blocks.norm import read_norms
 from widestream.blocks.roles import Roles
+from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import Settings
+from widestream.streams.depth_sums import layer_ends, layer_starts
 from widestream.streams.vector.plain import VectorBase
 
 
@@ -40,13 +42,20 @@ class MultiwayBase(VectorBase[Settings]):
 
     def __init__(self, config: ModelConfig, roles: Roles, separate: bool):
         super().__init__(config, roles)
+        blocks = self.blocks(config)
+        if separate and any(self.readers[site] != "attention" for site in layer_starts(blocks)):
+            raise UserError(
+                f"A {config.stream.kind} stream has vectors of their own for q, k and v of the attention that a layer "
+                "begins with; name the sites, as in sites=['attention', 'mlp', ...], or choose another kind."
+            )
+        self.layer_starts, self.layer_ends = layer_starts(blocks), layer_ends(blocks)
         if separate:
             readers = ["attention"] * config.num_layers
             self.key_norms, self.value_norms = (read_norms(config, roles, readers, (self.width,)) for _ in range(2))
 
     def read(self, site: int, state: State) -> dict[str, Tensor]:
         """Normalise the ways of q, k and v, or the residual."""
-        if self.readers[site] == "attention" and len(state.ways) > 1:
-            layer, (q, k, v, _) = site // 2, state.ways
+        if len(state.ways) > 1:
+            layer, (q, k, v, _) = self.layer_starts[site], state.ways
             return {"q": self.norms[site](q), "k": self.key_norms[layer](k), "v": self.value_norms[layer](v)}
         return {"x": self.norms[site](state.ways[-1])}

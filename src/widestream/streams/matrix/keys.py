@@ -90,7 +90,8 @@ class MatrixKeysStream(MatrixBase[MatrixKeysConfig]):
         """RMT's with M, and for reads with a gate 2 M, instead of R in the two sets of the MLP's keys."""
         settings = cls.settings_of(config)
         vectors = (3 if config.gated else 2) * _mlp_rank(settings, config) - 2 * config.num_heads
-        return super().parameter_formula(config) + config.num_layers * vectors * settings.key_dim
+        mlps = config.num_blocks - config.num_attentions
+        return super().parameter_formula(config) + mlps * vectors * settings.key_dim
 
 
 def _mlp_rank(settings: MatrixKeysConfig, config: ModelConfig) -> int:

@@ -61,6 +61,7 @@ class MatrixBase(Stream[MatrixSettings]):
     States are `Any` here: some relatives keep more than X, or keep it in parts.
     """
 
+    cuts_vectors = True
     own_bases = ("base_key_dim",)
 
     write_0: Tensor
@@ -81,7 +82,7 @@ class MatrixBase(Stream[MatrixSettings]):
         spec = type(self).spec(config)
         self.bare_attention, self.is_kernel = spec.attention == "bare", spec.undo == "kernel"
         # Under autocast these blocks begin with a product in low precision, so they cast what they read.
-        casting = {"attention": begins_with_product(config) or not self.bare_attention, "mlp": True}
+        casting = {"attention": begins_with_product(config) or not self.bare_attention, "mlp": True, "branch": False}
         self.casts = [casting[block.kind] and block.num_neurons != 0 for block in self.blocks(config)] + [False]
         self.attention_heads = [config.num_heads, config.kv_heads, config.kv_heads]
         """Vectors that are read for q, k and v."""
@@ -99,7 +100,8 @@ class MatrixBase(Stream[MatrixSettings]):
         """Keys of all sites. One storage set per write; embedding and positions have their own (eq. 13)."""
         spec = type(self).spec(config)
         # Depth scaling acts once on a block's way out: on its last matrix, or here.
-        scaled = {"attention": spec.attention == "bare", "mlp": spec.scales_mlp_write}
+        bare, others = spec.attention == "bare", spec.scales_mlp_write
+        scaled = {"attention": bare, "mlp": others, "branch": others}
         self.declare_storage("write_0", (roles.heads,), roles)
         if config.positions == "learned":
             self.declare_storage("write_position", (roles.heads,), roles)
@@ -150,14 +152,15 @@ class MatrixBase(Stream[MatrixSettings]):
     @classmethod
     def vectors_read(cls, config: ModelConfig) -> int:
         """Data vectors of all reads."""
-        attentions = config.num_layers * (config.blocks_per_layer - 1)
-        return attentions * cls.attention_vectors(config) + config.num_heads * (config.num_layers + 1)
+        attentions = config.num_attentions
+        others = config.num_blocks - attentions + 1
+        return attentions * cls.attention_vectors(config) + config.num_heads * others
 
     @classmethod
     def vectors_stored(cls, config: ModelConfig) -> int:
         """Data vectors of all writes, those of learned positions among them."""
-        attentions = config.num_layers * (config.blocks_per_layer - 1)
-        others = config.num_layers + (2 if config.positions == "learned" else 1)
+        attentions = config.num_attentions
+        others = config.num_blocks - attentions + (2 if config.positions == "learned" else 1)
         return attentions * cls.attention_stored(config) + config.num_heads * others
 
     @classmethod

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from widestream.blocks.norm import Norm, has_read_norm, norm_size, read_norms
 from widestream.blocks.roles import Axis, Roles
@@ -66,7 +66,7 @@ class DataLaneStream(Stream[DataLaneConfig]):
         {"embedding_dim": 12, "positions": "lane"},
     )
 
-    head_gain: Tensor
+    head_gain: Tensor | None
     """Gain of what the head reads [E]; the lane, which it does not read, needs none."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
@@ -84,9 +84,13 @@ class DataLaneStream(Stream[DataLaneConfig]):
         shape = (self.width,)
         normed = (self.embedding_dim,) if self.slice_first else shape
         self.norms = read_norms(config, roles, self.readers[:-1], shape)
-        self.head_norm = Norm(config, roles, normed, has_gain=False)
-        self.declare("head_gain", (self.embedding_dim,), roles.gain())
         self.offset = config.norm_offset
+        if has_read_norm(config, "head"):
+            self.head_norm = Norm(config, roles, normed, has_gain=False)
+            self.declare("head_gain", (self.embedding_dim,), roles.gain())
+        else:
+            self.head_norm = nn.Identity()
+            self.register_parameter("head_gain", None)
         if config.norm_bias:
             raise UserError("A data_lane stream has no bias in front of its head; leave out model.norm_bias.")
 
@@ -105,7 +109,8 @@ class DataLaneStream(Stream[DataLaneConfig]):
         """2 L D gains in front of blocks (3 L D with ShortSWA), d_emb in front of the head."""
         settings = cls.settings_of(config)
         blocks = config.num_blocks if has_read_norm(config, "attention") else 0
-        return blocks * norm_size(config, config.embed_dim) + settings.embedding_dim
+        head = settings.embedding_dim if has_read_norm(config, "head") else 0
+        return blocks * norm_size(config, config.embed_dim) + head
 
     def cost(self) -> StreamCost:
         """As the plain stream: no product; a read and a write of D float32 per exchange; each norm's input is saved.
@@ -144,12 +149,12 @@ class DataLaneStream(Stream[DataLaneConfig]):
         """Blocks: normalise. Head: norm(x_S)[slice], or norm(x_S[slice])."""
         if site < len(self.norms):
             return {"x": self.norms[site](state)}
-        if self.slice_first:
-            return {"x": self.head_norm(self._slice(state)) * self.head_factor()}
-        return {"x": self._slice(self.head_norm(state)) * self.head_factor()}
+        x = self.head_norm(self._slice(state)) if self.slice_first else self._slice(self.head_norm(state))
+        return {"x": x if self.head_gain is None else x * self.head_factor()}
 
     def head_factor(self) -> Tensor:
         """What the head's input is multiplied by: g, or 1 + w (`norm_offset`)."""
+        assert self.head_gain is not None
         return self.head_gain + 1 if self.offset else self.head_gain
 
     def _slice(self, x: Tensor) -> Tensor:
