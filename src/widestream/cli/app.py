@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "study:demo",
     "zoo": "study:zoo",
     "tune": "mup:tune",
+    "import hf": "convert:import_hf",
     "data prepare": "data:prepare",
     "data inspect": "data:inspect",
     "data train-tokenizer": "data:train_tokenizer",
@@ -40,6 +41,7 @@ COMMANDS = {
 """Module and function of every command, in the order of the help. The modules import nothing heavy until one runs."""
 
 GROUPS = {
+    "import": "Take over models that were trained elsewhere.",
     "data": "Prepare text, inspect prepared data, train a tokenizer.",
     "bench": "Measure training step, memory, decoding, kernels and data here.",
     "study": "Questions answered by many runs: seeds, searches, intervals.",

@@ -65,7 +65,7 @@ def save(
     run_dir: Path,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     state: dict[str, Any],
     keep: int,
     written: Written | None = None,
@@ -76,7 +76,7 @@ def save(
         run_dir: the run's folder.
         step: optimizer steps done.
         model: its weights are saved.
-        optimizer: its moments are saved.
+        optimizer: its moments are saved; None: there are none, for nothing was trained.
         state: anything JSON can hold; `step` is added.
         keep: number of checkpoints to keep, this one included.
         written: what metrics.jsonl holds, if there is one.
@@ -188,8 +188,8 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.values()}
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    return {} if optimizer is None else {
         f"{kind}/{name}": moment
         for name, parameter in model.named_parameters()
         for kind, moment in optimizer.state[parameter].items()
