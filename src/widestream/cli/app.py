@@ -21,6 +21,8 @@ COMMANDS = {
     "zoo": "study:zoo",
     "tune": "mup:tune",
     "import hf": "convert:import_hf",
+    "convert": "convert:convert",
+    "widen": "convert:widen",
     "data prepare": "data:prepare",
     "data inspect": "data:inspect",
     "data train-tokenizer": "data:train_tokenizer",

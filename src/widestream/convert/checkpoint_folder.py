@@ -146,7 +146,7 @@ def open_tensors(folder: Path, prefix: str) -> Iterator[FolderTensors]:
             except (SafetensorError, OSError) as error:
                 raise _damaged(path, error) from None
             found |= {key: _Place(file, path, key) for key in file.keys() if listed is None or listed.get(key) == name}  # noqa: SIM118
-        if absent := [] if listed is None else [key for key in listed if key not in found]:
+        if listed is not None and (absent := [key for key in listed if key not in found]):
             raise UserError(f"{folder / listed[absent[0]]} lacks {absent[0]}, which {INDEX} says is in it.")
         if not any(name.startswith(prefix) for name in found):
             found = {name if name.startswith("lm_head.") else prefix + name: place for name, place in found.items()}

@@ -82,7 +82,7 @@ def _require_known(path: Path) -> None:
         UserError: it does not.
     """
     from gguf import GGUFReader
-    from transformers.integrations import GGUF_CONFIG_MAPPING
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     reader = GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}

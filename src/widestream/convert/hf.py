@@ -6,7 +6,7 @@ All that can be known from config.json and the headers of the files is checked b
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Origin:
     """The weights."""
     kinds: str
     """Their types, in words."""
-    files: tuple[Path, ...]
+    files: Sequence[Path]
     """The files that they lie in."""
     tokenizer: bytes | None
     """tokenizer.json."""
@@ -116,7 +116,7 @@ def _open(path: Path) -> Iterator[Origin]:
 
         values, tensors, tokenizer = read_gguf(path)
         yield Origin(
-            values=values, tensors=tensors, kinds="GGUF", files=(path,), tokenizer=tokenizer, tokenizer_config={}
+            values=values, tensors=tensors, kinds="GGUF", files=[path], tokenizer=tokenizer, tokenizer_config={}
         )
         return
     if not path.is_dir():
@@ -128,7 +128,7 @@ def _open(path: Path) -> Iterator[Origin]:
             values=values,
             tensors=tensors,
             kinds=", ".join(sorted(tensors.kinds)),
-            files=tuple(tensors.files),
+            files=tensors.files,
             tokenizer=_bytes(path / TOKENIZER_FILE),
             tokenizer_config=_json(path / "tokenizer_config.json"),
         )
@@ -188,7 +188,7 @@ def fill(config: ModelConfig, table: Mapping[str, Source], origin: Origin) -> De
     return model.eval()
 
 
-def hash_of(files: tuple[Path, ...]) -> str:
+def hash_of(files: Sequence[Path]) -> str:
     """SHA-256 of a file, or over those of several."""
     digests = [file_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

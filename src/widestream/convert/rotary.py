@@ -1,4 +1,4 @@
-"""Rotary positions as config.json has them, in the newer form (`rope_parameters`) and the older one (`rope_scaling`)."""
+"""Rotary positions in config.json: the newer form (`rope_parameters`) and the older one (`rope_scaling`)."""
 
 from collections.abc import Mapping
 from typing import Any

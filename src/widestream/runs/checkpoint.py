@@ -189,11 +189,15 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-    return {} if optimizer is None else {
-        f"{kind}/{name}": moment
-        for name, parameter in model.named_parameters()
-        for kind, moment in optimizer.state[parameter].items()
-    }
+    return (
+        {}
+        if optimizer is None
+        else {
+            f"{kind}/{name}": moment
+            for name, parameter in model.named_parameters()
+            for kind, moment in optimizer.state[parameter].items()
+        }
+    )
 
 
 def _copy_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
