@@ -154,6 +154,15 @@ def at_step(run_dir: Path, step: int) -> Checkpoint:
     raise UserError(f"The checkpoint of step {step} in {run_dir} cannot be used: {fault}; others there: {others}.")
 
 
+def recorded_hash(path: Path) -> str | None:
+    """SHA-256 of a checkpoint's weights as it says it, without reading them; None where it says nothing."""
+    try:
+        require_regular(path / COMPLETE)
+        return str(json.loads(read_bounded(path / COMPLETE))["files"][MODEL]["sha256"])
+    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load weights into a model of the same shape.
 

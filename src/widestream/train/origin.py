@@ -68,6 +68,12 @@ def find_origin(config: RunConfig, run_dir: Path, resume: bool) -> Origin | None
     return origin
 
 
+def weights_hash(place: Path) -> str | None:
+    """Hash of the weights that `train.init_from` names, as their checkpoint says it; None where there are none yet."""
+    there = list_checkpoints(place)
+    return checkpoint.recorded_hash(there[-1][1] if there else place)
+
+
 def describe(origin: Origin | None) -> dict[str, object]:
     """What run.json says of it."""
     return {} if origin is None else {"init_from": {**asdict(origin), "settings": list(origin.settings)}}
