@@ -129,3 +129,8 @@ def both(family: str, seed: int, **changes: Any) -> tuple[Any, Decoder]:
     named = {name: parameter.detach() for name, parameter in theirs.named_parameters()}
     ours.load_state_dict(weights(config, named), strict=True)
     return theirs, ours
+
+
+def tokens_of(seed: int, length: int = 20) -> Tensor:
+    """Random tokens [2, length]."""
+    return torch.randint(3, VOCAB, (2, length), generator=torch.Generator().manual_seed(seed))

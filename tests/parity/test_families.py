@@ -11,15 +11,11 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from families import FAMILIES, VOCAB, both, weights  # noqa: E402
+from families import FAMILIES, both, tokens_of, weights  # noqa: E402
 from widestream.model.decoder import Decoder  # noqa: E402
 from widestream.testing.models import copy_of  # noqa: E402
 
 SEEDS = range(4)
-
-
-def tokens_of(seed: int, length: int = 20) -> torch.Tensor:
-    return torch.randint(3, VOCAB, (2, length), generator=torch.Generator().manual_seed(seed))
 
 
 def apart(got: torch.Tensor, wanted: torch.Tensor) -> float:
