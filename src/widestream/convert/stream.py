@@ -11,12 +11,11 @@ import torch
 
 from widestream.convert.same import require_same
 from widestream.data.manifest import file_sha256
-from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
-from widestream.model.catalog import list_streams
 from widestream.model.decoder import Decoder
 from widestream.recipe import RunConfig, build
+from widestream.recipe.kinds import kinds
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.recipe.yaml_text import parse_value
@@ -24,6 +23,8 @@ from widestream.runs import checkpoint
 from widestream.runs.folder import MADE, load_config, read_info
 from widestream.runs.made import Made, require_absent, write_made
 from widestream.runs.model import load_model, load_run_tokenizer
+from widestream.streams import stream_class
+from widestream.streams.base import Stream
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,18 +57,29 @@ def convert_run(run: Path, stream: str, to: Path, seed: int = 0, step: int | Non
     if (kind := config.model.stream.kind) != "vector":
         raise UserError(f"{run} has a {kind} stream; what is converted is a run with the plain one (vector).")
     model_config = replace(config.model, stream=parse_stream(stream))
-    meta = meta_model(model_config)
-    if not type(meta.stream).spec(model_config).starts_plain:
-        plain = ", ".join(row.kind for row in list_streams(config.model) if row.starts_plain)
+    if not stream_class(model_config.stream.kind).spec(model_config).starts_plain:
         raise UserError(
             f"A {model_config.stream.kind} stream with these settings does not start as the plain transformer, so it "
-            f"cannot take its weights over; those that do are {plain}, and `widestream widen` makes a matrix_dense one."
+            f"cannot take its weights over; those that can are {', '.join(plain_kinds(config.model))} (some with other "
+            "settings than their own), and `widestream widen` makes a matrix_dense one."
         )
+    meta_model(model_config)  # what does not fit is said before weights are read
     old, saved = load_model(run, torch.device("cpu"), step)
     new = build_model(model_config, seed)
     take_over(new, old)
     settings = {"stream": asdict(model_config.stream), "seed": seed}
     return write_converted(run, to, config, (old, new), saved, "convert", settings)
+
+
+def plain_kinds(config: ModelConfig) -> list[str]:
+    """The kinds of stream that start as the plain transformer, with some settings at least."""
+
+    def starts_plain(cls: type[Stream], settings: dict[str, object]) -> bool:
+        stream = build(cls.Config, settings, "model.stream")
+        return cls.spec(replace(config, stream=stream)).starts_plain
+
+    classes = {kind: stream_class(kind) for kind in kinds()}
+    return [kind for kind, cls in classes.items() if any(starts_plain(cls, settings) for settings in cls.examples)]
 
 
 def parse_stream(text: str) -> StreamConfig:
@@ -137,11 +149,9 @@ def write_converted(
         step=saved.step,
         settings=settings | {"off": off},
     )
-    write_made(to, recipe, new, _tokenizer(run), made)
+    info = read_info(run)
+    data = {name: info["data"][name] for name in ("tokenizer_sha256", "tokenizer") if name in info["data"]}
+    bare = MADE in info and not data
+    write_made(to, recipe, new, None if bare else load_run_tokenizer(run), made, data)
     before, after = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
     return Converted(config=new.config, parameters=(before, after), off=off)
-
-
-def _tokenizer(run: Path) -> Tokenizer | None:
-    info = read_info(run)
-    return None if MADE in info and "tokenizer" not in info["data"] else load_run_tokenizer(run)

@@ -79,7 +79,27 @@ def made_folder(to: Path) -> Iterator[Path]:
             raise
 
 
-def write_made(to: Path, config: RunConfig, model: Decoder, tokenizer: Tokenizer | None, made: Made) -> None:
+def known_of(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What run.json says under `data` of a run that has seen no data."""
+    if tokenizer is None:
+        return {}
+    info = TokenizerInfo(
+        kind=tokenizer.kind,
+        sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        boundary_id=tokenizer.boundary_id,
+    )
+    return {"tokenizer_sha256": tokenizer.sha256, "tokenizer": asdict(info)}
+
+
+def write_made(
+    to: Path,
+    config: RunConfig,
+    model: Decoder,
+    tokenizer: Tokenizer | None,
+    made: Made,
+    data: dict[str, Any] | None = None,
+) -> None:
     """Write a run: the folder is there whole, or not at all.
 
     Args:
@@ -88,6 +108,7 @@ def write_made(to: Path, config: RunConfig, model: Decoder, tokenizer: Tokenizer
         model: its weights.
         tokenizer: for sampling and evaluating it; None: it has none.
         made: of what.
+        data: what run.json says of the tokenizer, where another run has said it already.
 
     Raises:
         UserError: see `made_folder`.
@@ -95,19 +116,10 @@ def write_made(to: Path, config: RunConfig, model: Decoder, tokenizer: Tokenizer
     state = {"wall_s": 0.0, "settings": own_settings(config), "data_fingerprint": None}
     with made_folder(to) as folder:
         checkpoint.save(folder, 0, model, None, state, keep=1)
-        begin(folder, config, _describe(config, tokenizer, made), tokenizer)
+        begin(folder, config, _describe(config, known_of(tokenizer) if data is None else data, made), tokenizer)
 
 
-def _describe(config: RunConfig, tokenizer: Tokenizer | None, made: Made) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    if tokenizer is not None:
-        info = TokenizerInfo(
-            kind=tokenizer.kind,
-            sha256=tokenizer.sha256,
-            vocab_size=tokenizer.vocab_size,
-            boundary_id=tokenizer.boundary_id,
-        )
-        data = {"tokenizer_sha256": tokenizer.sha256, "tokenizer": asdict(info)}
+def _describe(config: RunConfig, data: dict[str, Any], made: Made) -> dict[str, Any]:
     return {
         "widestream": __version__,
         "code": code_fingerprint(),

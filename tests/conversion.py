@@ -1,4 +1,4 @@
-"""Folders of transformers for the tests of import and conversion: small models with random weights."""
+"""Small models with random weights for the tests of import and conversion, and folders of transformers."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,14 @@ from torch import Tensor
 import widestream
 from families import both, tokens_of
 from widestream.convert.hf import import_hf
+from widestream.model.build import build_model
+from widestream.model.decoder import Decoder
+from widestream.recipe import build
+from widestream.recipe.model import ModelConfig
+
+SIZES = {"vocab_size": 61, "context": 24, "num_layers": 2, "num_heads": 4, "head_dim": 8, "mlp_dim": 40,
+         "stream": {"kind": "vector"}, "norm": "rmsnorm", "positions": "rotary"}  # fmt: skip
+MODERN = {"norm_eps": 1e-3, "num_kv_heads": 2, "activation": "swiglu", "norm_cast": "before_gain"}
 
 
 def saved(folder: Path, family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -63,3 +71,13 @@ def write_tokenizer(folder: Path, words: int = 58) -> Tokenizer:
     tokenizer.add_special_tokens(["<unk>", "<s>", "<|endoftext|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     return tokenizer
+
+
+def model_of(changes: dict[str, Any], seed: int = 1) -> Decoder:
+    """A model whose parameters have all left their initial values."""
+    model = build_model(build(ModelConfig, SIZES | changes, "model"), seed)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
