@@ -6,6 +6,7 @@ and so computes what the run does; blocks, embedding and head stay.
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,12 +75,14 @@ def convert_run(run: Path, stream: str, to: Path, seed: int = 0, step: int | Non
 def plain_kinds(config: ModelConfig) -> list[str]:
     """The kinds of stream that start as the plain transformer, with some settings at least."""
 
-    def starts_plain(cls: type[Stream], settings: dict[str, object]) -> bool:
-        stream = build(cls.Config, settings, "model.stream")
+    def starts_plain(cls: type[Stream], kind: str, settings: dict[str, Any]) -> bool:
+        stream = build(StreamConfig, {"kind": kind, **settings}, "model.stream")
         return cls.spec(replace(config, stream=stream)).starts_plain
 
     classes = {kind: stream_class(kind) for kind in kinds()}
-    return [kind for kind, cls in classes.items() if any(starts_plain(cls, settings) for settings in cls.examples)]
+    return [
+        kind for kind, cls in classes.items() if any(starts_plain(cls, kind, settings) for settings in cls.examples)
+    ]
 
 
 def parse_stream(text: str) -> StreamConfig:
