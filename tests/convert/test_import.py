@@ -124,6 +124,9 @@ CONFIGS = {
     ),
     "a word for a number": ({"rms_norm_eps": "small"}, "rms_norm_eps: small, which is of another type"),
     "a number for a truth value": ({"tie_word_embeddings": 3}, "tie_word_embeddings: 3"),
+    "null for a number": (
+        {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": None}, "max_window_layers: None",
+    ),
     "no heads": ({"num_attention_heads": 0}, "num_attention_heads 0, which is no size"),
     "a layout of windows": (
         {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "num_hidden_layers": 3,

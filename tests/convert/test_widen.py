@@ -86,6 +86,9 @@ def test_centring_is_exact_in_float64():
     with torch.no_grad():
         a, b = (model.logits(model(tokens)) for model in (old, new))
     assert ((a - b).abs().max() / a.abs().max()).item() < 1e-6  # weights were rounded to float32
+    losses = [model.loss(tokens, tokens).cross_entropy.item() for model in (old, new)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[1] == pytest.approx(torch.nn.functional.cross_entropy(b.flatten(0, 1), tokens.flatten()).item())
 
 
 def test_one_step_lowers_the_loss_and_moves_the_new_rows():

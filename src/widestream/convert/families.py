@@ -84,6 +84,9 @@ WORDS = (
     "activation_function", "hidden_act", "hidden_activation", "layer_types", "no_rope_layers", "mlp_only_layers",
 )  # fmt: skip
 """Fields that are neither numbers nor truth values."""
+NULL = ("head_dim", "sliding_window", "final_logit_softcapping", "attn_logit_softcapping", "num_key_value_heads",
+        "initializer_range")  # fmt: skip
+"""Numbers that may be null, whatever their default."""
 
 
 def model_config(theirs: Mapping[str, Any], stream: dict[str, Any] | None = None) -> ModelConfig:
@@ -124,13 +127,10 @@ def with_defaults(theirs: Mapping[str, Any]) -> dict[str, Any]:
     values = defaults | dict(theirs) | other
     for name, default in defaults.items():
         value = values[name]
-        if value is None and default is None:
+        if name in WORDS or (value is None and (default is None or name in NULL)):
             continue
-        if name == "head_dim" or name in WORDS:
-            default = 1 if name == "head_dim" else value
-        if isinstance(default, bool) != isinstance(value, bool) or (
-            isinstance(default, int | float) and not isinstance(value, int | float) and value is not None
-        ):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (isinstance(value, bool) if isinstance(default, bool) else number):
             raise refused(f"{name}: {shown(value)}", "which is of another type than transformers has there")
     for name in ("quantization_config", "is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"):
         if values.get(name):

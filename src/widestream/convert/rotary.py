@@ -46,7 +46,10 @@ def rotary_settings(values: Mapping[str, Any], kinds: list[str]) -> dict[str, An
     kind = _type(full)
     if kind == "default":
         return settings
-    if kind in ("llama3", "yarn") and full.get("original_max_position_embeddings") is None:
+    trained = values.get("original_max_position_embeddings")  # beside the scaling it counts first
+    if trained is not None:
+        full["original_max_position_embeddings"] = trained
+    elif kind in ("llama3", "yarn") and full.get("original_max_position_embeddings") is None:
         full["original_max_position_embeddings"] = values["max_position_embeddings"]
     if kind == "yarn" and full.get("attention_factor") is None and full.get("mscale") and full.get("mscale_all_dim"):
         raise _refused("mscale of rotary positions")

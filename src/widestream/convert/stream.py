@@ -110,6 +110,9 @@ def take_over(new: Decoder, old: Decoder) -> None:
     Args:
         new: with its initial values.
         old: with the plain stream and the same blocks.
+
+    Raises:
+        UserError: the new stream does not say where the plain one's norms go.
     """
     prefix = "stream."
     theirs = old.state_dict()
@@ -117,7 +120,11 @@ def take_over(new: Decoder, old: Decoder) -> None:
     taken = {f"{prefix}{name}": value for name, value in new.stream.from_plain(plain).items()}
     taken |= {name: value for name, value in theirs.items() if not name.startswith(prefix)}
     own = new.state_dict()
-    assert taken.keys() <= own.keys(), f"the stream has no place for {sorted(taken.keys() - own.keys())}"
+    if strange := sorted(taken.keys() - own.keys()):
+        raise UserError(
+            f"The {new.config.stream.kind} stream has no {strange[0].removeprefix(prefix)}, which the plain one has; "
+            "its class has to say in from_plain where that goes."
+        )
     for name, value in taken.items():
         own[name].copy_(value)
 
