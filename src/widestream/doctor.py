@@ -20,7 +20,7 @@ from widestream.version import __version__
 EXTRAS = {
     "data": {"pyarrow": "parquet files", "zstandard": "zst files"},
     "hub": {"datasets": "data sets of the Hugging Face hub"},
-    "hf": {"transformers": "models of Hugging Face: export, import, attach"},
+    "hf": {"transformers": "models of Hugging Face: export, attach", "gguf": "import of GGUF files"},
     "track": {"tensorboard": "train.tensorboard"},
     "tune": {"optuna": "widestream tune"},
     "pictures": {"vl_convert": "figures as files"},

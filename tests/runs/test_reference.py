@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tiny_runs import tiny_config
+from widestream.convert.stream import convert_run
 from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig
 from widestream.model.decoder import Decoder
@@ -111,6 +112,16 @@ def test_config(run, data):
 def test_run_json(run, data, tmp_path):
     train(tiny_config(data, train={"init_from": str(run)}), tmp_path / "later")
     check("`run.json`", *(json.loads((folder / "run.json").read_text()) for folder in (run, tmp_path / "later")))
+
+
+def test_the_entry_made(data, tmp_path):
+    train(tiny_config(data, "vector"), tmp_path / "plain")
+    convert_run(tmp_path / "plain", "laurel", tmp_path / "made")
+    info = json.loads((tmp_path / "made" / "run.json").read_text())
+    check("Entry `made`", {"made": info["made"]})
+    others = table("`run.json`").keys() | {"made"}
+    assert all(key in others or matching(key, others) for key in flatten(info) if not key.startswith("made."))
+    assert not (tmp_path / "made" / "metrics.jsonl").exists()
 
 
 def test_an_entry_of_resumed(data, tmp_path, monkeypatch):

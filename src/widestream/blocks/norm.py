@@ -28,6 +28,7 @@ class Norm(Declared):
         gain_shape: shape of the gain, which broadcasts against the last axes; default: `shape`.
         has_gain: whether there is a gain.
         kind: `layernorm` (subtracts the mean) or `rmsnorm`; default: the model's.
+        eps: default: the model's.
     """
 
     gain: Tensor | None
@@ -44,10 +45,12 @@ class Norm(Declared):
         *,
         has_gain: bool = True,
         kind: Kind | None = None,
+        eps: float | None = None,
     ):
         super().__init__()
         self.kind: Kind = kind or config.norm
-        self.shape, self.eps, self.offset = shape, config.norm_eps, config.norm_offset
+        self.shape, self.offset = shape, config.norm_offset
+        self.eps = config.norm_eps if eps is None else eps
         gain_shape = gain_shape or shape
         self.rounds_first = has_gain and config.norm_cast == "before_gain"
         self.fused = has_gain and gain_shape == shape and not self.rounds_first

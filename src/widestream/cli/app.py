@@ -20,6 +20,9 @@ COMMANDS = {
     "demo": "study:demo",
     "zoo": "study:zoo",
     "tune": "mup:tune",
+    "import hf": "convert:import_hf",
+    "convert": "convert:convert",
+    "widen": "convert:widen",
     "data prepare": "data:prepare",
     "data inspect": "data:inspect",
     "data train-tokenizer": "data:train_tokenizer",
@@ -45,6 +48,7 @@ COMMANDS = {
 """Module and function of every command, in the order of the help. The modules import nothing heavy until one runs."""
 
 GROUPS = {
+    "import": "Take over models that were trained elsewhere.",
     "data": "Prepare text, inspect prepared data, train a tokenizer.",
     "runs": "The runs on the disk: list, tag, remove.",
     "export": "Hand a run to other tools: a folder for Hugging Face transformers.",

@@ -62,6 +62,8 @@ class Decoder(Declared):
 
     unembedding: Tensor
     """[V, D], unless the head is tied."""
+    head_bias: Tensor | None
+    """[D], with `head_bias`."""
 
     def __init__(self, config: ModelConfig, depth: Depth | None = None, attention: Attention = "sdpa"):
         super().__init__()
@@ -84,6 +86,10 @@ class Decoder(Declared):
             self.output_multiplier *= self._tied_scale(head, size(axes))
         else:
             self.declare("unembedding", (config.vocab_size, size(axes)), head)
+        if config.head_bias:
+            self.declare("head_bias", (size(axes),), roles.bias("norm"))
+        else:
+            self.register_parameter("head_bias", None)
 
     def _make_block(self, index: int, roles: Roles) -> nn.Module:
         block, config = self._make_bare_block(index, roles), self.config
@@ -222,9 +228,12 @@ class Decoder(Declared):
         """The unembedding [V, D]."""
         return self.embedding.token if self.config.tied_head else self.unembedding
 
+    def _for_head(self, hidden: Tensor) -> Tensor:
+        return (hidden if self.head_bias is None else hidden + self.head_bias) * self.output_multiplier
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        logits = nn.functional.linear(hidden * self.output_multiplier, self.head_weight())
+        logits = nn.functional.linear(self._for_head(hidden), self.head_weight())
         cap = self.config.logit_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -239,7 +248,7 @@ class Decoder(Declared):
     ) -> LossTerms:
         """Loss of predicting `targets` [B, T] from `tokens` [B, T]; tokens of weight 0 are left out. See `forward`."""
         told = Told()
-        hidden = self(tokens, segments, mask=mask, told=told).flatten(0, 1) * self.output_multiplier
+        hidden = self._for_head(self(tokens, segments, mask=mask, told=told).flatten(0, 1))
         flat = None if weights is None else weights.flatten()
         total, cross_entropy, z = linear_cross_entropy(
             hidden, self.head_weight(), targets.flatten(), flat, z_loss, self.config.logit_soft_cap

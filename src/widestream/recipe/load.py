@@ -41,7 +41,13 @@ class Shipped:
 
 
 RECIPES = Shipped("recipe", "recipes")
-recipe_names, find_recipe = RECIPES.names, RECIPES.find
+recipe_names = RECIPES.names
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path that exists, that of a run folder, or a shipped one."""
+    of_run = Path(expand_home(name)) / "config.yaml"
+    return of_run if is_file(of_run) else RECIPES.find(name)
 
 
 def load_recipe(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

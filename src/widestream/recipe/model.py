@@ -156,6 +156,8 @@ class ModelConfig:
     smear: lambda sigmoid(w . e_t) e_(t-1), a gate of the token's own (modded-nanogpt, nanochat), lambda from zero."""
     tied_head: bool = False
     """Use the embedding as the unembedding."""
+    head_bias: bool = False
+    """A bias [D] on what the head reads: that of a last LayerNorm whose stream has norms without one."""
     logit_soft_cap: float | None = None
     """[c] Logits become c tanh(logit / c) (Gemma 2: 30; nanochat: 15)."""
     init: InitConfig = field(default_factory=InitConfig)

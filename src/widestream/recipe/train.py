@@ -1,7 +1,7 @@
 """Configuration of optimisation and of the training loop."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from widestream.errors import UserError
@@ -73,6 +73,10 @@ class OptimizerConfig:
     """Whether the stream's keys (and weights that start at zero) are decayed. Embedding, head and norms never are."""
     grad_clip: float | None = None
     """Largest global gradient norm; `null` for no clipping."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Rates of some parameters relative to what they would be, by part (`keys`, `stream`, `attention`, ...: headings of
+    `widestream summary`) or by a pattern of names (`blocks.*`); of several that fit, the last one counts. 0 freezes: no
+    step, no decay, no gradient."""
     muon: MuonConfig | None = None
     """Settings of kind: muon."""
 
@@ -87,6 +91,9 @@ class OptimizerConfig:
         _require(self, "optimizer", "at least 0", lambda value: value >= 0, "lr", "weight_decay")
         _require(self, "optimizer", "at least 0 and below 1", lambda value: 0 <= value < 1, "beta1", "beta2")
         _require(self, "optimizer", "above 0", lambda value: value > 0, "eps", "grad_clip")
+        for key, factor in self.lr_factors.items():
+            if factor < 0:
+                raise UserError(f"optimizer.lr_factors.{key} is {factor}; it must be at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,7 +65,7 @@ def save(
     run_dir: Path,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     state: dict[str, Any],
     keep: int,
     written: Written | None = None,
@@ -76,7 +76,7 @@ def save(
         run_dir: the run's folder.
         step: optimizer steps done.
         model: its weights are saved.
-        optimizer: its moments are saved.
+        optimizer: its moments are saved; None: there are none, for nothing was trained.
         state: anything JSON can hold; `step` is added.
         keep: number of checkpoints to keep, this one included.
         written: what metrics.jsonl holds, if there is one.
@@ -154,6 +154,15 @@ def at_step(run_dir: Path, step: int) -> Checkpoint:
     raise UserError(f"The checkpoint of step {step} in {run_dir} cannot be used: {fault}; others there: {others}.")
 
 
+def recorded_hash(path: Path) -> str | None:
+    """SHA-256 of a checkpoint's weights as it says it, without reading them; None where it says nothing."""
+    try:
+        require_regular(path / COMPLETE)
+        return str(json.loads(read_bounded(path / COMPLETE))["files"][MODEL]["sha256"])
+    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load weights into a model of the same shape.
 
@@ -188,12 +197,16 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.values()}
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{kind}/{name}": moment
-        for name, parameter in model.named_parameters()
-        for kind, moment in optimizer.state[parameter].items()
-    }
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    return (
+        {}
+        if optimizer is None
+        else {
+            f"{kind}/{name}": moment
+            for name, parameter in model.named_parameters()
+            for kind, moment in optimizer.state[parameter].items()
+        }
+    )
 
 
 def _copy_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:

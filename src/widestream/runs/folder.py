@@ -36,6 +36,8 @@ SAMPLES = "samples.jsonl"
 DONE = "done.json"
 NONFINITE = "nonfinite_step_{}.safetensors"
 BOARD = "tensorboard"
+MADE = "made"
+"""Key of run.json of a run that was made and not trained (runs/made.py): by what, and of what."""
 REPORTED = (CONFIG, INFO, METRICS, DONE)
 """What a report reads and what traces its numbers: all that is worth keeping of a run besides its weights."""
 
@@ -132,6 +134,21 @@ def read_info(run_dir: Path) -> dict[str, Any]:
     if not _as_sealed(info) or not all(isinstance(info.get(part), dict) for part in ("data", "summary")):
         raise damaged(path)
     return info
+
+
+def require_trained(run_dir: Path, info: dict[str, Any], why: str) -> None:
+    """Make sure that a run came of training.
+
+    Args:
+        run_dir: its folder.
+        info: its run.json.
+        why: what it would be needed for, and what to do, as the end of the sentence.
+
+    Raises:
+        UserError: it was made from other weights (runs/made.py).
+    """
+    if isinstance(made := info.get(MADE), dict):
+        raise UserError(f"{run_dir} was made by `widestream {made.get('by')}` and not trained: {why}")
 
 
 def read_done(run_dir: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from widestream.model.build import build_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
 from widestream.runs import checkpoint
-from widestream.runs.folder import INFO, damaged, load_config, read_info
+from widestream.runs.folder import INFO, MADE, damaged, load_config, read_info
 from widestream.runs.identity import require_own
 
 
@@ -80,8 +80,11 @@ def load_run_tokenizer(run_dir: Path) -> Tokenizer:
     Raises:
         UserError: run.json or the tokenizer is missing or damaged.
     """
+    known = read_info(run_dir)
+    if MADE in known and "tokenizer" not in known["data"]:
+        raise UserError(f"{run_dir} was imported without a tokenizer; import it again, with --tokenizer.")
     try:
-        info = TokenizerInfo(**read_info(run_dir)["data"]["tokenizer"])
+        info = TokenizerInfo(**known["data"]["tokenizer"])
     except (KeyError, TypeError):
         raise damaged(run_dir / INFO) from None
     return open_tokenizer(run_dir, info)

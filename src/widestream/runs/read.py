@@ -23,6 +23,7 @@ from widestream.runs.folder import (
     read_config,
     read_done,
     read_info,
+    require_trained,
 )
 from widestream.runs.rows import metrics_rows, read_samples, require_as_written
 
@@ -172,6 +173,7 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     config, info, done = read_config(path), read_info(path), read_done(path)
+    require_trained(path, info, "it has no metrics to compare; give runs that were trained from it.")
     rows, log = metrics_rows(path), _Log()
     try:
         for row in rows:

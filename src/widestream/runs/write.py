@@ -31,17 +31,18 @@ def require_free(run_dir: Path) -> None:
         raise UserError(f"{run_dir} is no run folder and holds {strangers[0]}; give another folder with --out.")
 
 
-def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tokenizer) -> None:
+def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tokenizer | None) -> None:
     """Write what is known when a run begins; the recipe comes last, for it makes the folder a run.
 
     Args:
         run_dir: the folder; made when it does not exist.
         config: the recipe.
         info: the contents of run.json.
-        tokenizer: stays with the run, so that it can be sampled wherever it is taken.
+        tokenizer: stays with the run, so that it can be sampled wherever it is taken; None: it has none.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(run_dir)
+    if tokenizer is not None:
+        tokenizer.save(run_dir)
     write_info(run_dir, info)
     write_config(run_dir, config)
 

@@ -7,7 +7,7 @@ that drives any stream.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -237,6 +237,16 @@ class Stream(Declared, ABC, Generic[Settings]):
     def head_axes(self, roles: Roles) -> tuple[Axis, ...]:
         """Axes of what the head receives; default: those of blocks."""
         return self.width_axes(roles)
+
+    def from_plain(self, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of own parameters with which a stream that starts plain takes over a trained plain model.
+
+        All others keep their initial values. The default is for streams that have the plain one's norms, by its names.
+
+        Args:
+            plain: parameters of the plain stream, by name: `norms.SITE.gain` and, if there is one, `norms.SITE.bias`.
+        """
+        return dict(plain)
 
     def empty(self, context: Context) -> Any:
         """The state before the first write; None where a first write makes it.

@@ -24,12 +24,14 @@ from widestream.runs.folder import differences, is_run, load_config, read_info
 from widestream.runs.pool import Job
 from widestream.study.overwritten import names
 from widestream.study.spec import Arm, Study
+from widestream.train.origin import weights_hash
 from widestream.train.plan import make_plan
 
 SEARCH_SEED = 100
 """Seed of weights and batches of search runs of a length of their own; a study's own seeds are 0, 1, ..."""
 Prints = dict[str, str | None]
-"""Fingerprints of the splits that a run is trained and judged on; None where they are not prepared yet."""
+"""Fingerprints of the splits that a run is trained and judged on, and of the weights that it starts from, if it does
+from any; None where they are not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,8 @@ def refuse_others(study: Study, jobs: Iterable[Job]) -> None:
         wanted, there = load_recipe(job.recipe, job.changes), load_config(job.folder)
         data = read_info(job.folder)["data"]
         old = {"train": data["fingerprint"], "heldout": data.get("heldout_fingerprint")}
+        if wanted.train.init_from is not None:
+            old["weights"] = read_info(job.folder).get("init_from", {}).get("sha256")
         new = {split: digest or old[split] for split, digest in fingerprints(wanted).items()}
         pairs = list(differences(decides(there, old), decides(wanted, new)))
         if pairs:
@@ -165,12 +169,17 @@ def count_without_norm(model: ModelConfig, which: Literal["parameters", "non_emb
 
 
 def fingerprints(config: RunConfig) -> Prints:
-    """What names a recipe's tokens, wherever they lie: those of the training split and of the held-out one."""
+    """What names a recipe's tokens, wherever they lie: those of the training split and of the held-out one.
+
+    And the weights that it starts from, if it does from any.
+    """
+    start = {} if config.train.init_from is None else {"weights": weights_hash(Path(config.train.init_from))}
     folder, splits = Path(config.data.path), {"train": config.data.train_split, "heldout": config.data.heldout_split}
     if not (folder / MANIFEST).is_file():
-        return dict.fromkeys(splits)
+        return dict.fromkeys(splits) | start
     manifest = read_manifest(folder)
-    return {name: manifest.fingerprint(split) if split in manifest.splits else None for name, split in splits.items()}
+    prints = {name: manifest.fingerprint(split) if split in manifest.splits else None for name, split in splits.items()}
+    return prints | start
 
 
 def recipe_hash(config: RunConfig, prints: Prints) -> str:
@@ -186,7 +195,9 @@ def decides(config: RunConfig, prints: Prints) -> dict[str, Any]:
 
 def _deciding(settings: dict[str, Any], prints: Prints) -> dict[str, Any]:
     values = {key: value for key, value in settings.items() if key not in ("name", "description")} | {"tokens": prints}
-    for section, others in (("train", ("seed",)), ("data", ("seed", "path"))):
+    # Weights are named by their hash, wherever they lie; while there are none yet, by their place.
+    start = ("init_from",) if prints.get("weights") else ()
+    for section, others in (("train", ("seed", *start)), ("data", ("seed", "path"))):
         inner = settings.get(section, {})
         values[section] = {key: value for key, value in inner.items() if key not in others}
     return values

@@ -16,7 +16,7 @@ from widestream.data.tokenizer import load_tokenizer
 from widestream.machine import choose_precision, describe_machine, matmul_peak
 from widestream.model.costs import summarize
 from widestream.recipe import RunConfig
-from widestream.runs.folder import is_run, load_config, read_info
+from widestream.runs.folder import is_run, load_config, read_info, require_trained
 from widestream.runs.identity import require_same_run, told
 from widestream.runs.write import begin, remove_done, require_free, write_config, write_info
 from widestream.streams import stream_class
@@ -48,6 +48,8 @@ def open_folder(
     """
     if is_run(run_dir):
         info = read_info(run_dir)
+        advice = f"it cannot be gone on with; give another folder with --out, and train.init_from={run_dir}."
+        require_trained(run_dir, info, advice)
         require_same_run(run_dir, config, info, data)
         return info
     require_free(run_dir)

@@ -1,6 +1,7 @@
 """AdamW, or Muon with AdamW, with per-parameter rates and two conventions of weight decay; clipping of the gradient."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -20,8 +21,9 @@ SMALLEST_RATE = 1e-30
 def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.AdamW | MuonWithAdamW:
     """The optimizer over the parameters of `model`, grouped by their roles.
 
-    Parameters with the same muP learning-rate factor and the same decay share a group. With r = lr * lr_factor the peak
-    rate of a group and s the schedule's factor, one step is
+    Parameters with the same learning-rate factor (that of muP times that of `lr_factors`) and the same decay share a
+    group. Those with factor 0 are frozen: they take no gradient from here on. With r = lr * lr_factor the peak rate of
+    a group and s the schedule's factor, one step is
 
         coupled:      w <- w - s r (u + weight_decay w)
         independent:  w <- w - s (r u + weight_decay w)
@@ -39,39 +41,76 @@ def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Adam
         warm-up.
 
     Raises:
-        UserError: Muon cannot serve this model as it is set.
+        UserError: Muon cannot serve this model as it is set, or `lr_factors` fit no parameter or freeze all.
     """
     parameters, roles = dict(model.named_parameters()), model.roles()
-    taken = muon_takes(roles, config)
+    factors = rate_factors(roles, config)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(factors[name] > 0)
+    matrices = muon_takes(roles, config)
+    taken = [name for name in matrices if factors[name]]
     rest = [name for name in parameters if name not in taken]
-    adamw = _adamw(parameters, rest, roles, config)
-    if config.muon is None:
+    adamw = _adamw(parameters, rest, roles, config, factors)
+    if config.muon is None or (matrices and not taken):
         return adamw
-    if not taken:
+    if not matrices:
         own = "optimizer.muon.keys=true for the stream's own, or " if any(role.muon for role in roles.values()) else ""
         raise UserError(
             f"optimizer.kind is muon, but blocks have no matrix in this model; set {own}optimizer.kind=adamw."
         )
     rate = muon_rate(model.config, config.lr, config.muon)
-    return MuonWithAdamW(_muon_groups(parameters, taken, roles, config, config.muon, rate), config.muon, adamw)
+    groups = _muon_groups({name: parameters[name] for name in taken}, roles, config, config.muon, rate, factors)
+    return MuonWithAdamW(groups, config.muon, adamw)
+
+
+def rate_factors(roles: Mapping[str, Role], config: OptimizerConfig) -> dict[str, float]:
+    """What `lr_factors` make of every parameter's rate, by name; 1 where they do not speak of it.
+
+    Raises:
+        UserError: a key fits no parameter, or all are frozen.
+    """
+    factors = dict.fromkeys(roles, 1.0)
+    for key, factor in config.lr_factors.items():
+        meant = [name for name, role in roles.items() if role.part == key or fnmatchcase(name, key)]
+        if not meant:
+            parts = ", ".join(dict.fromkeys(role.part for role in roles.values()))
+            raise UserError(
+                f"optimizer.lr_factors.{key} fits no parameter of this model; give a part ({parts}) or a pattern of "
+                "names such as blocks.*."
+            )
+        factors |= dict.fromkeys(meant, factor)
+    if not any(factors.values()):
+        raise UserError("optimizer.lr_factors freeze every parameter; leave one above 0.")
+    return factors
 
 
 def count_by_optimizer(config: RunConfig) -> dict[str, int]:
-    """Parameters of a recipe's model, counted without making it, by what updates them: `adamw`, and `muon` if asked."""
+    """Parameters of a recipe's model, counted without making it, by what updates them.
+
+    `adamw`, `muon` if asked for, and `frozen` if any are.
+    """
     model = meta_model(config.model)
-    taken = set(muon_takes(model.roles(), config.optimizer))
+    roles = model.roles()
+    taken, factors = set(muon_takes(roles, config.optimizer)), rate_factors(roles, config.optimizer)
     counts = {"muon": 0, "adamw": 0} if config.optimizer.kind == "muon" else {"adamw": 0}
+    counts |= {} if all(factors.values()) else {"frozen": 0}
     for name, parameter in model.named_parameters():
-        counts["muon" if name in taken else "adamw"] += parameter.numel()
+        by = "frozen" if not factors[name] else "muon" if name in taken else "adamw"
+        counts[by] += parameter.numel()
     return counts
 
 
 def _adamw(
-    parameters: dict[str, nn.Parameter], names: list[str], roles: dict[str, Role], config: OptimizerConfig
+    parameters: dict[str, nn.Parameter],
+    names: list[str],
+    roles: dict[str, Role],
+    config: OptimizerConfig,
+    factors: Mapping[str, float],
 ) -> torch.optim.AdamW:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name in names:
-        key = (config.lr * roles[name].lr_factor, _decay(roles[name], config, config.weight_decay))
+        decay = _decay(roles[name], config, config.weight_decay) if factors[name] else 0.0
+        key = (config.lr * roles[name].lr_factor * factors[name], decay)
         groups.setdefault(key, []).append(parameters[name])
     optimizer = torch.optim.AdamW(
         [{"params": group, **_rates(*key, config)} for key, group in groups.items()],
@@ -91,18 +130,19 @@ def _adamw(
 
 def _muon_groups(
     parameters: dict[str, nn.Parameter],
-    names: list[str],
     roles: dict[str, Role],
     config: OptimizerConfig,
     muon: MuonConfig,
     rate: float,
+    factors: Mapping[str, float],
 ) -> list[MuonGroup]:
     strength = config.weight_decay if muon.weight_decay is None else muon.weight_decay
-    groups: dict[float, list[Divided]] = {}
-    for name in names:
-        divided = Divided(parameters[name], roles[name], muon.split_heads)
-        groups.setdefault(_decay(roles[name], config, strength), []).append(divided)
-    return [MuonGroup(divided, _rates(rate, decay, config)) for decay, divided in groups.items()]
+    groups: dict[tuple[float, float], list[Divided]] = {}
+    for name, parameter in parameters.items():
+        divided = Divided(parameter, roles[name], muon.split_heads)
+        key = (rate * factors[name], _decay(roles[name], config, strength))
+        groups.setdefault(key, []).append(divided)
+    return [MuonGroup(divided, _rates(*key, config)) for key, divided in groups.items()]
 
 
 def _decay(role: Role, config: OptimizerConfig, strength: float) -> float:

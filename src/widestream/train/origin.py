@@ -7,7 +7,7 @@ from widestream.data.manifest import file_sha256, read_manifest
 from widestream.errors import UserError
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
-from widestream.runs.folder import differences, is_run, list_checkpoints, load_config, read_info
+from widestream.runs.folder import MADE, differences, is_run, list_checkpoints, load_config, read_info
 from widestream.runs.identity import require_own
 
 
@@ -50,6 +50,8 @@ def find_origin(config: RunConfig, run_dir: Path, resume: bool) -> Origin | None
         raise UserError(f"train.init_from={place} is the run's own folder; give another folder with --out.")
     recipe, info = load_config(source), read_info(source)
     require_own(saved, recipe, info)
+    if MADE in info and "tokenizer" not in info["data"]:
+        raise UserError(f"{source} was imported without a tokenizer; import it again, with --tokenizer.")
     if info["data"].get("tokenizer_sha256") != read_manifest(config.data.path).tokenizer.sha256:
         raise UserError(
             f"{source} was trained with another tokenizer than that of {config.data.path}, so its weights mean other "
@@ -64,6 +66,12 @@ def find_origin(config: RunConfig, run_dir: Path, resume: bool) -> Origin | None
             "train.init_from in another folder (--out), or begin anew with --fresh."
         )
     return origin
+
+
+def weights_hash(place: Path) -> str | None:
+    """Hash of the weights that `train.init_from` names, as their checkpoint says it; None where there are none yet."""
+    there = list_checkpoints(place)
+    return checkpoint.recorded_hash(there[-1][1] if there else place)
 
 
 def describe(origin: Origin | None) -> dict[str, object]:

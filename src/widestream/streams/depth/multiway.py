@@ -6,6 +6,7 @@ the head reads one.
 Letters: B batch, T tokens, D width, C ways.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -52,6 +53,19 @@ class MultiwayBase(VectorBase[Settings]):
         if separate:
             readers = ["attention"] * config.num_layers
             self.key_norms, self.value_norms = (read_norms(config, roles, readers, (self.width,)) for _ in range(2))
+
+    def from_plain(self, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Attention's norm, for queries, keys and values each."""
+        own = dict(self.named_parameters())
+        sites = [site for site, reader in enumerate(self.readers) if reader == "attention"]
+        copies = {
+            f"{norms}.{layer}.{part}": plain[f"norms.{site}.{part}"]
+            for layer, site in enumerate(sites)
+            for norms in ("key_norms", "value_norms")
+            for part in ("gain", "bias")
+            if f"{norms}.{layer}.{part}" in own
+        }
+        return {**plain, **copies}
 
     def read(self, site: int, state: State) -> dict[str, Tensor]:
         """Normalise the ways of q, k and v, or the residual."""

@@ -12,7 +12,8 @@ stream pays; with dense attention at the same D_k, only the second is left. What
 
 RMT exactly: W_Q = W_K = W_V = W_O = I. With `reads: qkv` that is any RMT; with `reads: shared`, one whose q, k and v
 have the same keys. Depth scaling acts on W_O and not on the keys behind it. It does not start as the plain transformer,
-which it contains: D_k = R, r = w = I but for the norm over all of X, which is then the plain one.
+which it contains: D_k = R, r = w = I, where the norm over all of X is the plain one. A plain model that was trained is
+thus widened without a change of what it computes: see convert/widen.py.
 
 Evidence: none on RMT as such. `shared` is a static virtual width network, whose next-token loss falls by .020, .028 and
 .035 at 2, 4 and 8 times the width (MoE-A0.8B, 500B tokens, arXiv 2511.11238), but for its carry.
@@ -27,11 +28,11 @@ from torch import Tensor
 
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamSpec
-from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
+from widestream.streams.matrix.rmt import MatrixBase, WidenedFields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MatrixDenseConfig(MatrixFields):
+class MatrixDenseConfig(WidenedFields):
     """RMT with dense attention projections."""
 
     kind: Literal["matrix_dense"] = "matrix_dense"

@@ -48,7 +48,21 @@ MatrixSettings = TypeVar("MatrixSettings", bound=MatrixFields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MatrixConfig(MatrixFields):
+class WidenedFields(MatrixFields):
+    """What streams are set by that `widestream widen` widens."""
+
+    norm_eps: float | None = None
+    """Added to the mean square of the state in place of the model's norm_eps. A state that is widened by empty rows has
+    a smaller mean square, and this is made smaller by as much; norms of blocks keep theirs."""
+
+    def __post_init__(self):
+        MatrixFields.__post_init__(self)
+        if self.norm_eps is not None and not self.norm_eps > 0:
+            raise UserError(f"model.stream.norm_eps is {self.norm_eps}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixConfig(WidenedFields):
     """The Residual Matrix Transformer as published."""
 
     kind: Literal["matrix"] = "matrix"
@@ -89,8 +103,9 @@ class MatrixBase(Stream[MatrixSettings]):
         shape = (self.value_dim, self.key_dim)
         self.row_gain = settings.norm_gain == "row"
         gain = {"full": shape, "row": (self.key_dim,), "none": None}[settings.norm_gain]
+        eps = settings.norm_eps if isinstance(settings, WidenedFields) else None
         self.norms = nn.ModuleList(
-            Norm(config, roles, shape, gain, has_gain=gain is not None)
+            Norm(config, roles, shape, gain, has_gain=gain is not None, eps=eps)
             if has_read_norm(config, reader)
             else nn.Identity()
             for reader in self.readers

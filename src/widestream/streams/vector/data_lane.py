@@ -21,6 +21,7 @@ here (33.2M with GPT-Neo's biases) tied and without positions, 34.7M with 2048 o
 Letters: B batch, T tokens, D width, E embedding width d_emb, S the number of blocks.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,6 +121,11 @@ class DataLaneStream(Stream[DataLaneConfig]):
         moved, kept = 8 * self.width * len(self.readers), 4 * self.width * len(self.readers)
         gained = 4 * (self.embedding_dim if self.slice_first else self.width)
         return StreamCost(flops=0, bytes_moved=moved, bytes_saved=kept + gained)
+
+    def from_plain(self, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The head's gain stands apart."""
+        head = f"norms.{len(self.readers) - 1}.gain"
+        return {("head_gain" if name == head else name): value for name, value in plain.items()}
 
     def embedding_axes(self, roles: Roles) -> tuple[Axis, ...]:
         """d_emb coordinates; as the model grows they stay the same share of its width."""
