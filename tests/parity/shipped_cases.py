@@ -1,0 +1,124 @@
+"""The released models whose streams are built here, one case each; see shipped.py."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shipped import Case, Drawn, Named
+
+DENSE = {"num_experts": 2, "num_local_experts": 2, "n_routed_experts": 2, "num_experts_per_tok": 1,
+         "moe_intermediate_size": 8}  # fmt: skip
+"""Small experts, which are replaced anyway."""
+
+
+def stacked(theirs: Named, layers: int, attention: str, mlp: str) -> Tensor:
+    """Parameters of all sites one above the other: of each layer that beside attention, then that beside the MLP."""
+    return torch.stack([theirs[f"layers.{layer}.{name}"] for layer in range(layers) for name in (attention, mlp)])
+
+
+def norms(theirs: Named, layers: int, attention: str = "input_layernorm", mlp: str = "post_attention_layernorm",
+          last: str | None = "norm") -> Named:  # fmt: skip
+    """Gains in front of every block and of the head."""
+    names = [f"layers.{layer}.{name}" for layer in range(layers) for name in (attention, mlp)]
+    return {f"norms.{site}.gain": theirs[f"{name}.weight"] for site, name in enumerate([*names, last]) if name}
+
+
+# -- lanes
+
+
+def connections(theirs: Named, layers: int) -> Named:
+    """mHC. Their comb is our H_res, turned."""
+    phi, base, alpha = (stacked(theirs, layers, f"attn_hc.{x}", f"ffn_hc.{x}") for x in ("fn", "base", "scale"))
+    n = next(n for n in range(2, 9) if base.shape[1] in (2 * n, 2 * n + n * n) and phi.shape[2] % n == 0
+             and (base.shape[1] == 2 * n) == (alpha.shape[1] == 2))  # fmt: skip
+    ours = {"alpha": alpha, "b_pre": base[:, :n], "b_post": base[:, n : 2 * n]}
+    if base.shape[1] > 2 * n:
+        square = phi[:, 2 * n :].unflatten(1, (n, n)).transpose(1, 2).flatten(1, 2)
+        phi = torch.cat([phi[:, : 2 * n], square], dim=1)
+        ours["b_res"] = base[:, 2 * n :].unflatten(1, (n, n)).mT
+    head = {}
+    if "hc_head.hc_fn" in theirs:
+        names = {"head_phi": "hc_fn", "head_alpha": "hc_scale", "head_b": "hc_base"}
+        head = {ours: theirs[f"hc_head.{name}"] for ours, name in names.items()}
+    return ours | {"phi": phi} | head | norms(theirs, layers)
+
+
+def deposited(stream: Any, before: Any, written: Tensor, after: Any) -> Tensor:
+    """Lanes, as they are between a write and the next reader's mixing."""
+    return stream.deposit(before, written)
+
+
+# -- depth
+
+
+def block_attention(theirs: Named, layers: int) -> Named:
+    """AttnRes. Layer 0 has no query for its attention; where attention sees all there are three, and three norms."""
+    queries: list[Tensor] = []
+    gains = {f"norms.{2 * layers}.gain": theirs["norm.weight"]}
+    for layer in range(layers):
+        name, site = f"layers.{layer}", 2 * layer
+        if layer:
+            queries += theirs[f"{name}.attention_input.query"].view(-1, theirs["norm.weight"].shape[0])
+        queries.append(theirs[f"{name}.mlp_input.query"])
+        gains[f"norms.{site + 1}.gain"] = theirs[f"{name}.post_attention_layernorm.weight"]
+        if f"{name}.input_layernorm.weight" in theirs:
+            gains[f"norms.{site}.gain"] = theirs[f"{name}.input_layernorm.weight"]
+            continue
+        for role, ours in (("q", f"norms.{site}"), ("k", f"key_norms.{site}"), ("v", f"value_norms.{site}")):
+            gains[f"{ours}.gain"] = theirs[f"{name}.{role}_input_layernorm.weight"]
+    return gains | {"queries": torch.stack([*queries, theirs["final_input.query"]])}
+
+
+def draw_windows(dice: Any, layers: int) -> Drawn:
+    """Which layers see all tokens, and how many layers a block has."""
+    every, block = dice.choice([1, 2, 3]), dice.choice([1, 2])
+    kinds = ["hybrid" if (layer + 1) % every == 0 else "hybrid_sliding" for layer in range(layers)]
+    return Drawn(
+        theirs={"layer_types": kinds, "n_layers_per_attn_res_block": block, "sliding_window": 3},
+        stream={"group_size": 2 * block},
+        model={"attention_window": 3, "full_attention_every": every},
+    )
+
+
+INKLING = Case(
+    classes=("Inkling2TextConfig", "Inkling2TextModel"),
+    theirs=lambda lanes, layers: {},
+    ours=block_attention,
+    draw=draw_windows,
+    state=lambda stream, before, written, after: after.sources[-1],
+)
+
+CASES: dict[str, Case] = {
+    "deepseek_v4": Case(
+        classes=("DeepseekV4Config", "DeepseekV4Model"),
+        theirs=lambda lanes, layers: {"hc_mult": lanes} | DENSE,
+        ours=connections,
+        stream=lambda lanes: {"lanes": lanes},
+        state=deposited,
+    ),
+    "glm5_next": Case(
+        classes=("Glm5NextTextConfig", "Glm5NextTextModel"),
+        theirs=lambda lanes, layers: {"hc_mult": lanes, "mlp_layer_types": ["dense"] * layers},
+        ours=connections,
+        stream=lambda lanes: {"lanes": lanes},
+        state=deposited,
+        extra=(2, 0),
+    ),
+    "hy_v4": Case(
+        classes=("HYV4Config", "HYV4Model"),
+        theirs=lambda lanes, layers: {"hc_mult": lanes, "mlp_layer_types": ["dense"] * layers},
+        ours=connections,
+        stream=lambda lanes: {"lanes": lanes},
+        draw=lambda dice, layers: Drawn({"hc_magnitude": (m := dice.choice([1.0, 2.0, 3.5]))}, {"magnitude": m}),
+        state=deposited,
+        extra=(2, 0),
+    ),
+    "inkling2": INKLING,
+    "inkling2_loop": replace(
+        INKLING,
+        classes=("Inkling2LoopTextConfig", "Inkling2LoopTextModel"),
+        theirs=lambda lanes, layers: {"loop_layer_index_start": 2, "loop_layer_index_end": 4, "loop_num_passes": 1},
+    ),
+}
