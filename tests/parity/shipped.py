@@ -1,8 +1,8 @@
 """Models of transformers whose residual stream is built here: tiny ones, driven on the same branches as our stream.
 
-Theirs is the whole text model as it ships, embedding and head left out; in place of every attention and every MLP stands
-a `Branch`. So all that is left of it is the stream with its norms, and what its branches are given is what our stream's
-readers must be given.
+Theirs is the whole text model as it ships, embedding and head left out; in place of every attention and every MLP
+stands a `Branch`. So all that is left of it is the stream with its norms, and what its branches are given is what our
+stream's readers must be given.
 """
 
 import importlib
@@ -41,6 +41,7 @@ class Branch(nn.Module):
     ) -> Any:
         """Of x, or of q, k and v; with as many further results as the block has."""
         given = [x for x in (hidden_states, key_hidden_states, value_hidden_states) if x is not None]
+        given = given[:1] if all(x is hidden_states for x in given) else given
         self.seen = given
         y = self.compute(given)
         return (y, *[None] * self.extra) if self.extra else y
@@ -51,7 +52,7 @@ class Branch(nn.Module):
 
 
 class InFloat64(TorchFunctionMode):
-    """Computes in float64 what asks for float32: then rounding hides nothing, and small sums of large terms agree too."""
+    """Computes in float64 what asks for float32: rounding hides nothing then, and sums of large terms agree too."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:
@@ -108,8 +109,10 @@ class Case:
     """Norms behind them."""
     state: Callable[[Any, Any, Tensor, Any], Tensor | None] = lambda stream, before, written, after: after
     """The stream at a layer's end, as theirs: from ours, the state before, what was written, the state after."""
-    extra: tuple[int, int] = (1, 0)
-    """Further results of attention and of the MLP."""
+    shift: Callable[[int], dict[str, float]] = lambda layers: {}
+    """What is added to our parameters, where a gain of theirs is not 1 + w as the others are."""
+    extra: Callable[[Any], tuple[int, int]] = lambda layer: (1, 0)
+    """Further results of a layer's attention and MLP."""
     inputs: Callable[..., dict[str, Any]] = lambda *_: {}
     """Further inputs of the model, from layers, rows and tokens."""
 
@@ -129,10 +132,14 @@ def build_theirs(model_type: str, case: Case, width: int, layers: int, settings:
         model = getattr(modeling, case.classes[1])(getattr(conf, case.classes[0])(**(common | settings)))
     model.eval()
     for layer in model.layers:
-        attention = "linear_attn" if hasattr(layer, "linear_attn") else "self_attn"
-        alone = attention == "linear_attn" or getattr(layer, "block_type", "") == "linear_attention"
-        setattr(layer, attention, Branch(width, 0 if alone else case.extra[0]))
-        layer.mlp = Branch(width, case.extra[1])
+        attention = attention_of(layer)
+        numbers = case.extra(layer)
+        setattr(layer, attention, Branch(width, numbers[0]))
+        layer.mlp = Branch(width, numbers[1])
+        if hasattr(layer, "layer_scalar"):  # a buffer, which would have no gradient
+            scalar = layer.layer_scalar
+            del layer.layer_scalar
+            layer.layer_scalar = nn.Parameter(scalar)
         for name in ("post_attention_convolution", "post_mlp_convolution"):
             if hasattr(layer, name):
                 setattr(layer, name, Pass())
@@ -141,7 +148,12 @@ def build_theirs(model_type: str, case: Case, width: int, layers: int, settings:
 
 def branches_of(model: nn.Module) -> list[Branch]:
     """All of them, in the order of depth."""
-    return [module for module in model.modules() if isinstance(module, Branch)]
+    return [getattr(layer, name) for layer in model.layers for name in (attention_of(layer), "mlp")]
+
+
+def attention_of(layer: nn.Module) -> str:
+    """What a layer calls its attention."""
+    return "linear_attn" if hasattr(layer, "linear_attn") else "self_attn"
 
 
 @torch.no_grad()
@@ -201,7 +213,9 @@ def pass_ours(stream: Stream, case: Case, theirs: nn.Module, embedding: Tensor) 
     passed = Passed([], [], embedding)
     for site, (branch, norm) in enumerate(zip(branches_of(theirs), behind, strict=True), start=1):
         passed.inputs.append(list(inputs.values()))
-        written, before = norm(branch.compute(passed.inputs[-1])), state
+        with InFloat64():
+            written = norm(branch.compute(passed.inputs[-1]))
+        before = state
         state, inputs = stream.exchange(site, state, written)
         if site % 2 == 0:
             passed.states.append(case.state(stream, before, written, state))

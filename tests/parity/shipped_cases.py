@@ -90,6 +90,44 @@ INKLING = Case(
     state=lambda stream, before, written, after: after.sources[-1],
 )
 
+# -- one vector
+
+
+def scaled_by_type(dice: Any, layers: int) -> Drawn:
+    """MiniMax's factors, one pair for attention of either kind and one for MLPs."""
+    alpha, beta, alpha_mlp, beta_mlp = (dice.choice([0.5, 1.0, 1.3, 3.5]) for _ in range(4))
+    attention = {f"{kind}_attn_{name}_factor": x for kind in ("full", "linear")
+                 for name, x in (("alpha", alpha), ("beta", beta))}  # fmt: skip
+    kinds = {"layer_types": [dice.choice(["full_attention", "linear_attention"]) for _ in range(layers)]}
+    mlps = {"mlp_alpha_factor": alpha_mlp, "mlp_beta_factor": beta_mlp}
+    ours = {"alpha": alpha, "beta": beta, "alpha_mlp": alpha_mlp, "beta_mlp": beta_mlp}
+    return Drawn(attention | mlps | kinds, ours)
+
+
+def affine(theirs: Named, layers: int) -> Named:
+    """ZAYA's gains and biases; the embedding's stand in front of theirs."""
+    stack = {
+        name: stacked(theirs, layers, f"post_attention_residual_scale.{name}", f"post_mlp_residual_scale.{name}")
+        for name in ("residual_scale", "residual_bias", "hidden_states_scale", "hidden_states_bias")
+    }
+    first = {name: theirs[f"input_{name}"][None] for name in ("hidden_states_scale", "hidden_states_bias")}
+    return norms(theirs, layers) | {
+        "gain": stack["residual_scale"],
+        "bias": stack["residual_bias"],
+        "write_gain": torch.cat([first["hidden_states_scale"], stack["hidden_states_scale"]]),
+        "write_bias": torch.cat([first["hidden_states_bias"], stack["hidden_states_bias"]]),
+    }
+
+
+def no_mask(*_: Any) -> dict[str, Any]:
+    """Models that make their one mask themselves."""
+    return {"attention_mask": None}
+
+
+SANDWICH = "input_layernorm", "pre_feedforward_layernorm"
+BEHIND = "post_attention_layernorm", "post_feedforward_layernorm"
+DRAWN_BETA = (0.1, 0.22, 0.7)
+
 CASES: dict[str, Case] = {
     "deepseek_v4": Case(
         classes=("DeepseekV4Config", "DeepseekV4Model"),
@@ -104,7 +142,7 @@ CASES: dict[str, Case] = {
         ours=connections,
         stream=lambda lanes: {"lanes": lanes},
         state=deposited,
-        extra=(2, 0),
+        extra=lambda layer: (0 if layer.block_type == "linear_attention" else 2, 0),
     ),
     "hy_v4": Case(
         classes=("HYV4Config", "HYV4Model"),
@@ -113,12 +151,79 @@ CASES: dict[str, Case] = {
         stream=lambda lanes: {"lanes": lanes},
         draw=lambda dice, layers: Drawn({"hc_magnitude": (m := dice.choice([1.0, 2.0, 3.5]))}, {"magnitude": m}),
         state=deposited,
-        extra=(2, 0),
+        extra=lambda layer: (2, 0),
     ),
     "inkling2": INKLING,
     "inkling2_loop": replace(
         INKLING,
         classes=("Inkling2LoopTextConfig", "Inkling2LoopTextModel"),
         theirs=lambda lanes, layers: {"loop_layer_index_start": 2, "loop_layer_index_end": 4, "loop_num_passes": 1},
+    ),
+    "granite": Case(
+        classes=("GraniteConfig", "GraniteModel"),
+        theirs=lambda lanes, layers: {},
+        draw=lambda dice, layers: Drawn({"residual_multiplier": (m := dice.choice(DRAWN_BETA))}, {"beta": m}),
+        ours=norms,
+        inputs=no_mask,
+    ),
+    "minicpm3": Case(
+        classes=("MiniCPM3Config", "MiniCPM3Model"),
+        theirs=lambda lanes, layers: {"scale_emb": 1},
+        draw=lambda dice, layers: Drawn({"scale_depth": (m := dice.choice([1.4, 0.6]))}, {"beta": m}),
+        ours=norms,
+        inputs=no_mask,
+    ),
+    "minimax": Case(
+        classes=("MiniMaxConfig", "MiniMaxModel"),
+        theirs=lambda lanes, layers: DENSE,
+        draw=scaled_by_type,
+        ours=norms,
+    ),
+    "beam": Case(
+        classes=("BeamConfig", "BeamModel"),
+        theirs=lambda lanes, layers: {"mlp_layer_types": ["dense"] * layers},
+        ours=lambda theirs, layers: norms(theirs, layers, *SANDWICH),
+        behind=BEHIND,
+    ),
+    "gemma4": Case(
+        classes=("Gemma4TextConfig", "Gemma4TextModel"),
+        theirs=lambda lanes, layers: {"hidden_size_per_layer_input": 0, "layer_types": ["full_attention"] * layers},
+        ours=lambda theirs, layers: (
+            norms(theirs, layers, *SANDWICH)
+            | {"gain": torch.cat([theirs[f"layers.{layer}.layer_scalar"] for layer in range(layers)])}
+        ),
+        behind=BEHIND,
+    ),
+    "doge": Case(
+        classes=("DogeConfig", "DogeModel"),
+        theirs=lambda lanes, layers: {},
+        ours=lambda theirs, layers: (
+            norms(theirs, layers) | {"gain": stacked(theirs, layers, "input_residual", "post_attention_residual")}
+        ),
+        inputs=no_mask,
+    ),
+    "zaya": Case(
+        classes=("ZayaConfig", "ZayaModel"),
+        theirs=lambda lanes, layers: {},
+        ours=affine,
+        extra=lambda layer: (1, 1),
+    ),
+    "muse_spark": Case(
+        classes=("MuseSparkTextConfig", "MuseSparkTextModel"),
+        theirs=lambda lanes, layers: {"mlp_layer_types": ["dense"] * layers},
+        draw=lambda dice, layers: Drawn(
+            {"residual_gate_temperature": (t := dice.choice([0.3, 1.0]))}, {"temperature": t}
+        ),
+        ours=lambda theirs, layers: (
+            norms(theirs, layers, *SANDWICH)
+            | {
+                "gain": stacked(
+                    theirs, layers, "post_attention_residual_gate.gate", "post_feedforward_residual_gate.gate"
+                )
+            }
+        ),
+        model={"norm_offset": True},
+        shift=lambda layers: {f"norms.{2 * layers}.gain": -1},
+        behind=BEHIND,
     ),
 }

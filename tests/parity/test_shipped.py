@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from shipped import (  # noqa: E402
+from shipped import (
     branches_of,
     build_ours,
     build_theirs,
@@ -19,8 +19,8 @@ from shipped import (  # noqa: E402
     pass_ours,
     pass_theirs,
 )
-from shipped_cases import CASES  # noqa: E402
-from widestream.streams import OWN_KINDS, stream_class  # noqa: E402
+from shipped_cases import CASES
+from widestream.streams import OWN_KINDS, stream_class
 
 SEEDS = range(2)
 KINDS = {model: kind for kind in OWN_KINDS for model in stream_class(kind).models}
@@ -47,7 +47,7 @@ def test_stream_of_a_released_model(model_type, seed):
         values = case.ours(dict(theirs.named_parameters()), layers)
         assert set(values) == {name for name, _ in ours.named_parameters()}
         for name, parameter in ours.named_parameters():
-            parameter.copy_(values[name])
+            parameter.copy_(values[name] + case.shift(layers).get(name, 0))
 
     embedding, target = (torch.randn(2, 5, width, generator=generator, dtype=torch.float64) for _ in range(2))
     mine, wanted = embedding.clone().requires_grad_(), embedding.clone().requires_grad_()

@@ -21,6 +21,7 @@ OWN_KINDS: dict[str, str] = {
     "depth_attention": "widestream.streams.depth.depth_attention:DepthAttentionStream",
     "depth_lstm": "widestream.streams.depth.depth_lstm:DepthLSTMStream",
     "elc_bert": "widestream.streams.depth.elc_bert:ElcBertStream",
+    "gains": "widestream.streams.vector.gains:GainsStream",
     "generalized_hc": "widestream.streams.lanes.generalized_hc:GeneralizedHCStream",
     "hier_agg": "widestream.streams.depth.hier_agg:HierAggStream",
     "highway": "widestream.streams.vector.highway:HighwayStream",
@@ -38,6 +39,7 @@ OWN_KINDS: dict[str, str] = {
     "mhc": "widestream.streams.lanes.mhc:MHCStream",
     "mudd": "widestream.streams.depth.mudd:MuddStream",
     "rezero": "widestream.streams.vector.rezero:ReZeroStream",
+    "scaled": "widestream.streams.vector.scaled:ScaledStream",
     "vertical_attention": "widestream.streams.depth.depth_attention:VerticalAttentionStream",
     "x0_scalars": "widestream.streams.vector.x0_scalars:X0ScalarsStream",
 }

@@ -14,10 +14,10 @@ divide by column sums, then by row sums. Rows are exact then. Columns converge s
 at 4 and 47 % at 8 (there the median matrix by 2.5 %, one in a hundred by more than 8 %); near the start by 3e-4.
 
 Released models: DeepSeek-V4 (`deepseek_v4`: eps 1e-6, a learned read-out), GLM-5.3 (`glm5_next`: eps 1e-6, the mean)
-and Hy4 (`hy_v4`: H_res = I, "independent" hyper-connections or iHC, arXiv 2607.28611; a learned read-out). In Hy4's code
-H_post is `magnitude` sigmoid(...) + eps, so `residual: identity` adds eps to H_post too; DeepSeek's form does not. Tests
-hold all three to transformers' modules. DeepSeek-V4 and GLM start there with phi of 0.02, alpha = 1 and no biases, which
-is not plain; Hy4 as `phi: random` does here, but for phi's 0.02 in place of 1/sqrt(n D).
+and Hy4 (`hy_v4`: H_res = I, "independent" hyper-connections or iHC, arXiv 2607.28611; a learned read-out). Hy4's H_post
+is `magnitude` sigmoid(...) + eps: `residual: identity` adds eps to H_post too, as DeepSeek's form does not. Tests hold
+all three to transformers' models. DeepSeek-V4 and GLM start there with phi of 0.02, alpha = 1 and no biases, which is
+not plain; Hy4 as `phi: random` does here, but for phi's 0.02 in place of 1/sqrt(n D).
 
 Start. The paper gives alpha = 0.01 and no biases. Here b_post = 0 makes H_post = 1, and b_res is 8 on its diagonal.
 As long as alpha x' phi is zero, lanes that start equal stay equal whatever H_res is; with H_pre summing to 1 each
