@@ -107,12 +107,14 @@ class Case:
     """Further settings, from the number of layers."""
     behind: tuple[str, str] | None = None
     """Norms behind them."""
-    state: Callable[[Any, Any, Tensor, Any], Tensor | None] = lambda stream, before, written, after: after
-    """The stream at a layer's end, as theirs: from ours, the state before, what was written, the state after."""
+    state: Callable[[Any, int, Any, Tensor, Any], Tensor] = lambda stream, site, before, written, after: after
+    """The stream at a layer's end, as theirs: from ours, site, state before, what was written, state after."""
     shift: Callable[[int], dict[str, float]] = lambda layers: {}
     """What is added to our parameters, where a gain of theirs is not 1 + w as the others are."""
     extra: Callable[[Any], tuple[int, int]] = lambda layer: (1, 0)
     """Further results of a layer's attention and MLP."""
+    zero: tuple[str, ...] = ()
+    """Ends of names of parameters of theirs that are zero: of what is left out here."""
     inputs: Callable[..., dict[str, Any]] = lambda *_: {}
     """Further inputs of the model, from layers, rows and tokens."""
 
@@ -128,9 +130,11 @@ def build_theirs(model_type: str, case: Case, width: int, layers: int, settings:
         "num_key_value_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64, "pad_token_id": 0,
         "bos_token_id": 1, "eos_token_id": 2, "rms_norm_eps": 1e-6,
     }  # fmt: skip
-    with InFloat64():
-        model = getattr(modeling, case.classes[1])(getattr(conf, case.classes[0])(**(common | settings)))
-    model.eval()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = getattr(modeling, case.classes[1])(getattr(conf, case.classes[0])(**(common | settings))).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
     for layer in model.layers:
         attention = attention_of(layer)
         numbers = case.extra(layer)
@@ -157,11 +161,13 @@ def attention_of(layer: nn.Module) -> str:
 
 
 @torch.no_grad()
-def draw_weights(model: nn.Module, generator: torch.Generator, gain: float) -> None:
+def draw_weights(model: nn.Module, case: Case, generator: torch.Generator, gain: float) -> None:
     """Every parameter far from its start: maps of that gain, numbers and gains of norms around their start."""
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if isinstance(model.get_submodule(name.rpartition(".")[0]), Branch) or parameter.dim() > 1:
+        if name.endswith(case.zero or ("-",)):
+            parameter.zero_()
+        elif isinstance(model.get_submodule(name.rpartition(".")[0]), Branch) or parameter.dim() > 1:
             parameter.copy_(gain * noise / parameter.shape[-1] ** 0.5)
         else:
             start = 1.0 if name.endswith(("norm.weight", "scale", "residual", "layernorm.weight")) else 0.0
@@ -182,7 +188,7 @@ class Passed:
 
     inputs: list[list[Tensor]]
     """What each branch was given."""
-    states: list[Tensor | None]
+    states: list[Tensor]
     """The stream at every layer's end."""
     output: Tensor
     """What the head reads."""
@@ -218,7 +224,7 @@ def pass_ours(stream: Stream, case: Case, theirs: nn.Module, embedding: Tensor) 
         before = state
         state, inputs = stream.exchange(site, state, written)
         if site % 2 == 0:
-            passed.states.append(case.state(stream, before, written, state))
+            passed.states.append(case.state(stream, site, before, written, state))
     passed.output = inputs["x"]
     return passed
 

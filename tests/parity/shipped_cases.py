@@ -45,9 +45,55 @@ def connections(theirs: Named, layers: int) -> Named:
     return ours | {"phi": phi} | head | norms(theirs, layers)
 
 
-def deposited(stream: Any, before: Any, written: Tensor, after: Any) -> Tensor:
+def deposited(stream: Any, site: int, before: Any, written: Tensor, after: Any) -> Tensor:
     """Lanes, as they are between a write and the next reader's mixing."""
     return stream.deposit(before, written)
+
+
+def gated(theirs: Named, layers: int) -> Named:
+    """Qwen4's gated residual; the head's mixer has no write."""
+    readers = [f"layers.{layer}.{name}_hyper_connection" for layer in range(layers) for name in ("attn", "mlp")]
+    ours: Named = {}
+    for site, name in enumerate([*readers, "hyper_connection_mixer"]):
+        down = theirs[f"{name}.input_mix_weight_down.weight"]
+        gain, n = theirs[f"{name}.hc_norm.weight"], lanes_of(theirs)
+        ours |= {f"norms.{site}.gain": gain.view(n, -1), f"down_{site}": down}
+        ours[f"up_{site}"] = theirs[f"{name}.input_mix_weight_up.weight"]
+        if site < len(readers):
+            ours[f"write_{site}"] = theirs[f"{name}.block_inject_weight.weight"]
+    return ours
+
+
+def lanes_of(theirs: Named) -> int:
+    """How many lanes Qwen4's blocks write to."""
+    return theirs["layers.0.attn_hyper_connection.block_inject_weight.weight"].shape[0]
+
+
+def alternating(theirs: Named, layers: int) -> Named:
+    """Gemma 3n's AltUp and LAuReL."""
+
+    def stack(name: str) -> Tensor:
+        return torch.stack([theirs[f"layers.{layer}.{name}.weight"] for layer in range(layers)])
+
+    maps = {part: [x for name, x in theirs.items() if name.startswith(f"altup_{part}")]
+            for part in ("projections", "unembed_projections")}  # fmt: skip
+    for_layers = {"router_norms": "altup.router_norm", "laurel_norms": "laurel.post_laurel_norm"}
+    return norms(theirs, layers, *SANDWICH) | {
+        "spread_maps": torch.cat(maps["projections"]),
+        "collect_maps": torch.stack(maps["unembed_projections"]),
+        "router": stack("altup.modality_router"),
+        "predict": stack("altup.prediction_coefs"),
+        "correct": stack("altup.correction_coefs"),
+        "down": stack("laurel.linear_left"),
+        "up": stack("laurel.linear_right"),
+        **{f"{ours}.{layer}.gain": theirs[f"layers.{layer}.{name}.weight"]
+           for ours, name in for_layers.items() for layer in range(layers)},
+    }  # fmt: skip
+
+
+def corrected(stream: Any, site: int, before: Any, written: Tensor, after: Any) -> Tensor:
+    """AltUp's lanes at a layer's end, lanes first."""
+    return stream.corrected(site, before, written).movedim(-2, 0)
 
 
 # -- depth
@@ -87,7 +133,7 @@ INKLING = Case(
     theirs=lambda lanes, layers: {},
     ours=block_attention,
     draw=draw_windows,
-    state=lambda stream, before, written, after: after.sources[-1],
+    state=lambda stream, site, before, written, after: after.sources[-1],
 )
 
 # -- one vector
@@ -225,5 +271,30 @@ CASES: dict[str, Case] = {
         model={"norm_offset": True},
         shift=lambda layers: {f"norms.{2 * layers}.gain": -1},
         behind=BEHIND,
+    ),
+    "qwen4_exp": Case(
+        classes=("Qwen4ExpTextConfig", "Qwen4ExpTextModel"),
+        theirs=lambda lanes, layers: {"hc_count": lanes, "layer_types": ["linear_attention"] * layers} | DENSE,
+        draw=lambda dice, layers: Drawn({"hc_lowrank": (r := dice.choice([3, 8, 20]))}, {"rank": r}),
+        stream=lambda lanes: {"lanes": lanes},
+        ours=gated,
+        model={"norm_offset": True},
+        state=lambda stream, site, before, written, after: stream.deposit(before, written).flatten(-2),
+        extra=lambda layer: (0, 0),
+    ),
+    "gemma3n": Case(
+        classes=("Gemma3nTextConfig", "Gemma3nTextModel"),
+        theirs=lambda lanes, layers: {
+            "altup_num_inputs": lanes,
+            "hidden_size_per_layer_input": 2,
+            "vocab_size_per_layer_input": 11,
+            "num_kv_shared_layers": 0,
+        },
+        draw=lambda dice, layers: Drawn({"laurel_rank": (r := dice.choice([3, 8, 20]))}, {"rank": r}),
+        stream=lambda lanes: {"lanes": lanes},
+        ours=alternating,
+        behind=BEHIND,
+        state=corrected,
+        zero=("per_layer_projection.weight",),
     ),
 }
