@@ -48,7 +48,8 @@ class Branch(nn.Module):
 
     def compute(self, given: list[Tensor]) -> Tensor:
         """What a block of ours would put out."""
-        return torch.tanh(sum(x @ weight for x, weight in zip(given, self.weight, strict=False)))
+        products = [x @ weight for x, weight in zip(given, self.weight, strict=False)]
+        return torch.stack(products).sum(0).tanh()
 
 
 class InFloat64(TorchFunctionMode):
@@ -119,7 +120,7 @@ class Case:
     """Further inputs of the model, from layers, rows and tokens."""
 
 
-def build_theirs(model_type: str, case: Case, width: int, layers: int, settings: dict[str, Any]) -> nn.Module:
+def build_theirs(model_type: str, case: Case, width: int, layers: int, settings: dict[str, Any]) -> Any:
     """Their model with branches in place of blocks, its weights still to be drawn."""
     conf, modeling = (
         importlib.import_module(f"transformers.models.{model_type}.{part}_{model_type}")
@@ -150,7 +151,7 @@ def build_theirs(model_type: str, case: Case, width: int, layers: int, settings:
     return model.double()
 
 
-def branches_of(model: nn.Module) -> list[Branch]:
+def branches_of(model: Any) -> list[Branch]:
     """All of them, in the order of depth."""
     return [getattr(layer, name) for layer in model.layers for name in (attention_of(layer), "mlp")]
 
@@ -194,7 +195,7 @@ class Passed:
     """What the head reads."""
 
 
-def pass_theirs(model: nn.Module, embedding: Tensor, more: dict[str, Any]) -> Passed:
+def pass_theirs(model: Any, embedding: Tensor, more: dict[str, Any]) -> Passed:
     """Through their model."""
     states: list[Any] = []
 
@@ -210,7 +211,7 @@ def pass_theirs(model: nn.Module, embedding: Tensor, more: dict[str, Any]) -> Pa
     return Passed([branch.seen for branch in branches_of(model)], states, output)
 
 
-def pass_ours(stream: Stream, case: Case, theirs: nn.Module, embedding: Tensor) -> Passed:
+def pass_ours(stream: Stream, case: Case, theirs: Any, embedding: Tensor) -> Passed:
     """Through our stream, on their branches and the norms behind these."""
     behind: list[nn.Module] = []
     for layer in theirs.layers:

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from widestream.model.catalog import list_streams
 from widestream.recipe import load_recipe
 from widestream.recipe.load import RECIPES
 from widestream.streams import OWN_KINDS, stream_class
+from widestream.testing import CHECKS
 
 MODELS = {model: kind for kind in OWN_KINDS for model in stream_class(kind).models}
 
 
 def states(stream, count=4, **changes):
     """The stream, and its states behind random writes, which come first."""
-    built = build_model(tiny(stream, norm="rmsnorm", **changes)).double().stream
+    built: Any = build_model(tiny(stream, norm="rmsnorm", **changes)).double().stream
     generator = torch.Generator().manual_seed(0)
     written = [torch.randn(1, 3, 32, dtype=torch.float64, generator=generator) for _ in range(count + 1)]
     state, _ = built.exchange(0, None, (written[0], None))
@@ -83,6 +85,13 @@ def test_a_gated_residual_starts_with_equal_lanes_that_writes_tell_apart():
     assert (seen[1].lanes.std(-2) > 0).all()
 
 
+@pytest.mark.parametrize("check", ["parameter_count", "gradients", "plain_start", "depth", "saved", "reversible"])
+@pytest.mark.parametrize("form", ["layer", "preserving"])
+def test_contract_of_the_other_gains(form, check):
+    """The contract's own tests have the two forms that hold most; of the others, what differs."""
+    CHECKS[check]({"kind": "gains", "form": form}, {})
+
+
 @pytest.mark.parametrize(
     ("stream", "changes", "sentence"),
     [
@@ -126,7 +135,7 @@ def test_recipes_page_and_listing_have_all_of_them():
     told = {model: yaml.safe_load(settings) for model, settings in rows}
     own = {model: {"kind": kind, **stream_class(kind).models[model]} for model, kind in MODELS.items()}
     assert told == own
-    listed = {row.kind: row.models for row in list_streams(tiny())}
-    assert {
-        model: {"kind": kind, **settings} for kind, models in listed.items() for model, settings in models.items()
-    } == own
+    listed = {
+        model: {"kind": row.kind, **settings} for row in list_streams(tiny()) for model, settings in row.models.items()
+    }
+    assert listed == own

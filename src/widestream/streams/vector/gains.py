@@ -69,7 +69,7 @@ class GainsStream(VectorBase[GainsConfig]):
         "zaya": {"form": "affine"},
         "muse_spark": {"form": "preserving"},
     }
-    examples = ({}, {"form": "layer"}, {"form": "affine"}, {"form": "preserving"})
+    examples = ({}, {"form": "affine"})
 
     gain: Tensor
     """layer [L], channel and preserving [S, D]; affine, of the stream [S, D]."""
