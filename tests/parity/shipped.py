@@ -116,8 +116,8 @@ class Case:
     """Further results of a layer's attention and MLP."""
     zero: tuple[str, ...] = ()
     """Ends of names of parameters of theirs that are zero: of what is left out here."""
-    inputs: Callable[..., dict[str, Any]] = lambda *_: {}
-    """Further inputs of the model, from layers, rows and tokens."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Further inputs of the model."""
 
 
 def build_theirs(model_type: str, case: Case, width: int, layers: int, settings: dict[str, Any]) -> Any:

@@ -165,11 +165,14 @@ def affine(theirs: Named, layers: int) -> Named:
     }
 
 
-def no_mask(*_: Any) -> dict[str, Any]:
-    """Models that make their one mask themselves."""
-    return {"attention_mask": None}
+def weighted(stream: Any, site: int, before: Tensor, written: Tensor) -> Tensor:
+    """MiniMax's sum in front of the norm that goes on."""
+    a, b = stream.numbers[site - 1]
+    return a * before + b * written
 
 
+NO_MASK = {"attention_mask": None}
+"""For models that make their one mask themselves."""
 SANDWICH = "input_layernorm", "pre_feedforward_layernorm"
 BEHIND = "post_attention_layernorm", "post_feedforward_layernorm"
 DRAWN_BETA = (0.1, 0.22, 0.7)
@@ -210,20 +213,21 @@ CASES: dict[str, Case] = {
         theirs=lambda lanes, layers: {},
         draw=lambda dice, layers: Drawn({"residual_multiplier": (m := dice.choice(DRAWN_BETA))}, {"beta": m}),
         ours=norms,
-        inputs=no_mask,
+        inputs=NO_MASK,
     ),
     "minicpm3": Case(
         classes=("MiniCPM3Config", "MiniCPM3Model"),
         theirs=lambda lanes, layers: {"scale_emb": 1},
         draw=lambda dice, layers: Drawn({"scale_depth": (m := dice.choice([1.4, 0.6]))}, {"beta": m}),
         ours=norms,
-        inputs=no_mask,
+        inputs=NO_MASK,
     ),
     "minimax": Case(
         classes=("MiniMaxConfig", "MiniMaxModel"),
         theirs=lambda lanes, layers: DENSE,
         draw=scaled_by_type,
         ours=norms,
+        state=lambda stream, site, before, written, after: weighted(stream, site, before, written),
     ),
     "beam": Case(
         classes=("BeamConfig", "BeamModel"),
@@ -246,7 +250,7 @@ CASES: dict[str, Case] = {
         ours=lambda theirs, layers: (
             norms(theirs, layers) | {"gain": stacked(theirs, layers, "input_residual", "post_attention_residual")}
         ),
-        inputs=no_mask,
+        inputs=NO_MASK,
     ),
     "zaya": Case(
         classes=("ZayaConfig", "ZayaModel"),

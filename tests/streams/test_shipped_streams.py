@@ -48,8 +48,8 @@ def test_numbers_of_attention_and_mlps():
     numbers = {"alpha": 1.5, "beta": 0.5, "alpha_mlp": 2.0}
     _, f, seen = states({"kind": "scaled", "schedule": "layers", "carries": "normed", **numbers})
     attended = 1.5 * normed(f[0]) + 0.5 / math.sqrt(2) * f[1]
-    torch.testing.assert_close(seen[1], attended)
-    torch.testing.assert_close(seen[2], 2.0 * normed(attended) + 0.5 / math.sqrt(2) * f[2])
+    torch.testing.assert_close(seen[1], normed(attended))
+    torch.testing.assert_close(seen[2], normed(2.0 * normed(attended) + 0.5 / math.sqrt(2) * f[2]))
 
 
 def test_a_preserving_gate_keeps_the_sum_of_squares():

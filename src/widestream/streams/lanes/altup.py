@@ -21,7 +21,7 @@ Costs: per layer n^3 + n^2 + n D + D numbers for (1) and (3), 2 D rank + D for (
 GPT-2 small with n = 4 and rank 64: 4.8M, of which 3.5M at the ends.
 Does not start plain: W_M = W_c = 0, our choice, so that P = x and all lanes move alike; the other maps are random. With
 `rank: 0` there is no LAuReL, and no sqrt(2): lane 0 then starts as the plain stream, but the head sees the others, too.
-Evidence: the authors report T5 models whose accuracy is that of ones twice as wide, at hardly more time.
+Evidence: the authors report T5 models up to 87 % faster than dense ones of equal accuracy (SuperGLUE, SQuAD).
 
 Letters: B batch, T tokens, n lanes, D width.
 """

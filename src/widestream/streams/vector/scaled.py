@@ -108,9 +108,13 @@ class ScaledStream(VectorBase[ScaledConfig]):
         return StreamSpec(state_shape=(config.embed_dim,), starts_plain=False, papers=("2404.06395", "2203.00555"))
 
     def write(self, site: int, state: Tensor | None, written: Tensor) -> Tensor:
-        """The weighted sum."""
-        if state is None:
-            return written
-        a, b = self.numbers[site - 1]
-        x = self.norms[site - 1](state).to(state.dtype) if self.settings.carries == "normed" else state
-        return a * x + b * written.to(state.dtype)
+        """The weighted sum; where it goes on normed, its norm."""
+        x = written
+        if state is not None:
+            a, b = self.numbers[site - 1]
+            x = a * state + b * written.to(state.dtype)
+        return self.norms[site](x).to(x.dtype) if self.settings.carries == "normed" else x
+
+    def read(self, site: int, state: Tensor) -> dict[str, Tensor]:
+        """Normalise, unless that is done."""
+        return {"x": state} if self.settings.carries == "normed" else super().read(site, state)
