@@ -107,7 +107,9 @@ class AltUpStream(VectorBase[AltUpConfig]):
         square = roles.hidden(axes, axes, "stream", decay="key", splits=(D,) * (n - 1))
         self.declare("spread_maps", ((n - 1) * D, D), square)
         self.declare("collect_maps", (n - 1, D, D), replace(square, splits=()))
-        self.declare("router", (L, n, D), replace(roles.hidden(axes, (lanes,), "stream", decay="key"), muon=False))
+        router = roles.hidden(axes, (lanes,), "stream", decay="key")
+        # Its product is divided by D, which is muP's factor already.
+        self.declare("router", (L, n, D), replace(router, lr_factor=1.0, muon=False))
         table = Role(0.0, "key", part="stream")
         self.declare("predict", (L, n * n, n), table)
         self.declare("correct", (L, n, n), table)
