@@ -1,6 +1,7 @@
 """What a user can put right is one exception; the command line turns it into one sentence and exit code 2."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 
 
@@ -19,10 +20,12 @@ def shown(value: object, most: int = 80) -> str:
 
 _LONGEST = 100
 """Letters of a name that are compared with known ones."""
+_MOST = 40
+"""Known names that a message lists one by one."""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
-    """An unknown name, with the nearest known one, or with all of them where none is near.
+    """An unknown name, with the nearest known one, or with all of them where none is near: many by folder.
 
     Args:
         what: what is unknown, as the sentence shall say it; for example `key model.numlayers`.
@@ -33,10 +36,18 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     what, name = shown(what), name[:_LONGEST]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if not near:
-        return UserError(f"Unknown {what}; known are: {', '.join(known)}.")
+        return UserError(f"Unknown {what}; known are: {', '.join(_in_folders(known))}.")
     # Equally near ones are told apart by how long they agree from the start.
     best = max(near, key=lambda other: (difflib.SequenceMatcher(None, other, name).ratio(), _agreement(other, name)))
     return UserError(f"Unknown {what}; did you mean {best}?")
+
+
+def _in_folders(known: list[str]) -> list[str]:
+    """Names as they are listed: where they are many, those of a folder as one."""
+    if len(known) <= _MOST:
+        return known
+    folders = Counter(name.rpartition("/")[0] for name in known if "/" in name)
+    return [name for name in known if "/" not in name] + [f"{folder}/* ({n})" for folder, n in folders.items()]
 
 
 def _agreement(a: str, b: str) -> int:

@@ -5,6 +5,7 @@ import yaml
 
 from widestream.errors import UserError
 from widestream.recipe import from_dict, load_recipe, recipe_names, to_dict
+from widestream.recipe.load import RECIPES
 
 RUNNABLE = [name for name in recipe_names() if not name.startswith("preset/")]
 
@@ -77,6 +78,15 @@ def test_missing_key_and_unknown_recipe():
         load_recipe("paper/rmt-135m")
     with pytest.raises(UserError, match=r"lacks .*model.num_layers|lacks name"):
         load_recipe("preset/rmt-paper")
+
+
+def test_a_recipe_like_no_other_lists_folders():
+    with pytest.raises(UserError) as error:
+        load_recipe("qqqqqqqq")
+    message, folder = str(error.value), RECIPES.folder
+    for name in ("paper", "shipped", "zoo"):
+        assert f" {name}/* ({len([*(folder / name).glob('*.yaml')])})" in message
+    assert len(message) < 400
 
 
 def test_numbers_in_any_notation():

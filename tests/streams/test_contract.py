@@ -14,7 +14,7 @@ CASES = [
     for check in CHECKS
     if check != "compiling" or number == 0  # it takes ten seconds
 ]
-PAIRS_ONLY = ("mudd", "dca")
+PAIRS_ONLY = ("mudd", "dca", "altup")
 CHANGING_MLPS = ("vector", "matrix", "matrix_keys", "depth_lstm", "mudd")
 """A vector and a matrix, and the streams that have something to say about the MLP."""
 EXPERTS = {"activation": "swiglu", "moe": {"num_experts": 4, "top_k": 2}}

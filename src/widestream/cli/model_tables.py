@@ -1,5 +1,7 @@
 """A summary as tables for the terminal."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -78,9 +80,18 @@ def print_streams(config: RunConfig, rows: list[StreamRow]) -> None:
         "Parameters and forward FLOPs: more or fewer than the plain transformer's. Kept: numbers per token. Saved: "
         "bytes per token for the backward pass with saved states, and with states rebuilt from writes."
     )
+    console.print("[bold]Released models[/bold] (model_type in transformers), and what gives their streams:")
+    for row in rows:
+        for model, settings in row.models.items():
+            console.print(f"  {model}: {{{', '.join([f'kind: {row.kind}', *_settings(settings)])}}}")
     for row in rows:
         for limit in row.limits:
             console.print(f"[bold]{row.kind}[/bold]: {limit}")
+
+
+def _settings(settings: dict[str, Any]) -> list[str]:
+    """As a recipe would have them."""
+    return [f"{name}: {value}" for name, value in settings.items()]
 
 
 def _table(title: str, rows: list[tuple[str, str]], totals: dict[str, int]) -> Table:

@@ -47,6 +47,8 @@ class StreamRow:
     """arXiv numbers or addresses."""
     limits: tuple[str, ...]
     """Where the design is known to fail, a sentence each."""
+    models: dict[str, dict[str, Any]]
+    """Released models that use it, by model_type, with the settings that give their stream."""
 
 
 def list_streams(model: ModelConfig) -> list[StreamRow]:
@@ -82,6 +84,7 @@ def list_streams(model: ModelConfig) -> list[StreamRow]:
                 bytes_saved_writes=cost.bytes_saved_writes,
                 papers=spec.papers,
                 limits=cls.limits,
+                models=cls.models,
             )
         )
     return rows

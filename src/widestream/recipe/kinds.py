@@ -13,6 +13,7 @@ from widestream.recipe.stream import StreamConfig
 OWN_KINDS: dict[str, str] = {
     "vector": "widestream.streams.vector.plain:VectorStream",
     "matrix": "widestream.streams.matrix.rmt:MatrixStream",
+    "altup": "widestream.streams.lanes.altup:AltUpStream",
     "attn_res": "widestream.streams.depth.attn_res:AttnResStream",
     "data_lane": "widestream.streams.vector.data_lane:DataLaneStream",
     "dca": "widestream.streams.depth.dca:DcaStream",
@@ -21,6 +22,8 @@ OWN_KINDS: dict[str, str] = {
     "depth_attention": "widestream.streams.depth.depth_attention:DepthAttentionStream",
     "depth_lstm": "widestream.streams.depth.depth_lstm:DepthLSTMStream",
     "elc_bert": "widestream.streams.depth.elc_bert:ElcBertStream",
+    "gains": "widestream.streams.vector.gains:GainsStream",
+    "gated_residual": "widestream.streams.lanes.gated_residual:GatedResidualStream",
     "generalized_hc": "widestream.streams.lanes.generalized_hc:GeneralizedHCStream",
     "hier_agg": "widestream.streams.depth.hier_agg:HierAggStream",
     "highway": "widestream.streams.vector.highway:HighwayStream",
@@ -38,6 +41,7 @@ OWN_KINDS: dict[str, str] = {
     "mhc": "widestream.streams.lanes.mhc:MHCStream",
     "mudd": "widestream.streams.depth.mudd:MuddStream",
     "rezero": "widestream.streams.vector.rezero:ReZeroStream",
+    "scaled": "widestream.streams.vector.scaled:ScaledStream",
     "vertical_attention": "widestream.streams.depth.depth_attention:VerticalAttentionStream",
     "x0_scalars": "widestream.streams.vector.x0_scalars:X0ScalarsStream",
 }

@@ -124,6 +124,8 @@ class Stream(Declared, ABC, Generic[Settings]):
     """Settings that the contract tests run on; the first is the one that listings describe."""
     limits: ClassVar[tuple[str, ...]] = ()
     """Where the design is known to fail, a sentence each, for listings."""
+    models: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Released models whose stream this is: their model_type in transformers, and the settings that give it."""
     depth_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that count layers or blocks: a window, a period."""
     cuts_vectors: ClassVar[bool] = False

@@ -3,6 +3,8 @@
     hyper_connections   lanes of full width, mixed freely                                 hyper_connections.py
     mhc                 lanes of full width, mixed by doubly stochastic matrices          mhc.py
     generalized_hc      lanes of a part of the width (virtual width networks)             generalized_hc.py
+    gated_residual      normed lanes, every channel behind a gate                         gated_residual.py
+    altup               one lane goes through the blocks, the others follow               altup.py
 
-`base.py` has what they build on, `LaneBase`.
+`base.py` has what the first three build on, `LaneBase`.
 """

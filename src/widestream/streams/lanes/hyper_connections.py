@@ -13,7 +13,8 @@ is what costs. At GPT-2 small with n = 4: 576 static, 111 216 dynamic without ga
 
 Evidence: OLMo-1B at 500B tokens, loss on V2: plain 2.811; dynamic n = 1, 2, 4, 8: 2.819, 2.802, 2.781, 2.778; static
 n = 4: 2.791; without tanh 2.779. A single lane is worse than none. OLMo-7B: 2.581 -> 2.559. Others report gains that
-vanish or diverge at larger scale ("Most Modifications Don't Transfer", 2605.20798), and composite gains of the free
+vanish or diverge at larger scale ("Most Modifications Don't Transfer", 2605.20798), lanes that stayed equal from the
+plain start and gained nothing (modded-nanogpt #230), and composite gains of the free
 A_r near 3000 in depth (2512.24880, which constrains it: mhc.py).
 
 Where paper and code part: both give the head the lanes' sum, and the paper divides the initial output maps by sqrt(n),

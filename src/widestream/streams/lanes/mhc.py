@@ -13,6 +13,12 @@ divide by column sums, then by row sums. Rows are exact then. Columns converge s
 120,000 matrices with normal logits, n = 4, the worst column is off by 5e-3 at a standard deviation of 1, 4 % at 2, 8 %
 at 4 and 47 % at 8 (there the median matrix by 2.5 %, one in a hundred by more than 8 %); near the start by 3e-4.
 
+Released models: DeepSeek-V4 (`deepseek_v4`: eps 1e-6, a learned read-out), GLM-5.3 (`glm5_next`: eps 1e-6, the mean)
+and Hy4 (`hy_v4`: H_res = I, "independent" hyper-connections or iHC, arXiv 2607.28611; a learned read-out). Hy4's H_post
+is `magnitude` sigmoid(...) + eps: `residual: identity` adds eps to H_post too, as DeepSeek's form does not. Tests hold
+all three to transformers' models. DeepSeek-V4 and GLM start there with phi of 0.02, alpha = 1 and no biases, which is
+not plain; Hy4 as `phi: random` does here, but for phi's 0.02 in place of 1/sqrt(n D).
+
 Start. The paper gives alpha = 0.01 and no biases. Here b_post = 0 makes H_post = 1, and b_res is 8 on its diagonal.
 As long as alpha x' phi is zero, lanes that start equal stay equal whatever H_res is; with H_pre summing to 1 each
 holds the plain stream, and the model is the plain transformer. Equal lanes with equal weights would stay equal for
@@ -45,7 +51,7 @@ norm removes (up to its eps); behind the last block H_res keeps the mean.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +87,14 @@ class MHCConfig(StreamConfig):
     readout: Literal["mean", "learned"] = "mean"
     """What the head gets: the lanes' mean, or a sum with sigmoid weights that depend on the lanes (released models)."""
     eps: float = 0.0
-    """Added to H_pre and to Sinkhorn's sums: 0 (the paper's equations), or 1e-6 (the authors' code)."""
+    """Added to H_pre, to Sinkhorn's sums and, with `residual: identity`, to H_post: 0 (the paper's equations), or 1e-6
+    (the authors' code, and Hy4's)."""
+    magnitude: float = 2.0
+    """H_post is at most this; another than 2 does not start plain (Hy4's `hc_magnitude`)."""
 
     def __post_init__(self):
+        if not 0 < self.magnitude < math.inf:
+            raise UserError(f"model.stream.magnitude is {self.magnitude}; it must be above 0.")
         if self.lanes < 2:
             raise UserError(f"model.stream.lanes is {self.lanes}; it must be at least 2.")
         if self.phi == "zero" and self.alpha == 0:
@@ -124,11 +135,17 @@ class MHCStream(LaneBase[MHCConfig]):
 
     Config = MHCConfig
     limits = (EQUAL_LANES.replace("some lanes", "(and phi: zero) some lanes", 1),)
+    models: ClassVar = {
+        "deepseek_v4": {"eps": 1e-6, "phi": "random", "readout": "learned"},
+        "glm5_next": {"eps": 1e-6, "phi": "random"},
+        "hy_v4": {"eps": 1e-6, "phi": "random", "residual": "identity", "readout": "learned"},
+    }
     examples = (
         {},
         {"phi": "random", "lanes": 3},
         {"phi": "random", "alpha": 0.0},
         {"residual": "identity", "lanes": 2},
+        {"residual": "identity", "lanes": 2, "eps": 1e-6, "magnitude": 3.0},
         {"readout": "learned"},
         {"readout": "learned", "phi": "random", "eps": 1e-6},
     )
@@ -197,9 +214,11 @@ class MHCStream(LaneBase[MHCConfig]):
         settings = cls.settings_of(config)
         return StreamSpec(
             state_shape=(settings.lanes, config.embed_dim),
-            starts_plain=(settings.phi == "zero" or settings.alpha == 0) and not settings.eps,
+            starts_plain=(settings.phi == "zero" or settings.alpha == 0)
+            and not settings.eps
+            and settings.magnitude == 2,
             undo="replay",
-            papers=("2512.24880",),
+            papers=("2512.24880", "2607.28611"),
         )
 
     @classmethod
@@ -233,7 +252,8 @@ class MHCStream(LaneBase[MHCConfig]):
         logits = self._logits(H, self.phi[site]).split(self.parts, dim=-1)
         alpha, eps = self.alpha[site], self.settings.eps
         mixing = ((alpha[0] * logits[0] + self.b_pre[site]).sigmoid() + eps).unsqueeze(-2)
-        weights = 2 * (alpha[1] * logits[1] + self.b_post[site]).sigmoid().unsqueeze(-2)
+        weights = self.settings.magnitude * (alpha[1] * logits[1] + self.b_post[site]).sigmoid().unsqueeze(-2)
+        weights = weights if self.mixes else weights + eps
         if self.mixes:
             square = logits[2].unflatten(-1, (self.lanes, self.lanes))
             mixing = torch.cat([mixing, sinkhorn(alpha[2] * square + self.b_res[site], eps)], dim=-2)
