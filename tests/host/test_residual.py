@@ -58,7 +58,7 @@ def branches_of(stream, seed=0):
 def stream_of(kind, sites=None, **fields):
     named = kind in NAMED and fields.get("form", "dca") == "dca"
     if sites is None:
-        sites = ["attention", "mlp"] * 3 if named else 5
+        sites = ["attention", "mlp"] * 3 if named else 6 if kind == "altup" else 5
     return residual(kind, DIM, sites, heads=HEADS, **fields)
 
 
@@ -168,6 +168,8 @@ def test_a_plain_start_is_a_plain_residual(kind, scale, norm):
 
 def refuses(kind, sites, layer_size):
     """Where a design has no place for such branches."""
+    if kind == "altup":
+        return sites != 4
     if isinstance(sites, int):
         return kind in NAMED or (kind == "hier_agg" and sites <= layer_size)
     return kind in ("depth_lstm", "matrix_maps")

@@ -122,14 +122,20 @@ class AltUpStream(VectorBase[AltUpConfig]):
 
     @classmethod
     def blocks(cls, config: ModelConfig) -> list[Block]:
-        """Attention and MLP in turn."""
+        """Two blocks a layer.
+
+        Raises:
+            UserError: a layer has more, or fewer.
+        """
         cls.require_pairs(config)
+        if any(len(layer) != 2 for layer in config.layer_blocks):
+            raise UserError("An altup stream has layers of two branches; give sites in pairs.")
         return super().blocks(config)
 
     @classmethod
     def warnings(cls, config: ModelConfig) -> list[str]:
         """LAuReL without a norm in front."""
-        return [GROWS] if config.norm_place == "after" and cls.settings_of(config).rank else []
+        return [GROWS] if not config.norm_places[0] and cls.settings_of(config).rank else []
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
