@@ -37,6 +37,7 @@ OWN_KINDS: dict[str, str] = {
     "matrix_softmax": "widestream.streams.matrix.softmax:MatrixSoftmaxStream",
     "mhc": "widestream.streams.lanes.mhc:MHCStream",
     "mudd": "widestream.streams.depth.mudd:MuddStream",
+    "orthogonal": "widestream.streams.vector.orthogonal:OrthogonalStream",
     "rezero": "widestream.streams.vector.rezero:ReZeroStream",
     "vertical_attention": "widestream.streams.depth.depth_attention:VerticalAttentionStream",
     "x0_scalars": "widestream.streams.vector.x0_scalars:X0ScalarsStream",

@@ -2,6 +2,7 @@
 
     vector       the plain transformer: x + f(x)                                          plain.py
     rezero       every block behind a gate that starts at zero                            rezero.py
+    orthogonal   blocks add what is orthogonal to the vector                              orthogonal.py
     x0_scalars   every layer rescales the stream and mixes the embedding in again         x0_scalars.py
     laurel       weighted sums, and a low-rank map of the state and of earlier ones       laurel.py
     highway      a gate beside every block                                                highway.py
