@@ -1,4 +1,4 @@
-"""Orthogonal updates against their equation, and what follows from it: no step along the stream, lengths that add up."""
+"""Orthogonal updates against their equation, and what follows: no step along the stream, lengths that add up."""
 
 import pytest
 import torch

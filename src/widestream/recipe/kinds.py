@@ -14,6 +14,7 @@ OWN_KINDS: dict[str, str] = {
     "vector": "widestream.streams.vector.plain:VectorStream",
     "matrix": "widestream.streams.matrix.rmt:MatrixStream",
     "attn_res": "widestream.streams.depth.attn_res:AttnResStream",
+    "backout": "widestream.streams.vector.backout:BackoutStream",
     "data_lane": "widestream.streams.vector.data_lane:DataLaneStream",
     "dca": "widestream.streams.depth.dca:DcaStream",
     "deep_delta": "widestream.streams.vector.deep_delta:DeepDeltaStream",
@@ -38,7 +39,9 @@ OWN_KINDS: dict[str, str] = {
     "mhc": "widestream.streams.lanes.mhc:MHCStream",
     "mudd": "widestream.streams.depth.mudd:MuddStream",
     "orthogonal": "widestream.streams.vector.orthogonal:OrthogonalStream",
+    "review": "widestream.streams.vector.review:ReviewStream",
     "rezero": "widestream.streams.vector.rezero:ReZeroStream",
+    "siamese_norm": "widestream.streams.vector.siamese_norm:SiameseNormStream",
     "vertical_attention": "widestream.streams.depth.depth_attention:VerticalAttentionStream",
     "x0_scalars": "widestream.streams.vector.x0_scalars:X0ScalarsStream",
 }

@@ -40,7 +40,7 @@ class OrthogonalStream(VectorBase[OrthogonalConfig]):
     """x [B, T, D]; norms as in the plain stream."""
 
     Config = OrthogonalConfig
-    limits = ("All published evidence is of image classifiers; of language models the authors report none (2505.11881).",)
+    limits = ("All published evidence is of image classifiers, none of language models (2505.11881).",)
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
