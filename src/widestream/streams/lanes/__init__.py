@@ -3,6 +3,7 @@
     hyper_connections   lanes of full width, mixed freely                                 hyper_connections.py
     mhc                 lanes of full width, mixed by doubly stochastic matrices          mhc.py
     generalized_hc      lanes of a part of the width (virtual width networks)             generalized_hc.py
+    parallel            attention reads one lane, MLPs the other, both write to both      parallel.py
 
-`base.py` has what they build on, `LaneBase`.
+`base.py` has what the first three build on, `LaneBase`.
 """
