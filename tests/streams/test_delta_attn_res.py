@@ -5,7 +5,7 @@ import torch
 
 from models import tiny
 from widestream.errors import UserError
-from widestream.model.build import build_model
+from widestream.model.build import build_model, meta_model
 from widestream.streams.depth.delta_attn_res import DeltaAttnResStream
 from widestream.testing.models import random_model, tokens_of
 
@@ -27,9 +27,11 @@ def test_equations(size, gate):
         if 0 < site < 6:
             groups = [outputs[1 + size * g : 1 + size * (g + 1)].sum(0) for g in range(site // size)]
             sources = torch.stack([outputs[0], *groups])
-            keys = rms(sources) * stream.key_gains[site - 1]
-            alpha = torch.einsum("d,nbtd->nbt", stream.queries[site - 1], keys).softmax(0)
-            chosen = torch.einsum("nbt,nbtd->btd", alpha, sources)
+            chosen = sources[0]
+            if site >= size:
+                keys = rms(sources) * stream.key_gains[site - size]
+                alpha = torch.einsum("d,nbtd->nbt", stream.queries[site - size], keys).softmax(0)
+                chosen = torch.einsum("nbt,nbtd->btd", alpha, sources)
             given = h + (stream.gates[site - 1] * chosen if gate else chosen)
             given = given if gate else given * len(sources) / (len(sources) + 1)
         norm = stream.norms[site]
@@ -64,3 +66,5 @@ def test_counts_at_the_size_of_gpt2_small(gate, extra):
 def test_bad_settings_are_refused():
     with pytest.raises(UserError, match="group_size is 0"):
         tiny({"kind": "delta_attn_res", "group_size": 0})
+    with pytest.raises(UserError, match=r"group_size is 4, and the model has 4 blocks.*at most 3"):
+        meta_model(tiny({"kind": "delta_attn_res", "group_size": 4}))

@@ -9,13 +9,13 @@ The sources v_i are the embedding and the outputs of the blocks before l; with `
 
 Changes: as in attention residuals (`attn_res`) a block receives a choice of earlier outputs by the token, but beside
 the stream, not in its place.
-Costs: a query and a gain of the key norm per reader but the first and the head, 2 D (2 L - 1) parameters, 2 D FLOPs per
+Costs: a query and a gain of the key norm for every reader that has a choice, 2 D (2 L - S) parameters, 2 D FLOPs per
 source and read, and the history's traffic.
 Start: without a gate (g = 1, as the authors train from scratch) w = 0, and all n sources count alike. At S = 1 their
-mean is h / n, so that a block gets (1 + 1 / n) h: the plain model's up to a scale, which its norm takes out. It would do
-so up to its eps only, so here (1) is multiplied by n / (n + 1); the function is the paper's where eps is negligible. At
-S > 1 the outputs of a group that is not complete are in h alone, and the start is not plain. `gate: true` learns g_l from
-zero with w at random, and starts plain for any S.
+mean is h / n, so that a block gets (1 + 1 / n) h: the plain model's up to a scale, which its norm takes out. It would
+do so up to its eps only, so here (1) is multiplied by n / (n + 1); the function is the paper's where eps is negligible.
+At S > 1 the outputs of a group that is not complete are in h alone, and the start is not plain. `gate: true` learns g_l
+from zero with w at random, and starts plain for any S.
 Evidence (the authors', FineWeb-Edu, 10,000 steps): perplexity of plain, S > 1 and S = 1 at 220M 38.71, 37.08, 36.83; at
 533M 32.00, 31.16, 31.05; at 1044M 29.70, 29.19, 29.13; at 7.6B plain 17.43, and 16.00.
 Paper and code (wdlctc/delta-attention-residuals-code) part where S > 1: the code's third source and later ones are the
@@ -84,22 +84,23 @@ class DeltaAttnResStream(VectorBase[DeltaAttnResConfig]):
     examples = ({}, {"group_size": 2, "gate": True})
 
     queries: Tensor
-    """w_l of readers 1, ..., S - 1, those with a choice [2 L - 1, D]."""
+    """w_l of readers S, ..., 2 L - 1, those with a choice [2 L - S, D]."""
     key_gains: Tensor
-    """Gains of their key norms [2 L - 1, D]."""
+    """Gains of their key norms [2 L - S, D]."""
     gates: Tensor
-    """g_l [2 L - 1]; only with `gate`."""
+    """g_l of readers 1, ..., 2 L - 1; only with `gate`."""
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
         self.eps, self.num_blocks = config.norm_eps, len(self.readers) - 1
-        shape = (self.num_blocks - 1, self.width)
+        self.first_choice = first_choice(self.settings, config)
+        shape = (self.num_blocks - self.first_choice, self.width)
         # Closed gates leave queries at zero, and gains of their keys, without a gradient for ever.
         query = replace(roles.hidden((roles.width,), (), "stream", decay="key"), muon=False)
         self.declare("queries", shape, query if self.settings.gate else replace(query, std=0.0))
         self.declare("key_gains", shape, Role(None, "none", part="stream"))
         if self.settings.gate:
-            self.declare("gates", shape[:1], Role(0.0, "key", part="stream"))
+            self.declare("gates", (self.num_blocks - 1,), Role(0.0, "key", part="stream"))
 
     @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
@@ -118,16 +119,17 @@ class DeltaAttnResStream(VectorBase[DeltaAttnResConfig]):
 
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
-        """The plain stream's gains, and (2 L - 1) (2 D) of queries and key gains; 2 L - 1 gates."""
-        own = 2 * config.embed_dim + cls.settings_of(config).gate
-        return super().parameter_formula(config) + (config.num_blocks - 1) * own
+        """The plain stream's gains, and 2 D (2 L - S) of queries and key gains; 2 L - 1 gates."""
+        settings, blocks = cls.settings_of(config), config.num_blocks
+        own = 2 * config.embed_dim * (blocks - first_choice(settings, config)) + settings.gate * (blocks - 1)
+        return super().parameter_formula(config) + own
 
     def cost(self) -> StreamCost:
         """A product over D per source and read. Saved: inputs of norms, sources, and what a gate acts on."""
         sites, vector, size = len(self.readers), 4 * self.width, self.settings.group_size
-        readers = range(1, self.num_blocks)
+        readers = range(size, self.num_blocks)  # those with a choice; the others' only source is the embedding
         reads, sources = sum(1 + site // size for site in readers), (self.num_blocks - 1) // size
-        gated = self.num_blocks - 1 if self.settings.gate else 0
+        gated = len(readers) if self.settings.gate else 0
         return StreamCost(
             flops=2 * self.width * reads,
             bytes_moved=vector * (2 * sites + reads),
@@ -161,16 +163,32 @@ class DeltaAttnResStream(VectorBase[DeltaAttnResConfig]):
         """Eqs. 1 and 2, then the norm. w . (k * v / rms(v)) = ((w * k) . v) / rms(v) saves a copy of the history."""
         if site in (0, self.num_blocks):
             return super().read(site, state.h)
-        row = site - 1
+        chosen = state.sources[0] if site < self.first_choice else self._chosen(site - self.first_choice, state)
+        if self.settings.gate:
+            return super().read(site, state.h + self.gates[site - 1] * chosen)
+        scale = len(state.sources) / (len(state.sources) + 1)
+        return super().read(site, scale * (state.h + chosen))
+
+    def _chosen(self, row: int, state: State) -> Tensor:
         key = (self.queries[row] * self.key_gains[row])[None]
         with torch.autocast(key.device.type, enabled=False):
             scores = [F.linear(v, key) * scale for v, scale in zip(state.sources, state.inverse_rms, strict=True)]
-        alpha = torch.cat(scores, dim=-1).softmax(-1)  # [B, T, n]
-        if self.settings.gate:
-            return super().read(site, state.h + self.gates[row] * token_sum(alpha, state.sources))
-        scale = len(scores) / (len(scores) + 1)
-        return super().read(site, torch.add(token_sum(scale * alpha, state.sources), state.h, alpha=scale))
+        return token_sum(torch.cat(scores, dim=-1).softmax(-1), state.sources)  # weights [B, T, n]
 
     def inverse_rms(self, v: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, 1]."""
         return torch.rsqrt(v.square().mean(-1, keepdim=True) + self.eps)
+
+
+def first_choice(settings: DeltaAttnResConfig, config: ModelConfig) -> int:
+    """The first reader with more than one source: behind the first complete group.
+
+    Raises:
+        UserError: no reader has.
+    """
+    if settings.group_size >= config.num_blocks:
+        raise UserError(
+            f"model.stream.group_size is {settings.group_size}, and the model has {config.num_blocks} blocks: no block "
+            f"would read a complete group; it may be at most {config.num_blocks - 1}."
+        )
+    return settings.group_size
