@@ -95,7 +95,8 @@ class DeltaAttnResStream(VectorBase[DeltaAttnResConfig]):
         self.eps, self.num_blocks = config.norm_eps, len(self.readers) - 1
         self.first_choice = first_choice(self.settings, config)
         shape = (self.num_blocks - self.first_choice, self.width)
-        # Closed gates leave queries at zero, and gains of their keys, without a gradient for ever.
+        # With closed gates the start is plain whatever the queries are; from zero they and their keys' gains would have
+        # to wait for one another.
         query = replace(roles.hidden((roles.width,), (), "stream", decay="key"), muon=False)
         self.declare("queries", shape, query if self.settings.gate else replace(query, std=0.0))
         self.declare("key_gains", shape, Role(None, "none", part="stream"))
