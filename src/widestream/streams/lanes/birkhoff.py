@@ -23,7 +23,7 @@ BUDGET = 4.0
 
 
 def newton(logits: Tensor) -> Tensor:
-    """The doubly stochastic diag(e^u) e^A diag(e^v), to rounding, with its exact gradients; A [..., n, n].
+    """The doubly stochastic diag(e^u) e^A diag(e^v), and gradients as at the exact solution; A [..., n, n].
 
     With rows normed, sum_i logsumexp_j(A_ij + v_j) - sum_j v_j is convex in the n - 1 free numbers of v, and its
     gradient is what columns have too much. The step is Newton's times log(1 + rho) / rho, rho the range of its entries:
