@@ -20,9 +20,12 @@ def shown(value: object, most: int = 80) -> str:
 _LONGEST = 100
 """Letters of a name that are compared with known ones."""
 
+_MOST = 40
+"""Known names that are listed."""
+
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
-    """An unknown name, with the nearest known one, or with all of them where none is near.
+    """An unknown name, with the nearest known one, or with all of them, up to forty, where none is near.
 
     Args:
         what: what is unknown, as the sentence shall say it; for example `key model.numlayers`.
@@ -33,7 +36,8 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     what, name = shown(what), name[:_LONGEST]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if not near:
-        return UserError(f"Unknown {what}; known are: {', '.join(known)}.")
+        more = f" and {len(known) - _MOST} more" if len(known) > _MOST else ""
+        return UserError(f"Unknown {what}; known are: {', '.join(known[:_MOST])}{more}.")
     # Equally near ones are told apart by how long they agree from the start.
     best = max(near, key=lambda other: (difflib.SequenceMatcher(None, other, name).ratio(), _agreement(other, name)))
     return UserError(f"Unknown {what}; did you mean {best}?")
