@@ -1,5 +1,5 @@
 # make demo   set up, train RMT and transformer side by side on bundled prose, write runs/demo/report.html
-# make zoo    set up, train every residual stream at one small size (about half an hour), write runs/zoo/report.html
+# make zoo    set up, train every residual stream at one small size (about forty minutes), write runs/zoo/report.html
 # make test   set up, check style, layers and types, run the whole test suite
 # make bench  time this package's training step (BENCH_ARGS="--hf --nanogpt PATH" adds other implementations)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from models import tiny
 from widestream.blocks.attention import BareAttention
@@ -9,6 +10,7 @@ from widestream.blocks.context import make_context
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
 from widestream.model.depth import Compiled, Recomputed, sites_of_layers
+from widestream.model.record import record_exchanges
 from widestream.testing import CHECKS
 from widestream.testing.models import random_model, tokens_of
 
@@ -20,7 +22,9 @@ def small(form, stream="vector", **changes):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize(("stream", "form"), [("vector", "learned"), ("vector", "shared"), ("matrix", "learned")])
+@pytest.mark.parametrize(
+    ("stream", "form"), [("vector", "learned"), ("vector", "shared"), ("matrix", "learned"), ("vector", "gated")]
+)
 def test_contract(stream, form, check):
     CHECKS[check](STREAMS[stream], {"value_residual": form})
 
@@ -60,6 +64,54 @@ def test_equation():
         torch.testing.assert_close(found, BareAttention(plain, 0)({"q": q, "k": k, "v": mixed}, context))
 
 
+class PublishedGate(nn.Module):
+    """What the published module does by default: a linear map without a bias, relu, one number a head of values."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.alpha = nn.Linear(*weight.T.shape, bias=False, dtype=weight.dtype)
+        self.alpha.weight.data = weight.data
+
+    def forward(self, v, v1, hidden):
+        return v + torch.relu(self.alpha(hidden)).unsqueeze(-1) * v1
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_gated_values_are_those_of_the_published_module(kv_heads):
+    """Block 3 adds V_1, not what block 2 made of it; its gate sees what attention receives."""
+    model = small("gated", num_kv_heads=kv_heads).double()
+    with record_exchanges(model) as exchanges:
+        model(tokens_of(2, 20))
+    received = [exchanges[2 * layer].inputs["x"] for layer in range(3)]
+    values = [x @ model.blocks[2 * i].qkv[-8 * kv_heads :].T for i, x in enumerate(received)]
+    first, *later = (v.unflatten(-1, (kv_heads, 8)) for v in values)
+    context = make_context(model.config, torch.arange(20))
+    context.shared["values"] = first
+    for layer, v in enumerate(later, start=1):
+        residual = model.blocks[2 * layer].core.values
+        wanted = PublishedGate(residual.gate)(v, first, received[layer])
+        torch.testing.assert_close(residual(v, context, received[layer]), wanted, rtol=1e-12, atol=1e-12)
+        assert (wanted - v).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("check", ["gradients", "cached_documents", "cost", "reversible"])
+@pytest.mark.parametrize("stream", [{"kind": "mudd"}, {"kind": "mhc"}], ids=str)
+def test_contract_of_gates_where_values_have_a_way_of_their_own(stream, check):
+    CHECKS[check](stream, {"value_residual": "gated", "num_kv_heads": 2})
+
+
+def test_gates_learn_at_a_rate_that_falls_with_the_width():
+    mup = {"init": {"scheme": "mup"}, "mup": {"base_width": 16}}
+    role = meta_model(tiny("vector", value_residual="gated", **mup)).roles()["blocks.2.core.values.gate"]
+    assert role.lr_factor == 16 / 32
+    assert not role.muon
+
+
+def test_a_gate_needs_a_vector():
+    with pytest.raises(UserError, match=r"gated makes its gate from the vector .* a matrix stream hands it heads"):
+        small("gated", "matrix")
+
+
 @pytest.mark.parametrize(("form", "weights"), [("fixed", (0.5, 0.5)), ("shared", (1.0, 0.0))])
 def test_forms_are_learned_weights_at_rest(form, weights):
     own, learned = small(form), small("learned")
@@ -84,7 +136,9 @@ def test_every_weight_matters(stream):
                 model.get_parameter(name)[i] -= 0.5
 
 
-@pytest.mark.parametrize(("form", "extra"), [("fixed", 0), ("learned", 2 * 11), ("shared", -11 * 768**2)])
+@pytest.mark.parametrize(
+    ("form", "extra"), [("fixed", 0), ("learned", 2 * 11), ("shared", -11 * 768**2), ("gated", 11 * 12 * 768)]
+)
 def test_parameters_at_the_size_of_gpt2_small(form, extra):
     sizes = {"num_layers": 12, "num_heads": 12, "head_dim": 64, "mlp_dim": 3072}
     models = [meta_model(tiny(**sizes, value_residual=value)) for value in ("none", form)]

@@ -125,7 +125,7 @@ def zoo(
         ),
     ] = None,
 ) -> None:
-    """Train every residual stream at one small size on the same batches and write a report; half an hour on two CPUs.
+    """Train every residual stream at one small size on the same batches and write a report; forty minutes on two CPUs.
 
     It is the study `zoo`. Interrupted, the same command goes on where it stopped.
     """

@@ -148,9 +148,10 @@ class ModelConfig:
     """Divide the attention logits of layer l = 0, 1, ... by l + 1."""
     short_swa: int | None = None
     """[w] Attention over the last w tokens as a block of its own at the entry of every layer; None: no such block."""
-    value_residual: Literal["none", "fixed", "learned", "shared"] = "none"
+    value_residual: Literal["none", "fixed", "learned", "shared", "gated"] = "none"
     """What attention makes of V_1, the values of the first attention block (arXiv 2410.17897). fixed: (V_1 + V) / 2;
-    learned: lambda_1 V_1 + lambda_2 V, from (0, 1) on; shared: V_1 in place of V, and no later W_V."""
+    learned: lambda_1 V_1 + lambda_2 V, from (0, 1) on; shared: V_1 in place of V, and no later W_V; gated:
+    V + relu(W x) V_1, a gate of every token and head by the vector x that attention receives (arXiv 2605.03953)."""
     token_before: Literal["none", "dense", "smear"] = "none"
     """What the embedding gets of the token before, of the same document. dense: W_p e_(t-1), W_p [D, D] from zero.
     smear: lambda sigmoid(w . e_t) e_(t-1), a gate of the token's own (modded-nanogpt, nanochat), lambda from zero."""

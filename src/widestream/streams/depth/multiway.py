@@ -6,7 +6,7 @@ the head reads one.
 Letters: B batch, T tokens, D width, C ways.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -44,15 +44,23 @@ class MultiwayBase(VectorBase[Settings]):
     def __init__(self, config: ModelConfig, roles: Roles, separate: bool):
         super().__init__(config, roles)
         blocks = self.blocks(config)
-        if separate and any(self.readers[site] != "attention" for site in layer_starts(blocks)):
-            raise UserError(
-                f"A {config.stream.kind} stream has vectors of their own for q, k and v of the attention that a layer "
-                "begins with; name the sites, as in sites=['attention', 'mlp', ...], or choose another kind."
-            )
         self.layer_starts, self.layer_ends = layer_starts(blocks), layer_ends(blocks)
         if separate:
+            self.require_attention(self.layer_starts)
             readers = ["attention"] * config.num_layers
             self.key_norms, self.value_norms = (read_norms(config, roles, readers, (self.width,)) for _ in range(2))
+
+    def require_attention(self, sites: Iterable[int]) -> None:
+        """Make sure that attention reads where there are vectors for q, k and v.
+
+        Raises:
+            UserError: something else does, in a model that is not ours.
+        """
+        if any(self.readers[site] != "attention" for site in sites):
+            raise UserError(
+                f"A {self.settings.kind} stream has vectors of their own for q, k and v of the attention that a layer "
+                "begins with; name the sites, as in sites=['attention', 'mlp', ...], or choose another kind."
+            )
 
     def from_plain(self, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Attention's norm, for queries, keys and values each."""

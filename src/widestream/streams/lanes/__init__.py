@@ -5,6 +5,7 @@
     generalized_hc      lanes of a part of the width (virtual width networks)             generalized_hc.py
     gated_residual      normed lanes, every channel behind a gate                         gated_residual.py
     altup               one lane goes through the blocks, the others follow               altup.py
+    parallel            attention reads one lane, MLPs the other, both write to both      parallel.py
 
 `base.py` has what the first three build on, `LaneBase`.
 """
