@@ -312,7 +312,7 @@ def test_a_gguf_file_without_the_extra_is_refused(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with monkeypatch.context() as without:
         without.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(UserError, match=r"pip install 'widestream\[import\]'"):
+        with pytest.raises(UserError, match=r"pip install 'widestream\[hf\]'"):
             import_hf(tmp_path / "model.gguf", tmp_path / "run")
 
 

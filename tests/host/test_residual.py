@@ -170,6 +170,8 @@ def refuses(kind, sites, layer_size):
     """Where a design has no place for such branches."""
     if kind == "altup":
         return sites != 4
+    if kind == "delta_attn_res":
+        return sites == 1
     if isinstance(sites, int):
         return kind in NAMED or (kind == "hier_agg" and sites <= layer_size)
     return kind in ("depth_lstm", "matrix_maps")

@@ -169,5 +169,5 @@ def in_host_words(sentence: str) -> str:
 
 
 def stream_settings(config: StreamConfig) -> dict[str, Any]:
-    """The settings of a stream that are not its kind, as plain values."""
-    return {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "kind"}
+    """The settings of a stream that are not its kind, as plain values; `norm_eps` is an argument of `residual`."""
+    return {name: getattr(config, name) for name in config.__dataclass_fields__ if name not in ("kind", "norm_eps")}
