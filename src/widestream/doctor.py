@@ -21,6 +21,7 @@ EXTRAS = {
     "data": {"pyarrow": "parquet files", "zstandard": "zst files"},
     "hub": {"datasets": "data sets of the Hugging Face hub"},
     "hf": {"transformers": "models of Hugging Face: export, attach", "gguf": "import of GGUF files"},
+    "eval": {"lm_eval": "eval --tasks", "datasets": "their items", "pyarrow": "data tasks"},
     "track": {"tensorboard": "train.tensorboard"},
     "tune": {"optuna": "widestream tune"},
     "pictures": {"vl_convert": "figures as files"},

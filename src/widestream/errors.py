@@ -25,7 +25,7 @@ _MOST = 40
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
-    """An unknown name, with the nearest known one, or with all of them where none is near: many by folder.
+    """An unknown name, with the nearest known one, or with all of them where none is near: many by folder, up to forty.
 
     Args:
         what: what is unknown, as the sentence shall say it; for example `key model.numlayers`.
@@ -36,7 +36,9 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     what, name = shown(what), name[:_LONGEST]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if not near:
-        return UserError(f"Unknown {what}; known are: {', '.join(_in_folders(known))}.")
+        listed = _in_folders(known)
+        more = f" and {len(listed) - _MOST:,} more" if len(listed) > _MOST else ""
+        return UserError(f"Unknown {what}; known are: {', '.join(listed[:_MOST])}{more}.")
     # Equally near ones are told apart by how long they agree from the start.
     best = max(near, key=lambda other: (difflib.SequenceMatcher(None, other, name).ratio(), _agreement(other, name)))
     return UserError(f"Unknown {what}; did you mean {best}?")

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from widestream.errors import UserError
+from widestream.errors import UserError, unknown_name
 from widestream.recipe import from_dict, load_recipe, recipe_names, to_dict
 from widestream.recipe.load import RECIPES
 
@@ -226,6 +226,13 @@ def test_what_nobody_can_mean_is_one_short_sentence(override):
         load_recipe("demo/rmt", [override])
     assert len(str(error.value)) < 2000
     assert str(error.value).isprintable()
+
+
+def test_of_many_known_names_forty_are_listed():
+    names = [f"name{number:05}" for number in range(12_345)]
+    listed = ", ".join(names[:40])
+    assert str(unknown_name("thing 'x'", "x", names)) == f"Unknown thing 'x'; known are: {listed} and 12,305 more."
+    assert str(unknown_name("thing 'x'", "x", names[:40])) == f"Unknown thing 'x'; known are: {listed}."
 
 
 def test_a_key_that_stands_twice_is_an_error_with_its_line(tmp_path):

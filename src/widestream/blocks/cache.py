@@ -55,6 +55,20 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
+    def repeated(self, rows: int) -> "KVCache":
+        """A cache of one sequence as one of several that begin alike, with the same room."""
+        assert self.rows == 1, "only one sequence can be repeated"
+        like = self.keys[0]
+        shared = len(self.values) > 1 and all(value is self.values[0] for value in self.values)
+        copy = KVCache(len(self.keys), (rows, *like.shape[1:]), like.dtype, like.device, one_value=shared)
+        for to, own in ((copy.keys, self.keys), (copy.values, self.values)):
+            for there, here in zip(to, own, strict=True):
+                there.copy_(here)
+        copy.memory = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in self.memory.items()}
+        copy.documents = None if self.documents is None else self.documents.repeat(rows, 1)
+        copy.length = self.length
+        return copy
+
     def remember(self, name: str, value: Tensor) -> None:
         """Keep a stream's `value` for the next tokens, where the last one lay."""
         if name in self.memory:

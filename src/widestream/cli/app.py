@@ -25,6 +25,7 @@ COMMANDS = {
     "widen": "convert:widen",
     "data prepare": "data:prepare",
     "data inspect": "data:inspect",
+    "data tasks": "tasks:unpack",
     "data train-tokenizer": "data:train_tokenizer",
     "runs list": "runs:list_",
     "runs tag": "runs:tag",

@@ -36,12 +36,30 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Another prepared folder. Default: the run's own.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Instead: tasks of lm-evaluation-harness, with commas between them.")
+    ] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(help="Folder with TASK.jsonl files (data tasks). Default: the hub.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many items of a task.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Examples in front of an item. Default: the task's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward pass, of tasks.")] = 16,
+    precision: Annotated[Literal["float32", "bf16"], typer.Option(help="Of tasks.")] = "float32",
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Held-out loss, perplexity and bits per byte of a run's newest checkpoint."""
+    """Held-out loss, perplexity and bits per byte of a run's newest checkpoint, or how it does on tasks."""
     import json
     from dataclasses import asdict
+
+    if tasks is not None:
+        from widestream.cli.tasks import evaluate_tasks
+
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        how = {"limit": limit, "shots": shots, "batch_size": batch_size, "device": device, "precision": precision}
+        evaluate_tasks(run, names, task_data, as_json, how)
+        return
 
     from widestream.train.evaluate import evaluate_run
 
