@@ -26,9 +26,13 @@ _KERNELS = {
     "kernels.attention_cpu": ("attention", "suits"),
     "kernels.grouped": ("grouped_linear",),
 }
-REPLACED = {(module, name): ("hub.plain", name) for module, names in _KERNELS.items() for name in names}
-"""Names that come from elsewhere in a file of its own."""
 _REGISTRY = "registry"
+REPLACED = {
+    ("streams", "stream_class"): (_REGISTRY, "stream_class"),
+    ("recipe.kinds", "settings_class"): (_REGISTRY, "settings_class"),
+    **{(module, name): ("hub.plain", name) for module, names in _KERNELS.items() for name in names},
+}
+"""Names that come from elsewhere in a file of its own."""
 _HEAD = f'"""A model of widestream {__version__} for transformers. Generated from that package; do not edit."""'
 
 
@@ -95,55 +99,46 @@ class _Bundle:
     def _source(self, module: str) -> Source:
         return self.registry if module == _REGISTRY else _read(module)
 
+    def _find(self, module: str, name: str) -> tuple[str, Statement | str | None]:
+        """Where a name that `module` uses is bound: the module there, and the statement, or an import from elsewhere.
+
+        None: nowhere; it is a builtin, or local.
+        """
+        while True:
+            module, name = REPLACED.get((module, name), (module, name))
+            source = self._source(module)
+            statement = source.binding(name)
+            if statement is not None or name not in source.inside:
+                return module, statement or source.outside.get(name)
+            module, name = source.inside[name]
+
     def _want(self, module: str, name: str) -> None:
-        """Follow a name that `module` uses at its top level; names that are bound nowhere are builtins or local."""
-        module, name = REPLACED.get((module, name), (module, name))
-        if (name == "stream_class" and module in ("streams", "recipe.kinds")) or (
-            name == "settings_class" and module == "recipe.kinds"
-        ):
-            module = _REGISTRY
-        source = self._source(module)
-        statement = source.binding(name)
-        if statement is None:
-            if name in source.inside:
-                self._want(*source.inside[name])
-            elif name in source.outside:
-                self.imports.add(source.outside[name])
+        """Follow a name that `module` uses at its top level."""
+        module, found = self._find(module, name)
+        if isinstance(found, str):
+            self.imports.add(found)
+        if not isinstance(found, Statement):
             return
-        number = source.statements.index(statement)
-        taken = self.wanted.setdefault(module, set())
+        number, taken = self._source(module).statements.index(found), self.wanted.setdefault(module, set())
         if number in taken:
             return
-        if not statement.closed:
+        if not found.closed:
             raise BundleError(f"{name} in {module} imports something of the package inside of a function.")
         taken.add(number)
-        for used in sorted(statement.uses):
+        for used in sorted(found.uses):
             self._want(module, used)
 
     def _sort(self, module: str) -> None:
-        if module in self.order or module not in self.wanted:
+        """Put a module behind all those that it uses something of."""
+        if module in self.order:
             return
         source = self._source(module)
         used = {name for number in self.wanted[module] for name in source.statements[number].uses}
         for name in sorted(used):
-            for other in self._homes(module, name):
-                if other != module:
-                    self._sort(other)
+            other, found = self._find(module, name)
+            if isinstance(found, Statement) and other != module:
+                self._sort(other)
         self.order.append(module)
-
-    def _homes(self, module: str, name: str) -> list[str]:
-        """Where a name that a module uses is bound."""
-        seen = [module]
-        while (module, name) != ("", ""):
-            module, name = REPLACED.get((module, name), (module, name))
-            if name in ("stream_class", "settings_class") and module in ("streams", "recipe.kinds"):
-                return [_REGISTRY]
-            source = self._source(module)
-            if source.binding(name) is not None or name not in source.inside:
-                return [module]
-            module, name = source.inside[name]
-            seen.append(module)
-        return seen
 
     def text(self) -> str:
         """The file."""

@@ -10,14 +10,16 @@ from widestream.streams import stream_class
 from widestream.version import __version__
 
 
-def model_card(config: RunConfig, info: dict[str, Any], step: int, loss: float | None, licence: str | None) -> str:
+def model_card(
+    config: RunConfig, info: dict[str, Any], step: int, heldout: tuple[float, int] | None, licence: str | None
+) -> str:
     """README.md.
 
     Args:
         config: the run's recipe.
         info: its run.json.
         step: of the checkpoint.
-        loss: held-out loss there, in nats per token; None: it was not measured.
+        heldout: held-out loss there, in nats per token, and of how many tokens; None: it was not measured.
         licence: of the weights, as the hub names licences (`apache-2.0`); None: not said.
     """
     kind, data, summary = config.model.stream.kind, info.get("data", {}), info.get("summary", {})
@@ -32,8 +34,7 @@ def model_card(config: RunConfig, info: dict[str, Any], step: int, loss: float |
         "of these beside embedding and head": _number(summary.get("parameters", {}).get("non_embedding")),
         "trained on": f"{_number(tokens)} tokens in {step:,} steps",
         "training data": f"{_number(data.get('train_tokens'))} tokens, fingerprint `{data.get('fingerprint')}`",
-        "held-out loss": "not measured" if loss is None else f"{loss:.4f} nats per token, on "
-        f"{_number(data.get('heldout_tokens'))} tokens (fingerprint `{data.get('heldout_fingerprint')}`)",
+        "held-out loss": "not measured" if heldout is None else _words(*heldout, data.get("heldout_fingerprint")),
         "context": f"{config.model.context} tokens",
         "licence": licence or "not said by whoever exported it",
         "made with": f"widestream {__version__}; trained with {info.get('widestream')}, torch {info.get('torch')}",
@@ -64,6 +65,10 @@ training; the tokenizer puts it there.
 To train on with `Trainer`, give it an optimizer of `model.parameter_groups(weight_decay)`: by itself it would decay
 embeddings, norms and gates too.
 """
+
+
+def _words(loss: float, tokens: int, fingerprint: str | None) -> str:
+    return f"{loss:.4f} nats per token, on {tokens:,} tokens (fingerprint `{fingerprint}`)"
 
 
 def _number(value: Any) -> str:

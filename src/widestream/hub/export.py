@@ -64,8 +64,8 @@ def export_run(run_dir: Path, folder: Path, step: int | None = None, licence: st
             write_model(model, aside, tokenizer.boundary_id, shard_size)
             for name, text in tokenizer_files(tokenizer).items():
                 (aside / name).write_text(text, encoding="utf-8")
-            loss = _loss_at(run_dir, checkpoint.step)
-            card = model_card(config, read_info(run_dir), checkpoint.step, loss, licence)
+            heldout = _evaluation_at(run_dir, checkpoint.step)
+            card = model_card(config, read_info(run_dir), checkpoint.step, heldout, licence)
             (aside / "README.md").write_text(card, encoding="utf-8")
             difference = _check(model, tokenizer, aside)
             for path in aside.iterdir():
@@ -125,9 +125,10 @@ def write_model(model: Decoder, folder: Path, boundary_id: int | None = None, sh
     save_torch_state_dict(weights, folder, max_shard_size=shard_size, metadata={"format": "pt"})
 
 
-def _loss_at(run_dir: Path, step: int) -> float | None:
-    losses = [row["loss"] for row in metrics_rows(run_dir) if row["kind"] == "eval" and row["step"] == step]
-    return losses[-1] if losses else None
+def _evaluation_at(run_dir: Path, step: int) -> tuple[float, int] | None:
+    """Held-out loss at a step, and the tokens that it is a mean over; None: there was no evaluation."""
+    rows = [row for row in metrics_rows(run_dir) if row["kind"] == "eval" and row["step"] == step]
+    return (rows[-1]["loss"], rows[-1]["target_tokens"]) if rows else None
 
 
 # What a process does that cannot import this package: load the folder, and say what it computes.
