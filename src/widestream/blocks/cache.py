@@ -59,8 +59,9 @@ class KVCache:
         """A cache of one sequence as one of several that begin alike, with the same room."""
         assert self.rows == 1, "only one sequence can be repeated"
         like = self.keys[0]
+        _, heads, room, width = like.shape
         shared = len(self.values) > 1 and all(value is self.values[0] for value in self.values)
-        copy = KVCache(len(self.keys), (rows, *like.shape[1:]), like.dtype, like.device, one_value=shared)
+        copy = KVCache(len(self.keys), (rows, heads, room, width), like.dtype, like.device, one_value=shared)
         for to, own in ((copy.keys, self.keys), (copy.values, self.values)):
             for there, here in zip(to, own, strict=True):
                 there.copy_(here)
