@@ -131,12 +131,8 @@ def test_a_modelling_file_needs_torch_and_transformers_alone(kind):
 def test_two_names_that_clash_are_noticed(monkeypatch):
     found = bundle._Bundle("vector")
     twice = bundle._take_apart("def rotate():\n    pass\n", "x")
-    monkeypatch.setattr(found, "_source", lambda name: twice if name == "x" else bundle._read(name))
-    found.wanted = {"blocks.rotary": {number_of("blocks.rotary", "rotate")}, "x": {0}}
+    source = found._source
+    monkeypatch.setattr(found, "_source", lambda name: twice if name == "x" else source(name))
+    found.wanted["x"] = {0}
     with pytest.raises(BundleError, match="rotate is bound by"):
         found.text()
-
-
-def number_of(module, name):
-    source = bundle._read(module)
-    return source.statements.index(source.binding(name))
