@@ -27,7 +27,10 @@ TEXTS = ("the matrix keeps", "", " ä\n\n\t<|endoftext|> 😀", "<|endoftext|>")
 @pytest.fixture(scope="module", name="run")
 def _run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny_config(data, train={"steps": 4, "eval_every": 2, "save_every": 2, "keep": 2}), folder)
+    train(
+        tiny_config(data, model={"norm": "rmsnorm"}, train={"steps": 4, "eval_every": 2, "save_every": 2, "keep": 2}),
+        folder,
+    )
     return folder
 
 
@@ -111,6 +114,16 @@ def test_what_transformers_finds_otherwise_is_not_written(run, tmp_path, monkeyp
     with pytest.raises(UserError, match=said):
         export_run(run, tmp_path / "folder", step=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_widened_run_is_exported_too(run, tmp_path):
+    from widestream.convert.widen import widen_run
+
+    widen_run(run, 8, tmp_path / "wide")
+    export_run(tmp_path / "wide", tmp_path / "folder")
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "`widestream widen` from weights" in card
+    assert "not measured" in card
 
 
 def test_a_stream_of_the_users_own_is_refused():

@@ -147,3 +147,23 @@ def test_only_runs_are_removed_and_not_without_asking(shelf, tmp_path):
 def test_completion_can_be_installed():
     done = CliRunner().invoke(build_app(), ["--help"])
     assert "--install-completion" in done.output
+
+
+def test_a_run_that_a_command_made_says_so(tmp_path):
+    from widestream.model.build import build_model
+    from widestream.recipe import load_recipe
+    from widestream.runs.made import Made, write_made
+
+    config = load_recipe("demo/transformer", ["model.num_layers=1", "model.num_heads=2", "model.head_dim=4"])
+    made = Made(by="widen", source="elsewhere", sha256="0" * 64, settings={})
+    write_made(tmp_path / "wide", config, build_model(config.model), None, made)
+    (row,) = list_runs([tmp_path])
+    assert (row.state, row.steps, row.loss, row.why) == ("made by widen", 0, None, None)
+
+
+def test_what_is_half_removed_is_no_run(shelf, monkeypatch):
+    first, *others = find_below([shelf])
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        remove_runs([first])
+    assert find_below([shelf]) == others

@@ -120,7 +120,7 @@ def _check(cls: type[Stream], config: HostConfig, guessed: bool) -> None:
     Raises:
         UserError: says which, and what to do.
     """
-    kind, kinds = config.stream.kind, {kind for layer in config.branches for kind in layer}
+    kind = config.stream.kind
     pairs = replace(config, branches=(("attention", "mlp"),) * config.num_layers)
     sized = [block.num_neurons for block in cls.blocks(pairs) if block.num_neurons is not None]
     if 0 in sized:
@@ -133,16 +133,6 @@ def _check(cls: type[Stream], config: HostConfig, guessed: bool) -> None:
     if len(cls.blocks(config)) != config.num_blocks:
         raise UserError(
             f"A {kind} stream takes the place of MLPs; leave them out of sites, which then counts the other branches."
-        )
-    if kind == "matrix_maps" and "branch" in kinds:
-        raise UserError(
-            "A matrix_maps stream treats attention and MLP differently; name the sites, as in sites=['attention', "
-            "'mlp', ...]."
-        )
-    if kind == "matrix_maps" and not config.own_norms and getattr(config.stream, "norms", "") == "reads":
-        raise UserError(
-            "A matrix_maps stream has norms behind its reads, which branches with norms of their own leave no "
-            "place for; use norms='state'."
         )
     if guessed and config.head_dim == 1 and cls.cuts_vectors:
         raise UserError(f"A {kind} stream cuts vectors into equal parts, and dim, {config.embed_dim}, has no divisor.")

@@ -6,6 +6,7 @@ import yaml
 
 from widestream.recipe import RunConfig
 from widestream.recipe.build import without_defaults
+from widestream.runs.folder import MADE
 from widestream.streams import stream_class
 from widestream.version import __version__
 
@@ -32,8 +33,7 @@ def model_card(
         "papers": ", ".join(map(_link, stream_class(kind).spec(config.model).papers)) or "none",
         "parameters": _number(summary.get("parameters", {}).get("total")),
         "of these beside embedding and head": _number(summary.get("parameters", {}).get("non_embedding")),
-        "trained on": f"{_number(tokens)} tokens in {step:,} steps",
-        "training data": f"{_number(data.get('train_tokens'))} tokens, fingerprint `{data.get('fingerprint')}`",
+        **_origin(info, tokens, step),
         "held-out loss": "not measured" if heldout is None else _words(*heldout, data.get("heldout_fingerprint")),
         "context": f"{config.model.context} tokens",
         "licence": licence or "not said by whoever exported it",
@@ -65,6 +65,17 @@ training; the tokenizer puts it there.
 To train on with `Trainer`, give it an optimizer of `model.parameter_groups(weight_decay)`: by itself it would decay
 embeddings, norms and gates too.
 """
+
+
+def _origin(info: dict[str, Any], tokens: int | None, step: int) -> dict[str, str]:
+    """What the weights come from."""
+    if made := info.get(MADE):
+        return {"made by": f"`widestream {made['by']}` from weights with SHA-256 `{made['sha256']}`; not trained since"}
+    data = info.get("data", {})
+    return {
+        "trained on": f"{_number(tokens)} tokens in {step:,} steps",
+        "training data": f"{_number(data.get('train_tokens'))} tokens, fingerprint `{data.get('fingerprint')}`",
+    }
 
 
 def _words(loss: float, tokens: int, fingerprint: str | None) -> str:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,12 +13,12 @@ from safetensors.torch import save_file
 
 from widestream.data.tokenizer import Tokenizer
 from widestream.errors import UserError
-from widestream.files import disk_errors, sync_folder
 from widestream.hub.bundle import modeling_file
 from widestream.hub.card import model_card
 from widestream.hub.tokenizer import tokenizer_files
 from widestream.model.decoder import Decoder
-from widestream.runs.folder import load_config, read_done, read_info
+from widestream.runs.folder import MADE, load_config, read_done, read_info
+from widestream.runs.made import made_folder
 from widestream.runs.model import load_model, load_run_tokenizer
 from widestream.runs.rows import metrics_rows
 
@@ -53,28 +51,21 @@ def export_run(run_dir: Path, folder: Path, step: int | None = None, licence: st
     if not folder.parent.is_dir():
         raise UserError(f"The folder {folder.parent} does not exist; make it first.")
     _require_transformers()
-    config = load_config(run_dir)
-    if step is None and read_done(run_dir) is None:
+    config, info = load_config(run_dir), read_info(run_dir)
+    if step is None and MADE not in info and read_done(run_dir) is None:
         raise UserError(f"{run_dir} is not finished; let it train to its end, or name a checkpoint with --step.")
     model, checkpoint = load_model(run_dir, torch.device("cpu"), step)
     tokenizer = load_run_tokenizer(run_dir)
-    aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-    with disk_errors(folder.parent, "export again"):
-        try:
-            write_model(model, aside, tokenizer.boundary_id, shard_size)
-            for name, text in tokenizer_files(tokenizer).items():
-                (aside / name).write_text(text, encoding="utf-8")
-            heldout = _evaluation_at(run_dir, checkpoint.step)
-            card = model_card(config, read_info(run_dir), checkpoint.step, heldout, licence)
-            (aside / "README.md").write_text(card, encoding="utf-8")
-            difference = _check(model, tokenizer, aside)
-            for path in aside.iterdir():
-                path.chmod(0o644)  # safetensors keeps its files from others
-            sync_folder(aside)
-            aside.replace(folder)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    heldout = None if MADE in info else _evaluation_at(run_dir, checkpoint.step)
+    with made_folder(folder) as aside:
+        write_model(model, aside, tokenizer.boundary_id, shard_size)
+        for name, text in tokenizer_files(tokenizer).items():
+            (aside / name).write_text(text, encoding="utf-8")
+        card = model_card(config, info, checkpoint.step, heldout, licence)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        difference = _check(model, tokenizer, aside)
+        for path in aside.iterdir():
+            path.chmod(0o644)  # safetensors keeps its files from others
     return difference
 
 
@@ -92,7 +83,7 @@ def write_model(model: Decoder, folder: Path, boundary_id: int | None = None, sh
 
     Args:
         model: any.
-        folder: is made.
+        folder: is made if need be.
         boundary_id: token that begins and ends texts, and pads.
         shard_size: largest size of a file of weights.
 
@@ -117,7 +108,7 @@ def write_model(model: Decoder, folder: Path, boundary_id: int | None = None, sh
         dtype="float32",
         **ids,
     )
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / f"{MODELING}.py").write_text(code, encoding="utf-8")
     config.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")

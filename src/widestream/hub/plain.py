@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from widestream.kernels.norm_cpu import turn
+
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
     """See kernels/gelu_cpu.py."""
@@ -36,8 +38,9 @@ def one_pass(x: Tensor) -> bool:
 def norm_rotate(
     x: Tensor, gain: Tensor | None, eps: float | None, cos: Tensor, sin: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Only where `one_pass`."""
-    raise NotImplementedError
+    """See kernels/norm_cpu.py; `one_pass` says that nobody asks."""
+    x = x.float() if x.itemsize < 4 else x
+    return turn(x if eps is None else rms_norm(x, 1, gain, eps), cos, sin).to(dtype)
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -46,8 +49,8 @@ def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Only where it `suits`."""
-    raise NotImplementedError
+    """See kernels/attention_cpu.py; `suits` says that nobody asks."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
 
 
 def grouped_linear(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from widestream.errors import UserError, shown
 from widestream.files import read_json, write_json
-from widestream.runs.folder import claim_file, is_run, list_checkpoints, read_config
+from widestream.runs.folder import CONFIG, MADE, claim_file, is_run, list_checkpoints, read_config, read_info
 from widestream.runs.metrics import require_idle
 from widestream.runs.read import load_run
 from widestream.runs.settings import chosen
@@ -29,7 +29,7 @@ class Shelved:
     name: str
     """Of the recipe."""
     state: str
-    """As `widestream compare` says it (done, running, diverged, ...); or unreadable."""
+    """As `widestream compare` says it (done, running, diverged, ...), `made by` a command, or unreadable."""
     steps: int | None
     """Done so far."""
     loss: float | None
@@ -95,6 +95,9 @@ def _look(folder: Path) -> Shelved:
     name = folder.name
     try:
         tags, name = read_tags(folder), str(read_config(folder).get("name") or name)
+        if made := read_info(folder).get(MADE):
+            started = read_info(folder).get("started")
+            return Shelved(str(folder), name, f"made by {made['by']}", 0, None, started, size, steps, tags)
         run = load_run(folder)
     except UserError as error:
         return Shelved(str(folder), name, "unreadable", None, None, None, size, steps, tags, str(error))
@@ -184,9 +187,10 @@ def remove_runs(runs: Sequence[Path], checkpoints: bool = False) -> int:
     freed = sum(disk_bytes(path) if path.is_dir() else path.stat().st_size for path in doomed)
     for path in doomed:
         if path.is_dir():
-            # Under another name first: a run that is half gone must not look like one.
+            # Under another name and without its recipe first: a run that is half gone must not look like one.
             aside = path.with_name(f"{path.name}.removed")
             path.replace(aside)
+            (aside / CONFIG).unlink(missing_ok=True)
             shutil.rmtree(aside)
         else:
             path.unlink()

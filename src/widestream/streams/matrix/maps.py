@@ -32,7 +32,7 @@ from widestream.blocks.norm import Norm, norm_size
 from widestream.blocks.roles import Roles
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
-from widestream.streams.base import StreamCost, StreamSpec
+from widestream.streams.base import Block, StreamCost, StreamSpec
 from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
 
 
@@ -113,6 +113,25 @@ class MatrixMapsStream(MatrixBase[MatrixMapsConfig]):
         }
 
     @classmethod
+    def blocks(cls, config: ModelConfig) -> list[Block]:
+        """Attention and MLP, which read in ways of their own.
+
+        Raises:
+            UserError: in a model that is not ours, branches without names, or norms that leave those of reads no place.
+        """
+        if any("branch" in layer for layer in config.layer_blocks):
+            raise UserError(
+                "A matrix_maps stream treats attention and MLP differently; name the sites, as in sites=['attention', "
+                "'mlp', ...]."
+            )
+        if cls.settings_of(config).norms == "reads" and not config.norm_places[1]:
+            raise UserError(
+                "A matrix_maps stream has norms behind its reads, which branches with norms of their own leave no "
+                "place for; use norms='state'."
+            )
+        return super().blocks(config)
+
+    @classmethod
     def spec(cls, config: ModelConfig) -> StreamSpec:
         """RMT's matrix."""
         return replace(super().spec(config), papers=("2506.22696",))
@@ -135,12 +154,12 @@ class MatrixMapsStream(MatrixBase[MatrixMapsConfig]):
     @classmethod
     def parameter_formula(cls, config: ModelConfig) -> int:
         """Keys of all vectors that are read and stored, j (2 R + 2 R_kv) D_v^2 for maps a layer, gains of norms."""
-        settings, attentions = cls.settings_of(config), config.num_layers * (config.blocks_per_layer - 1)
+        settings, attentions = cls.settings_of(config), config.num_attentions
         maps = attentions * settings.maps * 2 * (config.num_heads + config.kv_heads) * config.head_dim**2
         if settings.norms == "state":
             return super().parameter_formula(config) + maps
         keys = settings.key_dim * (cls.vectors_read(config) + cls.vectors_stored(config))
-        gains = attentions * config.kv_heads * config.head_dim + (config.num_layers + 1) * config.embed_dim
+        gains = attentions * config.kv_heads * config.head_dim + (config.num_blocks - attentions + 1) * config.embed_dim
         return keys + maps + norm_size(config, gains)
 
     def cost(self) -> StreamCost:
