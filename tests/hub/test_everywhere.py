@@ -32,6 +32,7 @@ BLOCKS = {
     "experts": {"activation": "swiglu", "moe": {"num_experts": 4, "top_k": 2, "balance": "bias"}},
     "scaled": {"positions": "rotary", "rotary_scaling": {"kind": "yarn", "factor": 4.0, "original_context": 8}},
     "values": {"value_residual": "learned", "short_swa": 3},
+    "convolution": {"attention_convolution": "qkv", "positions": "rotary", "qk_norm": {"over": "head"}},
 }  # fmt: skip
 """Settings of blocks; on the kinds with an own form of attention or state each."""
 CASES = {

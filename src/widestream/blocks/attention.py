@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import flop_counter
 
 from widestream.blocks.context import Context, Window
+from widestream.blocks.convolution import causal_convolution
 from widestream.blocks.flex import FlexMask, flex
 from widestream.blocks.qk_norm import QKNorm
 from widestream.blocks.roles import Axis, Declared, Role, Roles, size
@@ -125,7 +126,8 @@ class ValueResidual(Declared):
 class BareAttention(Declared):
     """softmax(q k^T scale / (layer + 1)) v, and what the model's settings put around it (RMT paper eq. 21).
 
-    In this order: biases, norm of q and k, rotary positions (or the norm behind them), logits, soft cap, mask.
+    In this order: biases, convolution over tokens, norm of q and k, rotary positions (or the norm behind them), logits,
+    soft cap, mask.
 
     Args:
         config: the model's.
@@ -144,6 +146,12 @@ class BareAttention(Declared):
     """[H_kv K]."""
     bias_out: Tensor
     """[H K]."""
+    taps_q: Tensor
+    """Of the convolution of queries [J, H, K], tap j for j tokens back."""
+    taps_k: Tensor
+    """[J, H_kv, K]."""
+    taps_v: Tensor
+    """[J, H_kv, K]."""
 
     def __init__(
         self,
@@ -170,12 +178,26 @@ class BareAttention(Declared):
         heads = {"q": config.num_heads, "k": config.kv_heads, "v": config.kv_heads}
         if self.values.replaced:
             del heads["v"]
+        convolved = "" if config.attention_convolution == "none" else config.attention_convolution
+        self.convolved = tuple(name for name in heads if name in convolved)
+        for name in self.convolved:
+            shape = (config.attention_convolution_taps, heads[name], config.head_dim)
+            self.declare(f"taps_{name}", shape, Role(0.0, "none", part="attention"))
         heads = heads if config.attention_bias != "none" else {}
         if config.attention_bias == "all" and bias_out:
             heads["out"] = config.num_heads
         self.biased = tuple(heads)
         for name, number in heads.items():
             self.declare(f"bias_{name}", (number * config.head_dim,), roles.bias("attention"))
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Convolutions start as the identity: 1 for the token itself, 0 for those before."""
+        identity = {}
+        for name in self.convolved:
+            taps = torch.zeros(getattr(self, f"taps_{name}").shape)
+            taps[0] = 1.0
+            identity[f"taps_{name}"] = taps
+        return identity
 
     def forward(self, inputs: dict[str, Tensor], context: Context) -> Tensor:
         """Roles q [B, T, H, K], k, v [B, T, H_kv, K] -> heads [B, T, H, K]."""
@@ -187,14 +209,22 @@ class BareAttention(Declared):
 
         Without v, the first block's values are in its place. v was made of x [B, T, D], if of a vector.
         """
-        q, k = self._biased("q", q), self._biased("k", k)
-        mixed: Tensor = self.values(None if v is None else self._biased("v", v), context, x)
+        q, k = self._made("q", q, context), self._made("k", k, context)
+        mixed: Tensor = self.values(None if v is None else self._made("v", v, context), context, x)
         if self.upcast:
             with torch.autocast(q.device.type, enabled=False):  # autocast would cast them down again
                 out = self._attend(q.float(), k.float(), mixed.float(), context).to(mixed.dtype)
         else:
             out = self._attend(q, k, mixed, context)
         return self._biased("out", out)
+
+    def _made(self, name: str, heads: Tensor, context: Context) -> Tensor:
+        """Queries, keys or values as they are handed in, with their bias and convolution."""
+        heads = self._biased(name, heads)
+        if name not in self.convolved:
+            return heads
+        taps = getattr(self, f"taps_{name}").to(heads.dtype)
+        return causal_convolution(heads, taps, context, f"attention {self.slot} {name}")
 
     def _biased(self, name: str, heads: Tensor) -> Tensor:
         return heads + getattr(self, f"bias_{name}").view(heads.shape[2:]) if name in self.biased else heads

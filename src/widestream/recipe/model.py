@@ -22,8 +22,8 @@ BlockKind = Literal["attention", "mlp", "branch"]
 GATED = ("swiglu", "geglu", "geglu_tanh")
 """Activations with a gate: W_2 (act(W_g x) * W_u x), three matrices."""
 
-LARGEST, MOST_LAYERS = 2**31 - 1, 4096
-"""Largest size of an axis, and most layers: beyond, a mistype is likelier than a model."""
+LARGEST, MOST_LAYERS, MOST_TAPS = 2**31 - 1, 4096, 64
+"""Largest size of an axis, most layers, and most taps of a convolution: beyond, a mistype is likelier than a model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +126,11 @@ class ModelConfig:
     """Norm of queries and keys."""
     attention_bias: Literal["none", "qkv", "all"] = "none"
     """Biases of queries, keys and values (Qwen 2), or these and one on what attention puts out (GPT-2)."""
+    attention_convolution: Literal["none", "kv", "qkv"] = "none"
+    """A short causal convolution over tokens of keys and values, or of queries too, number by number, in front of norms
+    and positions (Primer, arXiv 2109.08668: qkv, 3 taps). It starts as the identity."""
+    attention_convolution_taps: int = 3
+    """[J] Tokens that it sees, the token itself counted."""
     attention_soft_cap: float | None = None
     """[c] Attention logits become c tanh(logit / c), in front of the mask (Gemma 2: 50)."""
     attention_window: int | None = None
@@ -271,6 +276,10 @@ def check_attention(config: ModelConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"model.{name} is {value}; it must be above 0.")
+    if not 2 <= config.attention_convolution_taps <= MOST_TAPS:
+        raise UserError(
+            f"model.attention_convolution_taps is {config.attention_convolution_taps}; it must be 2 to {MOST_TAPS}."
+        )
     if config.full_attention_every is not None and config.attention_window is None:
         raise UserError("model.full_attention_every does nothing without model.attention_window.")
     if config.positions == "rotary":
