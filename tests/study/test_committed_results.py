@@ -17,8 +17,8 @@ def test_the_page_of_the_kept_results_has_every_study_and_every_run():
     with opened(LAB) as folders:
         sections = studies_page.find_sections(folders)
         names = {section.name for section in sections}
-        # The evidence of two is notes and rows of metrics; one has not been run yet.
-        kept = {*study_names()} - {"demo", "zoo", "modern"}
+        # The evidence of two is notes and rows of metrics; three have not been run to their end yet.
+        kept = {*study_names()} - {"demo", "zoo", "modern", "maps_length", "maps_shape"}
         assert {"resources", "moments", "mup", "tune", *kept} <= names
         html = studies_page.studies_page(sections)
         records = [json.loads(path.read_text()) for folder in folders for path in folder.glob("*.study.json")]
