@@ -39,7 +39,8 @@ def widen_run(
 
     Args:
         run: folder of a run with a vector, matrix or matrix_dense stream.
-        key_dim: D_k of the new stream; what it is now is the number of heads for a vector stream.
+        key_dim: D_k of the new stream; what it is now is the number of heads for a vector stream, which may stay that:
+            keys that mix what there is, the control of a wider one.
         to: the run to make.
         std: standard deviation of the new retrieval keys.
         seed: of these.
@@ -54,8 +55,12 @@ def widen_run(
         raise UserError(f"--std is {std}; it must be above 0, for new rows that nothing reads would never be written.")
     config = load_config(run)
     now = _width_now(run, config.model)
-    if key_dim <= now:
-        raise UserError(f"The stream of {run} has D_k = {now} already; give a larger --key-dim than {now}.")
+    plain = config.model.stream.kind == "vector"
+    if key_dim < now or (key_dim == now and not plain):
+        least = f"larger --key-dim than {now}"
+        if plain:
+            least = f"--key-dim of at least {now} (at {now}: keys, and no new rows)"
+        raise UserError(f"The stream of {run} has D_k = {now} already; give a {least}.")
     meta_model(wider_config(_matrix_config(config.model), now, key_dim))  # what does not fit is said before reading
     old, saved = load_model(run, torch.device("cpu"), step)
     new = widened(old, key_dim, std, seed)
@@ -114,7 +119,7 @@ def widened(old: Decoder, key_dim: int, std: float, seed: int) -> Decoder:
 
     Args:
         old: with a vector, matrix or matrix_dense stream.
-        key_dim: D_k, larger than it is.
+        key_dim: D_k, larger than it is; of a vector stream also as large (the number of heads).
         std: standard deviation of the new retrieval keys.
         seed: of these.
     """
