@@ -1,5 +1,6 @@
 """What the tests run in processes of their own: these functions are their targets."""
 
+import json
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -18,8 +20,11 @@ from widestream.model.depth import Depth
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
 from widestream.runs import progress
+from widestream.runs.checkpoint import weights_of
 from widestream.train import begin
 from widestream.train.loop import train
+from widestream.train.parallel import join_world
+from widestream.train.shards import Layout, build_shared, gathered, own
 
 
 def train_quickly(config: RunConfig, run_dir: Path) -> None:
@@ -92,6 +97,21 @@ def sharded_gradients(model: ModelConfig, depth: Depth, path: Path, environment:
     if dist.get_rank() == 0:
         torch.save(whole, path)
     dist.destroy_process_group()
+
+
+def initial_weights(model: ModelConfig, layout: Layout, path: Path, environment: dict[str, str]) -> None:
+    """Build a model in a layout; rank 0 saves its whole weights, and how many numbers each rank holds."""
+    os.environ.update(environment)
+    with join_world("cpu") as world:
+        decoder = build_shared(model, 3, world, layout)
+        weights = gathered(weights_of(decoder), world)
+        held = torch.zeros(world.size)
+        held[world.rank] = sum(part.numel() for part in own(decoder.state_dict().values()))
+        shares = world.sum_(held).tolist()
+        if world.is_main:
+            save_file(weights, path)
+            path.with_name("shares.json").write_text(json.dumps(shares))
+        del decoder, weights
 
 
 def sharding_batch(model: ModelConfig) -> torch.Tensor:

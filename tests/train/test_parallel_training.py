@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -12,12 +13,14 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from models import tiny
-from processes import sharded_gradients, sharding_batch, train_as_rank, train_quickly, train_unlike
+from processes import initial_weights, sharded_gradients, sharding_batch, train_as_rank, train_quickly, train_unlike
 from tiny_runs import tiny_config, write_data
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.depth import Fused, Rebuilt
+from widestream.recipe.train import ParallelConfig
 from widestream.train.plan import make_plan
+from widestream.train.shards import Layout, choose_layout
 
 
 def free_port():
@@ -85,14 +88,25 @@ EXPERTS = {"moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate":
         ({"stream_memory": "states"}, "adamw", {}),
         ({}, "muon", {}),
         ({"micro_batch_size": 1}, "adamw", EXPERTS),
+        ({"parallel": {"shard": 2}, "micro_batch_size": 1}, "adamw", {}),
+        (
+            {"parallel": {"shard": 2}, "stream_memory": "states"},
+            "adamw",
+            {"tied_head": True, "stream": {"kind": "vector"}},
+        ),
+        ({"parallel": {"shard": 2}}, "muon", {}),
+        ({"parallel": {"shard": 2}, "activation_checkpointing": True}, "muon", EXPERTS),
     ],
     ids=str,
 )
 def test_two_processes_train_as_one_does(data, tmp_path, changes, kind, model):
     optimizer = {"kind": kind, "grad_clip": 0.5}
-    config = tiny_config(data, model=model, train={"steps": 5, **changes}, optimizer=optimizer)
-    train_quickly(config, tmp_path / "one")
-    assert train_on_two(config, tmp_path / "two") == [0, 0]
+    one, two = (
+        tiny_config(data, model=model, train={"steps": 5, **changes, **layout}, optimizer=optimizer)
+        for layout in ({"parallel": {}}, {})
+    )
+    train_quickly(one, tmp_path / "one")
+    assert train_on_two(two, tmp_path / "two") == [0, 0]
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two) == 7
     for a, b in zip(one, two, strict=True):
@@ -100,7 +114,7 @@ def test_two_processes_train_as_one_does(data, tmp_path, changes, kind, model):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         if a["kind"] == "train":
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
-            for name in ("balance", "largest_load") if model else ():
+            for name in ("balance", "largest_load") if "moe" in model else ():
                 assert b[name] == pytest.approx(a[name], rel=1e-5)
     weights = [
         load_file(tmp_path / name / "checkpoints" / "step_00000005" / "model.safetensors") for name in ("one", "two")
@@ -117,6 +131,83 @@ def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
     assert train_on_two(config, tmp_path / "run") == [0, 0]
     for a, b in zip(expected, rows(tmp_path / "run"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_sharded_run_goes_on_bit_identical_and_in_other_layouts(data, tmp_path, kind):
+    """Held-out windows are an odd number, so that one process has one less to evaluate."""
+    train = {"steps": 6, "save_every": 3, "keep": 5, "parallel": {"shard": 2}, "eval_every": 3, "eval_windows": 5}
+    config = tiny_config(data, train=train, optimizer={"kind": kind, "grad_clip": 0.5})
+    assert train_on_two(config, tmp_path / "whole") == [0, 0]
+    expected, last = rows(tmp_path / "whole"), "checkpoints/step_00000006"
+    for place in ("same", "one", "replicated"):
+        shutil.copytree(tmp_path / "whole", tmp_path / place)
+        shutil.rmtree(tmp_path / place / last)
+        (tmp_path / place / "done.json").unlink()
+    other = replace(config.train, parallel=ParallelConfig())
+    train_quickly(replace(config, train=other), tmp_path / "one")
+    assert train_on_two(config, tmp_path / "same") == [0, 0]
+    replicated = replace(config.train, parallel=ParallelConfig(replicate=2))
+    assert train_on_two(replace(config, train=replicated), tmp_path / "replicated") == [0, 0]
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (tmp_path / "same" / last / file).read_bytes() == (tmp_path / "whole" / last / file).read_bytes()
+    for place in ("same", "one", "replicated"):
+        found = rows(tmp_path / place)
+        assert len(found) == len(expected)
+        for a, b in zip(expected, found, strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+def test_what_is_frozen_and_weights_of_another_run_in_shards(data, tmp_path):
+    config = tiny_config(data, train={"steps": 2, "parallel": {"shard": 2}})
+    train_quickly(tiny_config(data, train={"steps": 2, "seed": 5}), tmp_path / "base")
+    frozen = replace(config.optimizer, lr_factors={"blocks.*": 0.0})
+    trained = replace(config.train, init_from=str(tmp_path / "base"))
+    assert train_on_two(replace(config, optimizer=frozen, train=trained), tmp_path / "on") == [0, 0]
+    last = "checkpoints/step_00000002/model.safetensors"
+    base, on = load_file(tmp_path / "base" / last), load_file(tmp_path / "on" / last)
+    assert all(torch.equal(base[name], on[name]) for name in base if name.startswith("blocks."))
+    assert not torch.equal(base["embedding.token"], on["embedding.token"])
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 2), Layout(2, 1)], ids=str)
+def test_initial_weights_are_the_same_in_every_layout(layout, tmp_path):
+    config = tiny({"kind": "hyper_connections"}, num_layers=3)
+    assert run_on_two(initial_weights, config, layout, tmp_path / "weights.safetensors") == [0, 0]
+    found, whole = load_file(tmp_path / "weights.safetensors"), build_model(config, 3).state_dict()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], value) for name, value in whole.items())
+    shares = json.loads((tmp_path / "shares.json").read_text())
+    assert sum(shares) == sum(value.numel() for value in whole.values()) * layout.replicate
+    assert max(shares) - min(shares) <= (0 if layout.shard == 1 else len(whole) * 50)
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "room", "layout"),
+    [
+        ({}, 8, 1e9, Layout(8, 1)),
+        ({}, 8, 1e7, Layout(1, 8)),
+        ({"shard": 4}, 8, 1e9, Layout(2, 4)),
+        ({"replicate": 4}, 8, 1e9, Layout(4, 2)),
+        ({"replicate": 2, "shard": 4}, 8, 1e7, Layout(2, 4)),
+    ],
+    ids=str,
+)
+def test_what_a_layout_comes_to(asked, processes, room, layout):
+    assert choose_layout(ParallelConfig(**asked), processes, 1_000_000, room) == layout
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "words"),
+    [
+        ({"shard": 3}, 8, r"train\.parallel is shard 3, and there are 8 processes"),
+        ({"shard": 2}, 1, r"train\.parallel is shard 2, and there is 1 process;"),
+        ({"replicate": 2, "shard": 2}, 8, r"train\.parallel is replicate 2 x shard 2"),
+    ],
+)
+def test_a_layout_of_other_processes_is_refused(asked, processes, words):
+    with pytest.raises(UserError, match=words):
+        choose_layout(ParallelConfig(**asked), processes, 1000, 1e9)
 
 
 def test_processes_that_were_not_started_alike_are_refused(data, tmp_path):

@@ -85,15 +85,15 @@ def test_in_a_resumed_run_weights_and_rows_are_those_of_an_uninterrupted_one(dat
     config = tiny_config(data, train={"steps": 9, "save_every": 4, "eval_every": 3})
     train(config, tmp_path / "whole")
 
-    save = checkpoint.save
+    write = checkpoint.write
 
     def interrupted(run_dir, step, *rest):
         if step == 8:
             raise KeyboardInterrupt
-        return save(run_dir, step, *rest)
+        return write(run_dir, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupted)
+        patch.setattr(checkpoint, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "parts")
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:

@@ -7,6 +7,7 @@ Muon may take the parameter (RMT paper C.2.1; "Tensor Programs V", arXiv 2203.03
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -192,8 +193,14 @@ def named_roles(model: nn.Module) -> dict[str, Role]:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int) -> None:
-    """Fill every parameter from its role, each from a generator of its own, so that a new one changes no other."""
+def initialize(model: nn.Module, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+    """Fill every parameter from its role, each from a generator of its own, so that a new one changes no other.
+
+    Args:
+        model: its parameters and buffers are filled.
+        seed: of random numbers.
+        put: copies values into a parameter or buffer, of which a process may hold a part.
+    """
     parameters = dict(model.named_parameters())
     for name, role in named_roles(model).items():
         parameter = parameters[name]
@@ -205,12 +212,12 @@ def initialize(model: nn.Module, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed * (2**31 - 1) + key)
         values = torch.empty(parameter.shape).normal_(0, 1, generator=generator).mul_(role.std)
         values[: role.zero_rows] = 0
-        parameter.copy_(values)
+        put(parameter, values)
     tensors = parameters | dict(model.named_buffers())
     for prefix, module in model.named_modules():
         if isinstance(module, Declared):
             for name, value in module.initial_values().items():
-                tensors[f"{prefix}.{name}" if prefix else name].copy_(value)
+                put(tensors[f"{prefix}.{name}" if prefix else name], value)
 
 
 def size(axes: tuple[Axis, ...]) -> int:

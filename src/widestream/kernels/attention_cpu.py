@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import flop_counter
 
-from widestream.kernels.compiled import Kernel, View
+from widestream.kernels.compiled import Kernel, View, address
 
 TYPES = (torch.float32, torch.bfloat16)
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -95,7 +95,7 @@ def _gradients(
     KERNEL(
         *q.shape, bias is None, torch.get_num_threads(), scale,
         *(View.of(x) for x in (q, k, v, out, grad_out, *grads)),
-        log_sums.data_ptr(), *((None, 0, 0, 0) if bias is None else (bias.data_ptr(), *bias.stride()[:3])),
+        address(log_sums), *((None, 0, 0, 0) if bias is None else (address(bias), *bias.stride()[:3])),
     )  # fmt: skip
     return grads
 

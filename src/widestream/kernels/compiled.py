@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from widestream.errors import UserError
 
@@ -31,6 +31,24 @@ NATIVE = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 BUILD_SECONDS = 120
 
 
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor's numbers lie; None of none.
+
+    Raises:
+        UserError: it is no plain tensor (a part that processes share out, a tensor that stands for another), and a
+            kernel would read something else at its address.
+    """
+    if x is None:
+        return None
+    if type(x) not in (Tensor, nn.Parameter):
+        raise UserError(
+            f"A kernel was given a {type(x).__name__} where it reads numbers at an address; hand it a plain tensor "
+            "(of a DTensor full_tensor() or to_local()), or take what torch computes (train.kernels=reference, "
+            "train.attention=sdpa)."
+        )
+    return x.data_ptr()
+
+
 class View(ctypes.Structure):
     """Where a tensor is, and its first three strides. Mirrors View in tiles.h and Heads in attention.cpp."""
 
@@ -39,7 +57,7 @@ class View(ctypes.Structure):
     @classmethod
     def of(cls, x: Tensor | None) -> "View":
         """Of a tensor; of none, zeros."""
-        return cls() if x is None else cls(x.data_ptr(), *x.stride()[:3], x.dtype == torch.bfloat16)
+        return cls() if x is None else cls(address(x), *x.stride()[:3], x.dtype == torch.bfloat16)
 
 
 class BuildError(Exception):

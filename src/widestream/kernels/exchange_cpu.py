@@ -9,7 +9,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from widestream.kernels.compiled import Kernel, View
+from widestream.kernels.compiled import Kernel, View, address
 from widestream.kernels.exchange import Exchange, ReferenceExchange, Site, SiteGradients
 
 TYPES = (torch.float32, torch.bfloat16)
@@ -112,17 +112,13 @@ class CpuExchange(Exchange):
             grad_state is not None,
             torch.get_num_threads(),
             site.eps,
-            *(_address(x) for x in (source, state, grad_after, grad_state, *values, *grads)),
+            *(address(x) for x in (source, state, grad_after, grad_state, *values, *grads)),
             *(View.of(x) for x in (data, out, grad_data)),
         )
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
-
-
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
 
 
 def _supported(state: Tensor, *others: Tensor | None) -> bool:

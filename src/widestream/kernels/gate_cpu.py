@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from widestream.kernels.compiled import Kernel
+from widestream.kernels.compiled import Kernel, address
 from widestream.kernels.gelu_cpu import SMALLEST, TYPES
 
 Form = Literal["silu", "gelu_tanh"]
@@ -91,8 +91,8 @@ _gate.register_autograd(_differentiate, setup_context=_setup)
 def _run(x: Tensor, form: str, grad: Tensor | None, out: Tensor) -> Tensor:
     if not x.numel():
         return out
-    neurons, given = x.shape[-1] // 2, None if grad is None else grad.data_ptr()
+    neurons, given = x.shape[-1] // 2, address(grad)
     sizes = x.numel() // (2 * neurons), neurons
     bf16 = x.dtype == torch.bfloat16
-    KERNEL(x.data_ptr(), given, out.data_ptr(), *sizes, form == "gelu_tanh", bf16, torch.get_num_threads())
+    KERNEL(address(x), given, address(out), *sizes, form == "gelu_tanh", bf16, torch.get_num_threads())
     return out

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from widestream.kernels.compiled import Kernel
+from widestream.kernels.compiled import Kernel, address
 
 TYPES = (torch.float32, torch.bfloat16)
 SMALLEST = 1 << 14
@@ -79,7 +79,7 @@ _gelu.register_autograd(_differentiate, setup_context=lambda ctx, inputs, output
 
 def _run(x: Tensor, grad: Tensor | None) -> Tensor:
     out = torch.empty_like(x)
-    given = None if grad is None else grad.data_ptr()
+    given = address(grad)
     bf16 = x.dtype == torch.bfloat16
-    KERNEL(x.data_ptr(), given, out.data_ptr(), x.numel(), bf16, torch.get_num_threads())
+    KERNEL(address(x), given, address(out), x.numel(), bf16, torch.get_num_threads())
     return out

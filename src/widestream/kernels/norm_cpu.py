@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from widestream.kernels.compiled import Kernel
+from widestream.kernels.compiled import Kernel, address
 from widestream.kernels.gelu_cpu import TYPES
 
 PARTS = 64
@@ -245,8 +245,8 @@ def _run(
     turned, positions = (0, 1) if cos is None else (2 * cos.shape[-1], cos.numel() // cos.shape[-1])
     KERNEL(
         count // heads, heads, width, parts, torch.get_num_threads(), eps, *(_rows(x, heads, width) for x in laid),
-        _at(scales) if scales.numel() else None, _at(gain), by_head, _at(sums), _at(grad_gain), gains,
-        _at(cos), _at(sin), turned, positions,
+        address(scales) if scales.numel() else None, address(gain), by_head, address(sums), address(grad_gain), gains,
+        address(cos), address(sin), turned, positions,
     )  # fmt: skip
 
 
@@ -262,8 +262,4 @@ def _rows(x: Tensor | None, heads: int, width: int) -> _Rows:
     if x is None:
         return _Rows()
     strides = (heads * width, width) if x.is_contiguous() else x.stride()[:2]
-    return _Rows(x.data_ptr(), *strides, x.dtype == torch.bfloat16)
-
-
-def _at(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+    return _Rows(address(x), *strides, x.dtype == torch.bfloat16)

@@ -116,6 +116,22 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How the processes that torchrun starts share the work. Each has its part of every batch; replicate x shard is
+    their number. With neither given, weights are replicated where they, gradients and moments take at most half of a
+    device's memory, and sharded over all processes else.
+    """
+
+    replicate: int | None = None
+    """Groups of processes that hold the same weights. Default: what `shard` leaves."""
+    shard: int | None = None
+    """Processes that share out one copy of weights, gradients and moments. Default: what `replicate` leaves."""
+
+    def __post_init__(self):
+        _require(self, "train.parallel", "at least 1", lambda value: value >= 1, "replicate", "shard")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """The training loop."""
 
@@ -164,6 +180,8 @@ class TrainConfig:
     flex: where there is a mask other than causal, FlexAttention, which leaves out blocks of it; CUDA only. fused:
     torch's forward pass and a compiled backward pass, the faster one on a CPU; CPU only. auto: fused on a CPU where it
     can be had; flex on a CUDA device with `compile`, unless attention is upcast; else sdpa."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How several processes share the work."""
     deterministic: bool = True
     """Use deterministic algorithms, so that a resumed run is bit-identical to an uninterrupted one."""
     log_every: int = 1

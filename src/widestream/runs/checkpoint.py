@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,35 @@ def save(
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are as they were.
     """
+    return write(run_dir, step, weights_of(model), moments_of(model, optimizer), state, keep, written)
+
+
+def write(
+    run_dir: Path,
+    step: int,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    keep: int,
+    written: Written | None = None,
+) -> Path:
+    """The same of tensors by the names that `weights_of` and `moments_of` give them.
+
+    Args:
+        run_dir: the run's folder.
+        step: optimizer steps done.
+        weights: parameters and buffers, whole.
+        moments: of the optimizer, whole.
+        state: see `save`.
+        keep: see `save`.
+        written: see `save`.
+
+    Returns:
+        The new checkpoint's folder.
+
+    Raises:
+        UserError: the disk is full or cannot be written; older checkpoints are as they were.
+    """
     final = run_dir / CHECKPOINTS / folder_name(step)
     folder = final.parent
     aside = folder / f"{UNFINISHED}{final.name}"
@@ -95,8 +124,8 @@ def save(
         for leftover in folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover)
         aside.mkdir()
-        save_file(_weights(model), aside / MODEL, metadata={"format": "pt"})
-        save_file(_moments(model, optimizer), aside / OPTIMIZER, metadata={"format": "pt"})
+        save_file(weights, aside / MODEL, metadata={"format": "pt"})
+        save_file(moments, aside / OPTIMIZER, metadata={"format": "pt"})
         write_atomic(aside / STATE, json.dumps({"step": step, **state}, indent=1).encode())
         if written is not None:
             write_atomic(aside / WRITTEN, json.dumps(asdict(written)).encode())
@@ -163,27 +192,34 @@ def recorded_hash(path: Path) -> str | None:
         return None
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+Put = Callable[[torch.Tensor, torch.Tensor], object]
+"""Copies the second tensor's values into the first, of which a process may hold a part."""
+
+
+def load_weights(path: Path, model: nn.Module, put: Put = torch.Tensor.copy_) -> None:
     """Load weights into a model of the same shape.
 
     Args:
         path: a .safetensors file, or a checkpoint's folder.
         model: takes the values; its device and dtypes stay.
+        put: copies values into a parameter.
 
     Raises:
         UserError: the file is missing or damaged, or holds another model; names the first difference.
     """
     path = path / MODEL if path.is_dir() else path
-    _copy_into(path, _weights(model))
+    _copy_into(path, weights_of(model), put)
 
 
-def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load the moments of an optimizer that `build_optimizer` made for `model`.
+def load_optimizer(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, put: Put = torch.Tensor.copy_
+) -> None:
+    """Load the moments of an optimizer that `build_optimizer` made for `model`; `put` as in `load_weights`.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to another model; names the first difference.
     """
-    _copy_into(checkpoint / OPTIMIZER, _moments(model, optimizer))
+    _copy_into(checkpoint / OPTIMIZER, moments_of(model, optimizer), put)
 
 
 def folder_name(step: int) -> str:
@@ -191,13 +227,14 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and persistent buffers by name, each tensor once."""
     tensors = {id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
     return {name: tensor.detach() for name, tensor in tensors.values()}
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    """Moments by kind and parameter; none of no optimizer."""
     return (
         {}
         if optimizer is None
@@ -209,7 +246,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[
     )
 
 
-def _copy_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _copy_into(path: Path, tensors: dict[str, torch.Tensor], put: Put) -> None:
     """Copy a file's tensors into `tensors`, whose names, shapes and types must be the same."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -229,7 +266,7 @@ def _copy_into(path: Path, tensors: dict[str, torch.Tensor]) -> None:
                         "convert the file, or use another one."
                     )
             for name, tensor in tensors.items():
-                tensor.copy_(file.get_tensor(name))
+                put(tensor, file.get_tensor(name))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a checkpoint's folder or a .safetensors file.") from None
     except SafetensorError as error:

@@ -51,7 +51,6 @@ def load_model(
         return model, saved
 
 
-@torch.no_grad()
 def require_finite(model: Decoder, place: Path | str) -> None:
     """Make sure that a model computes numbers.
 
@@ -62,11 +61,20 @@ def require_finite(model: Decoder, place: Path | str) -> None:
     Raises:
         UserError: weights or logits are not finite.
     """
+    if not is_finite(model, model.parameters()):
+        raise not_finite(place)
+
+
+@torch.no_grad()
+def is_finite(model: Decoder, parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether these parameters of a model, and what it makes of a token, are finite."""
     token = torch.zeros(1, 1, dtype=torch.long, device=model.embedding.token.device)
-    if not (all_finite(model.parameters()) and all_finite([model(token)])):
-        raise UserError(
-            f"{place} holds weights that are not finite: its run diverged. Use an earlier one or another run."
-        )
+    return all_finite([*parameters, model(token)])
+
+
+def not_finite(place: Path | str) -> UserError:
+    """What to say of weights that are not finite."""
+    return UserError(f"{place} holds weights that are not finite: its run diverged. Use an earlier one or another run.")
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

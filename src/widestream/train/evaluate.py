@@ -1,13 +1,14 @@
 """Held-out loss, perplexity and bits per byte, of a model and of a run folder."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 
-from widestream.data.batches import divide_windows, eval_batches
+from widestream.data.batches import Batch, divide_windows, eval_batches
 from widestream.data.manifest import read_manifest
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
@@ -18,6 +19,7 @@ from widestream.runs.model import load_model
 from widestream.train.parallel import World
 from widestream.train.plan import make_plan
 from widestream.train.setup import depth_of
+from widestream.train.shards import settle
 from widestream.train.step import batch_loss
 
 
@@ -67,11 +69,11 @@ def evaluate(
     training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-    for index, batch in enumerate(eval_batches(store, sequence_length, batch_size, limit, among)):
-        if index % world.size != world.rank:
-            continue
+    for batch, counts in _shared(eval_batches(store, sequence_length, batch_size, limit, among), world):
         terms = batch_loss(model, batch, world.device, precision)
-        sums += torch.stack((terms.cross_entropy.double() * terms.tokens, terms.tokens.double()))
+        if counts:
+            sums += torch.stack((terms.cross_entropy.double() * terms.tokens, terms.tokens.double()))
+    settle(model)
     model.train(training)
     nats, targets = world.sum_(sums).tolist()
     source_bytes = store.source_bytes * targets / (store.tokens - 1)
@@ -83,6 +85,17 @@ def evaluate(
         target_tokens=int(targets),
         whole=int(targets) == store.tokens - 1,
     )
+
+
+def _shared(batches: Iterator[Batch], world: World) -> Iterator[tuple[Batch, bool]]:
+    """This process's batches, and whether they count.
+
+    All processes get as many, since weights that are shared out are made whole by all at once: where batches run out
+    for some, these go through one of another process, for nothing.
+    """
+    while group := list(islice(batches, world.size)):
+        mine = world.rank < len(group)
+        yield group[world.rank if mine else 0], mine
 
 
 def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: str | None = None) -> tuple[int, Heldout]:

@@ -28,6 +28,7 @@ from widestream.train.optim import set_lr, set_momentum
 from widestream.train.parallel import join_world
 from widestream.train.schedule import factor
 from widestream.train.setup import TrainingRun, prepare
+from widestream.train.shards import own
 from widestream.train.step import StepResult, batch_loss, optimizer_step, split
 
 
@@ -78,40 +79,43 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
     ):
         if world.device.type == "cpu":
             keep_freed_memory()
-        run = prepare(config, folder, world, resume, extend)
-        steps, watch = run.plan.steps, Stopwatch(run.reached.wall_s)
-        bar = Progress(config.name, run.reached.step, steps, quiet=not world.is_main)
-        with run.metrics or contextlib.nullcontext(), bar as progress:
-            if run.said:
-                progress.say(f"{folder}: {run.said}")
-            ending.may_wait = True
-            watch.start()
-            for step, batch in _upcoming(run):
-                watch.data_ready()
-                scale = factor(step, steps, config.schedule)
-                set_lr(run.optimizer, scale)
-                set_momentum(run.optimizer, step)
-                result = _take_step(run, batch, ending)
-                watch.step_done()
-                run.reached.step, run.reached.wall_s = step + 1, watch.total_s
+        return _train(prepare(config, folder, world, resume, extend), ending)
 
-                if not result.applied:
-                    _handle_nonfinite(run, result)
-                elif _due(run, settings.log_every):
-                    _log(run, result, scale * config.optimizer.lr, watch)
-                if run.heldout is not None and _due(run, settings.eval_every):
-                    progress.say(_evaluate(run))
-                if result.ending or _due(run, settings.save_every):
-                    _save(run, batch, progress)
-                note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
-                progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
-                if result.ending and step + 1 < steps:
-                    progress.say(
-                        f"{folder}: told to end at step {step + 1}/{steps}; the same command goes on from here."
-                    )
-                    sys.exit(TERMINATED)
-                watch.start()
-            return _finish(run, progress)
+
+def _train(run: TrainingRun, ending: Ending) -> Result:
+    """All steps that are left. Nothing of the run outlives this, because the processes part behind it."""
+    config, settings, folder = run.config, run.config.train, run.folder
+    steps, watch = run.plan.steps, Stopwatch(run.reached.wall_s)
+    bar = Progress(config.name, run.reached.step, steps, quiet=not run.world.is_main)
+    with run.metrics or contextlib.nullcontext(), bar as progress:
+        if run.said:
+            progress.say(f"{folder}: {run.said}")
+        ending.may_wait = True
+        watch.start()
+        for step, batch in _upcoming(run):
+            watch.data_ready()
+            scale = factor(step, steps, config.schedule)
+            set_lr(run.optimizer, scale)
+            set_momentum(run.optimizer, step)
+            result = _take_step(run, batch, ending)
+            watch.step_done()
+            run.reached.step, run.reached.wall_s = step + 1, watch.total_s
+
+            if not result.applied:
+                _handle_nonfinite(run, result)
+            elif _due(run, settings.log_every):
+                _log(run, result, scale * config.optimizer.lr, watch)
+            if run.heldout is not None and _due(run, settings.eval_every):
+                progress.say(_evaluate(run))
+            if result.ending or _due(run, settings.save_every):
+                _save(run, batch, progress)
+            note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
+            progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
+            if result.ending and step + 1 < steps:
+                progress.say(f"{folder}: told to end at step {step + 1}/{steps}; the same command goes on from here.")
+                sys.exit(TERMINATED)
+            watch.start()
+        return _finish(run, progress)
 
 
 def _upcoming(run: TrainingRun) -> Iterator[tuple[int, Batch]]:
@@ -260,16 +264,15 @@ def _save(run: TrainingRun, batch: Batch, progress: Progress) -> None:
 
     Weights can be finite, and so large that no loss is; so the batch at hand is tried.
     """
-    if not run.world.is_main:
-        return
     moments = [moment for state in run.optimizer.state.values() for moment in state.values()]
-    sound = all_finite([*run.model.parameters(), *moments])
+    sound = run.world.all_(all_finite(own([*run.model.parameters(), *moments])))
     if sound:
         run.model.eval()
         with torch.no_grad():
             part = next(split(batch, run.plan.micro_batches))
             sound = all_finite([batch_loss(run.model, part, run.world.device, run.precision).cross_entropy])
         run.model.train()
+        sound = run.world.all_(sound)
     if sound:
         run.save()
     else:

@@ -13,6 +13,7 @@ from widestream.model.decoder import Decoder
 from widestream.recipe import RunConfig
 from widestream.recipe.train import MuonConfig, OptimizerConfig
 from widestream.train.optim_muon import Divided, MuonGroup, MuonWithAdamW, muon_rate, muon_takes
+from widestream.train.shards import whole
 
 # Stands in for a peak rate of 0, by which the independent decay would have to be divided.
 SMALLEST_RATE = 1e-30
@@ -181,7 +182,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> t
         The norm before clipping, a float32 scalar on the gradients' device.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if limit is not None:
         scale = torch.clamp(limit / norm, max=1.0)
         torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]

@@ -4,6 +4,9 @@ torch's Muon takes parameters of two axes and makes each orthogonal as a whole. 
 matrices: W_Q, W_K and W_V one above the other, the keys of q, k and v, experts along a leading axis. Each is handed to
 torch as a view, with a view of the momentum and of the gradient, so that what torch computes is what it would for
 separate matrices, and a checkpoint has one momentum for each parameter.
+
+Where processes share out weights (shards.py), a parameter is made whole, one after the other; each is orthogonalised by
+one process, in turn, which hands the result to the others.
 """
 
 from collections.abc import Mapping
@@ -17,9 +20,12 @@ from widestream.blocks.roles import Role
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import MuonConfig, OptimizerConfig
+from widestream.train.shards import fill, hand_out, is_shared, is_turn, whole
 
 MOMENTUM = "momentum_buffer"
 """What torch's Muon calls its moment."""
+MUON_SETTINGS = ("lr", "weight_decay", "momentum", "nesterov", "ns_steps", "adjust_lr_fn")
+"""What a group of torch's Muon says of a step."""
 
 
 def muon_takes(roles: Mapping[str, Role], config: OptimizerConfig) -> list[str]:
@@ -79,22 +85,26 @@ class Divided:
     Attributes:
         parameter: itself [..., A, B].
         momentum: its momentum, of the same shape.
+        shared: whether this process may hold a part of it only.
         views: its matrices as parameters of torch's Muon.
     """
 
     def __init__(self, parameter: nn.Parameter, role: Role, split_heads: bool):
         self.parameter, self._role, self._split_heads = parameter, role, split_heads
         self.momentum = torch.zeros_like(parameter)
-        self.views = [nn.Parameter(view) for view in self._cut(parameter.detach())]
+        self.shared = is_shared(parameter)
+        # A shared one has no matrices of its own; an empty one stands in its group.
+        there = [parameter.new_empty(0, 0)] if self.shared else self.cut(parameter.detach())
+        self.views = [nn.Parameter(view) for view in there]
 
     def momenta(self) -> list[Tensor]:
         """The momentum of each of the views."""
-        return self._cut(self.momentum)
+        return self.cut(self.momentum)
 
     def lend_gradient(self) -> None:
         """Give each view its part of the parameter's gradient."""
         gradient = self.parameter.grad
-        parts = [None] * len(self.views) if gradient is None else self._cut(gradient)
+        parts = [None] * len(self.views) if gradient is None else self.cut(gradient)
         for view, part in zip(self.views, parts, strict=True):
             view.grad = part
 
@@ -103,7 +113,8 @@ class Divided:
         for view in self.views:
             view.grad = None
 
-    def _cut(self, values: Tensor) -> list[Tensor]:
+    def cut(self, values: Tensor) -> list[Tensor]:
+        """The matrices in values of its shape."""
         return matrices(values, self._role, self._split_heads)
 
 
@@ -127,7 +138,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[MuonGroup], settings: MuonConfig, adamw: torch.optim.AdamW):
-        self._divided = [divided for group in groups for divided in group.divided]
+        self._divided = [one for group in groups for one in group.divided if not one.shared]
+        self._shared = [(one, index) for index, group in enumerate(groups) for one in group.divided if one.shared]
         self._adamw = adamw
         self._muon = torch.optim.Muon(
             [{"params": [view for one in group.divided for view in one.views], **group.rates} for group in groups],
@@ -137,10 +149,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
             adjust_lr_fn=settings.adjust_lr,
         )
         self._settings = settings
-        super().__init__([*(one.parameter for one in self._divided), *adamw.state], {})
+        every = [one for group in groups for one in group.divided]
+        super().__init__([*(one.parameter for one in every), *adamw.state], {})
         self.param_groups = [*self._muon.param_groups, *adamw.param_groups]
-        for one in self._divided:
+        for one in every:
             self.state[one.parameter] = {MOMENTUM: one.momentum}
+        for one in self._divided:
             for view, momentum in zip(one.views, one.momenta(), strict=True):
                 self._muon.state[view] = {MOMENTUM: momentum}
         self.state.update(adamw.state)
@@ -158,10 +172,31 @@ class MuonWithAdamW(torch.optim.Optimizer):
         assert closure is None, "a closure would be called twice"
         for one in self._divided:
             one.lend_gradient()
-        self._muon.step()
+        if self._divided:
+            self._muon.step()
+        for turn, (one, group) in enumerate(self._shared):
+            self._step_shared(one, self._muon.param_groups[group], turn)
         self._adamw.step()
         for one in self._divided:
             one.return_gradient()
+
+    @torch.no_grad()
+    def _step_shared(self, one: Divided, group: dict[str, Any], turn: int) -> None:
+        """Step a shared parameter; the process whose turn it is computes."""
+        if one.parameter.grad is None:
+            return
+        weight, gradient, momentum = (
+            whole(x).clone() for x in (one.parameter.detach(), one.parameter.grad, one.momentum)
+        )
+        if is_turn(turn):
+            views = [nn.Parameter(view) for view in one.cut(weight)]
+            muon = torch.optim.Muon(views, **{name: group[name] for name in MUON_SETTINGS})
+            for view, part, moment in zip(views, one.cut(gradient), one.cut(momentum), strict=True):
+                view.grad, muon.state[view] = part, {MOMENTUM: moment}
+            muon.step()
+        hand_out((weight, momentum), turn)
+        fill(one.parameter, weight)
+        fill(one.momentum, momentum)
 
     def set_momentum(self, step: int) -> None:
         """Set Muon's momentum for the step with this number, from 0, as its warm-up has it."""

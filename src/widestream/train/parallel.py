@@ -1,25 +1,19 @@
-"""Many processes that train one model: replicated weights, each with its slice of every batch.
-
-The rest of the code knows only `World`, so that sharded weights can replace this module without touching the loop.
-"""
+"""Many processes that train one model, each with its slice of every batch; shards.py says who holds what weights."""
 
 import contextlib
+import gc
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from widestream.errors import UserError, shown
 from widestream.machine import find_device
 
 Value = TypeVar("Value")
-
-BUCKET_NUMBERS = 8 * 2**20
-"""Gradient entries sent in one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +38,11 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over all processes."""
+    def all_(self, holds: bool) -> bool:
+        """Whether something holds in all processes; all have to ask."""
         if self.size == 1:
-            return
-        for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
-            flat = self.sum_(torch.cat([gradient.reshape(-1) for gradient in bucket])).div_(self.size)
-            for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-                gradient.copy_(mean.view_as(gradient))
+            return holds
+        return not self.sum_(torch.tensor(float(not holds), device=self.device)).item()
 
     def on_main(self, function: Callable[[], Value]) -> Value:
         """Call `function` in the main process only, and give its result, or its `UserError`, to all."""
@@ -67,6 +58,21 @@ class World:
         if isinstance(answer[0], UserError):
             raise answer[0]
         return answer[0]
+
+    def everywhere(self, function: Callable[[], Value]) -> Value:
+        """Call `function` in every process; where it is refused in one, all raise that `UserError`, and none waits."""
+        if self.size == 1:
+            return function()
+        answer, refused = None, None
+        try:
+            answer = function()
+        except UserError as error:
+            refused = str(error)
+        everyone: list[str | None] = [None] * self.size
+        dist.all_gather_object(everyone, refused)
+        for sentence in filter(None, everyone):
+            raise UserError(sentence)
+        return cast(Value, answer)
 
     def require_same(self, values: dict[str, Any]) -> None:
         """Make sure that all processes were given the same, before they train on together.
@@ -120,6 +126,7 @@ def join_world(device: str) -> Iterator[World]:
     try:
         yield World(place, dist.get_rank(), size)
     finally:
+        gc.collect()  # meshes and models that still know the group would abort the process at its exit
         dist.destroy_process_group()
 
 
@@ -129,14 +136,3 @@ def _from_torchrun(name: str, default: int) -> int:
     if not text.isdecimal():
         raise UserError(f"{name} is {shown(text)!r} in the environment, and is no whole number; start with torchrun.")
     return int(text)
-
-
-def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    bucket: list[torch.Tensor] = []
-    for gradient in gradients:
-        if bucket and sum(other.numel() for other in bucket) + gradient.numel() > BUCKET_NUMBERS:
-            yield bucket
-            bucket = []
-        bucket.append(gradient)
-    if bucket:
-        yield bucket

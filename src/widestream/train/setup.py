@@ -10,7 +10,8 @@ import torch
 from widestream.blocks.attention_kind import Attention, choose_attention
 from widestream.data.batches import TrainBatches, divide_windows
 from widestream.data.store import TokenStore
-from widestream.model.build import build_model, count_weights, meta_model, require_room
+from widestream.machine import memory_total
+from widestream.model.build import count_weights, meta_model
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth, plan_depth
 from widestream.recipe import RunConfig, to_dict
@@ -18,7 +19,7 @@ from widestream.runs import checkpoint
 from widestream.runs.folder import flatten, load_config
 from widestream.runs.identity import own_settings, require_own
 from widestream.runs.metrics import MetricsWriter, board_class, require_idle
-from widestream.runs.model import require_finite
+from widestream.runs.model import all_finite, is_finite, not_finite
 from widestream.runs.rows import Written
 from widestream.runs.splits import open_splits
 from widestream.runs.write import move_aside
@@ -28,6 +29,7 @@ from widestream.train.optim import build_optimizer
 from widestream.train.origin import describe, find_origin
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
+from widestream.train.shards import build_shared, choose_layout, fill, gathered, own, settle
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,9 +109,14 @@ class TrainingRun:
             self.metrics.write({"kind": kind, "step": self.reached.step, **values})
 
     def save(self) -> None:
-        """Write a checkpoint of where the run stands."""
-        if self.metrics is None:
-            return
+        """Write a checkpoint of where the run stands; all processes have to ask for it."""
+        settle(self.model)
+        weights = gathered(checkpoint.weights_of(self.model), self.world)
+        moments = gathered(checkpoint.moments_of(self.model, self.optimizer), self.world)
+        self.world.on_main(lambda: self._write(weights, moments))
+
+    def _write(self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]) -> None:
+        assert self.metrics is not None
         written = self.metrics.sync()
         reached = self.reached
         state = {
@@ -120,7 +127,7 @@ class TrainingRun:
             "settings": own_settings(self.config),
             "data_fingerprint": self.info["data"]["fingerprint"],
         }
-        checkpoint.save(self.folder, reached.step, self.model, self.optimizer, state, self.config.train.keep, written)
+        checkpoint.write(self.folder, reached.step, weights, moments, state, self.config.train.keep, written)
 
 
 def _given(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +154,10 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     if config.train.tensorboard:
         board_class()  # not installed? Better said now than when the folder has been made
     depth, attention = depth_of(config, world.device), attention_of(config, world.device)
-    computed = {"exchanges": depth.describe(), "attention": attention}
+    weights = count_weights(meta_model(config.model))
+    room = memory_total(world.device)
+    layout = world.on_main(lambda: choose_layout(config.train.parallel, world.size, weights, room))
+    computed = {"exchanges": depth.describe(), "attention": attention, "layout": layout.describe()}
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
@@ -156,11 +166,12 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     data = describe_data(config, plan, store, heldout)
     world.require_same(_given(config, data))
     origin = world.on_main(lambda: find_origin(config, run_dir, resume))
-    require_room(world.device, count_weights(meta_model(config.model)), copies=4)
-    model = build_model(config.model, config.train.seed, world.device, depth=depth, attention=attention)
+    model = build_shared(config.model, config.train.seed, world, layout, depth, attention)
     if origin is not None:
-        checkpoint.load_weights(Path(origin.folder), model)
-        require_finite(model, origin.folder)
+        checkpoint.load_weights(Path(origin.folder), model, fill)
+        if not (world.all_(all_finite(own(model.parameters()))) and is_finite(model, [])):
+            raise not_finite(origin.folder)
+        settle(model)
     optimizer = build_optimizer(model, config.optimizer)
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
@@ -258,8 +269,8 @@ def _restore(
     if saved is None:
         return Reached(), None
     world.on_main(lambda: require_own(saved, load_config(run_dir), info))
-    checkpoint.load_weights(saved.path, model)
-    checkpoint.load_optimizer(saved.path, model, optimizer)
+    checkpoint.load_weights(saved.path, model, fill)
+    checkpoint.load_optimizer(saved.path, model, optimizer, fill)
     state = saved.state
     reached = Reached(
         step=saved.step,

@@ -11,6 +11,7 @@ from widestream.machine import autocast
 from widestream.model.decoder import Decoder, LossTerms
 from widestream.train.optim import clip_gradients
 from widestream.train.parallel import World
+from widestream.train.shards import average_when
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,12 @@ def optimizer_step(
     loads: list[torch.Tensor] = []
     for index, part in enumerate(split(batch, micro_batches)):
         terms = batch_loss(model, part, world.device, precision, z_loss)
+        average_when(model, index == micro_batches - 1)
         (terms.total * shares[index]).backward()
         rows[world.rank, index] = torch.stack((terms.cross_entropy, terms.z_loss, terms.balance))
         loads.append(terms.load)
 
     parameters = list(model.parameters())
-    world.average_gradients(parameters)
     world.sum_(rows)
     load = world.sum_(torch.stack(loads).sum(0))
     norm = clip_gradients(parameters, grad_clip)

@@ -1,0 +1,178 @@
+"""Weights that processes share out: replicated, sharded, or sharded within groups that are replicated.
+
+FSDP2 (`torch.distributed.fsdp.fully_shard`) does it: a block's weights are whole while it computes, and gradients are
+averaged as they come. Each block is a group of its own; embedding, head and all of the stream are the root's, because
+exchanges between any two blocks need them. Model code knows nothing of this. What a parameter is here, a DTensor, is
+dealt with in this file and nowhere else.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from widestream.blocks.attention_kind import Attention
+from widestream.blocks.roles import initialize
+from widestream.errors import UserError
+from widestream.model.build import build_model, count_weights, meta_model, require_room
+from widestream.model.decoder import Decoder
+from widestream.model.depth import Depth
+from widestream.recipe.model import ModelConfig
+from widestream.recipe.train import ParallelConfig
+from widestream.train.parallel import World
+
+COPIES = 4
+"""Numbers kept for every weight in training: itself, its gradient, two moments."""
+ROOMY = 0.5
+"""`auto` replicates weights, gradients and moments where they take no more than this share of a device's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many processes do what; their product is the number of processes."""
+
+    replicate: int = 1
+    """Groups that hold the same weights."""
+    shard: int = 1
+    """Processes of a group, each with its share of weights, gradients and moments."""
+
+    def describe(self) -> dict[str, int]:
+        """For run.json."""
+        return {"replicate": self.replicate, "shard": self.shard}
+
+
+def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: float) -> Layout:
+    """What `train.parallel` comes to.
+
+    Args:
+        parallel: the setting.
+        processes: how many there are.
+        weights: numbers in all parameters.
+        room: bytes of memory of a device.
+
+    Raises:
+        UserError: the product is not the number of processes.
+    """
+    replicate, shard = parallel.replicate, parallel.shard
+    if replicate is None and shard is None:
+        shard = 1 if COPIES * 4 * weights <= ROOMY * room else processes
+    replicate = processes // (shard or 1) if replicate is None else replicate
+    shard = processes // replicate if shard is None else shard
+    if replicate * shard != processes:
+        asked = {"replicate": parallel.replicate, "shard": parallel.shard}
+        given = " x ".join(f"{name} {number}" for name, number in asked.items() if number is not None)
+        there = "there is 1 process" if processes == 1 else f"there are {processes} processes"
+        raise UserError(
+            f"train.parallel is {given}, and {there}; start as many with torchrun, or leave train.parallel out to have "
+            "it worked out."
+        )
+    return Layout(replicate, shard)
+
+
+def build_shared(
+    config: ModelConfig,
+    seed: int,
+    world: World,
+    layout: Layout,
+    depth: Depth | None = None,
+    attention: Attention = "sdpa",
+) -> Decoder:
+    """Build and initialise a model whose weights the processes share out; for one process `build_model`.
+
+    A weight is the same number whatever the layout: each is drawn whole, one at a time, and each process keeps its
+    part, so that no process ever holds more than its share and the largest weight.
+
+    Raises:
+        UserError: a share does not fit a device.
+    """
+    if world.size == 1:
+        require_room(world.device, count_weights(meta_model(config)), COPIES)
+        return build_model(config, seed, world.device, depth=depth, attention=attention)
+    model = meta_model(config, depth, attention)
+    share = math.ceil(count_weights(model) / layout.shard)
+    world.everywhere(lambda: require_room(world.device, share, COPIES))
+    sizes, names = (layout.replicate, layout.shard), ("replicate", "shard")
+    _share_out(model, init_device_mesh(world.device.type, sizes, mesh_dim_names=names))
+    model.to_empty(device=world.device)
+    initialize(model, seed, put=fill)
+    return model
+
+
+def _share_out(model: Decoder, mesh: DeviceMesh) -> None:
+    for block in model.blocks:
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "loss")
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Copy whole values into a tensor, or into the part of it that this process holds."""
+    if isinstance(tensor, DTensor):
+        values = values.to(tensor.device, tensor.dtype)
+        part = distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        tensor.to_local().copy_(part.to_local())
+    else:
+        tensor.copy_(values)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as one process has it; of a shared one the parts of all, which all have to ask for at once."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether processes share it out, or hold the same copies of it."""
+    return isinstance(tensor, DTensor)
+
+
+def is_turn(turn: int) -> bool:
+    """Whether work that one process does for all is this one's."""
+    return turn % dist.get_world_size() == dist.get_rank()
+
+
+def hand_out(tensors: Iterable[Tensor], turn: int) -> None:
+    """Copy whole tensors of the process whose turn it is into those of all others; all have to call it."""
+    for tensor in tensors:
+        dist.broadcast(tensor, src=turn % dist.get_world_size())
+
+
+def own(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The parts that this process holds."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Whole tensors in the main process, none in the others; all have to call it.
+
+    One is gathered at a time, and lies in the host's memory then.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        one = whole(tensor.detach())
+        if world.is_main:
+            found[name] = one.cpu() if one is not tensor else tensor.detach()
+    return found
+
+
+def settle(model: Decoder) -> None:
+    """Let go of whole weights that a pass without a backward pass has left: parameters are parts again."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def average_when(model: Decoder, last: bool) -> None:
+    """Say whether the next backward pass averages gradients over the processes.
+
+    Where all hold all of them, once for all micro-batches is enough; where they are shared out, none can hold them.
+    """
+    if isinstance(model, FSDPModule):
+        mesh = next(parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor))
+        model.set_requires_gradient_sync(last or mesh.size(1) > 1)
