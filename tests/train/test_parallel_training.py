@@ -4,11 +4,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -18,7 +21,10 @@ from tiny_runs import tiny_config, write_data
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.depth import Fused, Rebuilt
+from widestream.recipe import to_dict
 from widestream.recipe.train import ParallelConfig
+from widestream.runs.checkpoint import latest
+from widestream.runs.metrics import require_idle
 from widestream.train.plan import make_plan
 from widestream.train.shards import Layout, choose_layout
 
@@ -75,6 +81,22 @@ def test_told_to_end_both_save_once_and_go_on_bit_identical(data, tmp_path, told
     assert train_on_two(config, tmp_path / "run") == [0, 0]
     last = "checkpoints/step_00000060/model.safetensors"
     assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_process_that_is_lost_is_one_sentence(data, tmp_path, how):
+    """The other one ends, by itself, and the run goes on as if nothing had been."""
+    config = tiny_config(data, train={"steps": 4000, "save_every": 20, "keep": 5, "parallel": {"timeout_s": 8}})
+    ranks = start_two(train_unlike, [config, config], tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    while any(process.is_alive() for process in ranks) and not (checkpoints / "step_00000020").exists():
+        time.sleep(0.01)
+    os.kill(ranks[1].pid, how)
+    ranks[0].join(60)
+    assert ranks[0].exitcode == 0
+    assert "Process 0 has lost another one of this run" in (tmp_path / "refusal-0").read_text()
+    ranks[1].kill()
+    assert latest(tmp_path / "run").step >= 20
 
 
 EXPERTS = {"moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.05}}
@@ -269,3 +291,48 @@ def test_a_batch_that_cannot_be_shared_is_refused(data):
         make_plan(config, world_size=3)
     with pytest.raises(UserError, match=r"train.micro_batch_size=4 does not divide the 2 windows"):
         make_plan(replace(config, train=replace(config.train, micro_batch_size=4)), world_size=2)
+
+
+def test_a_process_that_gets_nowhere_says_where_it_is_and_ends(tmp_path):
+    """Its last sign of life is older than half as long again as processes wait for each other."""
+    program = (
+        "import time; from widestream.train.parallel import World; import torch\n"
+        "def stuck():\n    time.sleep(60)\n"
+        "World(torch.device('cpu'), 0, 2, 1).alive(); stuck()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert result.returncode == 1
+    assert "Timeout (0:00:01.500000)!" in result.stderr
+    assert "in stuck" in result.stderr
+
+
+def test_processes_whose_launcher_is_gone_save_and_end(data, tmp_path):
+    config = tiny_config(data, train={"steps": 100_000, "save_every": 100_000, "log_every": 1000})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = [*launch, "-m", "widestream", "train", str(recipe), "--out", str(tmp_path / "run")]
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.stat().st_size > 100)
+    launcher.kill()
+    launcher.wait()
+    until(lambda: not require_idle_says(tmp_path / "run"))
+    assert latest(tmp_path / "run").step > 0
+
+
+def until(holds):
+    """Wait for it, two minutes at most."""
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def require_idle_says(run_dir):
+    """What is said of a folder in which a process trains."""
+    try:
+        require_idle(run_dir)
+    except UserError as error:
+        return str(error)
+    return None

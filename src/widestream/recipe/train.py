@@ -126,9 +126,13 @@ class ParallelConfig:
     """Groups of processes that hold the same weights. Default: what `shard` leaves."""
     shard: int | None = None
     """Processes that share out one copy of weights, gradients and moments. Default: what `replicate` leaves."""
+    timeout_s: int = 600
+    """Seconds that a process waits for the others. Half as many again after its last step one that hangs says where it
+    is, and ends."""
 
     def __post_init__(self):
-        _require(self, "train.parallel", "at least 1", lambda value: value >= 1, "replicate", "shard")
+        _require(self, "train.parallel", "at least 1", lambda value: value >= 1, "replicate", "shard", "timeout_s")
+        _require(self, "train.parallel", "at most 86400", lambda value: value <= 86400, "timeout_s")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

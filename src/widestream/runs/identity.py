@@ -16,6 +16,7 @@ EVALUATION = "batches stay, evaluations change"
 ROUNDING = "batches stay, numbers may change by rounding"
 
 MAY_CHANGE = {
+    **dict.fromkeys(("train.parallel.timeout_s",), NOTHING),
     **dict.fromkeys(("name", "description", "train.save_every", "train.keep", "train.log_every"), NOTHING),
     # What a run computes in is settled at its beginning: `require_same_run` lets it be written in another way only.
     **dict.fromkeys(("train.tensorboard", "train.precision"), NOTHING),

@@ -1,6 +1,9 @@
-"""Being told to end: SIGTERM lets a training save first, and a terminal that goes away ends nothing."""
+"""Being told to end: SIGTERM lets a training save first, and so does the end of its launcher; a terminal that goes away
+ends nothing.
+"""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -11,18 +14,27 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit code of a run that was told to end and saved where it stood, as shells have it: 143."""
 
 
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""What torchrun leaves in the environment of processes that it looks after."""
+
+
 class Ending:
     """What this process was told."""
 
     def __init__(self):
-        self.told = False
-        """Whether it is to end after the step that it is at."""
+        self._told = False
         self.may_wait = False
         """Whether there is a step to be finished and saved; before that SIGTERM ends the process at once."""
+        self._launcher = os.getppid() if LAUNCHED in os.environ else None
+
+    @property
+    def told(self) -> bool:
+        """Whether it is to end after the step that it is at: by a signal, or because its launcher is gone."""
+        return self._told or (self._launcher is not None and os.getppid() != self._launcher)
 
     def tell(self, number: int, _: FrameType | None) -> None:
         """A SIGTERM has come. A second one ends the process at once."""
-        self.told = True
+        self._told = True
         signal.signal(number, signal.SIG_DFL)
         if not self.may_wait:
             sys.exit(TERMINATED)

@@ -70,6 +70,7 @@ def evaluate(
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     for batch, counts in _shared(eval_batches(store, sequence_length, batch_size, limit, among), world):
+        world.alive()
         terms = batch_loss(model, batch, world.device, precision)
         if counts:
             sums += torch.stack((terms.cross_entropy.double() * terms.tokens, terms.tokens.double()))

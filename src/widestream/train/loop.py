@@ -72,7 +72,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
     folder, settings = Path(run_dir), config.train
     with (
         listening() as ending,
-        join_world(settings.device) as world,
+        join_world(settings.device, settings.parallel.timeout_s) as world,
         numerics(settings),
         disk_errors(folder, "give the same command again"),
         memory_errors("A step", "lower train.micro_batch_size, train.batch_size or the model's sizes"),
@@ -93,6 +93,7 @@ def _train(run: TrainingRun, ending: Ending) -> Result:
         ending.may_wait = True
         watch.start()
         for step, batch in _upcoming(run):
+            run.world.alive()
             watch.data_ready()
             scale = factor(step, steps, config.schedule)
             set_lr(run.optimizer, scale)

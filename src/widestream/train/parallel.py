@@ -1,19 +1,28 @@
 """Many processes that train one model, each with its slice of every batch; shards.py says who holds what weights."""
 
 import contextlib
+import faulthandler
 import gc
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from widestream.errors import UserError, shown
 from widestream.machine import find_device
 
 Value = TypeVar("Value")
+
+LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|[Tt]imed? ?out")
+"""What errors say that PyTorch raises where another process does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +35,18 @@ class World:
     """Number of this process."""
     size: int = 1
     """How many processes there are."""
+    timeout_s: int = 600
+    """Seconds that this one waits for the others."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run folder."""
         return self.rank == 0
+
+    def alive(self) -> None:
+        """Say that this process has got somewhere. Where nothing is said for long, it prints where it is, and ends."""
+        if self.size > 1:
+            faulthandler.dump_traceback_later(1.5 * self.timeout_s, exit=True, file=sys.__stderr__ or 2)
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up `tensor` over all processes, in place; all get the sum."""
@@ -97,16 +113,18 @@ class World:
 
 
 @contextlib.contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
     """Join the processes that `torchrun` started, or be the only one.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; under torchrun every process takes the GPU of its local rank.
+        timeout_s: seconds that processes wait for each other.
 
     Raises:
-        UserError: the device does not exist, or what torchrun says in the environment is incomplete.
+        UserError: the device does not exist, what torchrun says in the environment is incomplete, or another process
+            has ended or answers no more.
     """
-    size = _from_torchrun("WORLD_SIZE", 1)
+    size, rank = _from_torchrun("WORLD_SIZE", 1), _from_torchrun("RANK", 0)
     if size > 1:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
@@ -114,7 +132,7 @@ def join_world(device: str) -> Iterator[World]:
                 f"WORLD_SIZE is {size} and {', '.join(missing)} not set; start the processes with torchrun, or unset "
                 "WORLD_SIZE."
             )
-        if not 0 <= (rank := _from_torchrun("RANK", 0)) < size:
+        if not 0 <= rank < size:
             raise UserError(f"RANK is {rank}, and WORLD_SIZE {size}; start the processes with torchrun.")
     place = find_device(device, _from_torchrun("LOCAL_RANK", 0) if size > 1 else None)
     if place.type == "cuda":
@@ -122,12 +140,48 @@ def join_world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    with _lost_processes(rank):
+        _connect("nccl" if place.type == "cuda" else "gloo", timedelta(seconds=timeout_s))
+    world = World(place, rank, size, timeout_s)
     try:
-        yield World(place, dist.get_rank(), size)
+        with _lost_processes(rank):
+            world.alive()
+            yield world
     finally:
+        faulthandler.cancel_dump_traceback_later()
         gc.collect()  # meshes and models that still know the group would abort the process at its exit
         dist.destroy_process_group()
+
+
+def _connect(backend: str, timeout: timedelta) -> None:
+    """Join the group of processes.
+
+    A launcher that starts processes again lets them meet in the store of those that failed, with what these left there.
+    On one machine its counter of restarts tells them apart (on several it differs between machines).
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+    store.set_timeout(timeout)
+    own = PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
+
+
+@contextlib.contextmanager
+def _lost_processes(rank: int) -> Iterator[None]:
+    """Say in a sentence that another process is gone, or hangs."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, UserError) or not (isinstance(error, dist.DistError) or LOST.search(str(error))):
+            raise
+        raise UserError(
+            f"Process {rank} has lost another one of this run, which has ended or answers no more "
+            f"({shown(str(error).splitlines()[0], 160)}). The same command goes on from the last checkpoint; "
+            "torchrun --max-restarts N does so by itself."
+        ) from error
 
 
 def _from_torchrun(name: str, default: int) -> int:
