@@ -33,7 +33,7 @@ NOT_OURS = {
 }
 """Programs that are never run by the tests of pages, and why."""
 
-_COMMENT = re.compile(r"<!-- tested\n(.*?)-->\n\Z", re.DOTALL)
+_COMMENT = re.compile(r"<!-- tested\n((?:(?!-->).)*)-->\n\Z", re.DOTALL)
 _BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)`(widestream [^`]+)`(?!`)")
 ONLY_PARSED = "only parsed, "

@@ -1,0 +1,29 @@
+"""The folder that the pages' commands run in: a little text, the demo's data, a few tiny runs."""
+
+import shutil
+from pathlib import Path
+
+from fake_runs import write_run
+
+TINY = (
+    *("model.num_layers=1", "model.num_heads=2", "model.head_dim=8", "model.mlp_dim=16", "model.context=32"),
+    *("train.steps=2", "train.batch_size=2", "train.eval_windows=2"),
+)
+"""Changes to a recipe that make its run a matter of a moment."""
+DEMO_RUNS = ("rmt-seed0", "rmt-seed1", "transformer-seed0")
+
+
+def make_world(folder: Path, invoke) -> None:
+    """Fill an empty folder. `invoke` runs a command of widestream in it."""
+    invoke("demo", "--prepare-only")
+    shutil.copy("runs/demo/tokenizer.json", "bpe.json")
+    (folder / "my_texts").mkdir()
+    for number in range(4):
+        words = " ".join(f"The {name} keeps what the head has stored under key {number}." for name in "abcdefgh" * 12)
+        (folder / "my_texts" / f"{number}.txt").write_text(f"{words}\n\n" * 4)
+    for name in DEMO_RUNS:
+        recipe, _, seed = name.partition("-seed")
+        seeds = (f"train.seed={seed}", f"data.seed={seed}")
+        invoke("train", f"demo/{recipe}", *TINY, *seeds, "--out", f"runs/demo/{name}")
+    for name, model, rate in (("rmt", "rmt", 0.01), ("wide", "rmt", 0.01), ("old-rmt", "rmt", 0.02)):
+        write_run(folder / "runs" / "mine" / name, model, config={"name": name, "optimizer.lr": rate})
