@@ -107,7 +107,9 @@ def _meaning(cls: type, name: str) -> str:
         LookupError: the field has none, in its class or in one that the class extends.
     """
     for owner in cls.__mro__:
-        if owner is not object and (lines := ModuleAnalyzer.for_module(owner.__module__).find_attr_docs().get((owner.__name__, name))):
+        if owner is not object and (
+            lines := ModuleAnalyzer.for_module(owner.__module__).find_attr_docs().get((owner.__name__, name))
+        ):
             return _escaped(" ".join(" ".join(lines).split()))
     raise LookupError(f"{cls.__module__}.{cls.__name__}.{name} has no docstring; write one under the field.")
 

@@ -7,7 +7,7 @@ from fake_runs import write_run
 
 TINY = (
     *("model.num_layers=1", "model.num_heads=2", "model.head_dim=8", "model.mlp_dim=16", "model.context=32"),
-    *("train.steps=2", "train.batch_size=2", "train.eval_windows=2"),
+    *("train.steps=2", "train.batch_size=2", "train.eval_windows=2", "train.final_eval=windows"),
 )
 """Changes to a recipe that make its run a matter of a moment."""
 DEMO_RUNS = ("rmt-seed0", "rmt-seed1", "transformer-seed0")
