@@ -1,7 +1,7 @@
-"""Sphinx's configuration. `website/build.py` gathers the pages and calls Sphinx with it."""
+"""Sphinx's configuration. `website/build_site.py` gathers the pages and calls Sphinx with it."""
 
 project = "widestream"
-copyright = "the widestream developers"  # noqa: A001 (Sphinx's name)
+copyright = "the widestream developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 html_theme = "furo"

@@ -17,7 +17,7 @@ Parsed means: the verb, its arguments and options exist, and so do recipe and se
 
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +37,8 @@ _COMMENT = re.compile(r"<!-- tested\n((?:(?!-->).)*)-->\n\Z", re.DOTALL)
 _BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)`(widestream [^`]+)`(?!`)")
 ONLY_PARSED = "only parsed, "
+SHELL = ("sh", "console")
+"""Languages of blocks of commands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,6 @@ class Command:
     """What a test puts behind it."""
     only_parsed: str = ""
     """Why it is not run; empty where it is."""
-    shown: str = field(default="", compare=False)
 
 
 def pages() -> list[str]:
@@ -129,7 +130,7 @@ def _command(block: Block, words: tuple[str, ...]) -> Command:
     note = block.notes[notes[-1]] if notes else ""
     reason = note.removeprefix(ONLY_PARSED) if note.startswith(ONLY_PARSED) else NOT_OURS.get(words[0], "")
     added = () if reason else tuple(shlex.split(note))
-    return Command(place=block.place, words=words, added=added, only_parsed=reason, shown=shlex.join(words))
+    return Command(place=block.place, words=words, added=added, only_parsed=reason)
 
 
 def _begins(words: tuple[str, ...], key: str) -> bool:

@@ -14,9 +14,9 @@ from widestream.recipe.stream import StreamConfig
 
 OPENING = """# Settings of a recipe
 
-Every setting, its type, its default and its meaning. This page is made from the code that reads recipes when the site is built.
-A setting is given in a recipe's YAML, or on the command line as `key.sub=value`; `widestream summary RECIPE` shows what becomes of it.
-Settings without a default must be given.
+Every setting, its type, its default and its meaning. This page is made from the code that reads recipes when the
+site is built. A setting is given in a recipe's YAML, or on the command line as `key.sub=value`; settings without a
+default must be given.
 """
 
 
@@ -107,10 +107,9 @@ def _meaning(cls: type, name: str) -> str:
         LookupError: the field has none, in its class or in one that the class extends.
     """
     for owner in cls.__mro__:
-        if owner is not object and (
-            lines := ModuleAnalyzer.for_module(owner.__module__).find_attr_docs().get((owner.__name__, name))
-        ):
-            return _escaped(" ".join(" ".join(lines).split()))
+        lines = ModuleAnalyzer.for_module(owner.__module__).find_attr_docs() if owner is not object else {}
+        if found := lines.get((owner.__name__, name)):
+            return _escaped(" ".join(" ".join(found).split()))
     raise LookupError(f"{cls.__module__}.{cls.__name__}.{name} has no docstring; write one under the field.")
 
 

@@ -1,19 +1,21 @@
 """Every command and every piece of Python code on the pages: run where that is quick, else parsed."""
 
+import re
 import shutil
 import sys
 import tomllib
 from pathlib import Path
 
-import click
 import pytest
 import typer.main
 from filelock import FileLock
 from typer.testing import CliRunner
 
+import widestream
 from page_commands import (
     ROOT,
     RUN_BY_ITS_OWN_TEST,
+    SHELL,
     Command,
     blocks,
     commands,
@@ -26,7 +28,6 @@ from widestream.recipe import load_recipe
 from widestream.study.load import load_study
 from world import make_world
 
-SHELL = ("sh", "console")
 WITH_BLOCKS = [page for page in pages() if any(b.language in (*SHELL, "python") or b.notes for b in blocks(page))]
 
 
@@ -74,6 +75,7 @@ def test_a_page_runs_from_top_to_bottom(page, place):
             exec(compile(f"{block.notes.get('before', '')}\n{block.code}", block.place, "exec"), names)
         elif block.language == "python":
             compile(block.code, block.place, "exec")
+            assert {*re.findall(r"\bwidestream\.([a-z_]+)\(", block.code)} <= {*widestream.__all__}, block.place
         elif block.language in SHELL:
             for command in commands(block):
                 check(command)
@@ -105,14 +107,14 @@ def check(command: Command) -> None:
 def parsed(command: Command, words: list[str]) -> tuple[str, dict]:
     """The verb of a command and what is given to it, of which nothing is carried out."""
     verb = max((verb for verb in COMMANDS if words[: len(verb.split())] == verb.split()), key=len, default=None)
-    assert verb, f"{command.place}: there is no such verb: {command.shown or words}"
+    assert verb, f"{command.place}: there is no such verb: {words}"
     inner = typer.main.get_command(build_app())
     for word in verb.split():
         inner = inner.commands[word]
     rest = words[len(verb.split()) :]
     try:
         return verb, inner.make_context(verb, rest).params
-    except (click.exceptions.ClickException, typer.BadParameter, Exception) as error:
+    except Exception as error:  # typer has a click of its own
         raise AssertionError(f"{command.place}: {' '.join(words)}: {error}") from error
 
 

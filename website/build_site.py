@@ -1,4 +1,4 @@
-"""Build the site: `python website/build.py [FOLDER]` (default: build/site). No network is needed for it.
+"""Build the site: `python website/build_site.py [FOLDER]` (default: build/site). No network is needed for it.
 
 Pages under docs/ are written for two readers: a code host, which shows the repository, and the site. They are copied
 to build/pages, where links that leave docs/ are pointed at pages that show those files, and joined by the pages that
