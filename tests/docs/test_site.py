@@ -1,4 +1,4 @@
-"""How pages become pages of the site. `website/build_site.py` itself is a step of `make test`; links are its to check."""
+"""How pages become pages of the site. Building it, which checks links, is a step of its own in `make test`."""
 
 import dataclasses
 import re
