@@ -176,7 +176,7 @@ def layer_picture(theme: str) -> Drawing:
 def wider_picture(theme: str) -> Drawing:
     """The same RMT with twice the key axis: which parts have grown."""
     drawing = Drawing(theme, 640, 270, "Twice as many rows: state and keys grow, the matrices of the blocks do not")
-    for x, rows, title in ((60, 4, "D_k = 4"), (380, 8, "D_k = 8")):
+    for x, rows, title in ((40, 4, "D_k = 4"), (350, 8, "D_k = 8")):
         drawing.words(x + 100, 20, title, 14)
         for number in range(2):
             drawing.box(x + 24 * number, 40, CELL, rows * CELL)
