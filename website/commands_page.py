@@ -32,7 +32,7 @@ def _row(param: Any, context: Any) -> tuple[str, str] | None:
         name = param.metavar or param.name.upper()
         return f"`{name}`" + " (may be left out)" * (not param.required), _cell(getattr(param, "help", None) or "")
     record = param.get_help_record(context)
-    return record and (f"`{record[0]}`", _cell(record[1]))
+    return record and ("`" + record[0].replace("|", "\\|") + "`", _cell(record[1]))
 
 
 def _cell(text: str) -> str:

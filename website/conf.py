@@ -4,6 +4,8 @@ project = "widestream"
 copyright = "the widestream developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
+smartquotes = False  # "--" is an option here, not a dash
+
 html_theme = "furo"
 html_title = "widestream"
 html_static_path = ["static"]

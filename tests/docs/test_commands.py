@@ -55,9 +55,10 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def place(world, tmp_path, monkeypatch):
-    """A copy of it as the working directory, also for modules."""
+    """A copy of it as the working directory, as the home folder, and for modules."""
     shutil.copytree(world, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
+    monkeypatch.setenv("HOME", str(tmp_path / "place"))
     monkeypatch.syspath_prepend(tmp_path / "place")
     loaded = {*sys.modules}
     yield tmp_path / "place"

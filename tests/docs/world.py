@@ -13,12 +13,20 @@ TINY = (
 DEMO_RUNS = ("rmt-seed0", "rmt-seed1", "transformer-seed0")
 
 
+def write_checkpoint(folder: Path) -> None:
+    """A small Llama of random weights, as transformers saves it, with the demo's tokenizer."""
+    from conversion import saved, square
+
+    saved(folder, "Llama", vocab_size=4096, **square("Llama"))
+    shutil.copy("runs/demo/tokenizer.json", folder / "tokenizer.json")
+
+
 def make_world(folder: Path, invoke) -> None:
     """Fill an empty folder. `invoke` runs a command of widestream in it."""
     invoke("demo", "--prepare-only")
-    shutil.copy("runs/demo/tokenizer.json", "bpe.json")
+    write_checkpoint(folder / "models" / "SmolLM2-135M")
     (folder / "my_texts").mkdir()
-    for number in range(4):
+    for number in range(12):
         words = " ".join(f"The {name} keeps what the head has stored under key {number}." for name in "abcdefgh" * 12)
         (folder / "my_texts" / f"{number}.txt").write_text(f"{words}\n\n" * 4)
     for name in DEMO_RUNS:
