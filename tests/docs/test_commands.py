@@ -1,6 +1,7 @@
 """Every command and every piece of Python code on the pages: run where that is quick, else parsed."""
 
 import ast
+import os
 import re
 import shutil
 import sys
@@ -42,7 +43,8 @@ def invoke(*words: str) -> str:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Made once, however many processes run the tests."""
-    folder = tmp_path_factory.getbasetemp().parent / "world-of-pages"
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "world-of-pages"
     with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
         if not (folder / "made").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -67,6 +69,7 @@ def place(world, tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_BLOCKS)
 def test_a_page_runs_from_top_to_bottom(page, place):
     names = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from fake_runs import write_run
 
 TINY = (
-    *("model.num_layers=1", "model.num_heads=2", "model.head_dim=8", "model.mlp_dim=16", "model.context=32"),
+    *("model.num_layers=1", "model.num_heads=2", "model.head_dim=8", "model.mlp_dim=16", "model.context=64"),
     *("train.steps=2", "train.batch_size=2", "train.eval_windows=2", "train.final_eval=windows"),
 )
 """Changes to a recipe that make its run a matter of a moment."""
@@ -29,6 +29,7 @@ def make_world(folder: Path, invoke) -> None:
     for number in range(12):
         words = " ".join(f"The {name} keeps what the head has stored under key {number}." for name in "abcdefgh" * 12)
         (folder / "my_texts" / f"{number}.txt").write_text(f"{words}\n\n" * 4)
+    (folder / "my-recipe.yaml").write_text("extends: demo/rmt\nname: my-rmt\n")
     for name in DEMO_RUNS:
         recipe, _, seed = name.partition("-seed")
         seeds = (f"train.seed={seed}", f"data.seed={seed}")
