@@ -34,5 +34,6 @@ def make_world(folder: Path, invoke) -> None:
         recipe, _, seed = name.partition("-seed")
         seeds = (f"train.seed={seed}", f"data.seed={seed}")
         invoke("train", f"demo/{recipe}", *TINY, *seeds, "--out", f"runs/demo/{name}")
-    for name, model, rate in (("rmt", "rmt", 0.01), ("wide", "rmt", 0.01), ("old-rmt", "rmt", 0.02)):
-        write_run(folder / "runs" / "mine" / name, model, config={"name": name, "optimizer.lr": rate})
+    for name, key_dim, rate in (("rmt", 32, 0.01), ("wide", 64, 0.01), ("old-rmt", 32, 0.02)):
+        changes = {"name": name, "optimizer.lr": rate, "model.stream.key_dim": key_dim}
+        write_run(folder / "runs" / "mine" / name, "rmt", config=changes)
