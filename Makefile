@@ -1,6 +1,7 @@
 # make demo   set up, train RMT and transformer side by side on bundled prose, write runs/demo/report.html
 # make zoo    set up, train every residual stream at one small size (about forty minutes), write runs/zoo/report.html
-# make test   set up, check style, layers and types, run the whole test suite
+# make test   set up, check style, layers and types, build the site, run the whole test suite
+# make docs   set up, build the site into build/site
 # make bench  time this package's training step (BENCH_ARGS="--hf --nanogpt PATH" adds other implementations)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # torch first and pinned, so that nothing else chooses it
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo zoo test bench clean
+.PHONY: demo zoo test docs bench clean
 
 demo: $(VENV)/core
 	@$(BIN)/widestream demo
@@ -23,13 +24,18 @@ test: $(VENV)/dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/python website/build_site.py
 	@$(BIN)/python -m pytest -n auto
+
+docs: $(VENV)/dev
+	@$(BIN)/python website/build_site.py
+	@echo "Open build/site/index.html"
 
 bench: $(VENV)/dev
 	@$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

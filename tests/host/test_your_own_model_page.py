@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from host_models import make_host
+from page_commands import python_code
 from widestream import attach, attached_stream
 from widestream.streams import OWN_KINDS
 
@@ -22,8 +23,8 @@ NEEDED = {"matrix_dense": {"key_dim": 6}}
 def test_the_code_runs():
     pytest.importorskip("peft")
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
-        exec(block, names)
+    for code in python_code("docs/how-to/your-own-model.md"):
+        exec(code, names)
     assert names["x"].shape == (8, 32, 64)
     assert torch.equal(attached_stream(names["back"]).core.phi, attached_stream(names["model"]).core.phi)
 

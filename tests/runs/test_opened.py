@@ -17,6 +17,7 @@ import torch
 
 import widestream
 from fake_runs import write_run
+from page_commands import python_code
 from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.recipe import to_dict
@@ -253,8 +254,8 @@ def test_the_page_runs(trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained, tmp_path / "runs" / "demo" / "rmt-seed0")
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(block, names)
+    for code in python_code("docs/reference/python.md"):
+        exec(code, names)
     assert isinstance(names["text"], str)
     assert names["last"] == names["run"].done["heldout"]["loss"]
     assert len(names["of_training"]) == len(names["seconds"]) == 6

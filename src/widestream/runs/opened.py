@@ -70,7 +70,7 @@ class RunFolder:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The contents of run.json: machine, versions, data, costs.
+        """What run.json holds (machine, versions, data, costs).
 
         Raises:
             UserError: the file is missing or damaged.
