@@ -30,6 +30,7 @@ CONTENTS = {
     "How to": {
         "Prepare text": "how-to/data",
         "Scale up": "how-to/scale-up",
+        "Train on several GPUs, or machines": "how-to/many-processes",
         "Compare runs": "how-to/compare",
         "Read a report": "how-to/read-a-report",
         "Evaluate on tasks": "how-to/evaluate",

@@ -126,9 +126,13 @@ def commands(block: Block) -> list[Command]:
 
 
 def _command(block: Block, words: tuple[str, ...]) -> Command:
+    launched = ""
+    if words[0] == "torchrun":
+        words = ("widestream", *words[words.index("widestream") + 1 :])
+        launched = "needs a launcher and several processes, which tests/train/test_parallel_training.py starts"
     notes = sorted((key for key in block.notes if _begins(words, key)), key=len)
     note = block.notes[notes[-1]] if notes else ""
-    reason = note.removeprefix(ONLY_PARSED) if note.startswith(ONLY_PARSED) else NOT_OURS.get(words[0], "")
+    reason = note.removeprefix(ONLY_PARSED) if note.startswith(ONLY_PARSED) else launched or NOT_OURS.get(words[0], "")
     added = () if reason else tuple(shlex.split(note))
     return Command(place=block.place, words=words, added=added, only_parsed=reason)
 
