@@ -285,7 +285,7 @@ def arms_table(result: StudyResult) -> Table:
                 formats.count(arm.count("non_embedding")),
                 formats.count(arm.count("parameters")),
                 formats.count(arm.count("stream_size")),
-                formats.count(arm.count("tokens")),
+                arm.group.trained,
                 rate,
                 paper,
                 formats.loss(final.mean),
