@@ -321,6 +321,10 @@ def test_a_damaged_record_leaves_the_other_sections_whole(make, tmp_path):
         "e": json.dumps(record | {"analysis": {"kind": "sweep", "lines": [misspelt]}}),
         "f": json.dumps(record | {"reference": "nobody"}),
         "g": json.dumps(record | {"analysis": {"kind": "unheard of"}}),
+        "h": json.dumps(record | {"analysis": None}),
+        "i": json.dumps(record | {"arms": [record["arms"][0] | {"runs": None}]}),
+        "j": json.dumps(record | {"arms": [record["arms"][0] | {"trials": [None]}]}),
+        "k": json.dumps(record | {"arms": [record["arms"][0] | {"runs": [{"seed": 0, "folder": 3}]}]}),
     }  # fmt: skip
     for name, text in damaged.items():
         (result.folder / f"{name}.study.json").write_text(text)
@@ -328,6 +332,7 @@ def test_a_damaged_record_leaves_the_other_sections_whole(make, tmp_path):
     notes = {section.name: section.notes for section in sections if section.scale == "Not shown."}
     assert set(notes) == set(damaged)
     assert all(note.startswith("Not shown: ") for [note] in notes.values())
+    assert not any("Error" in note for name in "abcdhijk" for note in notes[name]), "these are told in a sentence"
     [whole] = [section for section in sections if section.name == "mine"]
     assert whole.answers == study_section(result).answers
 
