@@ -125,7 +125,8 @@ def _bends(trends: Sequence[Trend]) -> list[float | None]:
 def _in_words(trend: Trend, p: float | None, p_bend: float | None, lines: int) -> str:
     per, bend, name = trend.slope.per_doubling, trend.slope.bend, trend.name
     if per.low is None or p is None:
-        return f"{name}: {formats.signed(per.mean)} nats for every doubling of the {trend.size}, one seed, which may be chance."
+        told = f"{formats.signed(per.mean)} nats for every doubling of the {trend.size}"
+        return f"{name}: {told}, one seed, which may be chance."
     corrected = f"; p {formats.p_value(p)} by Holm over {lines} lines" if lines > 1 else ""
     if p >= SIGNIFICANT:
         return f"{name}: no trend with the {trend.size} seen ({shown(per)} nats for every doubling{corrected})."
