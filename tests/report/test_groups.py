@@ -2,7 +2,7 @@ import pytest
 
 from fake_runs import write_run
 from widestream.errors import UserError
-from widestream.report import compare
+from widestream.report import Choice, compare
 from widestream.report.stats.groups import group_runs
 from widestream.runs.read import load_run
 
@@ -41,9 +41,11 @@ def test_another_learning_rate_or_other_data_is_another_model(tmp_path):
 
 
 def test_the_same_measurement_twice_is_an_error(tmp_path):
-    folders = [write_run(tmp_path / name, "rmt", steps=25) for name in ("a", "b")]
-    with pytest.raises(UserError, match="same configuration and seeds"):
-        groups_of(*folders)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, "rmt", steps=25)
+    with pytest.raises(UserError, match=r"same configuration and seeds.* leave one out \(--without b\)"):
+        compare([tmp_path])
+    assert len(compare([tmp_path], Choice(without=("b",))).runs) == 1
 
 
 def test_runs_of_a_model_without_an_evaluation_in_common(tmp_path):

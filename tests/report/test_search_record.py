@@ -90,3 +90,31 @@ def test_a_record_that_cannot_be_used(tmp_path, content, words):
 def test_a_missing_record(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_search(tmp_path / "s.json")
+
+
+ROW = {"model": "a", "lr": 0.1, "seed": 0, "steps": 10, "heldout_loss": 3.0, "diverged": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": "0.1"}, "lr '0.1'"),
+        ({"lr": None}, "lr None"),
+        ({"lr": 0}, "lr 0"),
+        ({"steps": [1]}, r"steps \[1\]"),
+        ({"heldout_loss": "x"}, "heldout_loss 'x'"),
+        ({"model": None}, "model None"),
+        ({"diverged": "no"}, "diverged 'no'"),
+    ],
+)
+def test_a_row_that_holds_something_else_is_named(tmp_path, changes, words):
+    (tmp_path / "s.json").write_text(json.dumps([ROW, ROW | changes]))
+    with pytest.raises(UserError, match=f"Row 2 of the search record .* has {words}, which it cannot be"):
+        load_search(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize("arms", [None, "x", [None], [{"name": "a", "trials": None}], [{"name": "a", "trials": [3]}]])
+def test_a_damaged_record_of_a_study_is_no_traceback(tmp_path, arms):
+    (tmp_path / "s.json").write_text(json.dumps({"arms": arms}))
+    with pytest.raises(UserError, match=r"is no record of a study, or is damaged|holds no rows"):
+        load_search(tmp_path / "s.json")

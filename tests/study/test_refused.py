@@ -63,6 +63,7 @@ def sized(*layers, group="g"):
         ({"search": {"rates": [0.1, 0.2], "selection": 1.0}}, "at least 0 and below 1"),
         ({"search": {"rates": [0.1, 0.2], "steps": 5, "share": 0.5}}, "two lengths of its runs"),
         ({"search": {"rates": [0.1, 0.2], "steps": 5}, "arms": {"a": PLAIN | {"share": 0.5}}}, "leave one out"),
+        ({"arms": {1: PLAIN, 2: PLAIN}}, "The arm 1 must have a name of letters; put it into quotes: '1'"),
         ({"arms": {"a": PLAIN | {"share": 3.0}}}, "share` of arm a is 3.0; it must be above 0, at most 1"),
         ({"arms": {"a": PLAIN, "b": PLAIN | {"set": {"optimizer.lr": 0.1}, "rate_of": "a"}}}, "takes its rate of a"),
         ({"arms": {"a": PLAIN | {"set": {"train.tokens": 9999}, "tokens_per_parameter": 2}}}, "leave one of the two"),

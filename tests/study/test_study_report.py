@@ -321,6 +321,10 @@ def test_a_damaged_record_leaves_the_other_sections_whole(make, tmp_path):
         "e": json.dumps(record | {"analysis": {"kind": "sweep", "lines": [misspelt]}}),
         "f": json.dumps(record | {"reference": "nobody"}),
         "g": json.dumps(record | {"analysis": {"kind": "unheard of"}}),
+        "h": json.dumps(record | {"analysis": None}),
+        "i": json.dumps(record | {"arms": [record["arms"][0] | {"runs": None}]}),
+        "j": json.dumps(record | {"arms": [record["arms"][0] | {"trials": [None]}]}),
+        "k": json.dumps(record | {"arms": [record["arms"][0] | {"runs": [{"seed": 0, "folder": 3}]}]}),
     }  # fmt: skip
     for name, text in damaged.items():
         (result.folder / f"{name}.study.json").write_text(text)
@@ -328,6 +332,7 @@ def test_a_damaged_record_leaves_the_other_sections_whole(make, tmp_path):
     notes = {section.name: section.notes for section in sections if section.scale == "Not shown."}
     assert set(notes) == set(damaged)
     assert all(note.startswith("Not shown: ") for [note] in notes.values())
+    assert not any("Error" in note for name in "abcdhijk" for note in notes[name]), "these are told in a sentence"
     [whole] = [section for section in sections if section.name == "mine"]
     assert whole.answers == study_section(result).answers
 
@@ -352,9 +357,19 @@ def test_a_ladder_of_equal_tokens_and_a_sweep_of_one_size_say_so(make):
     section = study_section(make("ladder", **LADDER | {"arms": equal}))
     assert "All sizes of a family have the same training tokens: there is no power law over them." in section.answers
     assert any("non-embedding parameters" in row[1] for table in section.tables for row in table.rows)
+    captions = {table.title: table.caption for table in section.tables}
+    assert captions["Rung by rung"].startswith("All after the same number of tokens. Difference")
     result = make(seeds=2)
     result.record["analysis"] = {"kind": "sweep", "lines": [{"title": "T", "x": "num_layers", "groups": ["rmt"]}]}
     assert "rmt: no line, for its finished runs have one num_layers only." in study_section(result).notes
+
+
+def test_a_ladder_of_ones_own_has_no_word_of_the_paper_and_one_seed_may_be_chance(make):
+    section = study_section(make("ladder", **LADDER | {"seeds": 1}))
+    words = [*section.answers, *(table.caption for table in section.tables), *map(str, section.tables)]
+    assert not any("Figure" in word or "paper" in word for word in words)
+    assert all(answer.endswith("one seed, which may be chance.") for answer in section.answers if "takes" in answer)
+    assert ", 1 seed. Data" in section.scale
 
 
 def test_results_are_packed_without_checkpoints_and_reported_from_the_archive(make, tmp_path):

@@ -9,8 +9,8 @@ the same number of tokens of the same training text. So a verdict is ruled out b
 * another sequence length: a held-out token is then predicted from another context.
 
 Anything else colours it, and is said: other batches (batch size, order) take away the pairing by seeds, but an average
-over seeds is what it was; precision, versions, machines, skipped steps and schedules may each be the reason of a
-difference, or are what the reader asks about.
+over seeds is what it was; trained weights to start from, precision, versions, machines, skipped steps and schedules may
+each be the reason of a difference, or are what the reader asks about.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,7 @@ from widestream.report.formats import listing
 from widestream.report.stats.groups import Group, unfinished_seeds
 from widestream.runs.read import Run
 
+_PLURAL = ("held-out tokens", "held-out bytes")
 FEW = 6
 """More values than these are told by what they have in common."""
 
@@ -38,7 +39,7 @@ class Mismatch:
     @property
     def sentence(self) -> str:
         """The mismatch in words."""
-        return f"{self.field} differs: {_told(self.values)}."
+        return f"{self.field} {'differ' if self.field in _PLURAL else 'differs'}: {_told(self.values)}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +83,7 @@ def _mismatches(groups: Sequence[Group]) -> list[Mismatch]:
 
 
 def _cautions(groups: Sequence[Group]) -> list[str]:
-    found = _schedule_cautions(groups)
+    found = [*_origin_cautions(groups), *_schedule_cautions(groups)]
     machines = _values(groups, lambda run: _over_time(run, _machine))
     if machines:
         found.append(f"Machines or threads differ, so wall times do not compare: {_told(machines)}.")
@@ -94,12 +95,7 @@ def _cautions(groups: Sequence[Group]) -> list[str]:
     moved = {path: told for path, told in moved.items() if THEN in told}
     if moved:
         found.append(f"The wall time of a run that went on elsewhere is made of both: {_told(moved)}.")
-    skipped = {group.label: sum(run.skipped for run in group.runs) for group in groups}
-    lost = [
-        f"{group.label} {skipped[group.label]:,} of {sum(run.steps for run in group.runs):,}"
-        for group in groups
-        if skipped[group.label]
-    ]
+    lost = [f"{group.label} {group.skipped}" for group in groups if group.skipped]
     if lost:
         found.append(f"Steps were skipped that moved nothing, and count as tokens and FLOPs: {listing(lost)}.")
     return found
@@ -128,11 +124,12 @@ def _batch_cautions(groups: Sequence[Group]) -> list[str]:
     """Whether differences can be taken seed by seed, and on what the last evaluations are made."""
     found = []
     sizes = _values(groups, lambda run: str(run.data["batch_size"]))
-    orders = [{run.batches for run in group.runs} for group in groups]
+    claimable = [group for group in groups if group.claimable]
+    orders = [{run.batches for run in group.runs} for group in claimable]
     if sizes:
         found.append(f"Batch size differs, so no step has the same batch and differences are unpaired: {_told(sizes)}.")
     elif any(not orders[0] & order for order in orders):
-        seeds = {group.label: "seed " + ", ".join(run.seed_name for run in group.runs) for group in groups}
+        seeds = {group.label: "seed " + ", ".join(run.seed_name for run in group.runs) for group in claimable}
         found.append(f"No batches in common, so differences are unpaired: {_told(seeds)}.")
     elif any(order != orders[0] for order in orders):
         found.append(
@@ -145,6 +142,21 @@ def _batch_cautions(groups: Sequence[Group]) -> list[str]:
             "those of the curves, which are not."
         )
     return found
+
+
+def _origin_cautions(groups: Sequence[Group]) -> list[str]:
+    """Who starts from trained weights, so that what is counted here is not all of its training."""
+    started: dict[str, str] = {}
+    for group in groups:
+        own = {str(run.path): f"from {run.origin_name}" for run in group.runs if run.origin}
+        alike = len(own) == len(group.runs) and len(set(own.values())) == 1
+        started |= {group.label: next(iter(own.values()))} if alike else own
+    if not started:
+        return []
+    return [
+        "Trained weights are where some runs start, and the tokens, FLOPs and time that these took are not counted: "
+        f"{_told(started)}."
+    ]
 
 
 def _schedule_cautions(groups: Sequence[Group]) -> list[str]:
@@ -216,7 +228,8 @@ def _machine(info: Mapping[str, Any]) -> str:
     machine = info.get("machine", {})
     processes = info.get("processes") or 1
     several = f", {processes} processes" if processes > 1 else ""
-    return f"{machine.get('gpu') or machine.get('cpu')} ({machine.get('threads')} threads{several})"
+    threads = machine.get("threads")
+    return f"{machine.get('gpu') or machine.get('cpu')} ({threads} thread{'' if threads == 1 else 's'}{several})"
 
 
 def _planned_tokens(run: Run) -> int | None:

@@ -1,7 +1,9 @@
 """The comparison of models: what `compare` finds out, and what tables, verdict and report are made from."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +108,8 @@ class Comparison:
                 for one in self.apart
             ],
             "tokens": self.tokens,
-            "pairs": [_pair_dict(pair) for pair in self.pairs],
-            "unranked": [_pair_dict(pair) for pair in self.unranked],
+            "pairs": [_pair_dict(pair, self.comparable) for pair in self.pairs],
+            "unranked": [_pair_dict(pair, self.comparable) for pair in self.unranked],
             "config_differences": [
                 {"key": key, "values": {label: finite(value) for label, value in values.items()}}
                 for key, values in self.config_differences.items()
@@ -131,6 +133,7 @@ def compare(run_dirs: Iterable[str | Path], choice: Choice | None = None) -> Com
     choice = choice or Choice()
     runs, damaged = _read(run_dirs)
     models = _chosen(group_runs(runs), choice)
+    _refuse_twins(models)
     runs = [run for _, members in models for run in members]
     metric: Metric = "bits_per_byte" if tokenizers_differ(runs) else "loss"
     measured = [measure(label, members, metric) for label, members in models]
@@ -189,6 +192,21 @@ def _chosen(models: Sequence[tuple[str, list[Run]]], choice: Choice) -> list[tup
     if not at:
         raise unknown_name(f"reference {choice.reference}", choice.reference, [label for label, _ in kept])
     return [kept[at[0]], *kept[: at[0]], *kept[at[0] + 1 :]]
+
+
+def _refuse_twins(models: Sequence[tuple[str, list[Run]]]) -> None:
+    """Refuse one measurement that is given twice: as two seeds it would narrow every interval.
+
+    Raises:
+        UserError: two runs have the same configuration and the same seeds.
+    """
+    for _, runs in models:
+        for one, other in pairwise(runs):  # by seeds
+            if one.seeds == other.seeds:
+                raise UserError(
+                    f"{one.path} and {other.path} have the same configuration and seeds: they are one measurement; "
+                    f"leave one out (--without {shlex.quote(other.path.name)})."
+                )
 
 
 def _references(groups: Sequence[Group], choice: Choice) -> dict[str, Group]:
@@ -281,13 +299,13 @@ def _run_dict(run: Run) -> dict[str, Any]:
     }
 
 
-def _pair_dict(pair: Pair) -> dict[str, Any]:
+def _pair_dict(pair: Pair, comparable: bool) -> dict[str, Any]:
     return {
         "reference": pair.reference.label,
         "other": pair.other.label,
         "tokens": pair.tokens,
-        "claimed": pair.claimed,
-        "corrected_p": pair.corrected,
+        "claimed": comparable and pair.claimed,
+        "corrected_p": pair.corrected if comparable else dict.fromkeys(pair.corrected),
         "by_seed": pair.by_seed,
         "at_equal": {resource: asdict(interval) for resource, interval in pair.at_equal.items()},
         "gaps": {resource: [list(point) for point in points] for resource, points in pair.gaps.items()},

@@ -31,7 +31,7 @@ def results(comparison: Comparison) -> Table:
                 formats.spread(losses),
                 formats.perplexity(fmean(losses)),
                 formats.loss(fmean(bits)) if len(bits) == len(finals) else NONE,
-                formats.count(finals[0].tokens) if len({row.tokens for row in finals}) == 1 else "differ",
+                group.trained,
                 formats.flops(fmean([row.flops for row in finals])),
                 formats.duration(fmean([row.wall_s for row in finals])),
                 *_sizes(group.runs[0]),

@@ -63,9 +63,13 @@ AMOUNTS = {"tokens": count, "flops": flops, "wall_s": duration}
 """How amounts of a resource are written."""
 
 
+LONG = 1e6
+"""From here on a loss is written as a power of ten: that of a run which explodes may have hundreds of digits."""
+
+
 def loss(value: float) -> str:
-    """Three decimals."""
-    return f"{value:.3f}".replace("-", "−")
+    """Three decimals; scientific form where that is a long number."""
+    return (f"{value:.3f}" if abs(value) < LONG else flops(value)).replace("-", "−")
 
 
 def perplexity(loss: float) -> str:
@@ -73,7 +77,7 @@ def perplexity(loss: float) -> str:
     if loss > math.log(sys.float_info.max):
         return "inf"
     value = math.exp(loss)
-    return f"{value:.2f}" if value < 1e6 else flops(value)
+    return f"{value:.2f}" if value < LONG else flops(value)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -83,7 +87,9 @@ def spread(values: Sequence[float]) -> str:
 
 
 def signed(value: float) -> str:
-    """Three decimals with a sign, four for differences under 0.01."""
+    """Three decimals with a sign, four for differences under 0.01, scientific form for long numbers."""
+    if abs(value) >= LONG:
+        return f"{'+' if value > 0 else ''}{flops(value)}".replace("-", "−")
     text = f"{value:+.{4 if abs(value) < 0.01 else 3}f}".replace("-", "−")
     return text.replace("−", "").replace("+", "") if float(f"{value:.4f}") == 0 else text
 

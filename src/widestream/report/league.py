@@ -157,6 +157,7 @@ def _row(comparison: Comparison, group: Group, pair: Pair | None, brief: bool) -
     losses = [end.loss for end in group.ends]
     loss = formats.loss(fmean(losses)) if brief else formats.spread(losses)
     place = "" if group.tokens == comparison.tokens else f" at {formats.count(group.tokens)}"
+    place += f", {group.skipped} skipped" if group.skipped else ""
     reached = pair.targets[0].ratio("tokens") if pair else 1.0
     unknown = not pair.claimed if pair else group is not reference
     return (

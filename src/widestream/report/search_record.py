@@ -2,16 +2,25 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from widestream.errors import UserError
+from widestream.errors import UserError, shown
 from widestream.report.formats import listing
+from widestream.runs.read import is_number
 
 _FIELDS = ("model", "lr", "seed", "steps", "heldout_loss", "diverged")
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "model": lambda value: isinstance(value, str) and bool(value.strip()),
+    "lr": lambda value: is_number(value) and value > 0,
+    "steps": lambda value: value is None or (type(value) is int and value >= 0),
+    "heldout_loss": lambda value: value is None or type(value) in (int, float),  # one that is not finite is a result
+    "diverged": lambda value: type(value) is bool,
+}
+"""What the fields of a row may hold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +90,7 @@ def load_search(path: str | Path) -> Search:
     The rows are a list or {"rows": list}; a study's are the trials of its arms.
 
     Raises:
-        UserError: The file is missing, is no JSON, or a row lacks a field.
+        UserError: The file is missing, is no JSON, or a row lacks a field or has something else there.
     """
     path = Path(path)
     try:
@@ -92,13 +101,19 @@ def load_search(path: str | Path) -> Search:
         ) from error
     except ValueError as error:
         raise UserError(f"The search record {path} cannot be read as JSON.") from error
-    rows = content.get("rows", _study_rows(content)) if isinstance(content, dict) else content
+    try:
+        rows = content.get("rows", _study_rows(content)) if isinstance(content, dict) else content
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no record of a study, or is damaged; give the file that it wrote.") from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"The search record {path} holds no rows.")
     for number, row in enumerate(rows, start=1):
         missing = [field for field in _FIELDS if not isinstance(row, dict) or field not in row]
         if missing:
             raise UserError(f"Row {number} of the search record {path} has no {listing(missing)}.")
+        if wrong := [field for field, fits in _FITS.items() if not fits(row[field])]:
+            told = shown(repr(row[wrong[0]]))
+            raise UserError(f"Row {number} of the search record {path} has {wrong[0]} {told}, which it cannot be.")
     names = dict.fromkeys(str(row["model"]) for row in rows)
     return Search(source=path, models={name: _trials([row for row in rows if row["model"] == name]) for name in names})
 

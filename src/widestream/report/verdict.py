@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from widestream.report import formats
-from widestream.report.comparable import Mismatch
+from widestream.report.comparable import FEW, Mismatch
 from widestream.report.stats.groups import Apart, Group, Metric, diverged_seeds, seed_count
 from widestream.report.stats.intervals import Interval
 from widestream.report.stats.matched import Resource
@@ -228,12 +228,18 @@ def reading_depth(groups: Iterable[Group], tokens: float | None = None) -> str:
     groups = list(groups)
     seen = tokens if tokens is not None else min(group.curve.tokens[-1] for group in groups)
     corpus = groups[0].runs[0].data["train_tokens"]
-    first, *others = [(formats.three(seen / group.non_embedding), group.label) for group in groups]
-    ratios = [
-        f"{first[0]} tokens per non-embedding parameter for {first[1]}",
-        *(f"{n} for {name}" for n, name in others),
-    ]
     return (
         f"This looks {formats.count(seen)} tokens into training: {formats.three(seen / corpus)} epochs of the corpus; "
-        f"{formats.listing(ratios)}, where a Chinchilla run has {CHINCHILLA}."
+        f"{_per_parameter(groups, seen)}, where a Chinchilla run has {CHINCHILLA}."
     )
+
+
+def _per_parameter(groups: Sequence[Group], tokens: float) -> str:
+    """Tokens for each parameter, model by model; of many the least and the most."""
+    ratios = [tokens / group.non_embedding for group in groups]
+    unit = "tokens per non-embedding parameter"
+    if len(groups) > FEW:
+        low, high = formats.three(min(ratios)), formats.three(max(ratios))
+        return f"{low} {unit} for each model" if low == high else f"{low} to {high} {unit}"
+    first, *others = [(formats.three(ratio), group.label) for ratio, group in zip(ratios, groups, strict=True)]
+    return formats.listing([f"{first[0]} {unit} for {first[1]}", *(f"{ratio} for {label}" for ratio, label in others)])

@@ -115,6 +115,19 @@ class Run:
         return (*self.seeds, *(self.data[key] for key in ("batch_size", "sequence_length", "fingerprint")))
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """The trained weights that it starts from (`train.init_from`): `folder`, `step`, `sha256`; empty for none."""
+        return self.info.get("init_from") or {}
+
+    @property
+    def origin_name(self) -> str:
+        """The same in words: `big at step 5,000`; the run alone where its weights were made and not trained."""
+        if not self.origin:
+            return ""
+        name, step = PurePath(str(self.origin.get("folder", ""))).parent.parent.name, self.origin.get("step")
+        return f"{name} at step {step:,}" if step else name
+
+    @property
     def data_name(self) -> str:
         """Name of the folder that the data lay in; the same data may go by several."""
         return PurePath(str(self.config.get("data", {}).get("path", ""))).name
@@ -187,7 +200,8 @@ def load_run(path: str | Path) -> Run:
     require_as_written(path, int(done["step"]) if done and isinstance(done.get("step"), int) else None)
     notes = [f"the last line of {METRICS} is half written and is left out"] if rows.cut else []
     if lost:
-        notes.append(f"{len(lost)} held-out evaluations without a finite loss are left out")
+        what = "evaluation without a finite loss is" if len(lost) == 1 else "evaluations without a finite loss are"
+        notes.append(f"{len(lost)} held-out {what} left out")
     run = Run(
         path=path,
         config=config,
@@ -238,11 +252,20 @@ def _is_sound(run: Run) -> bool:
             and all(figure is None or (is_number(figure) and figure >= 0) for figure in figures)
             and isinstance(run.data["fingerprint"], str)
             and all(digest is None or isinstance(digest, str) for digest in digests)
+            and _is_origin(run.origin)
             and all(isinstance(later, dict) for later in info.get("resumed", []))
             and all(isinstance(later.get("machine", {}), dict) for later in info.get("resumed", []))
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return False
+
+
+def _is_origin(origin: Any) -> bool:
+    """Whether an entry says of trained weights what `Run.origin` has, or is empty."""
+    if not isinstance(origin, dict):
+        return False
+    step = origin.get("step", 0)
+    return type(step) is int and isinstance(origin.get("folder", ""), str) and isinstance(origin.get("sha256", ""), str)
 
 
 def is_number(value: Any) -> bool:
@@ -326,6 +349,7 @@ class _Log:
     def evaluations(self) -> list[Evaluation]:
         """By step."""
         found = [self.evals[key] for key in sorted(self.evals)]
-        if any(after.tokens < before.tokens for before, after in pairwise(found)):
-            raise ValueError("its tokens fall from one evaluation to a later one")
+        for what in ("tokens", "flops", "wall_s"):
+            if any(getattr(after, what) < getattr(before, what) for before, after in pairwise(found)):
+                raise ValueError(f"its {what} fall from one evaluation to a later one")
         return found

@@ -43,6 +43,7 @@ def run_row(run: Run, end: Evaluation | None) -> dict[str, Any]:
         "non_embedding": run.parameters["non_embedding"],
         "flops_per_token": run.flops_per_token["train"],
         "stream_size": summary["stream_size"],
+        "starts_from": run.origin_name or None,
         "data_fingerprint": run.data.get("fingerprint"),
         "heldout_fingerprint": run.data.get("heldout_fingerprint"),
         "tokenizer_sha256": run.data.get("tokenizer_sha256"),

@@ -92,8 +92,10 @@ def _expanded(entries: dict[str, Any], scale: str) -> dict[str, Any]:
     return whole
 
 
-def _arms(key: str, values: Any, scale: str) -> list[Arm]:
+def _arms(key: Any, values: Any, scale: str) -> list[Arm]:
     """The arms of one entry: one, or one for each point of its grid."""
+    if not isinstance(key, str):
+        raise UserError(f"The arm {key} must have a name of letters; put it into quotes: '{key}'.")
     entry = build(Arm, _given(values), f"arms.{key}", "study", name=key)
     grid = {name: points for name, points in entry.grid.items() if points is not None}
     if twice := [name for name in grid if names(entry.settings, name)]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from widestream.errors import UserError
+from widestream.report.formats import count
 from widestream.report.stats.intervals import Interval, mean_interval
 from widestream.report.stats.labels import labels, same_model, stream_kind
 from widestream.report.stats.matched import Curve, mean_curve, smooth
@@ -74,6 +74,17 @@ class Group:
         return not self.diverged
 
     @property
+    def skipped(self) -> str:
+        """Steps of its runs that moved nothing, in words: `39 of 40 steps`; empty where there are none."""
+        skipped = sum(run.skipped for run in self.runs)
+        return f"{skipped:,} of {sum(run.steps for run in self.runs):,} steps" if skipped else ""
+
+    @property
+    def trained(self) -> str:
+        """`tokens` in words, and how many of the steps behind them moved nothing: `5.12k, 39 of 40 steps skipped`."""
+        return count(self.tokens) + (f", {self.skipped} skipped" if self.skipped else "")
+
+    @property
     def non_embedding(self) -> int:
         """Parameters without embeddings, unembedding and positions."""
         return self.runs[0].parameters["non_embedding"]
@@ -84,20 +95,10 @@ class Group:
 
 
 def group_runs(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Sort runs into models, with a label each; the plain transformer (`is_plain`) first, else as given.
-
-    Raises:
-        UserError: Two runs have the same configuration and the same seeds.
-    """
+    """Sort runs into models, with a label each; the plain transformer (`is_plain`) first, else as given."""
     members: dict[str, list[Run]] = {}
     for run in runs:
-        twins = members.setdefault(same_model(run), [])
-        twin = next((other for other in twins if other.seeds == run.seeds), None)
-        if twin:
-            raise UserError(
-                f"{twin.path} and {run.path} have the same configuration and seeds: they are one measurement; give one."
-            )
-        twins.append(run)
+        members.setdefault(same_model(run), []).append(run)
     groups = [sorted(group, key=lambda run: run.seeds) for group in members.values()]
     groups.sort(key=lambda group: not is_plain(group[0]))
     return list(zip(labels(groups), groups, strict=True))

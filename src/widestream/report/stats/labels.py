@@ -50,6 +50,8 @@ def _unlike(names: Sequence[str]) -> list[str]:
 def _identity(run: Run) -> dict[str, Any]:
     """All that makes a run the model that it is, by name."""
     own = {key: value for key, value in settings(run.config).items() if key not in BOOKKEEPING}
+    if run.origin.get("sha256"):  # weights are what they are, wherever they lie
+        own |= {"train.init_from": None, "run.init_from": run.origin["sha256"]}
     return own | {f"run.{key}": run.data.get(key) for key in _DATA} | {"run.precision": run.info.get("precision")}
 
 
@@ -60,6 +62,8 @@ def _details(runs: Sequence[Run]) -> list[str]:
     for name in ("fingerprint", "heldout_fingerprint"):
         if f"run.{name}" in columns:
             columns[f"run.{name}"] = _data_names(runs, name)
+    if "run.init_from" in columns:
+        columns["run.init_from"] = _origin_names(runs)
     order = sorted(columns, key=lambda key: (key.startswith("run."), -len(set(columns[key])), key != "optimizer.lr"))
     seen = [""] * len(runs)
     for key in order:
@@ -83,6 +87,14 @@ def _data_names(runs: Sequence[Run], fingerprint: str) -> list[str]:
     names = dict(zip(reversed(prints), (run.data_name for run in reversed(runs)), strict=True))
     clear = all(names.values()) and len(set(names.values())) == len(names)
     return [f"{word} {names[one] if clear else one[:6]}" for one in prints]
+
+
+def _origin_names(runs: Sequence[Run]) -> list[str]:
+    """Weights that runs start from in labels: by run and step where these tell them apart, else by their hashes."""
+    hashes = [str(run.origin.get("sha256", "")) for run in runs]
+    names = dict(zip(hashes, (run.origin_name for run in runs), strict=True))
+    clear = len(set(names.values())) == len(names)
+    return [f"from {names[one] if clear else one[:6]}" if one else "from scratch" for one in hashes]
 
 
 def _shortest(names: Sequence[str]) -> list[str]:

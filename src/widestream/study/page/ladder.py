@@ -14,7 +14,7 @@ from widestream.study.page.sections import UNPRINTED, Section, begin, mean_loss,
 AXES = {
     "parameters": "non-embedding parameters",
     "tokens": "training tokens",
-    "flops": "training FLOPs, logits included",
+    "flops": "training FLOPs (logits included)",
 }
 """What a ladder is drawn over."""
 
@@ -132,7 +132,7 @@ def _saved(family: str, name: str, goal: float, logs: Interval) -> tuple[str, tu
     """A share of the reference's spending, from its logarithm over seeds, in words and as a row."""
     ratio = formats.percent(math.exp(logs.mean))
     if logs.low is None or logs.high is None:
-        sentence = f"{family} takes {ratio} of the reference's {name} to equal loss, one seed."
+        sentence = f"{family} takes {ratio} of the reference's {name} to equal loss, one seed, which may be chance."
         return sentence, (name, family, UNPRINTED, ratio, NONE)
     ends = f"{formats.percent(math.exp(logs.low))} to {formats.percent(math.exp(logs.high))}"
     share = f"{ratio} of the reference's {name} (95 % interval {ends})"
@@ -161,7 +161,8 @@ def _fit_table(result: StudyResult, rungs: dict[str, list[ArmResult]]) -> Table:
     return Table(
         title="Power laws",
         caption="loss = a x^−b, least squares in logarithms for every seed that all sizes have; no irreducible loss. "
-        "Mean and 95 % t-interval over seeds. The exponents of Figure 2 are printed nowhere.",
+        "Mean and 95 % t-interval over seeds."
+        + (" The exponents of Figure 2 are printed nowhere." if result.record["mirrors"] else ""),
         columns=("family", "x", "paper's b", "ours", "95 % interval", "sizes", "seeds", "scale"),
         rows=tuple(rows),
         words=2,
@@ -187,7 +188,7 @@ def _rung_table(result: StudyResult, reference: str, other: str) -> Table:
         )
     return Table(
         title="Rung by rung",
-        caption=f"Each with its own number of tokens{_length(result)}. Difference seed by seed with its 95 % interval, "
+        caption=f"{_length(result)}. Difference seed by seed with its 95 % interval, "
         "not corrected for the number of rungs.",
         columns=("sizes", reference, other, "difference", "of its parameters", "of its tokens", "of its FLOPs"),
         rows=tuple(rows),
@@ -195,7 +196,10 @@ def _rung_table(result: StudyResult, reference: str, other: str) -> Table:
 
 
 def _length(result: StudyResult) -> str:
-    """How long the runs are, where all are as long for every parameter."""
+    """After how many tokens sizes are compared: as many in all, as many for every parameter, or of their own each."""
+    if len({arm.count("tokens") for arm in result.measured()}) == 1:
+        return "All after the same number of tokens"
     lengths = {arm.entry["tokens_per_parameter"] for arm in result.arms.values()}
     length = lengths.pop() if len(lengths) == 1 else None
-    return "" if length is None else f", {length:g} for each of its non-embedding parameters"
+    words = "Each with its own number of tokens"
+    return words if length is None else f"{words}, {length:g} for each of its non-embedding parameters"

@@ -132,7 +132,7 @@ def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
         record = read_json(path)
         entries = {str(arm["name"]): arm for arm in record["arms"]}
         missing = {"study", "scale", "reference", "analysis"} - record.keys()
-        if missing:
+        if missing or not all(map(_is_arm, record["arms"])) or not isinstance(record["analysis"], dict):
             raise KeyError(*missing)
     except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of a study, or is damaged; run the study again.") from error
@@ -141,6 +141,19 @@ def load_result(path: Path, cache: Cache | None = None) -> StudyResult:
     arms = {name: _arm(name, entry, path.parent, runs, notes) for name, entry in entries.items()}
     record = {"question": "", "mirrors": "", "title": record["study"], "command": ""} | record
     return StudyResult(record=record, folder=path.parent, arms=arms, notes=notes)
+
+
+def _is_arm(entry: dict[str, Any]) -> bool:
+    """Whether an entry of a record has the runs and trials that a page reads, each where and how far it is."""
+    parts = [entry.get(part) for part in ("runs", "trials")]
+    rows = [row for part in parts if isinstance(part, list) for row in part]
+    return all(isinstance(part, list) for part in parts) and all(
+        isinstance(row, dict)
+        and isinstance(row.get("folder"), str)
+        and "status" in row
+        and type(row.get("steps")) is int
+        for row in rows
+    )
 
 
 def _arm(name: str, entry: dict[str, Any], folder: Path, cache: Cache, notes: list[str]) -> ArmResult:

@@ -117,7 +117,7 @@ def describe_scale(result: StudyResult) -> str:
     epochs = [run.final.tokens / run.data["train_tokens"] for run in runs]
     return (
         f"Scale {result.record['scale']}: {_span(sizes, formats.count)} non-embedding parameters, "
-        f"{_span(tokens, formats.count)} tokens, {_span(seeds, str)} seeds. Data: {data}; "
+        f"{_span(tokens, formats.count)} tokens, {_span(seeds, str)} seed{'' if seeds == [1] else 's'}. Data: {data}; "
         f"{_span(epochs, formats.three)} epochs."
     )
 
@@ -285,7 +285,7 @@ def arms_table(result: StudyResult) -> Table:
                 formats.count(arm.count("non_embedding")),
                 formats.count(arm.count("parameters")),
                 formats.count(arm.count("stream_size")),
-                formats.count(arm.count("tokens")),
+                arm.group.trained,
                 rate,
                 paper,
                 formats.loss(final.mean),

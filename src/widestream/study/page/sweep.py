@@ -62,7 +62,7 @@ def _sweep_chart(groups: dict[str, list[ArmResult]], x: str) -> Chart:
             (at, final.mean if final.low is None else final.low, final.mean if final.high is None else final.high)
             for (at, _), final in zip(points, finals, strict=True)
         )
-        titles = tuple(f"{arm.name}, {arm.seeds} seeds" for arm in arms)
+        titles = tuple(f"{arm.name}, {arm.group.seeds}" for arm in arms if arm.group)
         value = formats.loss(points[-1][1])
         series.append(Series(points=points, colour=number, label=name, value=value, band=band, titles=titles))
     seen = [end for line in series for _, low, high in line.band for end in (low, high)]
@@ -125,7 +125,8 @@ def _bends(trends: Sequence[Trend]) -> list[float | None]:
 def _in_words(trend: Trend, p: float | None, p_bend: float | None, lines: int) -> str:
     per, bend, name = trend.slope.per_doubling, trend.slope.bend, trend.name
     if per.low is None or p is None:
-        return f"{name}: {formats.signed(per.mean)} nats for every doubling of the {trend.size}, one seed."
+        told = f"{formats.signed(per.mean)} nats for every doubling of the {trend.size}"
+        return f"{name}: {told}, one seed, which may be chance."
     corrected = f"; p {formats.p_value(p)} by Holm over {lines} lines" if lines > 1 else ""
     if p >= SIGNIFICANT:
         return f"{name}: no trend with the {trend.size} seen ({shown(per)} nats for every doubling{corrected})."
