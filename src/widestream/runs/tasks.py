@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from widestream.errors import UserError
 from widestream.files import read_json, write_json
+from widestream.runs.read import is_number
 
 FOLDER = "tasks"
 """In a run's folder."""
@@ -147,16 +148,18 @@ def read_result(path: Path) -> TaskResult:
     version = values.pop("format", None) if isinstance(values, dict) else None
     if version != FORMAT:
         raise UserError(f"{path} is no record of tasks that this version reads; evaluate the run again.")
+    result, whole = None, False
     try:
         values["measures"] = {name: _built(Measure, row) for name, row in values["measures"].items()}
         values["of_items"] = _built(Items, values["of_items"])
         result = _built(TaskResult, values)
-        columns = [column for measure in result.measures.values() for column in (measure.values, measure.weights)]
-        columns += [getattr(result.of_items, field.name) for field in dataclasses.fields(Items)]
-        whole = result.items > 0 and all(len(column) == result.items for column in columns if column is not None)
+        measured = [column for one in result.measures.values() for column in (one.values, one.weights) if column]
+        described = [getattr(result.of_items, field.name) for field in dataclasses.fields(Items)]
+        whole = result.items > 0 and all(len(column) == result.items for column in (*measured, *described))
+        whole = whole and all(is_number(value) for column in (*measured, *described[:2]) for value in column)
     except (KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+        pass
+    if result is None or not whole:
         raise UserError(f"{path} is damaged; evaluate the run again.")
     return result
 
