@@ -176,7 +176,7 @@ def test_page_json_and_csv(runs, tmp_path):
         next(pair["over_items"]["mean"] for pair in found["pairs"] if pair["task"] == "arc_easy")
     )
     printed = CliRunner().invoke(build_app(), ["dissect", str(runs), "--csv", "-"]).output
-    assert list(csv.reader(io.StringIO(printed)))[0][0] == "task"
+    assert next(csv.reader(io.StringIO(printed)))[0] == "task"
     assert "Beside the RMT paper's" in CliRunner().invoke(build_app(), ["dissect", str(runs)]).output
 
 

@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import zipfile
+from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +31,7 @@ from widestream.hub.export import write_model
 from widestream.hub.tokenizer import tokenizer_files
 from widestream.model.build import build_model
 from widestream.runs.sample import sample_run
-from widestream.runs.tasks import read_result, read_results, unlike
+from widestream.runs.tasks import Items, Measure, TaskResult, read_result, read_results, unlike
 from widestream.streams import stream_class
 from widestream.train.loop import train
 
@@ -188,6 +190,16 @@ def test_tasks_leave_a_record_with_every_item(run, items, monkeypatch):
     run_tasks(run, ["piqa"], items, limit=2)
     assert {result.name: result.items for result in read_results(run)}["piqa-first-2"] == 2
     assert read_result(run / "tasks" / "piqa.json.xz") == piqa
+
+
+def test_the_reference_names_every_key_of_a_record():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md").read_text()
+    section = page.partition("## `tasks/")[2].partition("\n## ")[0]
+    told = {row.split("`")[1] for row in section.splitlines() if row.startswith("| `")}
+    nested = ("metrics", "stderr", "measures", "of_items")
+    keys = {"format"} | {field.name for field in fields(TaskResult) if field.name not in nested}
+    keys |= {"metrics.<metric>", "stderr.<metric>"} | {f"measures.<metric>.{field.name}" for field in fields(Measure)}
+    assert told == keys | {f"of_items.{field.name}" for field in fields(Items)}
 
 
 def test_a_text_is_told_by_place_in_the_window():

@@ -99,7 +99,7 @@ def test_records_that_are_not_whole_are_one_sentence(runs, change):
     import lzma
 
     path = runs / "rmt-seed0" / "tasks" / "piqa.json.xz"
-    values = json.loads(lzma.open(path).read()) | change
+    values = json.loads(lzma.decompress(path.read_bytes())) | change
     path.write_bytes(lzma.compress(json.dumps(values).encode()))
     with pytest.raises(UserError, match="evaluate the run again"):
         read_results(runs / "rmt-seed0")

@@ -49,8 +49,8 @@ def accuracy_difference(reference: Sequence[float], other: Sequence[float]) -> I
     """Difference of two models' shares of right answers on the same items, other minus reference.
 
     The interval is the paired one with one more item that each model alone has right (Bonett and Price 2012), so that
-    it is never empty. Where items are right or wrong p is McNemar's, exact: whether those that one model alone has right
-    fall evenly on both. Means over several seeds have Student's p.
+    it is never empty. Where items are right or wrong p is McNemar's, exact: whether those that one model alone has
+    right fall evenly on both. Means over several seeds have Student's p.
     """
     from scipy.stats import binomtest
 
