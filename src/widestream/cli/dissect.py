@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from widestream.cli.compare import STDOUT
+from widestream.cli.as_json import STDOUT, Json, print_json
 
 
 def dissect(
@@ -18,13 +18,11 @@ def dissect(
         typer.Option("--reference", metavar="NAME", help="Model, or run folder, that the other is compared with."),
     ] = None,
     table: Annotated[
-        str | None, typer.Option("--csv", metavar="FILE", help="Write a row an item as CSV; - for standard output.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a row an item as CSV; - for standard output.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the dissection as JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare two models item by item on tasks that `eval --tasks` scored: paired tests, and where one of them wins."""
-    import json
-
     from widestream.errors import UserError
     from widestream.experiments.dissect import section
     from widestream.experiments.dissect.pairs import dissect as compare_items
@@ -39,9 +37,9 @@ def dissect(
         typer.echo(section.to_csv(found), nl=False)
         return
     if table is not None:
-        section.write_csv(found, Path(table))
+        section.write_csv(found, table)
     if as_json:
-        typer.echo(json.dumps(section.to_dict(found), allow_nan=False))
+        print_json(section.to_dict(found))
         return
     shown = section.task_differences(found).without("by bootstrap", "alone right")
     print_tables([shown, *filter(None, [section.beside_paper(found)])])

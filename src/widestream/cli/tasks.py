@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from widestream.cli.as_json import print_json
+
 MISSING = "Tasks need lm-evaluation-harness: pip install 'widestream[eval]'."
 
 
 def evaluate_tasks(run: Path, tasks: list[str], data: Path | None, as_json: bool, how: dict[str, Any]) -> None:
     """Print how a run does on tasks."""
-    import json
-
     from rich.console import Console
     from rich.table import Table
 
@@ -21,7 +21,7 @@ def evaluate_tasks(run: Path, tasks: list[str], data: Path | None, as_json: bool
 
     results = run_tasks(run, tasks, data, **how)
     if as_json:
-        print(json.dumps([result.figures() for result in results], indent=2))
+        print_json([result.figures() for result in results])
         return
     table = Table("task", "items", "shots", "metric", "value", "standard error")
     for result in results:

@@ -13,6 +13,7 @@ from lm_eval.tasks import TaskManager
 from widestream.errors import UserError, unknown_name
 from widestream.harness.items import by_token, describe_items, fingerprint, measures
 from widestream.harness.model import HarnessModel
+from widestream.harness.quiet import quiet_without_terminal
 from widestream.harness.tasks import local_tasks
 from widestream.machine import find_device
 from widestream.runs.folder import load_config
@@ -77,7 +78,8 @@ def _evaluate(
     model: HarnessModel, tasks: Sequence[str], manager: TaskManager, limit: int | None, shots: int | None
 ) -> dict[str, Any]:
     try:
-        found = simple_evaluate(
+        with quiet_without_terminal():
+            found = simple_evaluate(
             model=model, tasks=list(tasks), task_manager=manager, limit=limit, num_fewshot=shots, bootstrap_iters=1000,
             random_seed=SEED, numpy_random_seed=SEED, torch_random_seed=SEED, fewshot_random_seed=SEED,
         )  # fmt: skip
