@@ -24,26 +24,7 @@ SILENT = {
 """Verbs that make or change something, and say in a few lines what; what they found lies in files."""
 TO_FILE = {"bench step", "bench memory", "bench decode", "bench kernels", "bench data", "mup check", "study moments"}
 """Verbs whose record is a file: `--json FILE`, and - for the standard output."""
-SMALL = [
-    "--layers",
-    "1",
-    "--heads",
-    "2",
-    "--head-dim",
-    "8",
-    "--vocab",
-    "64",
-    "--context",
-    "16",
-    "--batch",
-    "1",
-    "--threads",
-    "1",
-    "--rounds",
-    "1",
-    "--warmup",
-    "0",
-]
+SMALL = "--layers 1 --heads 2 --head-dim 8 --vocab 64 --context 16 --batch 1 --threads 1 --rounds 1 --warmup 0"
 
 
 def command(name):
@@ -94,7 +75,7 @@ def place(tmp_path_factory, data):
         ("study list --json", list),
         ("paper errata --json", list),
         ("paper resources --json", dict),
-        (" ".join(["bench step", *SMALL, "--json -"]), dict),
+        (f"bench step {SMALL} --json -", dict),
     ],
 )
 def test_one_document_and_nothing_else(place, monkeypatch, line, kind):

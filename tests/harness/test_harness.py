@@ -202,6 +202,11 @@ def test_the_reference_names_every_key_of_a_record():
     assert told == keys | {f"of_items.{field.name}" for field in fields(Items)}
 
 
+def test_what_only_files_have_is_not_looked_for_on_the_hub(run):
+    with pytest.raises(UserError, match="no task openwebtext; give a file"):
+        run_tasks(run, ["openwebtext"])
+
+
 def test_a_text_is_told_by_place_in_the_window():
     model = model_of("matrix")
     text = "every head has stored what the matrix keeps under its own key" * 3

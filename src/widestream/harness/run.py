@@ -14,7 +14,7 @@ from widestream.errors import UserError, unknown_name
 from widestream.harness.items import by_token, describe_items, fingerprint, measures
 from widestream.harness.model import HarnessModel
 from widestream.harness.quiet import quiet_without_terminal
-from widestream.harness.tasks import local_tasks
+from widestream.harness.tasks import LOCAL, local_tasks
 from widestream.machine import find_device
 from widestream.runs.folder import load_config
 from widestream.runs.metrics import finite
@@ -55,6 +55,8 @@ def run_tasks(
         raise UserError("--tasks must name tasks, each once: --tasks piqa,arc_easy.")
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}; it must be at least 1.")
+    if data is None and (own_names := [task for task in tasks if task in LOCAL]):
+        raise UserError(f"The harness has no task {own_names[0]}; give a file of texts with --task-data.")
     config = load_config(run_dir)
     model, saved = load_model(run_dir, find_device(device or config.train.device))
     own = HarnessModel(model.eval(), load_run_tokenizer(run_dir), batch_size, precision)

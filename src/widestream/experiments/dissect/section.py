@@ -23,7 +23,7 @@ from widestream.report.table import NONE, Table
 SHORT = {
     "context": "in front", "answer": "of the answer", "frequency": "in a million", "echo": "back", "place": "in window",
 }  # fmt: skip
-"""Features in a chart."""
+"""Features in charts and tables."""
 
 
 def sentences(found: Dissection) -> list[str]:
@@ -119,7 +119,7 @@ def slice_tables(found: Dissection) -> list[tuple[Table, Forest]]:
 def _slice_table(found: Dissection, pair: ItemPair) -> Table:
     rows = [
         (
-            FEATURES[one.feature] if at == 0 else "",
+            SHORT[one.feature] if at == 0 else "",
             words,
             _told(pair, gap.mean),
             _ends(pair, gap),
@@ -133,9 +133,11 @@ def _slice_table(found: Dissection, pair: ItemPair) -> Table:
     reference, other = found.labels
     return Table(
         title=f"{pair.task.name}, {pair.metric}: where",
-        caption=f"{other} − {reference} in {_unit(pair)}, among items told apart by one thing at a time. Intervals are "
-        "of each part by itself and p-values are not corrected here; the sentences above are. Features go together, so "
-        "none of this says why.",
+        caption=f"{other} − {reference} in {_unit(pair)}, among items told apart by one thing at a time: tokens in "
+        "front of the right answer; tokens of the answer; occurrences of its tokens in a million tokens of training "
+        "(geometric mean); tokens back to where it stood in front last; of whole texts, tokens in front in the window. "
+        "Intervals are of each part by itself and p-values are not corrected here; the sentences above are. Features "
+        "go together, so none of this says why.",
         columns=("items by", "range", "difference", "95 % interval", "items", "rank correlation", "p"),
         rows=tuple(rows),
         words=2,

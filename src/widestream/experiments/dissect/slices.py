@@ -22,11 +22,11 @@ FEWEST = 20
 FEATURES = {
     "context": "tokens in front of the right answer",
     "answer": "tokens of the right answer",
-    "frequency": "occurrences of the answer's tokens in a million tokens of training (geometric mean)",
-    "echo": "tokens back to where the answer's tokens stood last in front",
+    "frequency": "often the right answer's tokens occur in the training data",
+    "echo": "tokens lie between the right answer and where it stood in front last",
     "place": "tokens in front in the window",
 }
-"""What items are told apart by, in words."""
+"""What items are told apart by, as words behind "the more"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
