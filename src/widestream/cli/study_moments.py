@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from widestream.cli.as_json import STDOUT, print_json
+
 
 def moments(
     shape: Annotated[str, typer.Option(help="Sizes at which Table 2 is measured: gpt2-medium or small.")] = (
@@ -25,7 +27,9 @@ def moments(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="--run: another prepared folder than the run's own.")] = None,
     windows: Annotated[int, typer.Option(help="--run: held-out windows.")] = 8,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the record here.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the record here; - prints it and nothing else.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="STEM", help="Write the charts STEM-light.svg and STEM-dark.svg.")
     ] = None,
@@ -45,7 +49,7 @@ def moments(
     from widestream.experiments.moments.training import RunSettings
     from widestream.report.terminal import print_tables
 
-    outputs = Outputs(json, out)
+    outputs = Outputs(None if json == STDOUT else json, out)
     outputs.check()
     if run:
         record = study_runs(run, RunSettings(windows=windows, data=data))
@@ -62,6 +66,9 @@ def moments(
         )
         record = study_initial(settings)
     written = write_outputs(record, outputs)
+    if json == STDOUT:
+        print_json(record)
+        return
     print_tables(moments_tables(record))
     for sentence in moments_findings(record):
         print(sentence)

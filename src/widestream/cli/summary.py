@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from widestream.cli.as_json import Json, print_json
 
 
 def summary(
@@ -15,8 +15,6 @@ def summary(
     as_json: Json = False,
 ) -> None:
     """Parameters by part and optimizer, stream size, FLOPs and activation bytes, without allocating the model."""
-    import json
-
     from widestream.recipe import load_recipe
 
     config = load_recipe(recipe, changes or [])
@@ -27,7 +25,7 @@ def summary(
 
     summary, updated = summarize(config.model), count_by_optimizer(config)
     if as_json:
-        print(json.dumps({**summary.to_dict(), "parameters_by_optimizer": updated}, indent=2))
+        print_json({**summary.to_dict(), "parameters_by_optimizer": updated})
     else:
         print_summary(config, summary, updated)
 
@@ -39,9 +37,6 @@ def streams(
     as_json: Json = False,
 ) -> None:
     """List all residual streams with state size, history, and what they cost beside the plain transformer."""
-    import json
-    from dataclasses import asdict
-
     from widestream.recipe import load_recipe
 
     config = load_recipe(recipe)
@@ -51,6 +46,6 @@ def streams(
 
     rows = list_streams(config.model)
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json(rows)
     else:
         print_streams(config, rows)

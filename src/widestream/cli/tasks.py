@@ -5,29 +5,29 @@ from typing import Annotated, Any
 
 import typer
 
+from widestream.cli.as_json import print_json
+
 MISSING = "Tasks need lm-evaluation-harness: pip install 'widestream[eval]'."
 
 
 def evaluate_tasks(run: Path, tasks: list[str], data: Path | None, as_json: bool, how: dict[str, Any]) -> None:
     """Print how a run does on tasks."""
-    import json
-    from dataclasses import asdict
-
     from rich.console import Console
     from rich.table import Table
 
     _require_harness()
-    from widestream.harness.run import FOLDER, run_tasks
+    from widestream.harness.run import run_tasks
+    from widestream.runs.tasks import FOLDER
 
     results = run_tasks(run, tasks, data, **how)
     if as_json:
-        print(json.dumps([asdict(result) for result in results], indent=2))
+        print_json([result.figures() for result in results])
         return
     table = Table("task", "items", "shots", "metric", "value", "standard error")
     for result in results:
         for name, value in result.metrics.items():
             error = result.stderr.get(name)
-            cells = (f"{value:.4f}", "" if error is None else f"{error:.4f}")
+            cells = ("inf" if value is None else f"{value:.4f}", "" if error is None else f"{error:.4f}")
             table.add_row(result.task, f"{result.items:,}", str(result.shots), name, *cells)
     console = Console()
     console.print(table)

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from widestream.cli.as_json import Json, print_json
+
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: where the run was trained.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def train(
@@ -50,7 +51,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Held-out loss, perplexity and bits per byte of a run's newest checkpoint, or how it does on tasks."""
-    import json
     from dataclasses import asdict
 
     if tasks is not None:
@@ -65,7 +65,7 @@ def evaluate(
 
     step, heldout = evaluate_run(run, data, device)
     if as_json:
-        print(json.dumps({"step": step, **asdict(heldout)}))
+        print_json({"step": step, **asdict(heldout)})
         return
     print(f"{run} at step {step:,}, on {heldout.target_tokens:,} held-out tokens")
     print(f"  loss           {heldout.loss:.4f} nats per token")
@@ -97,7 +97,6 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Continue a prompt with a run's newest checkpoint."""
-    import json
     from dataclasses import asdict
 
     from widestream.generate.sampling import SamplingConfig
@@ -106,6 +105,9 @@ def sample(
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     drawn = sample_run(run, prompt, config, device=device, use_cache=cache, precision=precision, compiled=compiled)
     row = {**asdict(drawn), **asdict(config)}
-    print(json.dumps(row, ensure_ascii=False) if as_json else drawn.prompt + drawn.text)
+    if as_json:
+        print_json(row)
+    else:
+        print(drawn.prompt + drawn.text)
     if drawn.ended == "context":
         typer.echo(f"Ended after {drawn.num_tokens} of {max_new_tokens} tokens: the model's context is full.", err=True)

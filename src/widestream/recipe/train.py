@@ -207,6 +207,10 @@ class TrainConfig:
     """When the loss or gradient is not finite: stop and save the batch, or skip the step and count it."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the `track` extra)."""
+    wandb: bool = False
+    """Also write to W&B (needs the `track` extra); WANDB_MODE=offline keeps it on the disk."""
+    trackio: bool = False
+    """Also write to trackio, on this machine (needs the `track` extra)."""
 
     def __post_init__(self):
         if self.init_from is not None:

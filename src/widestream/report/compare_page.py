@@ -9,6 +9,7 @@ from widestream.files import write_page
 from widestream.report import comparison_tables as tables
 from widestream.report import formats
 from widestream.report.comparison import Choice, Comparison, compare
+from widestream.report.downstream import task_table
 from widestream.report.figures.chart import Switched
 from widestream.report.figures.comparison_charts import (
     gap_chart,
@@ -65,6 +66,7 @@ def compare_page(comparison: Comparison, search: Search | None = None, title: st
         colours={label: number for number, label in enumerate(labels)},
         parameters=tables.parameters(comparison),
         flops=tables.flops(comparison),
+        tasks=task_table(comparison.tasks),
         samples=_samples(comparison.groups),
         search=_search(search, comparison.groups) if search else None,
         runs=tables.run_table(comparison),

@@ -10,7 +10,9 @@ from typing import Any
 from widestream.errors import UserError, unknown_name
 from widestream.report import formats
 from widestream.report.comparable import Mismatch, judge, tokenizers_differ
+from widestream.report.downstream import Task, compare_tasks, tasks_dict
 from widestream.report.stats.groups import Apart, Group, Metric, group_runs, measure
+from widestream.report.stats.labels import is_reference
 from widestream.report.stats.matched import RESOURCES
 from widestream.report.stats.pairs import Pair, as_family, common_tokens, match
 from widestream.report.verdict import Verdict, verdicts
@@ -61,6 +63,8 @@ class Comparison:
     unranked: tuple[Pair, ...]
     """The same for those that did not get there, each at the last tokens that both have seen, and for those from which
     nothing is claimed, because a seed diverged (`Pair.claimed`)."""
+    tasks: tuple[Task, ...]
+    """Downstream tasks that at least one model was evaluated on, and whose results may be compared."""
     verdict: tuple[Verdict, ...]
     """The result in words, one for each pair; a single one where nothing can be decided."""
 
@@ -110,6 +114,7 @@ class Comparison:
             "tokens": self.tokens,
             "pairs": [_pair_dict(pair, self.comparable) for pair in self.pairs],
             "unranked": [_pair_dict(pair, self.comparable) for pair in self.unranked],
+            "tasks": tasks_dict(self.tasks),
             "config_differences": [
                 {"key": key, "values": {label: finite(value) for label, value in values.items()}}
                 for key, values in self.config_differences.items()
@@ -148,6 +153,7 @@ def compare(run_dirs: Iterable[str | Path], choice: Choice | None = None) -> Com
     judgement = judge(groups)
     tokens = common_tokens(groups)
     pairs, unranked = _pairs(groups, tokens, _references(groups, choice))
+    tasks, of_tasks = compare_tasks([(group.label, group.runs) for group in groups])
     return Comparison(
         choice=choice,
         groups=groups,
@@ -155,11 +161,12 @@ def compare(run_dirs: Iterable[str | Path], choice: Choice | None = None) -> Com
         metric=metric,
         mismatches=judgement.mismatches,
         cautions=judgement.cautions,
-        notes=(*damaged, *(f"{run.path}: {note}." for run in runs for note in run.notes)),
+        notes=(*damaged, *(f"{run.path}: {note}." for run in runs for note in run.notes), *of_tasks),
         config_differences=differing({group.label: settings(group.runs[0].config) for group in groups}),
         tokens=tokens,
         pairs=pairs,
         unranked=unranked,
+        tasks=tuple(tasks),
         verdict=tuple(verdicts(groups, apart, pairs, unranked, judgement.mismatches, metric)),
     )
 
@@ -188,7 +195,7 @@ def _chosen(models: Sequence[tuple[str, list[Run]]], choice: Choice) -> list[tup
         raise UserError(f"{what}; there are: {_listed([label for label, _ in models])}.")
     if choice.reference is None:
         return kept
-    at = [i for i, (label, runs) in enumerate(kept) if _is_reference(choice.reference, label, runs)]
+    at = [i for i, (label, runs) in enumerate(kept) if is_reference(choice.reference, label, runs)]
     if not at:
         raise unknown_name(f"reference {choice.reference}", choice.reference, [label for label, _ in kept])
     return [kept[at[0]], *kept[: at[0]], *kept[at[0] + 1 :]]
@@ -227,14 +234,10 @@ def _references(groups: Sequence[Group], choice: Choice) -> dict[str, Group]:
 
 
 def _named(name: str, groups: Sequence[Group]) -> Group:
-    group = next((group for group in groups if _is_reference(name, group.label, group.members)), None)
+    group = next((group for group in groups if is_reference(name, group.label, group.members)), None)
     if group is None:
         raise unknown_name(f"model {name}", name, [group.label for group in groups])
     return group
-
-
-def _is_reference(name: str, label: str, runs: Sequence[Run]) -> bool:
-    return name == label or any(name == run.path.name or Path(name).resolve() == run.path.resolve() for run in runs)
 
 
 def _pairs(

@@ -6,6 +6,7 @@ from typing import TextIO
 
 from widestream.report import comparison_tables
 from widestream.report.comparison import Comparison
+from widestream.report.downstream import task_table
 from widestream.report.formats import visible
 from widestream.report.league import is_league, league_table, league_verdict
 from widestream.report.table import Table
@@ -29,7 +30,8 @@ def print_table(comparison: Comparison, file: TextIO | None = None) -> None:
     for mismatch in comparison.mismatches:
         console.print(_words(f"Not comparable: {mismatch.sentence}", style="bold red"))
     league = is_league(comparison)
-    for table in (_league(comparison, console.width),) if league else _side_by_side(comparison):
+    tables = (_league(comparison, console.width),) if league else _side_by_side(comparison)
+    for table in (*tables, task_table(comparison.tasks)):
         if table is not None:
             console.print(_rich(table, console.width))
     for verdict in (league_verdict(comparison),) if league else comparison.verdict:

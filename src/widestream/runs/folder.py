@@ -9,6 +9,7 @@
     done.json           how it ended, once it has
     nonfinite_step_N.safetensors    the batch at which a run stopped, because its loss was not finite
     tensorboard/        events for TensorBoard, if they were asked for
+    trackers.json       what a run goes by in trackers, if one was asked for; wandb/: W&B's own files
 
 Beside it, where a pool of processes carries out runs (runs/pool.py): NAME.log, what the run's process printed, and
 NAME.claim, which says that a pool is at it. NAME.old-1 is a run that `--fresh` moved aside.
@@ -36,6 +37,7 @@ SAMPLES = "samples.jsonl"
 DONE = "done.json"
 NONFINITE = "nonfinite_step_{}.safetensors"
 BOARD = "tensorboard"
+TRACKERS = "trackers.json"
 MADE = "made"
 """Key of run.json of a run that was made and not trained (runs/made.py): by what, and of what."""
 REPORTED = (CONFIG, INFO, METRICS, DONE)

@@ -19,7 +19,7 @@ MAY_CHANGE = {
     **dict.fromkeys(("train.parallel.timeout_s",), NOTHING),
     **dict.fromkeys(("name", "description", "train.save_every", "train.keep", "train.log_every"), NOTHING),
     # What a run computes in is settled at its beginning: `require_same_run` lets it be written in another way only.
-    **dict.fromkeys(("train.tensorboard", "train.precision"), NOTHING),
+    **dict.fromkeys(("train.tensorboard", "train.wandb", "train.trackio", "train.precision"), NOTHING),
     # What these mean is compared by the fingerprints and sizes of the data (run.json).
     **dict.fromkeys(("data.path", "data.train_split", "data.heldout_split", "data.sequence_length"), NOTHING),
     **dict.fromkeys(("train.eval_every", "train.eval_windows", "train.final_eval"), EVALUATION),

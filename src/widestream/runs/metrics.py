@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run measured, one JSON object a line; and the same numbers for TensorBoard."""
+"""metrics.jsonl: what a run measured, one JSON object a line; and the same numbers for trackers."""
 
 import contextlib
 import json
@@ -11,8 +11,9 @@ from typing import IO, Any
 from filelock import lock_descriptor
 
 from widestream.errors import UserError
-from widestream.runs.folder import BOARD, METRICS, require_regular
+from widestream.runs.folder import METRICS, require_regular
 from widestream.runs.rows import Rows, Written, hash_up_to
+from widestream.runs.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,13 @@ class MetricsWriter:
     Args:
         run_dir: the run's folder.
         step: optimizer steps done; rows of later steps and a half-written last line are cut off.
-        tensorboard: also write TensorBoard events to `run_dir/tensorboard`.
         written: what the checkpoint of that step says of the file, where it does.
 
     Raises:
         UserError: another process is writing the file, or the rows up to the step are damaged; it is as it was.
     """
 
-    def __init__(self, run_dir: Path, step: int, tensorboard: bool = False, written: Written | None = None):
+    def __init__(self, run_dir: Path, step: int, written: Written | None = None):
         path = run_dir / METRICS
         require_regular(path)
         if step and not path.exists():
@@ -48,15 +48,16 @@ class MetricsWriter:
             raise
         os.truncate(path, self._length)
         self._hash = hash_up_to(path, self._length)
-        self._board = board_class()(str(run_dir / BOARD), purge_step=step + 1) if tensorboard else None
+        self.trackers: Trackers | None = None
+        """What else gets every row; closed with the writer. They begin when the file is held."""
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self.trackers is not None:
+            self.trackers.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row and hand it to the operating system, so that it outlives a kill of this process."""
@@ -66,10 +67,8 @@ class MetricsWriter:
         self._file.flush()
         self._hash.update(line)
         self._length += len(line)
-        if self._board is not None:
-            for name, value in {**row, **row.get("clock", {})}.items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
-                    self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+        if self.trackers is not None:
+            self.trackers.log(row)
 
     def sync(self) -> Written:
         """Have all rows on the disk, so that they outlive a power cut, as the checkpoint does that is made next.
@@ -142,18 +141,3 @@ def _fault(path: Path) -> str:
 def finite(value: Any) -> Any:
     """None for a number that is not finite, which JSON cannot hold; anything else as it is."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def board_class() -> type[Any]:
-    """TensorBoard's writer.
-
-    Raises:
-        UserError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "train.tensorboard=true needs TensorBoard: pip install 'widestream[track]', or set train.tensorboard=false."
-        ) from None
-    return SummaryWriter

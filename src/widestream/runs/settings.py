@@ -22,6 +22,8 @@ BOOKKEEPING = frozenset(
         "train.save_every",
         "train.keep",
         "train.tensorboard",
+        "train.wandb",
+        "train.trackio",
         "train.seed",
         "data.seed",
     }

@@ -18,10 +18,11 @@ from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
 from widestream.runs.folder import flatten, load_config
 from widestream.runs.identity import own_settings, require_own
-from widestream.runs.metrics import MetricsWriter, board_class, require_idle
+from widestream.runs.metrics import MetricsWriter, require_idle
 from widestream.runs.model import all_finite, is_finite, not_finite
 from widestream.runs.rows import Written
 from widestream.runs.splits import open_splits
+from widestream.runs.trackers import Trackers, require_trackers
 from widestream.runs.write import move_aside
 from widestream.streams import stream_class
 from widestream.train.begin import describe_data, note_start, open_folder
@@ -151,8 +152,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
             trained in.
     """
     plan = make_plan(config, world.size)
-    if config.train.tensorboard:
-        board_class()  # not installed? Better said now than when the folder has been made
+    require_trackers(config)  # not installed? Better said now than when the folder has been made
     depth, attention = depth_of(config, world.device), attention_of(config, world.device)
     weights = count_weights(meta_model(config.model))
     room = memory_total(world.device)
@@ -180,8 +180,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     reached, written = _restore(plan, config, run_dir, info, world, model, optimizer)
     peak, changed = world.on_main(lambda: note_start(run_dir, config, info, reached.step, world, computed, extend))
     writers: list[MetricsWriter] = []  # one, in the main process
-    board = config.train.tensorboard
-    world.on_main(lambda: writers.append(MetricsWriter(run_dir, reached.step, board, written)))
+    world.on_main(lambda: writers.append(_writer(run_dir, config, reached.step, written)))
     return TrainingRun(
         config=config,
         plan=plan,
@@ -199,6 +198,13 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
         reached=reached,
         said="; ".join(filter(None, (changed, origin and origin.told))),
     )
+
+
+def _writer(run_dir: Path, config: RunConfig, step: int, written: Written | None) -> MetricsWriter:
+    """Opens the metrics, which holds the run, and then its trackers."""
+    writer = MetricsWriter(run_dir, step, written=written)
+    writer.trackers = Trackers(run_dir, config, step)
+    return writer
 
 
 def depth_of(config: RunConfig, device: torch.device, training: bool = True) -> Depth:

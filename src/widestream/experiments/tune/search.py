@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.log"
 STUDY = "widestream-tune"
-COMPUTES = ("device", "threads", "stream_memory", "kernels", "attention", "tensorboard")
+COMPUTES = ("device", "threads", "stream_memory", "kernels", "attention", "tensorboard", "wandb", "trackio")
 """Settings in which machines of one search may differ: by what trials are computed, which changes roundings only."""
 ABANDONED_S = 60.0
 """Age at which a trial that does not say whose it is counts as abandoned: its search was killed in its first moment."""

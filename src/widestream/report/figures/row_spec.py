@@ -113,7 +113,9 @@ def _row(name: str, short: str, gap: Interval | None, forest: Forest, heading: s
     row |= {
         "at": min(max(gap.mean, low), high),
         "beyond": int(gap.mean > high) - int(gap.mean < low),
-        "c": GREY if gap.holds_zero or not known or name in forest.unseen.get(heading, ()) else int(gap.mean > 0),
+        "c": GREY
+        if gap.holds_zero or not known or name in forest.unseen.get(heading, ())
+        else int((gap.mean > 0) != forest.higher_is_better),
         "text": formats.signed(gap.mean),
         "difference": formats.signed(gap.mean),
         "interval": formats.interval(gap.low, gap.high) if known else f"none, {gap.n} value{'s' if gap.n > 1 else ''}",

@@ -38,6 +38,8 @@ class Forest:
     """Names, by panel, whose difference is not claimed though its own interval leaves zero out: one among many."""
     remarks: dict[str, str] = field(default_factory=dict)
     """Words in place of a difference, by name: of a model that has none."""
+    higher_is_better: bool = False
+    """Whether what lies above zero is the better; of losses it is what lies below."""
 
 
 def forest_of(gaps: Sequence[tuple[str, Interval]]) -> Forest:

@@ -11,6 +11,9 @@ LEVEL = 0.95
 SIGNIFICANT = 0.05
 """p-values below it count as a difference seen."""
 Resource = TypeVar("Resource", bound=str)
+Method = Literal["t", "paired", "welch", "wilson", "mcnemar"]
+"""t: of one sample. paired: of differences at the same seeds or items. welch: of two samples that are not paired. Of
+items that are right or wrong (`items.py`): wilson, a share of them; mcnemar, the difference of two shares."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +28,11 @@ class Interval:
     """Upper end."""
     n: int
     """Values (or pairs of values) behind it; under `welch`, those of the smaller side."""
-    method: Literal["t", "paired", "welch"] = "t"
-    """t: of one sample. paired: of differences at the same seeds. welch: of two samples that are not paired."""
+    method: "Method" = "t"
+    """Which interval it is."""
     p: float | None = None
-    """Two-sided p-value of the mean being zero; below 0.05 exactly where the interval leaves zero out."""
+    """Two-sided p-value of the mean being zero; below 0.05 exactly where the interval leaves zero out, but for
+    `mcnemar`, where both are nearly so."""
 
     @property
     def holds_zero(self) -> bool:
@@ -41,7 +45,7 @@ def mean_interval(values: Sequence[float], method: Literal["t", "paired"] = "t")
     mean, n = fmean(values), len(values)
     if n < 2:
         return Interval(mean=mean, low=None, high=None, n=n, method=method)
-    return _around(mean, stdev(values) / math.sqrt(n), n - 1, n, method)
+    return around(mean, stdev(values) / math.sqrt(n), n - 1, n, method)
 
 
 def difference(reference: Mapping[Any, float], other: Mapping[Any, float]) -> Interval:
@@ -60,7 +64,7 @@ def difference(reference: Mapping[Any, float], other: Mapping[Any, float]) -> In
     parts = [(stdev(side.values()) ** 2 / len(side), len(side) - 1) for side in (reference, other)]
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / df for part, df in parts) if variance else 1.0  # Welch and Satterthwaite
-    return _around(mean, math.sqrt(variance), freedom, few, "welch")
+    return around(mean, math.sqrt(variance), freedom, few, "welch")
 
 
 def holm(intervals: Sequence[Interval]) -> list[float | None]:
@@ -87,7 +91,7 @@ def holm_by(comparisons: Sequence[Mapping[Resource, Interval]]) -> list[dict[Res
     return corrected
 
 
-def _around(mean: float, error: float, freedom: float, n: int, method: Literal["t", "paired", "welch"]) -> Interval:
+def around(mean: float, error: float, freedom: float, n: int, method: Method) -> Interval:
     """Student's interval and p-value from a mean, its standard error and the degrees of freedom."""
     from scipy.stats import t
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from widestream.runs.read import Run
@@ -20,6 +21,11 @@ def same_model(run: Run) -> str:
 def stream_kind(run: Run) -> str:
     """Kind of the residual stream in a run's configuration."""
     return str(run.config.get("model", {}).get("stream", {}).get("kind", "?"))
+
+
+def is_reference(name: str, label: str, runs: Sequence[Run]) -> bool:
+    """Whether a reader means a model by its label, or by a folder of one of its runs."""
+    return name == label or any(name == run.path.name or Path(name).resolve() == run.path.resolve() for run in runs)
 
 
 def labels(groups: Sequence[Sequence[Run]]) -> list[str]:

@@ -350,7 +350,8 @@
   const room = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const one = figures.get(target.parentElement);
-      if (one.view && Math.abs(one.plot.clientWidth - one.width) > 1) one.draw();
+      // Not at once: what is drawn may change the height, and the browser reports that as a loop.
+      if (one.view && Math.abs(one.plot.clientWidth - one.width) > 1) requestAnimationFrame(() => one.draw());
     }
   });
   for (const [box, one] of figures) {
