@@ -42,6 +42,15 @@ def test_what_is_unpacked_is_what_was_packed(packed):
     assert all((folder / name).read_bytes() == text for name, text in found.items())
 
 
+def test_what_was_unpacked_by_hand_and_gone_on_with_is_packed_again(packed, tmp_path):
+    with tarfile.open(packed) as tar:
+        tar.extractall(tmp_path / "cpu", filter="data")
+    record = tmp_path / "cpu" / "mine.study.json"
+    record.write_text(record.read_text() + "\n")
+    pack_results(tmp_path / "cpu", tmp_path / "again.tar.xz")
+    assert content(tmp_path / "again.tar.xz") == content(packed) | {"mine.study.json": record.read_bytes()}
+
+
 def test_no_altered_byte_is_taken(packed, tmp_path):
     whole, there = packed.read_bytes(), content(packed)
     damaged = tmp_path / "x.tar.xz"

@@ -45,7 +45,8 @@ def pack_results(folder: Path, archive: Path) -> int:
     """
     if not archive.name.endswith(ENDING):
         raise UserError(f"{archive} must end in {ENDING}.")
-    records = sorted(folder.glob("*.json"))
+    # A list of files lies there where an archive was unpacked by hand, to go on with its studies: it is made anew.
+    records = sorted(path for path in folder.glob("*.json") if path.name != MANIFEST)
     if not any(path.name.endswith(RECORD) for path in records):
         raise UserError(f"{folder} holds no study (no *.study.json); run one first.")
     if odd := next((path for path in records if not path.is_file()), None):
