@@ -213,13 +213,28 @@ def test_a_text_is_told_by_place_in_the_window():
     own = HarnessModel(model, ByteTokenizer())
     (found,) = own.loglikelihood_rolling([asked(text)], True)
     places = own.rolled[text]
-    assert [tokens for _, tokens in places][:2] == [1, 2]
-    assert sum(tokens for _, tokens in places) == len(text)
+    windows = [tokens for _, tokens in places]
+    assert windows[:3] == [3, 6, 12], "each window but the last, which goes back, begins with one token in front"
+    assert sum(windows) == len(text)
+    boundary = float(logs_of(model, [256, 256])[0, 256])
+    assert sum(nats for nats, _ in places) == pytest.approx(-found + boundary, rel=1e-6)
+
+
+def test_the_places_of_a_short_text_are_its_own_tokens():
+    model, text = model_of("matrix"), b"every head"
+    own = HarnessModel(model, ByteTokenizer())
+    own.loglikelihood_rolling([asked(text.decode())], True)
+    logs = logs_of(model, [256, 256, *text])
+    nats = [-float(logs[1 + at, token]) for at, token in enumerate(text)]
+    bounds = [(0, 1), (1, 3), (3, 7), (7, 10)]
+    for (total, tokens), (low, high) in zip(own.rolled[text.decode()], bounds, strict=True):
+        assert tokens == high - low
+        assert total == pytest.approx(sum(nats[low:high]), rel=1e-5)
+
+
+def logs_of(model, ids):
     with torch.no_grad():
-        ids = torch.tensor([[256, 256, *text.encode()]])[:, :48]
-        logs = model.logits(model(ids))[0].log_softmax(-1)
-    assert sum(nats for nats, _ in places) == pytest.approx(-found + float(logs[0, 256]), rel=1e-6)
-    assert places[0][0] == pytest.approx(-float(logs[1, text.encode()[0]]), rel=1e-5)
+        return model.logits(model(torch.tensor([ids])))[0].log_softmax(-1)
 
 
 def test_other_items_or_prompts_have_another_fingerprint(run, items, monkeypatch):

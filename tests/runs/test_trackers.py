@@ -145,5 +145,6 @@ def test_wandb_and_trackio_offline(data, tmp_path):
     with sqlite3.connect(database) as opened:
         rows = opened.execute("select run_name, step, metrics from metrics order by step").fetchall()
     assert {name for name, _, _ in rows} == {f"run-{identity}"}
-    losses = {step: json.loads(text)["train/loss"] for _, step, text in rows if "train/loss" in text}
+    told = [(step, json.loads(text)) for _, step, text in rows]
+    losses = {step: numbers["train/loss"] for step, numbers in told if "train/loss" in numbers}
     assert losses == {row["step"]: row["loss"] for row in metrics(out) if row["kind"] == "train"}

@@ -54,7 +54,7 @@ def test_every_setting_that_may_change_is_a_setting(data):
 @pytest.mark.parametrize(
     ("section", "changes"),
     [
-        ("train", {"keep": 5, "save_every": 3, "log_every": 2, "tensorboard": True, "trackio": False}),
+        ("train", {"keep": 5, "save_every": 3, "log_every": 2, "tensorboard": True}),
         ("train", {"eval_every": 2}),
         ("train", {"precision": "auto"}),
         ("data", {"sequence_length": 16}),
