@@ -30,11 +30,14 @@ NOT_OURS = {
     "make": "sets up an environment of its own",
     "pip": "changes the environment",
     "python": "runs in tests of its own",
+    "tensorboard": "serves until it is stopped",
+    "trackio": "serves until it is stopped",
 }
 """Programs that are never run by the tests of pages, and why."""
 
 _COMMENT = re.compile(r"<!-- tested\n((?:(?!-->).)*)-->\n\Z", re.DOTALL)
 _BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_VARIABLE = re.compile(r"[A-Z_]+=")
 _INLINE = re.compile(r"(?<!`)`(widestream [^`]+)`(?!`)")
 ONLY_PARSED = "only parsed, "
 SHELL = ("sh", "console")
@@ -126,6 +129,8 @@ def commands(block: Block) -> list[Command]:
 
 
 def _command(block: Block, words: tuple[str, ...]) -> Command:
+    while _VARIABLE.match(words[0]):  # set for the command alone
+        words = words[1:]
     launched = ""
     if words[0] == "torchrun":
         words = ("widestream", *words[words.index("widestream") + 1 :])

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import widestream
 from page_commands import (
+    NOT_OURS,
     ROOT,
     RUN_BY_ITS_OWN_TEST,
     SHELL,
@@ -102,8 +103,9 @@ def check(command: Command) -> None:
         for word in words:
             name, bracket, extra = word.rstrip("]").partition("[")
             assert not bracket or (name == "widestream" and extra in extras), command
+    elif program != "python":
+        assert program in NOT_OURS, f"{command.place}: what is {program}?"
     else:
-        assert program == "python", f"{command.place}: what is {program}?"
         assert words[0] == "-c" or (ROOT / words[0]).is_file(), command
         if words[0] == "-c":
             compile(words[1], command.place, "exec")
