@@ -22,6 +22,7 @@ EXTRAS = {
     "hub": {"datasets": "data sets of the Hugging Face hub"},
     "hf": {"transformers": "models of Hugging Face: export, attach", "gguf": "import of GGUF files"},
     "eval": {"lm_eval": "eval --tasks", "datasets": "their items", "pyarrow": "data tasks"},
+    "serve": {"starlette": "widestream serve", "uvicorn": "widestream serve"},
     "track": {"tensorboard": "train.tensorboard"},
     "tune": {"optuna": "widestream tune"},
     "pictures": {"vl_convert": "figures as files"},
