@@ -65,8 +65,8 @@ class Asked:
             more = f", and {self.max_tokens} more are asked for" if self.max_tokens and room >= 1 else ""
             raise Refusal(
                 400,
-                f"The prompt has {prompt_tokens} tokens{more}, but prompt and answer may have {limits.tokens} together; "
-                "shorten the prompt or ask for fewer.",
+                f"The prompt has {prompt_tokens} tokens{more}, but prompt and answer may have {limits.tokens} "
+                "together; shorten the prompt or ask for fewer.",
                 "prompt" if room < 1 else "max_tokens",
                 "context_length_exceeded",
             )
