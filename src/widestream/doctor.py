@@ -23,6 +23,7 @@ EXTRAS = {
     "hf": {"transformers": "models of Hugging Face: export, attach", "gguf": "import of GGUF files"},
     "eval": {"lm_eval": "eval --tasks", "datasets": "their items", "pyarrow": "data tasks"},
     "track": {"tensorboard": "train.tensorboard", "wandb": "train.wandb", "trackio": "train.trackio"},
+    "serve": {"starlette": "widestream serve", "uvicorn": "widestream serve"},
     "tune": {"optuna": "widestream tune"},
     "pictures": {"vl_convert": "figures as files"},
 }

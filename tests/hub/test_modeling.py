@@ -10,9 +10,11 @@ from models import tiny
 from widestream.blocks.roles import Declared
 from widestream.errors import UserError
 from widestream.hub import WidestreamConfig, WidestreamForCausalLM
+from widestream.hub.cache import StreamMemory
 from widestream.hub.export import write_model
+from widestream.hub.modeling import CACHE
 from widestream.model.build import build_model
-from widestream.streams import stream_class
+from widestream.streams import OWN_KINDS, stream_class
 
 logging.disable_progress_bar()
 MODERN = {"norm": "rmsnorm", "positions": "rotary", "qk_norm": {"over": "head"}, "activation": "swiglu"}
@@ -188,7 +190,7 @@ def test_tables_of_tokens_get_more_rows_or_fewer(tmp_path, tied, rows):
     [
         ({"output_hidden_states": True}, "output_hidden_states"),
         ({"output_attentions": True}, "output_attentions"),
-        ({"inputs_embeds": torch.zeros(1, 2, 32)}, "input_ids"),
+        ({"inputs_embeds": torch.zeros(2, 9, 32)}, "either input_ids or inputs_embeds"),
     ],
 )
 def test_what_it_cannot_do_is_said(tmp_path, given, message):
@@ -211,12 +213,109 @@ def test_a_memory_that_cannot_be_rolled_back_refuses_an_assistant(tmp_path):
         loaded.generate(tokens_of(model, rows=1), assistant_model=load(folder), max_new_tokens=4, do_sample=False)
 
 
-def test_an_assistant_changes_nothing_where_there_is_no_memory(tmp_path):
+@pytest.mark.parametrize("kind", OWN_KINDS)
+def test_an_assistant_that_is_often_wrong_changes_nothing(kind):
+    """Its tokens are taken back out of the cache; with the streams that remember earlier tokens a sentence says no."""
+    config = WidestreamConfig.of(tiny({"kind": kind, **stream_class(kind).examples[0]}, **MODERN))
+    torch.manual_seed(0)
+    model, assistant = (WidestreamForCausalLM(config).eval() for _ in range(2))
+    tokens = tokens_of(model.decoder, rows=1)
+    how = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(tokens), "pad_token_id": 0}
+    alone = model.generate(tokens, **how)
+    cache = model(tokens, use_cache=True)[CACHE]
+    if any(isinstance(layer, StreamMemory) for layer in cache.layers):
+        with pytest.raises((NotImplementedError, ValueError), match=r"rolled back|cropped"):
+            model.generate(tokens, assistant_model=assistant, **how)
+    else:
+        assert torch.equal(model.generate(tokens, assistant_model=assistant, **how), alone)
+
+
+@pytest.mark.parametrize("kind", OWN_KINDS)
+def test_vectors_in_the_place_of_tokens(kind):
+    config = WidestreamConfig.of(tiny({"kind": kind, **stream_class(kind).examples[-1]}, token_before="smear"))
+    model = WidestreamForCausalLM(config).eval()
+    torch.nn.init.normal_(model.decoder.embedding.smear)
+    torch.nn.init.ones_(model.decoder.embedding.smear_scale)
+    tokens = tokens_of(model.decoder)
+    mask = torch.ones_like(tokens)
+    mask[1, :4] = 0  # padding on the left
+    vectors = model.get_input_embeddings()(tokens)
+    assert vectors.shape[:2] == tokens.shape
+    found = model(inputs_embeds=vectors, attention_mask=mask).logits
+    assert close(found, model(tokens, attention_mask=mask).logits)
+    how = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(
+        model.generate(inputs_embeds=vectors, **how), model.generate(tokens, **how)[:, tokens.shape[1] :]
+    )
+
+
+def test_a_prompt_of_vectors_can_be_learned():
+    """Prompt tuning: gradients reach the vectors, and nothing else is trained."""
+    model = WidestreamForCausalLM(WidestreamConfig.of(tiny(MATRIX, **MODERN))).requires_grad_(False).train()
+    tokens = tokens_of(model.decoder)
+    prompt = torch.zeros(1, 3, model.get_input_embeddings().weight.shape[1], requires_grad=True)
+    labels = torch.cat((torch.full((2, 3), -100), tokens), 1)
+    optimizer, losses = torch.optim.Adam([prompt], lr=0.1), []
+    for _ in range(10):
+        vectors = torch.cat((prompt.expand(2, -1, -1), model.get_input_embeddings()(tokens)), 1)
+        loss = model(inputs_embeds=vectors, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.01
+
+
+def completions(rows):
+    """A collator as TRL has it: padded on the right, and only what answers the prompt is a label."""
+    longest = max(len(row["ids"]) for row in rows)
+    ids, mask, labels = (torch.full((len(rows), longest), value) for value in (0, 0, -100))
+    for i, row in enumerate(rows):
+        length = len(row["ids"])
+        ids[i, :length], mask[i, :length] = row["ids"], 1
+        labels[i, row["prompt"] : length] = row["ids"][row["prompt"] :]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("stream", [MATRIX, {"kind": "mhc"}, {"kind": "deep_delta"}], ids=lambda s: s["kind"])
+def test_ten_steps_on_completions_alone(tmp_path, stream):
+    model, folder = folder_of(tmp_path, stream)
+    loaded = load(folder)
+    rows = [{"ids": tokens_of(model, length, 1)[0], "prompt": 3} for length in (9, 6, 12, 8)]
+    losses = [model.loss(row["ids"][None, :-1], row["ids"][None, 1:], weights=weights_of(row)) for row in rows]
+    tokens = torch.stack([loss.tokens for loss in losses])
+    expected = (torch.stack([loss.cross_entropy for loss in losses]) * tokens).sum() / tokens.sum()
+    torch.testing.assert_close(loaded(**completions(rows)).loss, expected, rtol=1e-4, atol=1e-5)
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=10, per_device_train_batch_size=4, logging_steps=1, report_to=[], use_cpu=True,
+        disable_tqdm=True, remove_unused_columns=False, save_strategy="no",
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(loaded.parameter_groups(weight_decay=0.1), lr=1e-2)
+    trainer = Trainer(
+        loaded.train(), arguments, train_dataset=rows, data_collator=completions, optimizers=(optimizer, None)
+    )
+    trainer.train()
+    found = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(found) == 10
+    assert found[0] == pytest.approx(float(expected), abs=1e-3)
+    assert found[-1] < found[0] - 0.2
+
+
+def weights_of(row):
+    """1 for targets that answer the prompt [1, T]."""
+    return (torch.arange(1, len(row["ids"])) >= row["prompt"]).float()[None]
+
+
+def test_weights_that_lie_elsewhere_are_refused(tmp_path):
+    """A product with offloaded weights is no error on a CPU, and whatever lies in memory."""
     model, folder = folder_of(tmp_path, MATRIX)
-    loaded, tokens = load(folder), tokens_of(model, rows=1)
-    how = {"max_new_tokens": 6, "do_sample": False}
-    helped = loaded.generate(tokens, assistant_model=load(folder), **how)
-    assert torch.equal(helped, loaded.generate(tokens, **how))
+    tokens = tokens_of(model)
+    for place in ("auto", {"": "cpu"}):
+        assert close(load(folder, device_map=place)(tokens).logits, own_logits(model, tokens))
+    for place in ({"": "disk"}, {"decoder": "disk"}):
+        offloaded = load(folder, device_map=place, offload_folder=tmp_path / "off")
+        with pytest.raises(ValueError, match="some weights are offloaded"):
+            offloaded(tokens)
 
 
 def test_a_configuration_without_a_model_is_refused():

@@ -1,5 +1,7 @@
 """The cache for sampling. Attention's keys and values are plain heads for every stream, so one cache serves all."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ class KVCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_slots)]
         values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(1 if one_value else num_slots)]
         self.values = values * num_slots if one_value else values
+        self.one_value = one_value
         self.memory: dict[str, Tensor] = {}
         """A stream's own, by name."""
         self.documents: Tensor | None = None
@@ -60,8 +63,7 @@ class KVCache:
         assert self.rows == 1, "only one sequence can be repeated"
         like = self.keys[0]
         _, heads, room, width = like.shape
-        shared = len(self.values) > 1 and all(value is self.values[0] for value in self.values)
-        copy = KVCache(len(self.keys), (rows, heads, room, width), like.dtype, like.device, one_value=shared)
+        copy = KVCache(len(self.keys), (rows, heads, room, width), like.dtype, like.device, one_value=self.one_value)
         for to, own in ((copy.keys, self.keys), (copy.values, self.values)):
             for there, here in zip(to, own, strict=True):
                 there.copy_(here)
@@ -69,6 +71,33 @@ class KVCache:
         copy.documents = None if self.documents is None else self.documents.repeat(rows, 1)
         copy.length = self.length
         return copy
+
+    @classmethod
+    def side_by_side(cls, sequences: "Sequence[tuple[KVCache, int, int]]", spare: int) -> "KVCache":
+        """Sequences out of several caches as rows of a new one. They end in one column; what is in front of shorter
+        ones is zero and must be masked.
+
+        Args:
+            sequences: a cache, a row of it, and how many of its last tokens are that row's.
+            spare: room for so many more tokens.
+        """
+        first = sequences[0][0]
+        _, heads, _, width = first.keys[0].shape
+        length = max(tokens for _, _, tokens in sequences)
+        shape = (len(sequences), heads, length + spare, width)
+        like = first.keys[0]
+        shared = first.one_value
+        made = cls(len(first.keys), shape, like.dtype, like.device, one_value=shared)
+        for to, (source, row, tokens) in enumerate(sequences):
+            here, there = slice(source.length - tokens, source.length), slice(length - tokens, length)
+            for slot in range(len(first.keys)):
+                made.keys[slot][to, :, there] = source.keys[slot][row, :, here]
+            for slot in range(1 if shared else len(first.values)):
+                made.values[slot][to, :, there] = source.values[slot][row, :, here]
+        for name in first.memory:
+            made.memory[name] = torch.stack([source.memory[name][row] for source, row, _ in sequences])
+        made.length = length
+        return made
 
     def remember(self, name: str, value: Tensor) -> None:
         """Keep a stream's `value` for the next tokens, where the last one lay."""

@@ -56,9 +56,10 @@ class Embedding(Declared):
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens [B, T] and their positions [T] -> token vectors [B, T, D], position vectors [1, T, D] or None.
 
-        Of positions [B, T] come position vectors [B, T, D]. `context` is that of the pass, for the token before.
+        In place of tokens there may be vectors in the place of the table's [B, T, D]. Of positions [B, T] come position
+        vectors [B, T, D]. `context` is that of the pass, for the token before.
         """
-        token = F.embedding(tokens, self.token)
+        token = F.embedding(tokens, self.token) if tokens.ndim == 2 else tokens
         token = token.float() if token.itemsize < 4 else token  # a table shared with the head may be kept in bfloat16
         if self.token_before != "none":
             assert context is not None

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train:train",
     "eval": "train:evaluate",
     "sample": "train:sample",
+    "serve": "serve:serve",
     "compare": "compare:compare",
     "dissect": "dissect:dissect",
     "summary": "summary:summary",

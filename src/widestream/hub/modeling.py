@@ -12,6 +12,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from widestream.blocks.embedding import Embedding
 from widestream.blocks.roles import Declared, Role, named_roles
 from widestream.hub.cache import HubCache
 from widestream.hub.configuration import WidestreamConfig, derived
@@ -21,6 +22,27 @@ from widestream.model.depth import Eager, Recomputed, sites_of_layers
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """Name of the cache in outputs: transformers 5.24 gave it another."""
 HALF = (torch.bfloat16, torch.float16)
+
+
+class TokenTable(nn.Module):
+    """The embedding's table as tools look for it: `weight`, and vectors of ids.
+
+    Args:
+        embedding: whose table.
+    """
+
+    def __init__(self, embedding: Embedding):
+        super().__init__()
+        self.embedding = embedding
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, D]."""
+        return self.embedding.token
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Ids [B, T] -> what `inputs_embeds` takes in their place [B, T, D]."""
+        return nn.functional.embedding(tokens, self.weight)
 
 
 class WidestreamPreTrainedModel(PreTrainedModel):
@@ -66,12 +88,12 @@ class WidestreamPreTrainedModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of tokens."""
-        return self.decoder.embedding
+        return TokenTable(self.decoder.embedding)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *_: Any, **__: Any) -> Any:
         """Give the tables of tokens other numbers of rows; new ones are drawn as at the start."""
         if new_num_tokens is None or new_num_tokens == self.config.vocab_size:
-            return self.decoder.embedding
+            return self.get_input_embeddings()
         roles = named_roles(self.decoder)
         for owner, name, key in ((self.decoder.embedding, "token", "embedding.token"),
                                  (self.decoder, "unembedding", "unembedding")):  # fmt: skip
@@ -88,7 +110,7 @@ class WidestreamPreTrainedModel(PreTrainedModel):
         for name, value in derived(self.config.model()).items():
             setattr(self.config, name, value)
         self.decoder.config = self.config.model()
-        return self.decoder.embedding
+        return self.get_input_embeddings()
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for an optimizer: decay for matrices alone, not for embeddings, norms, gates and keys.
@@ -108,6 +130,7 @@ class WidestreamPreTrainedModel(PreTrainedModel):
     def hidden(
         self,
         input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         cache: Any,
@@ -120,24 +143,41 @@ class WidestreamPreTrainedModel(PreTrainedModel):
             ValueError: something that this model does not take.
         """
         _refuse(others)
-        if input_ids is None:
-            raise ValueError("This model reads input_ids; it does not take inputs_embeds.")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("Give either input_ids or inputs_embeds.")
+        self._require_here(given.device)
         valid = pairs = None
         if attention_mask is not None and attention_mask.ndim == 4:
             pairs = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
         elif attention_mask is not None and not bool(attention_mask.all()):
             valid = attention_mask.long()
         inner = None if cache is None else HubCache(cache, valid)
-        tokens = input_ids.shape[1]
+        tokens = given.shape[1]
         if position_ids is None and valid is not None:
             position_ids = (valid.cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
         segments = None if valid is None else valid[:, -tokens:]
         if position_ids is not None:
-            position_ids = self._positions(position_ids.expand_as(input_ids))
+            position_ids = self._positions(position_ids.expand(given.shape[:2]))
         with self._precision():
             return self.decoder(
-                input_ids, segments, cache=inner, mask=pairs, positions=position_ids, told=told
+                given, segments, cache=inner, mask=pairs, positions=position_ids, told=told
             )  # fmt: skip
+
+    def _require_here(self, device: torch.device) -> None:
+        """Refuse weights that lie elsewhere.
+
+        accelerate brings a module's weights when the module is called. A stream is not called, but written and read,
+        and a product with weights that are not there has no meaning, and on a CPU no error either.
+        """
+        elsewhere = {str(weight.device) for weight in self.decoder.parameters() if weight.device != device}
+        if elsewhere:
+            places = ", ".join("are offloaded" if place == "meta" else f"on {place}" for place in sorted(elsewhere))
+            raise ValueError(
+                f"The tokens are on {device}, and some weights {places}; this "
+                "model cannot be spread or offloaded: load all of it on one device, for example with "
+                'device_map={"": "cpu"}.'
+            )
 
     def _positions(self, positions: Tensor) -> Tensor:
         context = self.config.max_position_embeddings
@@ -165,6 +205,7 @@ class WidestreamModel(WidestreamPreTrainedModel):
         position_ids: Tensor | None = None,
         cache: Any = None,
         past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -172,7 +213,7 @@ class WidestreamModel(WidestreamPreTrainedModel):
         """Tokens [B, T] -> hidden vectors [B, T, D]; see transformers."""
         cache = past_key_values if cache is None else cache
         cache = DynamicCache() if cache is None and use_cache else cache
-        hidden = self.hidden(input_ids, attention_mask, position_ids, cache, Told(), kwargs)
+        hidden = self.hidden(input_ids, inputs_embeds, attention_mask, position_ids, cache, Told(), kwargs)
         out = BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: cache})
         return out.to_tuple() if return_dict is False else out
 
@@ -187,6 +228,7 @@ class WidestreamForCausalLM(WidestreamPreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         cache: Any = None,
         past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -198,7 +240,7 @@ class WidestreamForCausalLM(WidestreamPreTrainedModel, GenerationMixin):
         cache = DynamicCache() if cache is None and use_cache and not self.training else cache
         told = Told()
         given = {name: kwargs.pop(name) for name in REFUSED if name in kwargs}
-        hidden = self.hidden(input_ids, attention_mask, position_ids, cache, told, given)
+        hidden = self.hidden(input_ids, inputs_embeds, attention_mask, position_ids, cache, told, given)
         behind = isinstance(logits_to_keep, int)
         kept = (slice(-logits_to_keep, None) if logits_to_keep else slice(None)) if behind else logits_to_keep
         with self._precision():
@@ -215,8 +257,8 @@ class WidestreamForCausalLM(WidestreamPreTrainedModel, GenerationMixin):
 
 
 REFUSED = {
-    "inputs_embeds": "it does not take inputs_embeds, only input_ids",
-    "output_hidden_states": "its state has a shape of the stream's own, so there are no hidden states to hand out",
+    "output_hidden_states": "its state has a shape of the stream's own, and blocks read different things from it, so "
+    "there are no hidden states to hand out",
     "output_attentions": "its attention does not hand out weights",
 }
 """What other models take."""

@@ -135,7 +135,7 @@ class Decoder(Declared):
         """Hidden vectors that the head reads.
 
         Args:
-            tokens: [B, T] int64.
+            tokens: [B, T] int64; or vectors in the place of rows of the embedding's table [B, T, D].
             segments: document of every token [B, T]; attention stays inside (if `config.document_mask`).
             cache: keys and values of earlier tokens, and their documents; those of `tokens` are appended. Tokens
                 without `segments` go on with the document of the last one.
@@ -152,18 +152,18 @@ class Decoder(Declared):
                 not fit; segments behind cached tokens that had none; weights in half precision (see below).
         """
         start = cache.length if cache else 0
-        rows, num_tokens = tokens.shape
+        rows, num_tokens = shape = tokens.shape[:2]
         if segments is not None:
-            if segments.shape not in (tokens.shape, (1, num_tokens)):
-                raise UserError(f"segments are {[*segments.shape]}, and the tokens {[*tokens.shape]}; both are [B, T].")
-            segments = segments.expand_as(tokens)
+            if segments.shape not in (shape, (1, num_tokens)):
+                raise UserError(f"segments are {[*segments.shape]}, and the tokens {[*shape]}; both are [B, T].")
+            segments = segments.expand(shape)
         self._check_precision()
         if self.config.positions == "learned" and (positions is None) and start + num_tokens > self.config.context:
             raise UserError(
                 f"{start + num_tokens} tokens exceed the model's context of {self.config.context}; shorten the text."
             )
-        if positions is not None and positions.shape != tokens.shape:
-            raise UserError(f"positions are {[*positions.shape]}, and the tokens {[*tokens.shape]}; both are [B, T].")
+        if positions is not None and positions.shape != shape:
+            raise UserError(f"positions are {[*positions.shape]}, and the tokens {[*shape]}; both are [B, T].")
         if cache is not None:
             cache.check_rows(rows)
             cache.check_room(num_tokens)
