@@ -39,6 +39,7 @@ CONTENTS = {
         "Use a stream in your own model": "how-to/your-own-model",
         "Start from a pretrained model": "how-to/pretrained",
         "Export for transformers": "how-to/hugging-face",
+        "Serve": "how-to/serve",
         "Choose an optimizer": "how-to/optimizers",
         "Tune small, train wide": "how-to/tuning",
         "Answer a question with a study": "how-to/studies",

@@ -30,6 +30,7 @@ NOT_OURS = {
     "make": "sets up an environment of its own",
     "pip": "changes the environment",
     "python": "runs in tests of its own",
+    "curl": "asks a server",
     "tensorboard": "serves until it is stopped",
     "trackio": "serves until it is stopped",
 }

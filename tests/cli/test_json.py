@@ -19,7 +19,7 @@ from widestream.train.loop import train
 
 SILENT = {
     "train", "demo", "zoo", "tune", "import hf", "convert", "widen", "data prepare", "data tasks",
-    "data train-tokenizer", "runs tag", "runs remove", "export hf", "study run", "study pack",
+    "data train-tokenizer", "runs tag", "runs remove", "export hf", "study run", "study pack", "serve",
 }  # fmt: skip
 """Verbs that make or change something, and say in a few lines what; what they found lies in files."""
 TO_FILE = {"bench step", "bench memory", "bench decode", "bench kernels", "bench data", "mup check", "study moments"}
