@@ -21,6 +21,7 @@ def test_the_page_of_the_kept_results_has_every_study_and_every_run():
         kept = {*study_names()} - {"demo", "zoo", "maps_length", "maps_shape"}
         assert {"resources", "moments", "mup", "tune", *kept} <= names
         html = studies_page.studies_page(sections)
+        assert not [folder for folder in folders if folder != LAB and str(folder) in html]
         paths = [path for folder in folders for path in folder.glob("*.study.json")]
         assert len(paths) == len(kept)
         for path in paths:

@@ -80,8 +80,9 @@ def begin(result: StudyResult) -> Section:
     groups = [arm.group for arm in result.measured() if arm.group]
     if groups:
         judgement = judge(groups)
-        section.notes += [f"Not comparable in nats: {one.sentence}" for one in judgement.mismatches]
-        section.notes += judgement.cautions
+        found = [*(f"Not comparable in nats: {one.sentence}" for one in judgement.mismatches), *judgement.cautions]
+        # Runs by their names within the results, which may be an archive that is unpacked for the while.
+        section.notes += [sentence.replace(f"{result.folder}/", "") for sentence in found]
     section.details = [table for table in (arms_table(result), rates_table(result), runs_table(result)) if table.rows]
     return section
 
