@@ -379,3 +379,13 @@ def test_running_answers_have_their_last_seconds_when_the_server_is_told_to_end(
     assert all(
         choice["finish_reason"] for _, _, answer in answers if "choices" in answer for choice in answer["choices"]
     )
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_without_the_extra_a_sentence_says_what_to_install(run, missing):
+    script = f"import sys; sys.modules['{missing}'] = None; from widestream.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "serve", str(run)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"widestream: The server needs {missing}: pip install 'widestream[serve]'.\n"
