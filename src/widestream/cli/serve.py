@@ -33,9 +33,10 @@ def serve(
     try:
         from widestream.serve.server import serve_run
     except ImportError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn"):
             raise
-        raise UserError(f"The server needs {error.name}: pip install 'widestream[serve]'.") from None
+        raise UserError(f"The server needs {package}: pip install 'widestream[serve]'.") from None
     from widestream.serve.limits import Limits
 
     def limits(own_context: int) -> Limits:
