@@ -1,8 +1,12 @@
 """What a user can put right is one exception; the command line turns it into one sentence and exit code 2."""
 
 import difflib
+import signal
 from collections import Counter
 from collections.abc import Iterable
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a process that was told to end by SIGTERM and left everything in order, as shells have it: 143."""
 
 
 class UserError(ValueError):

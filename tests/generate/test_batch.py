@@ -20,6 +20,7 @@ BLOCKS = [
     {"attention_window": 5, "positions": "rotary"},
     {"document_mask": False},
     {"num_kv_heads": 2},
+    {"attention_convolution": "qkv", "positions": "rotary"},
 ]
 
 

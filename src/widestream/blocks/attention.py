@@ -264,7 +264,7 @@ class BareAttention(Declared):
 
 
 class DenseAttention(Declared):
-    """Attention with its own projections (paper eqs. 4-9): x -> W_O softmax(...) with q, k, v = W_Q x, W_K x, W_V x.
+    """Attention with its own projections (paper eqs. 7-9): x -> W_O softmax(...) with q, k, v = W_Q x, W_K x, W_V x.
 
     Args:
         config: the model's.

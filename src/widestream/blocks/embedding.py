@@ -1,4 +1,4 @@
-"""Token embedding and learned positions, kept apart: a stream may store them under keys of their own (paper eq. 13)."""
+"""Token embedding and learned positions, kept apart: a stream may store them under own keys (paper eqs. 18, 19)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The MLP (paper eqs. 10-11): x -> W_2 act(W_1 x). The same for every stream."""
+"""The MLP (paper eqs. 10, 24): x -> W_2 act(W_1 x). The same for every stream."""
 
 from dataclasses import replace
 

@@ -1,8 +1,8 @@
 """One exchange of a matrix stream as one operation: write, norm statistics, gain and read, and its backward pass.
 
-    write   X <- X + A w^T                 X [N, V, K], A [N, V, R], w [K, R]      (RMT paper, eqs. 14, 22, 26)
+    write   X <- X + A w^T                 X [N, V, K], A [N, V, R], w [K, R]      (RMT paper, eqs. 18, 20, 23)
     norm    Xn = (X - mean) / std * gain   jointly over (V, K) of each token; RMSNorm: X / rms * gain; none: X * gain
-    read    Y = Xn r^T                     r [Q, K], Y [N, V, Q]; Q is 3 R in front of attention, else R   (eq. 15)
+    read    Y = Xn r^T                     r [Q, K], Y [N, V, Q]; Q is 3 R in front of attention, else R  (22, 25, 27)
 
 Nothing is kept but what the caller holds. In place, `forward_` turns the state before the write into the state after
 it, `backward_` turns it back and the gradient with it (the write is low-rank, so X - A w^T is the state before): only

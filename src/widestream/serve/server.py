@@ -10,7 +10,7 @@ from types import FrameType
 
 import uvicorn
 
-from widestream.errors import UserError, shown
+from widestream.errors import TERMINATED, UserError, shown
 from widestream.generate import cast_weights
 from widestream.machine import find_device, numerics
 from widestream.runs.folder import load_config
@@ -23,8 +23,6 @@ MOST_CONNECTIONS = 1024
 """Of all clients together; more are refused by uvicorn itself, with 503."""
 IDLE_SECONDS = 5
 """How long a connection is kept for the next request."""
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code after SIGTERM, as shells have it."""
 _MARGIN = 1.0
 """Seconds between the end of the last answer and the end of connections that are still open."""
 

@@ -10,9 +10,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a run that was told to end and saved where it stood, as shells have it: 143."""
-
+from widestream.errors import TERMINATED
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """What torchrun leaves in the environment of processes that it looks after."""

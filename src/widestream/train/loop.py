@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from widestream.data.batches import Batch
-from widestream.errors import UserError
+from widestream.errors import TERMINATED, UserError
 from widestream.files import disk_errors, write_atomic
 from widestream.machine import keep_freed_memory, memory_bytes, memory_errors, numerics
 from widestream.recipe import RunConfig
@@ -22,7 +22,7 @@ from widestream.runs.model import all_finite
 from widestream.runs.progress import Progress
 from widestream.runs.write import write_done
 from widestream.train.clock import Stopwatch
-from widestream.train.ending import TERMINATED, Ending, listening
+from widestream.train.ending import Ending, listening
 from widestream.train.evaluate import Heldout, evaluate
 from widestream.train.optim import set_lr, set_momentum
 from widestream.train.parallel import join_world

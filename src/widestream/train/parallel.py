@@ -145,7 +145,6 @@ def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
     world = World(place, rank, size, timeout_s)
     try:
         with _lost_processes(rank):
-            world.alive()
             yield world
     finally:
         faulthandler.cancel_dump_traceback_later()
@@ -174,8 +173,8 @@ def _lost_processes(rank: int) -> Iterator[None]:
     """Say in a sentence that another process is gone, or hangs."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, UserError) or not (isinstance(error, dist.DistError) or LOST.search(str(error))):
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or LOST.search(str(error))):
             raise
         raise UserError(
             f"Process {rank} has lost another one of this run, which has ended or answers no more "

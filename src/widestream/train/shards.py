@@ -158,7 +158,7 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         one = whole(tensor.detach())
         if world.is_main:
-            found[name] = one.cpu() if one is not tensor else tensor.detach()
+            found[name] = one.cpu()
     return found
 
 

@@ -112,7 +112,7 @@ class MatrixBase(Stream[MatrixSettings]):
         )
 
     def declare_keys(self, config: ModelConfig, roles: Roles) -> None:
-        """Keys of all sites. One storage set per write; embedding and positions have their own (eq. 13)."""
+        """Keys of all sites. One storage set per write; embedding and positions have their own (eqs. 18, 19)."""
         spec = type(self).spec(config)
         # Depth scaling acts once on a block's way out: on its last matrix, or here.
         bare, others = spec.attention == "bare", spec.scales_mlp_write
@@ -230,7 +230,7 @@ class MatrixBase(Stream[MatrixSettings]):
         return (roles.head_dim, roles.heads)
 
     def store(self, keys: Tensor, data: Tensor) -> Tensor:
-        """sum_h w^(h) (x) y^(h): keys [K, R], data [B, T, V, R] -> [B, T, V, K] (eqs. 12, 14).
+        """sum_h w^(h) (x) y^(h): keys [K, R], data [B, T, V, R] -> [B, T, V, K] (eq. 12).
 
         Keys [B, T, K, R] are every token's own.
         """
@@ -238,7 +238,7 @@ class MatrixBase(Stream[MatrixSettings]):
             return data.to(keys.dtype) @ keys.mT
 
     def retrieve(self, keys: Tensor, normed: Tensor) -> Tensor:
-        """r^(h) . X for every h: keys [R, K] or [B, T, R, K], normed state [B, T, V, K] -> [B, T, V, R] (eq. 15)."""
+        """r^(h) . X for every h: keys [R, K] or [B, T, R, K], normed state [B, T, V, K] -> [B, T, V, R] (eq. 13)."""
         with torch.autocast(normed.device.type, enabled=False):
             return normed @ keys.mT
 
@@ -258,16 +258,16 @@ class MatrixBase(Stream[MatrixSettings]):
         return {"x": data.flatten(2)}
 
     def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> Any:
-        """X_0 = sum_h w_E^(h) (x) W_E^(h) s + sum_h w_P^(h) (x) W_P^(h) p (eq. 13)."""
+        """X_0 = sum_h w_E^(h) (x) W_E^(h) s + sum_h w_P^(h) (x) W_P^(h) p (eqs. 14, 18, 19)."""
         X = self.store(self.write_0, self.data(token))
         return X if position is None else X + self.store(self.write_position, self.data(position))
 
     def write(self, site: int, state: Any, written: Tensor) -> Any:
-        """X <- X + sum_h w_O^(h) (x) head_h (eq. 22), or the same with the MLP's output cut into R vectors (eq. 26)."""
+        """X <- X + sum_h w_O^(h) (x) head_h (eqs. 15, 20); likewise an MLP's output in R parts (eqs. 16, 23)."""
         return state + self.store(getattr(self, f"write_{site}"), self.written_data(site, written))
 
     def read(self, site: int, state: Any) -> dict[str, Tensor]:
-        """Heads q, k, v for attention (eqs. 18-20); R data vectors side by side for MLP and head (eqs. 24, 27)."""
+        """Heads q, k, v for attention (eq. 22); R data vectors side by side for MLP and head (eqs. 25, 27)."""
         return self.hand_over(site, self.retrieve(getattr(self, f"read_{site}"), self.norms[site](state)))
 
     def undo(self, site: int, state: Any, written: Tensor, kept: tuple[Tensor, ...]) -> Any:
