@@ -103,7 +103,7 @@ def test_turned_heads_are_rounded_once(heads):
     block, context = filled(BareAttention(config, 0)), make_context(config, torch.arange(9))
     q, k = random(2, 9, 4, 8), random(2, 9, 4, 8, seed=1)
     with torch.autocast("cpu", BF16):
-        turned = block._place(q, k, context)
-    for got, exact in zip(turned, block._place(q, k, context), strict=True):
+        turned = block.place(q, k, context)
+    for got, exact in zip(turned, block.place(q, k, context), strict=True):
         assert exact.dtype == torch.float32
         assert torch.equal(got, exact if block.norm_after else exact.to(BF16))

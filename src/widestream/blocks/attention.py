@@ -213,9 +213,9 @@ class BareAttention(Declared):
         mixed: Tensor = self.values(None if v is None else self._made("v", v, context), context, x)
         if self.upcast:
             with torch.autocast(q.device.type, enabled=False):  # autocast would cast them down again
-                out = self._attend(q.float(), k.float(), mixed.float(), context).to(mixed.dtype)
+                out = self.mix(q.float(), k.float(), mixed.float(), context).to(mixed.dtype)
         else:
-            out = self._attend(q, k, mixed, context)
+            out = self.mix(q, k, mixed, context)
         return self._biased("out", out)
 
     def _made(self, name: str, heads: Tensor, context: Context) -> Tensor:
@@ -229,19 +229,21 @@ class BareAttention(Declared):
     def _biased(self, name: str, heads: Tensor) -> Tensor:
         return heads + getattr(self, f"bias_{name}").view(heads.shape[2:]) if name in self.biased else heads
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        q, k = self._place(q, k, context)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Attention itself: q [B, T, H, K], k, v [B, T, H_kv, K] -> heads [B, T, H, K]."""
+        q, k = self.place(q, k, context)
         q, k, v = (_with_head_rows(x.transpose(1, 2)) for x in (q, k, v))
         if context.cache is not None:
             k, v = context.cache.append(self.slot, k, v, context.positions if context.fixed else None)
-        k, v = (_for_all_heads(x, q.shape[1]) for x in (k, v))
+        k, v = (for_all_heads(x, q.shape[1]) for x in (k, v))
         mask = context.masks[self.window]
         if context.fused or isinstance(mask, FlexMask):
             q, k, v = (_as_autocast(x) for x in (q, k, v))
         if isinstance(mask, FlexMask):
             return flex(q, k, v, mask, self.scale).transpose(1, 2)
         if self.soft_cap is not None:
-            return _capped_attention(q, k, v, mask, self.scale, self.soft_cap).transpose(1, 2)
+            weights = attention_weights(q, k, mask, self.scale, self.soft_cap)
+            return (weights.to(v.dtype) @ v).transpose(1, 2)
         if context.fused and suits(q, k, v):
             return attention(q, k, v, mask, self.scale).transpose(1, 2)
         if mask is not None and mask.is_floating_point():
@@ -250,8 +252,8 @@ class BareAttention(Declared):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
         return out.transpose(1, 2)
 
-    def _place(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Norms and rotary positions of q and k."""
+    def place(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Norms and rotary positions of q and k [B, T, H, K]."""
         angles = context.rotary[self.window is not None] if self.rotates else None
         # What is turned last may be rounded at once; a cache has a type of its own.
         last = self.norm_after is None and context.cache is None and torch.is_autocast_enabled(q.device.type)
@@ -322,31 +324,34 @@ class DenseAttention(Declared):
             projected = [F.linear(inputs[role], w) for role, w in zip(self.rows, weights, strict=True)]
         q, k, *v = (x.unflatten(-1, (-1, self.head_dim)) for x in projected)
         source = inputs["x"] if "x" in inputs else inputs.get("v")
-        heads = self.core.attend(q, k, v[0] if v else None, context, source)
+        return self.put_out(self.core.attend(q, k, v[0] if v else None, context, source))
+
+    def put_out(self, heads: Tensor) -> Tensor:
+        """W_O: heads [B, T, H, K] -> [B, T, D]."""
         return F.linear(heads.flatten(2), self.out, self.bias_out)
 
 
-def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
-    """softmax(cap tanh(q k^T scale / cap) + mask) v, in float32: no fused kernel has a cap.
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, cap: float | None = None) -> Tensor:
+    """softmax(cap tanh(q k^T scale / cap) + mask) [B, H, T, S], in float32 or wider: no fused kernel has a cap.
 
     Args:
         q: [B, H, T, K].
         k: [B, H, S, K].
-        v: [B, H, S, K].
         mask: added (float) or allowed pairs (bool), broadcastable to [B, H, T, S]; None: causal.
         scale: of the logits.
-        cap: c.
+        cap: c; None: no cap.
     """
     logits = (q @ k.mT).float() * scale if q.itemsize < 4 else (q @ k.mT) * scale
-    logits = cap * torch.tanh(logits / cap)
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
     if mask is None:
         past = k.shape[2] - q.shape[2]
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril(past)
     logits = logits + mask if mask.is_floating_point() else logits.masked_fill(~mask, float("-inf"))
-    return logits.softmax(dim=-1).to(v.dtype) @ v
+    return logits.softmax(dim=-1)
 
 
-def _for_all_heads(x: Tensor, num_heads: int) -> Tensor:
+def for_all_heads(x: Tensor, num_heads: int) -> Tensor:
     """Keys or values [B, H_kv, S, K], each for the heads of queries that share it [B, H, S, K]."""
     return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
 

@@ -173,7 +173,8 @@ class Decoder(Declared):
         )
         numbers = order if positions is None else positions
         # With gradients a cache is written once: nothing may be computed again, or gone back through.
-        depth = Eager() if cache is not None and torch.is_grad_enabled() else self.depth
+        once = cache is not None and torch.is_grad_enabled()
+        depth = Eager() if once and not self.depth.edits else self.depth
         hidden = depth(self.stream, self.blocks, self.embedding(tokens, numbers, context), context)
         if cache is not None:
             cache.advance(num_tokens)
@@ -195,7 +196,8 @@ class Decoder(Declared):
             [B, V].
         """
         context = make_context(self.config, positions, cache=cache, windows=self.windows, fixed=True)
-        hidden = Eager()(self.stream, self.blocks, self.embedding(tokens, positions, context), context)
+        depth = self.depth if self.depth.edits else Eager()
+        hidden = depth(self.stream, self.blocks, self.embedding(tokens, positions, context), context)
         return self.logits(hidden[:, -1])
 
     def _check_precision(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,17 +37,27 @@ def record_exchanges(model: Decoder) -> Iterator[list[Exchanged]]:
     Written vectors and inputs are recorded as views of their own, so that the gradient of one is that through its
     exchange, or through its reader, alone. The model is eager inside, and saves its states.
     """
+    with record_pass(model) as recorded:
+        yield recorded.exchanges
+
+
+@contextmanager
+def record_pass(model: Decoder) -> Iterator["Recorded"]:
+    """The same, with what the pass shared."""
     recorded = Recorded()
     with ExitStack() as stack:
         for module in model.stream.modules():
             if isinstance(module, Norm):
                 stack.callback(module.register_forward_pre_hook(recorded.norms).remove)
-        stack.enter_context(model.using(recorded))
-        yield recorded.exchanges
+        stack.enter_context(model.using(model.depth.around(recorded)))
+        yield recorded
 
 
 class Recorded(Depth):
     """The plain loop, every exchange of which is kept."""
+
+    context: Context
+    """Of the last pass."""
 
     def __init__(self):
         self.exchanges: list[Exchanged] = []
@@ -55,7 +65,16 @@ class Recorded(Depth):
 
     def __call__(self, stream: Stream, blocks: Blocks, embedded: Embedded, context: Context) -> Tensor:
         """See `Depth`."""
+        self.context = context
         return Eager()(_Recorder(stream, self.exchanges, self.norms), blocks, embedded, context)
+
+
+@runtime_checkable
+class Editing(Protocol):
+    """What stands in a stream's place and changes what is written."""
+
+    written: dict[int, tuple[Tensor, ...]]
+    """What was written in the end, by site."""
 
 
 class _Recorder:
@@ -72,6 +91,8 @@ class _Recorder:
         state, inputs = self._exchange(site, state, parts if site == 0 else parts[0])
         inputs = {role: x.view_as(x) for role, x in inputs.items()}
         present = tuple(x for x in parts if x is not None)
+        if isinstance(self.stream, Editing):
+            present = self.stream.written[site]
         self.exchanges.append(Exchanged(site, present, state, self.norms.take(), inputs))
         return state, inputs
 

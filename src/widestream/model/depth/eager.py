@@ -50,6 +50,15 @@ class Depth(ABC):
         """Whether torch.compile is in it."""
         return False
 
+    @property
+    def edits(self) -> bool:
+        """Whether it computes something else than the loop does, on purpose (`widestream.lens`)."""
+        return False
+
+    def around(self, loop: "Depth") -> "Depth":
+        """Another way through the depth, with the edits of this one if it has any."""
+        return loop
+
     def describe(self) -> dict[str, Any]:
         """What is kept for the backward pass and what computes, in words for a run's record."""
         return {"memory": "states"}
