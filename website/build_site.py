@@ -35,6 +35,7 @@ CONTENTS = {
         "Read a report": "how-to/read-a-report",
         "Watch a run": "how-to/trackers",
         "Evaluate on tasks": "how-to/evaluate",
+        "Look into a model": "how-to/lens",
         "Add a stream": "tutorials/your-own-stream",
         "Use a stream in your own model": "how-to/your-own-model",
         "Start from a pretrained model": "how-to/pretrained",

@@ -67,6 +67,7 @@ def place(tmp_path_factory, data):
         ("sample run --tokens 2 --json", dict),
         ("compare demo --json", dict),
         ("dissect demo --json", dict),
+        ("lens run --prompt matrix --json", dict),
         ("summary recipe.yaml --json", dict),
         ("streams demo/transformer --json", list),
         ("data inspect data --json", dict),

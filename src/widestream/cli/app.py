@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "serve:serve",
     "compare": "compare:compare",
     "dissect": "dissect:dissect",
+    "lens": "lens:lens",
     "summary": "summary:summary",
     "streams": "summary:streams",
     "demo": "study:demo",

@@ -45,6 +45,7 @@ class Attribution:
         return sums
 
 
+@torch.no_grad()
 def attribute(
     seen: Seen, tokens: Tensor | int, minus: Tensor | int | None = None, writers: Sequence[Writer] | None = None
 ) -> Attribution:
@@ -92,7 +93,7 @@ def _rows(seen: Seen, tokens: Tensor | int) -> Tensor:
 
 def _at_head(seen: Seen, writers: Sequence[Writer]) -> Read:
     """What the head gets, share by share."""
-    *_, last = Replay(seen, writers)
+    (last,) = Replay(seen, writers, sites=[seen.last])
     return last
 
 

@@ -55,7 +55,7 @@ class Held:
 
 
 @torch.no_grad()
-def held(seen: Seen, site: int, most_tokens: int = 512) -> Held:
+def held(seen: Seen, site: int, most_tokens: int = 128) -> Held:
     """What the stream holds at a site.
 
     Args:
@@ -84,8 +84,8 @@ def held(seen: Seen, site: int, most_tokens: int = 512) -> Held:
         norm=state.square().mean().sqrt().item(),
         update=1.0 if change is None else change.item(),
         turn=_cosine(state, before, dims) if same and before is not None else float("nan"),
-        rank=_effective(torch.linalg.svdvals(flat)).mean().item() if matrix else 1.0,
-        token_rank=_effective(torch.linalg.svdvals(flat.flatten(1))).item(),
+        rank=_effective(_singular(flat)).mean().item() if matrix else 1.0,
+        token_rank=_effective(_singular(flat.flatten(1))).item(),
         rows=_entropy(rows / rows.sum(-1, keepdim=True)).exp().mean().item() if rows is not None else float("nan"),
         entropy=entropy,
     )
@@ -94,6 +94,12 @@ def held(seen: Seen, site: int, most_tokens: int = 512) -> Held:
 def _entropy(probabilities: Tensor) -> Tensor:
     """nats, over the last axis."""
     return torch.special.entr(probabilities).sum(-1)
+
+
+def _singular(matrix: Tensor) -> Tensor:
+    """Singular values, by the smaller of the two products with itself: in float64 exact enough for an entropy."""
+    product = matrix @ matrix.mT if matrix.shape[-2] < matrix.shape[-1] else matrix.mT @ matrix
+    return torch.linalg.eigvalsh(product).clamp_min(0).sqrt()
 
 
 def _effective(values: Tensor) -> Tensor:

@@ -237,11 +237,13 @@ def _layer_norm(call: _Call) -> list[Share]:
     """(x - mean) / std * gain + bias: each share less its own mean, over the std of the whole; bias is a constant."""
     _, shape, gain, bias, *_ = call.plain_args()
     axes = tuple(range(-len(shape), 0))
-
-    def act(share: Tensor) -> Tensor:
-        return (share - share.mean(axes, keepdim=True)) * call.out[2]
-
-    return _gained(call.first_shares(), act, gain, bias)
+    factor = _factor(call.out[2], gain)
+    found: list[Share] = [
+        None if share is None else (share - share.mean(axes, keepdim=True)) * factor for share in call.first_shares()
+    ]
+    if bias is not None:
+        found[-1] = bias.expand_as(call.out[0]) if found[-1] is None else found[-1] + bias
+    return found
 
 
 def _rms_norm(call: _Call) -> list[Share]:
@@ -250,25 +252,22 @@ def _rms_norm(call: _Call) -> list[Share]:
     assert cos is None, "a stream turns nothing"
     assert eps is not None, "a stream turns nothing"
     scale = call.out[1].reshape(*call.out[1].shape, *(1 for _ in range(axes)))
-    return _gained(call.first_shares(), lambda share: share * scale, gain)
+    return _times(call.first_shares(), _factor(scale, gain))
 
 
 def _torch_rms_norm(call: _Call) -> list[Share]:
     """The same as torch's operation."""
     _, _, gain, *_ = call.plain_args()
-    return _gained(call.first_shares(), lambda share: share * call.out[1], gain)
+    return _times(call.first_shares(), _factor(call.out[1], gain))
 
 
-def _gained(
-    shares: list[Share], act: Callable[[Tensor], Tensor], gain: Tensor | None, bias: Tensor | None = None
-) -> list[Share]:
-    found: list[Share] = [None if share is None else act(share) for share in shares]
-    if gain is not None:
-        found = [None if share is None else share * gain for share in found]
-    if bias is not None:
-        some = next(share for share in found if share is not None)
-        found[-1] = bias.expand_as(some) if found[-1] is None else found[-1] + bias
-    return found
+def _factor(scale: Tensor, gain: Tensor | None) -> Tensor:
+    """Once for all shares."""
+    return scale if gain is None else scale * gain
+
+
+def _times(shares: list[Share], factor: Tensor) -> list[Share]:
+    return [None if share is None else share * factor for share in shares]
 
 
 NORMS: dict[str, Callable[[_Call], list[Share]]] = {

@@ -15,10 +15,11 @@ from widestream.lens.parted import Ledger, Parted, Share
 from widestream.lens.places import BIAS, Writer, data_vectors, inner_block
 from widestream.lens.taps import Heads
 from widestream.model.decoder import Decoder
+from widestream.streams.base import Stream
 
 EXACT = 1e-4
 """Shares that miss more of what is read than this are no attribution."""
-ROOM = 2**30
+ROOM = 2**27
 """Bytes that the shares of a state may take at once; further writers are left to another pass."""
 
 
@@ -90,10 +91,12 @@ class Replay:
     Args:
         seen: the pass.
         writers: whose shares are kept apart; all else is one share more.
+        sites: where it is read; None: everywhere.
     """
 
-    def __init__(self, seen: Seen, writers: Sequence[Writer]):
+    def __init__(self, seen: Seen, writers: Sequence[Writer], sites: Sequence[int] | None = None):
         self.seen, self.writers, self.ledger = seen, list(writers), Ledger()
+        self.sites = range(seen.last + 1) if sites is None else sites
         self._index = {writer: number for number, writer in enumerate(self.writers)}
 
     @torch.no_grad()
@@ -109,7 +112,13 @@ class Replay:
             state = stream.empty(seen.context)
             for site in range(seen.last + 1):
                 before.clear()
-                state, inputs = stream.exchange(site, state, self._written(site))
+                written = self._written(site)
+                if site not in self.sites and type(stream).exchange is Stream.exchange:
+                    state = stream.write_embedding(state, *written) if site == 0 else stream.write(site, state, written)
+                    continue
+                state, inputs = stream.exchange(site, state, written)
+                if site not in self.sites:
+                    continue
                 normed = [x for x in before if isinstance(x, Parted)]
                 yield Read(site, {role: self._parted(x) for role, x in inputs.items()}, normed, self.ledger)
         finally:
