@@ -94,8 +94,8 @@ def site_table(found: Inspection) -> Table:
     return Table(
         title="What the stream holds",
         caption="In front of each reader: what the head would say there at the last token; root mean square; size of "
-        "the last write over that of the stream; effective rank of a token's state, and of all tokens' states together; "
-        "rows in use of a matrix stream's D_k.",
+        "the last write over that of the stream; effective rank of a token's state, and of all tokens' states "
+        "together; rows in use of a matrix stream's D_k.",
         columns=("reader", "likeliest", "", "rms", "update", "rank", "rank over tokens", "rows"),
         rows=tuple(rows),
         words=2,
