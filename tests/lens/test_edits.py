@@ -166,3 +166,40 @@ def test_silence_passes_gradients():
         gradients = torch.autograd.grad(loss, [seen.model.blocks[1].w2, seen.model.blocks[3].w2], allow_unused=True)
     assert gradients[0] is None or not gradients[0].any()
     assert gradients[1].any()
+
+
+def test_edits_of_one_writer_follow_one_another():
+    for kind in ("vector", "matrix"):
+        seen = seen_of(kind)
+        head, whole = writer(seen, "1.attention.2"), writer(seen, "1.attention.2").whole
+        once, twice = looked(seen, silence(head)), looked(seen, silence(head), silence(head))
+        assert torch.equal(once.exchanges[3].written[0], twice.exchanges[3].written[0])
+        both = looked(seen, silence(head), silence(whole)).exchanges[3].written[0]
+        torch.testing.assert_close(both, torch.zeros_like(both), rtol=0, atol=1e-6)
+        added = looked(seen, silence(whole), steer(whole, torch.ones(1))).exchanges[3].written[0]
+        torch.testing.assert_close(added, torch.ones_like(added), rtol=0, atol=1e-6)
+    seen = seen_of("matrix")
+    again = looked(seen, silence(whole), silence(head)).exchanges[3].written[0]
+    assert not again.any()
+    with pytest.raises(UserError, match="changed as a whole"):
+        looked(seen_of("vector"), silence(whole), silence(head))
+
+
+def test_cuts_of_a_silenced_writer_and_of_its_heads_take_what_is_there():
+    seen = seen_of("vector")
+    head, reader_ = writer(seen, "0.attention.1"), reader(seen, "1.mlp")
+    silent, both = looked(seen, silence(head)), looked(seen, silence(head), cut(head, reader_))
+    torch.testing.assert_close(silent.logits, both.logits)
+    every = looked(seen, *(cut(one, reader_) for one in find("0.attention", seen.writers())))
+    whole = looked(seen, cut(head.whole, reader_))
+    torch.testing.assert_close(every.logits, whole.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_all_wires_cut_leave_a_reader_with_constants():
+    for kind in ("vector", "matrix"):
+        seen = seen_of(kind)
+        for other in [r for r in seen.readers() if r.site == 4][:2]:
+            cuts = [cut(one, other) for one in seen.writers() if one.site <= 4]
+            x = looked(seen, *cuts).exchanges[4].inputs[other.role]
+            got = x if other.vector is None else x[:, :, other.vector]
+            torch.testing.assert_close(got, torch.zeros_like(got), rtol=0, atol=1e-4)

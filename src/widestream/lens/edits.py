@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from widestream.blocks.attention import DenseAttention
 from widestream.blocks.context import Context
 from widestream.errors import UserError
 from widestream.lens.look import Seen
 from widestream.lens.parted import Ledger, Parted
-from widestream.lens.places import Reader, Writer, vectors_of
+from widestream.lens.places import Reader, Writer, inner_block, vectors_of
 from widestream.lens.shares import EXACT, written_shares
 from widestream.lens.taps import Heads, tap_heads
 from widestream.model.decoder import Decoder
@@ -166,10 +167,15 @@ class _EditedStream:
 
     def __init__(self, depth: Edited, stream: Exchanges):
         self.depth, self.model, self.stream, self.ledger = depth, depth.model, stream, Ledger()
-        self.cuts = [one for one in depth.made if isinstance(one, Cut)]
-        self.tracked = list(dict.fromkeys(one.writer for one in self.cuts))
-        self.apart = [w for w in self.tracked if w.vector is None or w.whole not in self.tracked]
+        self.tracked = list(dict.fromkeys(one.writer for one in depth.made if isinstance(one, Cut)))
+        self.index = {writer: number for number, writer in enumerate(self.tracked)}
+        self.apart = {w for w in self.tracked if w.vector is None or w.whole not in self.index}
         """Of these, those that are no part of another one."""
+        self.reading: dict[tuple[int, str], list[Cut | Got]] = {}
+        """Edits of what is read, by site and role, in their order."""
+        for one in depth.made:
+            if not isinstance(one, Written):
+                self.reading.setdefault((one.reader.site, one.reader.role), []).append(one)
         self.written: dict[int, tuple[Tensor, ...]] = {}
         """What was written in the end, by site."""
 
@@ -189,16 +195,26 @@ class _EditedStream:
         changes = [one for one in self.depth.made if isinstance(one, Written) and one.writer.site == site]
         tracked = [writer for writer in self.tracked if writer.site == site]
         heads = self.depth.tapped[-1] if self.depth.tapped else None
+        shares = written_shares(self.model, site, parts, heads, [*tracked, *(one.writer for one in changes)])
         for one in changes:
-            number = _number(one.writer)
-            before = written_shares(self.model, site, parts, heads, [one.writer])[one.writer]
-            parts[number] = parts[number] - before + one.change(before).expand_as(before)
-        shares = written_shares(self.model, site, parts, heads, tracked)
-        for one in changes:  # heads are told apart by what they put out, which a change does not touch
-            for writer in {one.writer, one.writer.whole} & shares.keys():
-                shares[writer] = parts[_number(writer)] if writer.vector is None else one.change(shares[writer])
+            number, before = _number(one.writer), _known(one.writer, shares)
+            shares[one.writer] = one.change(before).expand_as(before)
+            parts[number] = parts[number] - before + shares[one.writer]
+            self._follow(site, one.writer, parts[number], shares)
         # Whatever is written knows its shares, or a gate made of it would not be told from what it multiplies.
-        return [self._parted(x, number, shares) for number, x in enumerate(parts)] if self.tracked else parts
+        own = {writer: _known(writer, shares) for writer in tracked}
+        return [self._parted(x, number, own) for number, x in enumerate(parts)] if self.tracked else parts
+
+    def _follow(self, site: int, changed: Writer, x: Tensor, shares: dict[Writer, Tensor]) -> None:
+        """What a change does to other shares: a vector's to the whole's, the whole's to its vectors'."""
+        for writer in [*shares]:
+            if writer.vector is None and writer != changed and writer.whole == changed.whole:
+                shares[writer] = x
+            elif writer.vector is not None and writer.whole == changed:
+                if isinstance(inner_block(self.model, site), DenseAttention):
+                    del shares[writer]
+                else:
+                    shares |= written_shares(self.model, site, [x, x], None, [writer])
 
     def _parted(self, x: Tensor, number: int, shares: dict[Writer, Tensor]) -> Tensor:
         mine = [shares.get(writer) if _number(writer) == number else None for writer in self.tracked]
@@ -210,33 +226,53 @@ class _EditedStream:
 
     def _got(self, site: int, role: str, x: Tensor) -> Tensor:
         """What a reader gets, without the shares that are cut off, and changed."""
-        out = x.value if isinstance(x, Parted) else x
-        for one in self.depth.made:
-            if isinstance(one, Written):
-                continue
-            if (one.reader.site, one.reader.role) != (site, role):
-                continue
-            if isinstance(one, Got):
+        out, edits = x.value if isinstance(x, Parted) else x, self.reading.get((site, role), [])
+        if isinstance(x, Parted) and any(isinstance(one, Cut) for one in edits):
+            self._require_linear(x)
+        for cuts, one in _runs(edits):
+            if cuts and isinstance(x, Parted):
+                out = out - self._lost(x, cuts)
+            if one is not None:
                 out = _changed(self.model, out, one.reader, one.change)
-            elif isinstance(x, Parted):
-                self._require_linear(x)
-                assert x.shares is not None
-                if (share := x.shares[self.tracked.index(one.writer)]) is not None:
-                    out = out - _changed(
-                        self.model, torch.zeros_like(out), one.reader, _one_of(self.model, share, one.reader)
-                    )
         return out
+
+    def _lost(self, x: Parted, cuts: list[Cut]) -> Tensor:
+        """What readers at a site lose by all these cuts."""
+        assert x.shares is not None
+        lost, vectors = torch.zeros_like(x.value), None
+        for one in cuts:
+            share = x.shares[self.index[one.writer]]
+            if share is None:
+                continue
+            if one.reader.vector is None:
+                lost += share
+                continue
+            own = vectors_of(self.model, share)
+            assert own is not None
+            vectors = torch.zeros_like(own) if vectors is None else vectors
+            vectors[:, :, one.reader.vector] += own[:, :, one.reader.vector]
+        return lost if vectors is None else lost + (vectors if x.value.ndim == 4 else vectors.mT.flatten(2))
 
     def _require_linear(self, x: Parted) -> None:
         whole = x
         if x.shares is not None:
-            apart = [s if w in self.apart else None for w, s in zip(self.tracked, x.shares, strict=False)]
+            apart = [share if w in self.apart else None for w, share in zip(self.tracked, x.shares, strict=False)]
             whole = Parted(x.value, [*apart, x.shares[-1]], self.ledger)
         if whole.missing() > EXACT:
             raise UserError(
                 f"A {self.model.config.stream.kind} stream with these settings passes on what was written through "
                 f"{', '.join(sorted(self.ledger.nonlinear))}, which is not linear; there are no wires to cut."
             )
+
+
+def _known(writer: Writer, shares: dict[Writer, Tensor]) -> Tensor:
+    """A share, if it can still be told."""
+    if writer not in shares:
+        raise UserError(
+            f"{writer.whole.name} is changed as a whole, and its heads are not told apart in what comes of that; edit "
+            f"{writer.name} or {writer.whole.name}, or the first before the second."
+        )
+    return shares[writer]
 
 
 def _number(writer: Writer) -> int:
@@ -255,8 +291,13 @@ def _changed(model: Decoder, x: Tensor, reader: Reader, change: Change) -> Tenso
     return vectors if x.ndim == 4 else vectors.mT.flatten(2)
 
 
-def _one_of(model: Decoder, share: Tensor, reader: Reader) -> Change:
-    """Puts in what one reader gets of a share."""
-    vectors = share if reader.vector is None else vectors_of(model, share)
-    assert vectors is not None
-    return lambda _: vectors if reader.vector is None else vectors[:, :, reader.vector]
+def _runs(edits: list[Cut | Got]) -> Iterator[tuple[list[Cut], Got | None]]:
+    """Edits in their order: cuts that follow one another together, each with the change that comes after them."""
+    cuts: list[Cut] = []
+    for one in edits:
+        if isinstance(one, Cut):
+            cuts.append(one)
+        else:
+            yield cuts, one
+            cuts = []
+    yield cuts, None
