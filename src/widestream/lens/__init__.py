@@ -10,6 +10,7 @@ from widestream.lens.edits import cut, edit, patch, silence, steer
 from widestream.lens.look import Seen, look
 from widestream.lens.measures import Held, composition, held, logit_lens
 from widestream.lens.places import Reader, Writer, find
+from widestream.lens.rows import silence_rows
 from widestream.lens.shares import exactness
 from widestream.lens.wiring import Keys, Weights, Wiring, flow, keys, weights
 
@@ -35,6 +36,7 @@ __all__ = [
     "look",
     "patch",
     "silence",
+    "silence_rows",
     "steer",
     "weights",
 ]

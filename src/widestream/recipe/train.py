@@ -199,6 +199,9 @@ class TrainConfig:
     (done.json), and all other evaluations are of the rest."""
     final_eval: Literal["whole", "windows"] = "whole"
     """whole: the last evaluation reads all held-out windows. windows: as many as those before it (searches)."""
+    watch_every: int | None = None
+    """Steps between looks at the stream's health: sizes over depth, gains, how alike lanes are (docs/how-to/lens.md);
+    rows of kind `stream` in metrics.jsonl. One window forward and back; for one process. None: never."""
     save_every: int = 100
     """Steps between checkpoints (one is always made at the end)."""
     keep: int = 2
@@ -216,7 +219,7 @@ class TrainConfig:
         if self.init_from is not None:
             object.__setattr__(self, "init_from", expand_home(self.init_from))
         counts = ("steps", "tokens", "batch_size", "micro_batch_size", "threads")
-        counts += ("log_every", "eval_every", "eval_windows", "save_every", "keep")
+        counts += ("log_every", "eval_every", "watch_every", "eval_windows", "save_every", "keep")
         _require(self, "train", "at least 1", lambda value: value >= 1, *counts)
         _require(self, "train", "at most 1024", lambda value: value <= 1024, "threads")
         _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss", "anchors")

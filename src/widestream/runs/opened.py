@@ -87,7 +87,7 @@ class RunFolder:
         """Steps after which there is a checkpoint, rising. Whether one is whole is seen when it is used."""
         return [step for step, _ in list_checkpoints(self.path)]
 
-    def metrics(self, kind: Literal["train", "eval", "event"] | None = None) -> "Columns":
+    def metrics(self, kind: Literal["train", "eval", "event", "stream"] | None = None) -> "Columns":
         """The rows of metrics.jsonl as columns; a column `kind` tells them apart.
 
         Args:
@@ -102,8 +102,8 @@ class RunFolder:
         """
         from widestream.runs.columns import to_columns
 
-        if kind not in (None, "train", "eval", "event"):
-            raise UserError(f"There are no rows of kind {kind!r}; use train, eval, event or none.")
+        if kind not in (None, "train", "eval", "event", "stream"):
+            raise UserError(f"There are no rows of kind {kind!r}; use train, eval, event, stream or none.")
         return to_columns(row for row in metrics_rows(self.path) if kind in (None, row["kind"]))
 
     def tokenizer(self) -> "Tokenizer":

@@ -14,7 +14,8 @@ from safetensors.torch import save
 from widestream.data.batches import Batch
 from widestream.errors import TERMINATED, UserError
 from widestream.files import disk_errors, write_atomic
-from widestream.machine import keep_freed_memory, memory_bytes, memory_errors, numerics
+from widestream.lens.monitor import Watch, check_health
+from widestream.machine import autocast, keep_freed_memory, memory_bytes, memory_errors, numerics
 from widestream.recipe import RunConfig
 from widestream.runs.folder import NONFINITE
 from widestream.runs.metrics import finite
@@ -85,7 +86,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
 def _train(run: TrainingRun, ending: Ending) -> Result:
     """All steps that are left. Nothing of the run outlives this, because the processes part behind it."""
     config, settings, folder = run.config, run.config.train, run.folder
-    steps, watch = run.plan.steps, Stopwatch(run.reached.wall_s)
+    steps, watch, health = run.plan.steps, Stopwatch(run.reached.wall_s), Watch()
     bar = Progress(config.name, run.reached.step, steps, quiet=not run.world.is_main)
     with run.metrics or contextlib.nullcontext(), bar as progress:
         if run.said:
@@ -106,6 +107,8 @@ def _train(run: TrainingRun, ending: Ending) -> Result:
                 _handle_nonfinite(run, result)
             elif _due(run, settings.log_every):
                 _log(run, result, scale * config.optimizer.lr, watch)
+            if settings.watch_every is not None and result.applied and _due(run, settings.watch_every):
+                _look_at_stream(run, batch, health, progress)
             if run.heldout is not None and _due(run, settings.eval_every):
                 progress.say(_evaluate(run))
             if result.ending or _due(run, settings.save_every):
@@ -208,6 +211,21 @@ def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> N
             "memory_bytes": memory_bytes(run.world.device),
         },
     )
+
+
+def _look_at_stream(run: TrainingRun, batch: Batch, health: Watch, progress: Progress) -> None:
+    """Write the row of the stream's health, by the first window of the batch, and say what is not well."""
+    first = next(split(batch, len(batch.tokens))).to(run.world.device)
+    with autocast(run.world.device, run.precision):
+        found = check_health(run.model, first.tokens, first.targets, first.segments)
+    run.record("stream", tokens=run.tokens, **{name: _finite(value) for name, value in found.to_row().items()})
+    for sentence in health.take(found):
+        progress.say(f"step {run.reached.step}: {sentence}")
+
+
+def _finite(value: Any) -> Any:
+    """A number, or numbers, as JSON has them: null for what is not finite."""
+    return [finite(one) for one in value] if isinstance(value, list) else finite(value)
 
 
 def _evaluate(run: TrainingRun) -> str:
