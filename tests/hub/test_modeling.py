@@ -188,7 +188,6 @@ def test_tables_of_tokens_get_more_rows_or_fewer(tmp_path, tied, rows):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"output_hidden_states": True}, "output_hidden_states"),
         ({"output_attentions": True}, "output_attentions"),
         ({"inputs_embeds": torch.zeros(2, 9, 32)}, "either input_ids or inputs_embeds"),
     ],

@@ -4,6 +4,7 @@ Padding is a document of its own, apart from the text: attention, convolutions a
 without a rule of their own.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from widestream.blocks.embedding import Embedding
 from widestream.blocks.roles import Declared, Role, named_roles
 from widestream.hub.cache import HubCache
 from widestream.hub.configuration import WidestreamConfig, derived
+from widestream.hub.states import hidden_states
 from widestream.model.decoder import Decoder, Told, balance_of
 from widestream.model.depth import Eager, Recomputed, sites_of_layers
+from widestream.model.record import record_pass
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """Name of the cache in outputs: transformers 5.24 gave it another."""
@@ -136,8 +139,8 @@ class WidestreamPreTrainedModel(PreTrainedModel):
         cache: Any,
         told: Told,
         others: dict[str, Any],
-    ) -> Tensor:
-        """Hidden vectors that the head reads [B, T, D].
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Hidden vectors that the head reads [B, T, D], and hidden states if they are asked for (hub/states.py).
 
         Raises:
             ValueError: something that this model does not take.
@@ -159,10 +162,11 @@ class WidestreamPreTrainedModel(PreTrainedModel):
         segments = None if valid is None else valid[:, -tokens:]
         if position_ids is not None:
             position_ids = self._positions(position_ids.expand(given.shape[:2]))
-        with self._precision():
-            return self.decoder(
-                given, segments, cache=inner, mask=pairs, positions=position_ids, told=told
-            )  # fmt: skip
+        asked = others.get("output_hidden_states")
+        wanted = self.config.output_hidden_states if asked is None else asked
+        with self._precision(), record_pass(self.decoder) if wanted else nullcontext() as recorded:
+            hidden = self.decoder(given, segments, cache=inner, mask=pairs, positions=position_ids, told=told)
+        return hidden, None if recorded is None else hidden_states(self.decoder, recorded.exchanges, hidden)
 
     def _require_here(self, device: torch.device) -> None:
         """Refuse weights that lie elsewhere.
@@ -213,8 +217,8 @@ class WidestreamModel(WidestreamPreTrainedModel):
         """Tokens [B, T] -> hidden vectors [B, T, D]; see transformers."""
         cache = past_key_values if cache is None else cache
         cache = DynamicCache() if cache is None and use_cache else cache
-        hidden = self.hidden(input_ids, inputs_embeds, attention_mask, position_ids, cache, Told(), kwargs)
-        out = BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: cache})
+        hidden, states = self.hidden(input_ids, inputs_embeds, attention_mask, position_ids, cache, Told(), kwargs)
+        out = BaseModelOutputWithPast(last_hidden_state=hidden, hidden_states=states, **{CACHE: cache})
         return out.to_tuple() if return_dict is False else out
 
 
@@ -239,8 +243,8 @@ class WidestreamForCausalLM(WidestreamPreTrainedModel, GenerationMixin):
         cache = past_key_values if cache is None else cache
         cache = DynamicCache() if cache is None and use_cache and not self.training else cache
         told = Told()
-        given = {name: kwargs.pop(name) for name in REFUSED if name in kwargs}
-        hidden = self.hidden(input_ids, inputs_embeds, attention_mask, position_ids, cache, told, given)
+        given = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        hidden, states = self.hidden(input_ids, inputs_embeds, attention_mask, position_ids, cache, told, given)
         behind = isinstance(logits_to_keep, int)
         kept = (slice(-logits_to_keep, None) if logits_to_keep else slice(None)) if behind else logits_to_keep
         with self._precision():
@@ -252,23 +256,17 @@ class WidestreamForCausalLM(WidestreamPreTrainedModel, GenerationMixin):
             balance, load = balance_of(told.shared, None, logits.device)
             if experts.balance == "loss" and len(load) and self.training:
                 loss = loss + experts.balance_weight * balance
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=states, **{CACHE: cache})
         return out.to_tuple() if return_dict is False else out
 
 
-REFUSED = {
-    "output_hidden_states": "its state has a shape of the stream's own, and blocks read different things from it, so "
-    "there are no hidden states to hand out",
-    "output_attentions": "its attention does not hand out weights",
-}
-"""What other models take."""
+OPTIONS = ("output_hidden_states", "output_attentions")
+"""What callers may ask for beside the result."""
 
 
 def _refuse(given: dict[str, Any]) -> None:
-    for name, why in REFUSED.items():
-        value = given.get(name)
-        if value is not None and value is not False:
-            raise ValueError(f"This model cannot do {name}: {why}.")
+    if given.get("output_attentions"):
+        raise ValueError("This model cannot do output_attentions: its attention does not hand out weights.")
 
 
 def _fill(parameter: Tensor, role: Role, value: Tensor | None) -> None:
