@@ -13,7 +13,7 @@ def hidden_states(model: Decoder, exchanges: Sequence[Exchanged], hidden: Tensor
     """num_layers + 1 tensors.
 
     The first ones are the stream as each layer's first block sees it, before its norm: [B, T, D]; of a matrix stream
-    the whole state, [B, T, D_v * D_k]; of a stream that shows a block several vectors all, side by side. The last one is
+    the whole state, [B, T, D_v * D_k]; of one that shows a block several vectors all, side by side. The last one is
     what the head reads, behind its norm. For the plain stream these are the hidden states of transformers' own models.
 
     Args:
