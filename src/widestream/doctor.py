@@ -12,8 +12,9 @@ import torch
 
 from widestream.data.gpt2 import find_merges
 from widestream.errors import UserError
+from widestream.files import cache_folder
 from widestream.kernels import attention_cpu, exchange_cpu, gate_cpu, gelu_cpu, norm_cpu
-from widestream.kernels.compiled import cache_folder, require_compiler
+from widestream.kernels.compiled import require_compiler
 from widestream.machine import choose_precision, describe_machine, find_device, matmul_peak
 from widestream.version import __version__
 

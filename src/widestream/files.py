@@ -19,6 +19,17 @@ LARGEST_JSON = 64 << 20
 """Bytes of a JSON file: as Python's objects they take up to 25 times the room."""
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: compiled kernels, what is known of data that were read through.
+
+    $WIDESTREAM_CACHE, else $XDG_CACHE_HOME/widestream, else ~/.cache/widestream. It need not exist.
+    """
+    own, shared = os.environ.get("WIDESTREAM_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    return (Path(shared) if shared else Path.home() / ".cache") / "widestream"
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -11,6 +11,7 @@ import numpy as np
 
 from widestream.data.manifest import Manifest, ShardInfo, file_sha256, read_manifest
 from widestream.data.names import shown
+from widestream.data.stamps import Stamps, stamp_of
 from widestream.errors import UserError
 
 _MOST_OPEN = 64
@@ -66,7 +67,8 @@ class TokenStore:
         Args:
             path: folder written by `widestream data prepare`.
             split: `train` or `heldout`.
-            verify: also read every byte: hashes, document starts, and that every token lies in the vocabulary.
+            verify: also read every byte: hashes, document starts, and that every token lies in the vocabulary. See
+                `verify_changed` for starts of a run.
 
         Raises:
             UserError: the folder, the split or a shard is missing, or a shard is not what the manifest says.
@@ -82,6 +84,33 @@ class TokenStore:
             for number, shard in enumerate(info.shards):
                 _verify_shard(folder, store._map(number), shard, manifest)
         return store
+
+    def verify_changed(self, part: int = 0, parts: int = 1) -> int:
+        """Read through, as `verify` of `open` does, what was not read through as it is now (`stamps.py`).
+
+        Args:
+            part: of the shards, every `parts`-th from this one on: processes share the work.
+            parts: how many there are.
+
+        Returns:
+            How many shards were read.
+
+        Raises:
+            UserError: a shard is not what the manifest says.
+        """
+        manifest, stamps, read = read_manifest(self.folder), Stamps(self.folder, f"-{self.split}-{part}-{parts}"), 0
+        for number in range(part, len(self._shards), parts):
+            shard = self._shards[number]
+            files = {shard.file: shard.sha256, shard.index_file: shard.index_sha256}
+            if all(stamps.holds(file, sha256) for file, sha256 in files.items()):
+                continue
+            before = {file: stamp_of(self.folder / file) for file in files}
+            _verify_shard(self.folder, self._map(number), shard, manifest)
+            for file, sha256 in files.items():
+                stamps.remember(file, sha256, before[file])
+            read += 1
+        stamps.save()
+        return read
 
     def _map(self, number: int) -> _Shard:
         shard = self._shards[number]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from widestream.errors import UserError
+from widestream.files import cache_folder
 
 # Results must not depend on assumptions about NaN and infinity: no -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions")
@@ -140,14 +141,6 @@ def _parallel_runner() -> int:
         raise BuildError("torch's OpenMP threads cannot be reached.") from error
     assert address is not None
     return address
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    own, shared = os.environ.get("WIDESTREAM_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own)
-    return (Path(shared) if shared else Path.home() / ".cache") / "widestream"
 
 
 def _compiler() -> list[str]:

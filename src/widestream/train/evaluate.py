@@ -153,7 +153,8 @@ def open_heldout(run_dir: Path, data: str | Path | None = None) -> TokenStore:
     config, info = load_config(run_dir), read_info(run_dir)
     folder = config.data.path if data is None else data
     split = "heldout" if config.data.heldout_split == "none" else config.data.heldout_split
-    store = TokenStore.open(folder, split, verify=True)
+    store = TokenStore.open(folder, split)
+    store.verify_changed()
     manifest, then = read_manifest(folder), info["data"]
     boundary = then.get("tokenizer", {}).get("boundary_id", manifest.tokenizer.boundary_id)
     if (manifest.tokenizer.sha256, manifest.tokenizer.boundary_id) != (then.get("tokenizer_sha256"), boundary):

@@ -253,14 +253,14 @@ def attention_of(config: RunConfig, device: torch.device) -> Attention:
 
 
 def _open_data(config: RunConfig, world: World) -> tuple[TokenStore, TokenStore | None]:
-    """Both splits, read through and checked once."""
+    """Both splits, of which each process reads through a share, and only what has changed since it was read."""
     store, heldout = open_splits(config)
 
     def verify() -> None:
         for split in filter(None, (store, heldout)):
-            TokenStore.open(config.data.path, split.split, verify=True)
+            split.verify_changed(world.rank, world.size)
 
-    world.on_main(verify)
+    world.everywhere(verify)
     return store, heldout
 
 
