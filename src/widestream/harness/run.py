@@ -1,13 +1,14 @@
 """Tasks of lm-evaluation-harness on a run folder, and their record there."""
 
+import contextlib
 import importlib.metadata
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval import evaluator
 from lm_eval.api.registry import get_metric_aggregation
-from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from widestream.errors import UserError, unknown_name
@@ -80,8 +81,8 @@ def _evaluate(
     model: HarnessModel, tasks: Sequence[str], manager: TaskManager, limit: int | None, shots: int | None
 ) -> dict[str, Any]:
     try:
-        with quiet_without_terminal():
-            found = simple_evaluate(
+        with quiet_without_terminal(), _no_commit():
+            found = evaluator.simple_evaluate(
             model=model, tasks=list(tasks), task_manager=manager, limit=limit, num_fewshot=shots, bootstrap_iters=1000,
             random_seed=SEED, numpy_random_seed=SEED, torch_random_seed=SEED, fewshot_random_seed=SEED,
         )  # fmt: skip
@@ -92,6 +93,17 @@ def _evaluate(
         ) from error
     assert found is not None
     return found  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def _no_commit() -> Iterator[None]:
+    """The harness asks git for the commit of the working directory; that says nothing of a run, and git may complain."""
+    asks = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: ""
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asks
 
 
 def _result(found: dict[str, Any], task: str, model: HarnessModel, **rest: Any) -> TaskResult:
