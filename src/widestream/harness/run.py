@@ -97,7 +97,7 @@ def _evaluate(
 
 @contextlib.contextmanager
 def _no_commit() -> Iterator[None]:
-    """The harness asks git for the commit of the working directory; that says nothing of a run, and git may complain."""
+    """The harness asks git for the commit of the working directory; that says nothing of a run, and git complains."""
     asks = evaluator.get_git_commit_hash
     evaluator.get_git_commit_hash = lambda: ""
     try:
