@@ -159,6 +159,15 @@ def test_what_cannot_be_cut_is_refused():
         find("9.mlp", seen.writers())
 
 
+def test_a_pass_of_another_length_is_not_patched_in():
+    seen = seen_of("vector")
+    for length in (1, 7):
+        source = look(seen.model, tokens_of(2, length))
+        for place in (writer(seen, "0.mlp"), writer(seen, "0.attention.1"), reader(seen, "1.mlp")):
+            with pytest.raises(UserError, match="of as many tokens"):
+                looked(seen, patch(place, source))
+
+
 def test_silence_passes_gradients():
     seen = seen_of("vector")
     with edit(seen.model, silence(writer(seen, "0.mlp"))):

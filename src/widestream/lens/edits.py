@@ -101,10 +101,24 @@ def patch(place: Writer | Reader, source: Seen) -> Written | Got:
         vectors = x if place.vector is None else vectors_of(source.model, x)
         assert vectors is not None
         got = vectors if place.vector is None else vectors[:, :, place.vector]
-        return Got(place, lambda _: got)
+        return Got(place, _always(place, got))
     written = source.exchanges[place.site].written
     share = written_shares(source.model, place.site, written, source.heads.get(place.site), [place])[place]
-    return Written(place, lambda _: share)
+    return Written(place, _always(place, share))
+
+
+def _always(place: Writer | Reader, there: Tensor) -> Change:
+    """Whatever stands there, the other pass's in its place."""
+
+    def change(here: Tensor) -> Tensor:
+        if here.shape != there.shape:
+            raise UserError(
+                f"{place.name} is {[*here.shape]} here and {[*there.shape]} in the pass that is patched in; both must "
+                "be of as many tokens, and of one model."
+            )
+        return there
+
+    return change
 
 
 @contextmanager
