@@ -15,6 +15,7 @@ from page_commands import ROOT, blocks, commands, pages
 from recipe_page import recipe_page
 from repository_files import linked_files
 from widestream import __all__ as public
+from widestream import lens
 from widestream.recipe import RunConfig
 from widestream.recipe.kinds import OWN_KINDS, load_kind
 from widestream.streams.matrix.rmt import MatrixBase
@@ -62,7 +63,8 @@ def test_every_setting_is_in_the_reference():
 
 
 def test_every_public_name_is_in_the_reference():
-    assert {*re.findall(r":: widestream\.(\w+)", api_page())} == {*public} - {"__version__"}
+    names = {*public} - {"__version__"} | {f"lens.{name}" for name in lens.__all__}
+    assert {*re.findall(r":: widestream\.([\w.]+)", api_page())} == names
 
 
 def test_the_pictures_are_what_the_script_draws():

@@ -98,7 +98,7 @@ def test_the_page_holds_the_same_numbers_and_loads_nothing(runs, tmp_path):
 def test_a_long_prompt_keeps_the_last_tokens_rows_alone(runs, monkeypatch):
     monkeypatch.setattr(section, "CELLS", 10)
     found = inspect_prompt(runs / "rmt", "the head")
-    data = json.loads(section.page_data(found))
+    data = section.page_data(found)
     assert not data["attention"]["whole"]
     assert len(base64.b64decode(data["attention"]["bytes"])) == 2 * len(data["tokens"])
 

@@ -24,15 +24,16 @@ BY_LAYER = ("resid_pre", "resid_mid", "resid_post")
 class Seen:
     """A forward pass without gradients. `seen[name]` gives a tensor; `seen.names()` says which there are.
 
-    tokens [B, T], embed and pos_embed [B, T, D] and [1, T, D], logits [B, T, V]; and for layer l, as `blocks.l.NAME`:
+    There are tokens [B, T], embed [B, T, D], pos_embed [1, T, D], logits [B, T, V]; and for layer l, as
+    `blocks.l.NAME`:
 
-        resid_pre, resid_mid, resid_post    the stream as the layer's first block, its second one, and the next layer
-                                            (or the head) see it, before their norms: [B, T, D], or a matrix stream's
-                                            state [B, T, D_v, D_k]; of one that shows a reader several all [B, T, n, D]
-        attn_in, mlp_in                     what the block gets, normed: [B, T, D]; heads as attn_in.q, attn_in.k, ...
-        q, k, v, z                          heads [B, T, H, K] as attention multiplies them, and what they put out
-        pattern                             attention weights [B, H, T, T]
-        attn_out, mlp_out                   what the block writes: [B, T, D], or heads [B, T, H, K]
+    * resid_pre, resid_mid, resid_post: the stream as the layer's first block, its second one, and the next layer (or
+      the head) see it, before their norms: [B, T, D], or a matrix stream's state [B, T, D_v, D_k]; of one that shows a
+      reader several vectors all, [B, T, n, D].
+    * attn_in, mlp_in: what the block gets, normed [B, T, D]; heads as attn_in.q, attn_in.k, ...
+    * q, k, v, z: heads [B, T, H, K] as attention multiplies them, and what they put out.
+    * pattern: attention weights [B, H, T, T].
+    * attn_out, mlp_out: what the block writes [B, T, D], or heads [B, T, H, K].
     """
 
     model: Decoder

@@ -116,9 +116,9 @@ def _cosine(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> float:
 def composition(seen: Seen) -> dict[str, Tensor]:
     """Q, K and V composition of heads in the plain transformer [readers' heads, writers' heads] (Elhage et al. 2021).
 
-        Q  |W_QK^T W_OV| / |W_QK| |W_OV|      K  |W_QK W_OV| / ...      V  |W_OV' W_OV| / ...
+        Q  norm(W_QK^T W_OV) / (norm(W_QK) norm(W_OV))      K  norm(W_QK W_OV) / ...      V  norm(W_OV' W_OV) / ...
 
-    with W_OV = W_O^h W_V^h of the earlier head, W_QK = W_Q^T W_K and W_OV' of the later one; norms are Frobenius norms.
+    with W_OV = W_O^h W_V^h of the earlier head, W_QK = W_Q^T W_K and W_OV' of the later one, and Frobenius norms.
     Gains of the reader's norm are taken into its maps. Pairs whose reader is not later are nan.
 
     Raises:

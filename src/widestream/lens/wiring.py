@@ -34,7 +34,7 @@ class Wiring:
     writers: list[Writer]
     readers: list[Reader]
     part: Tensor
-    """[readers, writers] signed: mean over tokens of <share, read> / |read|^2; sums to 1 with `constants`."""
+    """[readers, writers] signed: mean over tokens of (share . read) / (read . read); sums to 1 with `constants`."""
     size: Tensor
     """[readers, writers]: root mean square of shares over that of what is read."""
     constants: Tensor

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from markupsafe import Markup
 from torch import Tensor
 
 from widestream.experiments.lens.prompt import Inspection
 from widestream.files import write_page
+from widestream.report.figures.drawing import in_script
 from widestream.report.page import render_page
 from widestream.report.table import NONE, Table
 
@@ -156,14 +156,14 @@ def write_lens_page(found: Inspection, path: Path, command: list[str]) -> None:
         sentences=sentences(found),
         found=found,
         tables=[table for table in tables if table is not None],
-        data=page_data(found),
+        data=in_script(json.dumps(page_data(found), ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
         commands=[shlex.join(command)],
     )
     write_page(path, page)
 
 
-def page_data(found: Inspection) -> Markup:
-    """What the page's script draws, as JSON without a `<`; numbers of many cells as bytes."""
+def page_data(found: Inspection) -> dict[str, Any]:
+    """What the page's script draws; numbers of many cells as bytes in base64."""
     cells = sum(pattern.numel() for pattern in found.patterns.values())
     whole = cells <= CELLS
     heads = [f"{name}.{head}" for name, pattern in found.patterns.items() for head in range(len(pattern))]
@@ -195,9 +195,7 @@ def page_data(found: Inspection) -> Markup:
             "readers": [one.name for one in found.wiring.readers],
             "views": _views(found),
         }
-    return Markup(
-        json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    )
+    return record
 
 
 def _views(found: Inspection) -> dict[str, dict[str, Any]]:

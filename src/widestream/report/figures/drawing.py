@@ -29,6 +29,11 @@ _TOLD = 8
 """Most lines whose values are read out."""
 
 
+def in_script(text: str) -> Markup:
+    """JSON for the inside of a script element, which a `<` could end."""
+    return Markup(text.replace("<", "\\u003c"))
+
+
 class Drawer:
     """Draws the figures of one page."""
 
@@ -57,7 +62,7 @@ class Drawer:
             allow_nan=False,
             separators=(",", ":"),
         )
-        return Markup(f'{{"shared":[{shared}],{rest[1:]}'.replace("<", "\\u003c"))
+        return in_script(f'{{"shared":[{shared}],{rest[1:]}')
 
     @property
     def used(self) -> bool:
