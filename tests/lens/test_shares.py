@@ -54,6 +54,15 @@ def test_biases_and_head_bias_are_constants():
     assert found.constants.abs().max() > 0.01
 
 
+def test_biases_that_are_still_zero_are_writers_of_nothing():
+    seen = seen_with({"kind": "vector"}, {"attention_bias": "all"})
+    found = attribute(seen, 5)
+    torch.testing.assert_close(found.total(), seen.logits[..., 5], rtol=1e-4, atol=1e-4)
+    biases = [value for one, value in zip(found.writers, found.values, strict=True) if one.part == "attention.bias"]
+    assert len(biases) == 3
+    assert not torch.stack(biases).any()
+
+
 def look_again(seen):
     from widestream.lens import look
 

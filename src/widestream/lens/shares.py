@@ -70,7 +70,9 @@ def _through_w_o(model: Decoder, site: int, heads: Heads, wanted: list[Writer]) 
     if isinstance(block, NormBehind):
         out = block.norm(out)
     found = dict(zip(by_head, out.shares, strict=False))
-    return found | {writer: out.shares[-1].expand_as(out.value) for writer in wanted if writer.vector is None}
+    bias = out.shares[-1]  # None where it is zero, as in a model that was not trained
+    bias = torch.zeros_like(out.value) if bias is None else bias.expand_as(out.value)
+    return found | {writer: bias for writer in wanted if writer.vector is None}
 
 
 def _one_vector(model: Decoder, x: Tensor, vector: int) -> Tensor:
