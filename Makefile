@@ -1,6 +1,7 @@
 # make demo   set up, train RMT and transformer side by side on bundled prose, write runs/demo/report.html
 # make zoo    set up, train every residual stream at one small size (about forty minutes), write runs/zoo/report.html
 # make test   set up, check style, layers and types, build the site, run the whole test suite
+# make drill set up, train in several processes in every layout
 # make docs   set up, build the site into build/site
 # make bench  time this package's training step (BENCH_ARGS="--hf --nanogpt PATH" adds other implementations)
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # torch first and pinned, so that nothing else chooses it
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo zoo test docs bench clean
+.PHONY: demo zoo test drill docs bench clean
 
 demo: $(VENV)/core
 	@$(BIN)/widestream demo
@@ -26,6 +27,9 @@ test: $(VENV)/dev
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/python website/build_site.py
 	@$(BIN)/python -m pytest -n auto
+
+drill: $(VENV)/dev
+	@$(BIN)/python -m pytest -m drill
 
 docs: $(VENV)/dev
 	@$(BIN)/python website/build_site.py

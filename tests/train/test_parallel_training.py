@@ -1,9 +1,7 @@
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +13,10 @@ import yaml
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+import ranks
 from models import tiny
 from processes import initial_weights, sharded_gradients, sharding_batch, train_as_rank, train_quickly, train_unlike
+from ranks import free_port, rows, train_on
 from tiny_runs import tiny_config, write_data
 from widestream.errors import UserError
 from widestream.model.build import build_model
@@ -29,56 +29,22 @@ from widestream.train.plan import make_plan
 from widestream.train.shards import Layout, choose_layout
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def train_on_two(config, run_dir):
-    return run_on_two(train_as_rank, config, run_dir)
-
-
-def run_on_two(target, *args):
-    ranks = start_two(target, *args)
-    for process in ranks:
-        process.join(60)
-    return [process.exitcode for process in ranks]
-
-
-def start_two(target, *args):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["widestream.train.loop", "torch._dynamo"])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [
-        context.Process(target=target, args=(*args, {**shared, "RANK": rank, "LOCAL_RANK": rank}))
-        for rank in ("0", "1")
-    ]
-    for process in ranks:
-        process.start()
-    return ranks
-
-
-def rows(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("told", [(0,), (0, 1)], ids=["one", "both"])
 def test_told_to_end_both_save_once_and_go_on_bit_identical(data, tmp_path, told):
     config = tiny_config(data, train={"steps": 60, "save_every": 1000, "keep": 5}, optimizer={"grad_clip": 0.5})
-    assert train_on_two(config, tmp_path / "whole") == [0, 0]
+    train_on(2, config, tmp_path / "whole")
     metrics = tmp_path / "run" / "metrics.jsonl"
-    ranks = start_two(train_as_rank, config, tmp_path / "run")
-    while any(process.is_alive() for process in ranks) and (not metrics.exists() or metrics.stat().st_size < 500):
+    processes = ranks.start(train_as_rank, config, tmp_path / "run")
+    while any(process.is_alive() for process in processes) and (not metrics.exists() or metrics.stat().st_size < 500):
         time.sleep(0.001)
     for rank in told:
-        os.kill(ranks[rank].pid, signal.SIGTERM)
-    for process in ranks:
+        os.kill(processes[rank].pid, signal.SIGTERM)
+    for process in processes:
         process.join(60)
-    assert [process.exitcode for process in ranks] == [143, 143]
+    assert [process.exitcode for process in processes] == [143, 143]
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert 0 < int(saved.name.removeprefix("step_")) < 60
-    assert train_on_two(config, tmp_path / "run") == [0, 0]
+    train_on(2, config, tmp_path / "run")
     last = "checkpoints/step_00000060/model.safetensors"
     assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
 
@@ -87,15 +53,15 @@ def test_told_to_end_both_save_once_and_go_on_bit_identical(data, tmp_path, told
 def test_a_process_that_is_lost_is_one_sentence(data, tmp_path, how):
     """The other one ends, by itself, and the run goes on as if nothing had been."""
     config = tiny_config(data, train={"steps": 4000, "save_every": 20, "keep": 5, "parallel": {"timeout_s": 8}})
-    ranks = start_two(train_unlike, [config, config], tmp_path / "run")
+    processes = ranks.start(train_unlike, [config, config], tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
-    while any(process.is_alive() for process in ranks) and not (checkpoints / "step_00000020").exists():
+    while any(process.is_alive() for process in processes) and not (checkpoints / "step_00000020").exists():
         time.sleep(0.01)
-    os.kill(ranks[1].pid, how)
-    ranks[0].join(60)
-    assert ranks[0].exitcode == 0
+    os.kill(processes[1].pid, how)
+    processes[0].join(60)
+    assert processes[0].exitcode == 0
     assert "Process 0 has lost another one of this run" in (tmp_path / "refusal-0").read_text()
-    ranks[1].kill()
+    processes[1].kill()
     assert latest(tmp_path / "run").step >= 20
 
 
@@ -128,7 +94,7 @@ def test_two_processes_train_as_one_does(data, tmp_path, changes, kind, model):
         for layout in ({"parallel": {}}, {})
     )
     train_quickly(one, tmp_path / "one")
-    assert train_on_two(two, tmp_path / "two") == [0, 0]
+    train_on(2, two, tmp_path / "two")
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two) == 7
     for a, b in zip(one, two, strict=True):
@@ -150,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
     expected = rows(tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step_00000006"
     newest.rename(tmp_path / "elsewhere")
-    assert train_on_two(config, tmp_path / "run") == [0, 0]
+    train_on(2, config, tmp_path / "run")
     for a, b in zip(expected, rows(tmp_path / "run"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
 
@@ -160,7 +126,7 @@ def test_a_sharded_run_goes_on_bit_identical_and_in_other_layouts(data, tmp_path
     """Held-out windows are an odd number, so that one process has one less to evaluate."""
     train = {"steps": 6, "save_every": 3, "keep": 5, "parallel": {"shard": 2}, "eval_every": 3, "eval_windows": 5}
     config = tiny_config(data, train=train, optimizer={"kind": kind, "grad_clip": 0.5})
-    assert train_on_two(config, tmp_path / "whole") == [0, 0]
+    train_on(2, config, tmp_path / "whole")
     expected, last = rows(tmp_path / "whole"), "checkpoints/step_00000006"
     for place in ("same", "one", "replicated"):
         shutil.copytree(tmp_path / "whole", tmp_path / place)
@@ -168,9 +134,9 @@ def test_a_sharded_run_goes_on_bit_identical_and_in_other_layouts(data, tmp_path
         (tmp_path / place / "done.json").unlink()
     other = replace(config.train, parallel=ParallelConfig())
     train_quickly(replace(config, train=other), tmp_path / "one")
-    assert train_on_two(config, tmp_path / "same") == [0, 0]
+    train_on(2, config, tmp_path / "same")
     replicated = replace(config.train, parallel=ParallelConfig(replicate=2))
-    assert train_on_two(replace(config, train=replicated), tmp_path / "replicated") == [0, 0]
+    train_on(2, replace(config, train=replicated), tmp_path / "replicated")
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert (tmp_path / "same" / last / file).read_bytes() == (tmp_path / "whole" / last / file).read_bytes()
     for place in ("same", "one", "replicated"):
@@ -185,7 +151,7 @@ def test_what_is_frozen_and_weights_of_another_run_in_shards(data, tmp_path):
     train_quickly(tiny_config(data, train={"steps": 2, "seed": 5}), tmp_path / "base")
     frozen = replace(config.optimizer, lr_factors={"blocks.*": 0.0})
     trained = replace(config.train, init_from=str(tmp_path / "base"))
-    assert train_on_two(replace(config, optimizer=frozen, train=trained), tmp_path / "on") == [0, 0]
+    train_on(2, replace(config, optimizer=frozen, train=trained), tmp_path / "on")
     last = "checkpoints/step_00000002/model.safetensors"
     base, on = load_file(tmp_path / "base" / last), load_file(tmp_path / "on" / last)
     assert all(torch.equal(base[name], on[name]) for name in base if name.startswith("blocks."))
@@ -195,7 +161,7 @@ def test_what_is_frozen_and_weights_of_another_run_in_shards(data, tmp_path):
 @pytest.mark.parametrize("layout", [Layout(1, 2), Layout(2, 1)], ids=str)
 def test_initial_weights_are_the_same_in_every_layout(layout, tmp_path):
     config = tiny({"kind": "hyper_connections"}, num_layers=3)
-    assert run_on_two(initial_weights, config, layout, tmp_path / "weights.safetensors") == [0, 0]
+    assert ranks.run(initial_weights, config, layout, tmp_path / "weights.safetensors") == [0, 0]
     found, whole = load_file(tmp_path / "weights.safetensors"), build_model(config, 3).state_dict()
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], value) for name, value in whole.items())
@@ -239,7 +205,7 @@ def test_processes_that_were_not_started_alike_are_refused(data, tmp_path):
         "optimizer.lr": tiny_config(data, train={"steps": 3}, optimizer={"lr": 0.5}),
         "fingerprint of the data": tiny_config(other, train={"steps": 3}),
     }.items():
-        assert run_on_two(train_unlike, [config, unlike], tmp_path / "run") == [0, 0]
+        assert ranks.run(train_unlike, [config, unlike], tmp_path / "run") == [0, 0]
         for rank in (0, 1):
             refusal = tmp_path / f"refusal-{rank}"
             assert "not started alike" in refusal.read_text()
@@ -276,7 +242,7 @@ MATRIX = {"kind": "matrix", "key_dim": 6}
 )  # fmt: skip
 def test_exchanges_with_sharded_weights(stream, depth, tmp_path):
     config = tiny(stream)
-    assert run_on_two(sharded_gradients, config, depth, tmp_path / "gradients.pt") == [0, 0]
+    assert ranks.run(sharded_gradients, config, depth, tmp_path / "gradients.pt") == [0, 0]
     found = torch.load(tmp_path / "gradients.pt")
     whole = build_model(config)
     whole.loss(*sharding_batch(config)).total.backward()
