@@ -8,10 +8,13 @@ import errno
 import json
 import lzma
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from widestream.errors import UserError
 
@@ -67,14 +70,23 @@ def disk_errors(folder: Path, advice: str) -> Iterator[None]:
     """Turn a full disk, an exhausted quota or a missing right to write into a `UserError` that ends with `advice`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        number, place = _cause(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"No space left on the disk of {folder}: free some, then {advice}.") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
-                f"No permission to write {error.filename or folder}: get it or choose another place, then {advice}."
+                f"No permission to write {place or folder}: get it or choose another place, then {advice}."
             ) from error
         raise
+
+
+def _cause(error: Exception) -> tuple[int | None, Any]:
+    """The system's number of an error, and the file; safetensors tells the number in words."""
+    if isinstance(error, OSError):
+        return error.errno, error.filename
+    found = re.search(r"os error (\d+)", str(error))
+    return (int(found[1]) if found else None), None
 
 
 def write_text(path: Path, content: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from small_corpora import (
     CountingTokenizer,
     LyingTokenizer,
@@ -301,3 +302,18 @@ def test_progress_goes_to_stderr(source, tmp_path, capsys):
     assert "100%" in err
     assert "Reading 1 file(s)." in err
     assert f"Passing over 1: {tmp_path / 'folder' / 'a.csv'} (no kind of file that is read)." in err
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(28, "No space left on the disk of out"), (13, "No permission to write")]
+)
+def test_a_full_disk_under_safetensors_is_a_sentence_too(number, words):
+    """It tells the system's number in words of its own."""
+    error = SafetensorError(f"Error while serializing: I/O error: something (os error {number})")
+    with pytest.raises(UserError, match=words), disk_errors(Path("out"), "choose another"):
+        raise error
+
+
+def test_other_errors_of_safetensors_stay_what_they_are():
+    with pytest.raises(SafetensorError, match="header"), disk_errors(Path("out"), "choose another"):
+        raise SafetensorError("header too large")
