@@ -13,7 +13,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from widestream.data.batches import Batch
 from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.model.depth import Depth
@@ -23,8 +26,10 @@ from widestream.runs import progress
 from widestream.runs.checkpoint import weights_of
 from widestream.train import begin
 from widestream.train.loop import train
+from widestream.train.optim import build_optimizer
 from widestream.train.parallel import join_world
 from widestream.train.shards import Layout, build_shared, gathered, own
+from widestream.train.step import optimizer_step
 
 
 def train_quickly(config: RunConfig, run_dir: Path) -> None:
@@ -112,6 +117,56 @@ def initial_weights(model: ModelConfig, layout: Layout, path: Path, environment:
             save_file(weights, path)
             path.with_name("shares.json").write_text(json.dumps(shares))
         del decoder, weights
+
+
+def hold_and_send(
+    config: RunConfig, layout: Layout, micro_batches: int, folder: Path, environment: dict[str, str]
+) -> None:
+    """Take a step in a layout; each rank writes the bytes it holds (weights, gradients, moments) and sends."""
+    os.environ.update(environment)
+    with join_world("cpu") as world:
+        model = build_shared(config.model, 3, world, layout)
+        optimizer = build_optimizer(model, config.optimizer)
+        tokens = torch.randint(config.model.vocab_size, (2 * micro_batches, config.model.context))
+        batch = Batch(tokens=tokens, targets=tokens, segments=torch.zeros_like(tokens), weights=None)
+        with SentBytes() as sent:
+            precision = config.train.precision
+            optimizer_step(model, optimizer, batch, world=world, micro_batches=micro_batches, precision=precision)
+        parameters = list(model.parameters())
+        moments = [moment for state in optimizer.state.values() for moment in state.values()]
+        held = [parameters, [parameter.grad for parameter in parameters], moments]
+        sizes = [sum(part.numel() * part.element_size() for part in own(tensors)) for tensors in held]
+        (folder / f"{world.rank}.json").write_text(json.dumps({"held": sizes, "sent": sent.bytes}))
+        del model, optimizer, parameters, held, moments
+
+
+NOTHING_SENT = ("wait_tensor", "wrap_tensor_autograd")
+
+
+class SentBytes(TorchDispatchMode):
+    """Counts what this process sends, were its group a ring."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute, and count collectives."""
+        name = func._schema.name
+        if name.startswith(("c10d::", "_c10d_functional::")) and not name.endswith(NOTHING_SENT):
+            self.bytes += _ring_bytes(name.partition("::")[2], args)
+        return func(*args, **(kwargs or {}))
+
+
+def _ring_bytes(name: str, args: Any) -> float:
+    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    size = max(tensor.numel() * tensor.element_size() for tensor in tensors)  # what is whole, of a gather or scatter
+    if name == "all_gather_into_tensor":  # given its share alone, and the size of the group
+        return size * (args[1] - 1)
+    group = next((leaf for leaf in args if isinstance(leaf, torch.ScriptObject)), None)
+    number = dist.ProcessGroup.unbox(group).size() if group is not None else dist.get_world_size()
+    twice = 2 if name.startswith(("allreduce", "all_reduce")) else 1
+    return twice * size * (number - 1) / number
 
 
 def sharding_batch(model: ModelConfig) -> torch.Tensor:

@@ -12,7 +12,7 @@ STEPS = 20
 
 def trained(data, folder, size, optimizer="adamw", model=None, **train):
     """Rows and last weights of a run."""
-    settings = {"steps": STEPS, "save_every": STEPS, "eval_every": STEPS, **train}
+    settings = {"steps": STEPS, "save_every": STEPS, "eval_every": STEPS, "batch_size": 8, **train}
     optimizer = {"kind": optimizer, "grad_clip": 0.5, "eps": 1e-6}
     config = tiny_config(data, model=model or {}, train=settings, optimizer=optimizer)
     if size == 1:
@@ -33,7 +33,7 @@ def require_same_training(data, tmp_path, size, **settings):
     layout = settings.pop("parallel")
     one, weights = trained(data, tmp_path / "one", 1, **settings)
     _, reordered = trained(data, tmp_path / "reordered", 1, **settings, micro_batch_size=1)
-    several, found = trained(data, tmp_path / "several", size, **settings, parallel=layout)
+    several, found = trained(data, tmp_path / "several", size, **settings, parallel=layout, micro_batch_size=1)
     assert len(one) == len(several) == STEPS + 1
     for a, b in zip(one, several, strict=True):
         assert (a["kind"], a["step"], a["tokens"]) == (b["kind"], b["step"], b["tokens"])

@@ -110,6 +110,21 @@ def test_two_processes_train_as_one_does(data, tmp_path, changes, kind, model):
     assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
 
 
+def test_weights_that_are_sent_in_bfloat16_train_as_those_that_are_not(data, tmp_path):
+    """Matrices are computed with in bfloat16 either way; gains are rounded beside them, which stays below 1e-3."""
+    losses = {}
+    for gather in ("float32", "bf16"):
+        parallel = {"shard": 2, "gather": gather}
+        config = tiny_config(data, train={"steps": 8, "precision": "bf16", "parallel": parallel})
+        train_on(2, config, tmp_path / gather)
+        info = json.loads((tmp_path / gather / "run.json").read_text())
+        assert info["layout"] == {"replicate": 1, **parallel}
+        losses[gather] = [row["loss"] for row in rows(tmp_path / gather) if row["kind"] == "train"]
+        weights = load_file(tmp_path / gather / "checkpoints" / "step_00000008" / "model.safetensors")
+        assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=1e-3)
+
+
 def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
     config = tiny_config(data, train={"steps": 6, "save_every": 3})
     train_quickly(config, tmp_path / "run")
@@ -182,7 +197,27 @@ def test_initial_weights_are_the_same_in_every_layout(layout, tmp_path):
     ids=str,
 )
 def test_what_a_layout_comes_to(asked, processes, room, layout):
-    assert choose_layout(ParallelConfig(**asked), processes, 1_000_000, room) == layout
+    assert choose_layout(ParallelConfig(**asked), processes, 1_000_000, room, "float32") == layout
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "gather"),
+    [
+        ({"shard": 8}, "bf16", "bf16"),
+        ({"shard": 8}, "float32", "float32"),
+        ({"shard": 8, "gather": "float32"}, "bf16", "float32"),
+        ({"shard": 8, "gather": "bf16"}, "bf16", "bf16"),
+        ({"replicate": 8}, "bf16", "float32"),
+    ],
+    ids=str,
+)
+def test_how_weights_are_sent(asked, precision, gather):
+    assert choose_layout(ParallelConfig(**asked), 8, 1_000_000, 1e9, precision).gather == gather
+
+
+def test_weights_are_not_sent_less_exactly_than_computed_with():
+    with pytest.raises(UserError, match=r"train\.parallel\.gather is bf16, and the precision float32"):
+        choose_layout(ParallelConfig(gather="bf16"), 8, 1000, 1e9, "float32")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +230,7 @@ def test_what_a_layout_comes_to(asked, processes, room, layout):
 )
 def test_a_layout_of_other_processes_is_refused(asked, processes, words):
     with pytest.raises(UserError, match=words):
-        choose_layout(ParallelConfig(**asked), processes, 1000, 1e9)
+        choose_layout(ParallelConfig(**asked), processes, 1000, 1e9, "float32")
 
 
 def test_processes_that_were_not_started_alike_are_refused(data, tmp_path):

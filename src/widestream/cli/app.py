@@ -19,6 +19,7 @@ COMMANDS = {
     "dissect": "dissect:dissect",
     "lens": "lens:lens",
     "summary": "summary:summary",
+    "plan": "plan:plan",
     "streams": "summary:streams",
     "demo": "study:demo",
     "zoo": "study:zoo",

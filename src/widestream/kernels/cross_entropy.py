@@ -4,6 +4,8 @@ Gradients are formed in the forward pass, while a chunk's logits are at hand, so
 Letters: M tokens, D width, V vocabulary.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ SOFTMAX_ELEMENTS = 2**20
 # rows and 768 columns in one thread, however many there are, and one with a whole vocabulary at two thirds of its speed
 # (lab/2026-11-22-cpu-step.md).
 VOCABULARY_PART, ROWS_PART = 8192, 512
+
+_cut_for_cpu = [True]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -98,6 +102,16 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, head, targets, weights, z_loss, soft_cap, dtype, needs_grad)  # pyright: ignore[reportReturnType]
 
 
+@contextlib.contextmanager
+def cut_as_on_gpu() -> Iterator[None]:
+    """Cut as for a GPU whatever device tensors lie on: for measurements without contents."""
+    _cut_for_cpu.append(False)
+    try:
+        yield
+    finally:
+        _cut_for_cpu.pop()
+
+
 def _softmax(
     logits: Tensor, targets: Tensor, z_loss: float, soft_cap: float | None, in_place: bool
 ) -> tuple[Tensor, Tensor]:
@@ -107,7 +121,7 @@ def _softmax(
     gradient of weight * (cross-entropy + z_loss log_z^2), times the slope of the soft cap, where there is one.
     """
     log_zs, log_ps = [], []
-    rows = SOFTMAX_ELEMENTS // logits.shape[1] if logits.device.type == "cpu" else len(logits)
+    rows = SOFTMAX_ELEMENTS // logits.shape[1] if _on_cpu(logits) else len(logits)
     for part in _slices(len(logits), rows):
         own, target = logits[part], targets[part][:, None]
         values, slope = own.float(), None
@@ -141,7 +155,11 @@ def _multiply_by_rows(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def _in_parts(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return _on_cpu(x) and x.dtype == torch.bfloat16
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and _cut_for_cpu[-1]
 
 
 def _slices(total: int, size: int) -> list[slice]:

@@ -55,7 +55,7 @@ def kept_bytes(config: ModelConfig, precision: str, depth: Depth | None = None) 
         return Kept(at(config.num_layers) // config.context, True)
     if isinstance(depth, Rebuilt) and depth.anchors:
         return Kept(_replayed(at, config, depth.anchors) // config.context, False)
-    found, agrees = _deep(at, config)
+    found, agrees = told_by_depth(at, config)
     return Kept(found // config.context, agrees and _counted(config) <= PATTERN)
 
 
@@ -66,8 +66,13 @@ def _counted(config: ModelConfig) -> int:
     return max(*(getattr(config.stream, name) or 0 for name in names), *(number or 0 for number in of_blocks))
 
 
-def _deep(at: Callable[[int], int], config: ModelConfig) -> tuple[int, bool]:
-    """Bytes at a depth at which a model is not measured, and whether one more of the shallow models agrees."""
+def told_by_depth(at: Callable[[int], int], config: ModelConfig) -> tuple[int, bool]:
+    """Bytes at a model's own depth, told from shallower ones, and whether one more of these agrees.
+
+    Args:
+        at: measures a model of so many layers.
+        config: the model's.
+    """
     layers, counted = config.num_layers, _counted(config)
     for period in range(1, PATTERN + 1) if counted else (1,):
         first = max(SHALLOWEST, min(counted, PATTERN) + 1)
@@ -84,7 +89,7 @@ def _replayed(at: Callable[[int, int], int], config: ModelConfig, anchors: int) 
         writes = len(stream_class(config.stream.kind).blocks(replace(config, num_layers=layers)))
         return anchor_sites(writes, number)[-1]
 
-    without, _ = _deep(lambda layers: at(layers, 0), config)
+    without, _ = told_by_depth(lambda layers: at(layers, 0), config)
     a_layer = len(stream_class(config.stream.kind).blocks(replace(config, num_layers=1)))
     layers = -(-12 // a_layer)  # of 12 writes, up to three anchors lie behind 6; 4, 8; 3, 6, 9
     one, two, three = (at(layers, number) for number in (1, 2, 3))

@@ -126,6 +126,10 @@ class ParallelConfig:
     """Groups of processes that hold the same weights. Default: what `shard` leaves."""
     shard: int | None = None
     """Processes that share out one copy of weights, gradients and moments. Default: what `replicate` leaves."""
+    gather: Literal["auto", "float32", "bf16"] = "auto"
+    """How a block's weights are sent where they are sharded; the shares stay float32, and so do gradients. bf16 is for
+    `train.precision: bf16`, whose matrices it changes in nothing: half of what is sent and of the memory of whole
+    weights, and blocks' gains and biases rounded too. auto: as the precision is."""
     timeout_s: int = 600
     """Seconds that a process waits for the others. Half as many again after its last step one that hangs says where it
     is, and ends."""

@@ -27,8 +27,14 @@ from widestream.train.room import require_memory
 from widestream.version import __version__, code_fingerprint
 
 
+def precision_of(config: RunConfig, run_dir: Path, device: torch.device, resume: bool) -> str:
+    """`bf16` or `float32`: what a run began with, or what `train.precision` comes to here."""
+    began = read_info(run_dir).get("precision") if resume and is_run(run_dir) else None
+    return began or choose_precision(config.train.precision, device)
+
+
 def open_folder(
-    run_dir: Path, config: RunConfig, data: dict[str, Any], world: World, computed: dict[str, Any]
+    run_dir: Path, config: RunConfig, data: dict[str, Any], world: World, precision: str, computed: dict[str, Any]
 ) -> dict[str, Any]:
     """Begin a run folder, or go on with the one that this very run began.
 
@@ -37,6 +43,7 @@ def open_folder(
         config: what is to be trained.
         data: what `describe_data` says of the tokens.
         world: the processes that take part.
+        precision: what a run that begins computes in.
         computed: what computes the stream's exchanges and attention, and what weights it starts from.
 
     Returns:
@@ -53,7 +60,7 @@ def open_folder(
         require_same_run(run_dir, config, info, data)
         return info
     require_free(run_dir)
-    info = _describe(config, data, world) | computed
+    info = _describe(config, data, world, precision) | computed
     require_memory(world.device, config.train, make_plan(config, world.size), info["summary"])
     begin(run_dir, config, info, load_tokenizer(config.data.path))
     return info
@@ -151,8 +158,7 @@ def _time() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _describe(config: RunConfig, data: dict[str, Any], world: World) -> dict[str, Any]:
-    precision = choose_precision(config.train.precision, world.device)
+def _describe(config: RunConfig, data: dict[str, Any], world: World, precision: str) -> dict[str, Any]:
     model, length = config.model, data["sequence_length"]
     summary = summarize(model)
     at_length = summary if length == model.context else summarize(replace(model, context=length))

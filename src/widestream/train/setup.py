@@ -26,7 +26,7 @@ from widestream.runs.splits import open_splits
 from widestream.runs.trackers import Trackers, require_trackers
 from widestream.runs.write import move_aside
 from widestream.streams import stream_class
-from widestream.train.begin import describe_data, note_start, open_folder
+from widestream.train.begin import describe_data, note_start, open_folder, precision_of
 from widestream.train.optim import build_optimizer
 from widestream.train.origin import describe, find_origin
 from widestream.train.parallel import World
@@ -159,7 +159,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     depth, attention = depth_of(config, world.device), attention_of(config, world.device)
     weights = count_weights(meta_model(config.model))
     room = memory_total(world.device)
-    layout = world.on_main(lambda: choose_layout(config.train.parallel, world.size, weights, room))
+    precision = world.on_main(lambda: precision_of(config, run_dir, world.device, resume))
+    layout = world.on_main(lambda: choose_layout(config.train.parallel, world.size, weights, room, precision))
     computed = {"exchanges": depth.describe(), "attention": attention, "layout": layout.describe()}
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
@@ -179,7 +180,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     if not resume:
         world.on_main(lambda: move_aside(run_dir))
     begun = computed | describe(origin)
-    info = world.on_main(lambda: open_folder(run_dir, config, data, world, begun))
+    info = world.on_main(lambda: open_folder(run_dir, config, data, world, precision, begun))
     reached, written = _restore(plan, config, run_dir, info, world, model, optimizer)
     peak, changed = world.on_main(lambda: note_start(run_dir, config, info, reached.step, world, computed, extend))
     writers: list[MetricsWriter] = []  # one, in the main process

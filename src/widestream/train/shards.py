@@ -8,13 +8,13 @@ dealt with in this file and nowhere else.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from widestream.blocks.attention_kind import Attention
@@ -41,13 +41,16 @@ class Layout:
     """Groups that hold the same weights."""
     shard: int = 1
     """Processes of a group, each with its share of weights, gradients and moments."""
+    gather: str = "float32"
+    """`float32` or `bf16`: how a block's weights are sent to make them whole."""
 
-    def describe(self) -> dict[str, int]:
+    def describe(self) -> dict[str, int | str]:
         """For run.json."""
-        return {"replicate": self.replicate, "shard": self.shard}
+        sent = {"gather": self.gather} if self.shard > 1 else {}
+        return {"replicate": self.replicate, "shard": self.shard, **sent}
 
 
-def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: float) -> Layout:
+def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: float, precision: str) -> Layout:
     """What `train.parallel` comes to.
 
     Args:
@@ -55,10 +58,16 @@ def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: 
         processes: how many there are.
         weights: numbers in all parameters.
         room: bytes of memory of a device.
+        precision: `bf16` or `float32`, of what is computed.
 
     Raises:
-        UserError: the product is not the number of processes.
+        UserError: the product is not the number of processes, or weights would be sent less exactly than computed with.
     """
+    if parallel.gather == "bf16" and precision != "bf16":
+        raise UserError(
+            f"train.parallel.gather is bf16, and the precision {precision}: matrices would be rounded that are computed "
+            "with as they are; set train.precision=bf16, or leave gather out."
+        )
     replicate, shard = parallel.replicate, parallel.shard
     if replicate is None and shard is None:
         shard = 1 if COPIES * 4 * weights <= ROOMY * room else processes
@@ -72,7 +81,8 @@ def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: 
             f"train.parallel is {given}, and {there}; start as many with torchrun, or leave train.parallel out to have "
             "it worked out."
         )
-    return Layout(replicate, shard)
+    sent = precision if parallel.gather == "auto" else parallel.gather
+    return Layout(replicate, shard, sent if shard > 1 else "float32")
 
 
 def build_shared(
@@ -97,19 +107,37 @@ def build_shared(
     model = meta_model(config, depth, attention)
     share = math.ceil(count_weights(model) / layout.shard)
     world.everywhere(lambda: require_room(world.device, share, COPIES))
-    sizes, names = (layout.replicate, layout.shard), ("replicate", "shard")
-    _share_out(model, init_device_mesh(world.device.type, sizes, mesh_dim_names=names))
+    share_out(model, layout, world.device.type)
     model.to_empty(device=world.device)
     initialize(model, seed, put=fill)
     return model
 
 
-def _share_out(model: Decoder, mesh: DeviceMesh) -> None:
+def share_out(model: Decoder, layout: Layout, device: str) -> None:
+    """Make a model's parameters shares, block by block.
+
+    Args:
+        model: on the meta device, or any other.
+        layout: who holds what.
+        device: type of the device that processes compute on.
+    """
+    mesh = _mesh(layout, device)
+    # Autocast would keep a bfloat16 copy of every matrix for the backward pass, whole, in each process. Those that come
+    # in bfloat16 it takes as they are, and they are let go and sent again.
+    kept = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = replace(kept, param_dtype=torch.bfloat16) if layout.gather == "bf16" else kept
     for block in model.blocks:
         if any(True for _ in block.parameters()):
-            fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "loss")
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    # The head is needed behind the forward pass, and the stream from the backward pass's first exchange on.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def _mesh(layout: Layout, device: str) -> DeviceMesh:
+    sizes = {"replicate": layout.replicate, "shard": layout.shard}
+    if layout.replicate == 1:  # groups of one would be asked for sums all the same
+        del sizes["replicate"]
+    return init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
 @torch.no_grad()
@@ -175,4 +203,5 @@ def average_when(model: Decoder, last: bool) -> None:
     """
     if isinstance(model, FSDPModule):
         mesh = next(parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor))
-        model.set_requires_gradient_sync(last or mesh.size(1) > 1)
+        model.set_requires_gradient_sync(last or mesh["shard"].size() > 1)
+        model.set_requires_all_reduce(last)  # between groups, once for all: each process adds up its share till then

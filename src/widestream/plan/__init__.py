@@ -1,0 +1,14 @@
+"""What a training run would take on machines that are not here: memory, traffic, time, and the layout to choose.
+
+devices.py    what a device holds, computes and sends
+memory.py     bytes of each process by part: shares exactly, a step's working memory as measured without contents
+traffic.py    bytes that a process sends in a step, by link
+forecast.py   both and the time of a step, for one layout
+advice.py     the layouts that there are, and the best of them
+"""
+
+from widestream.plan.advice import advise
+from widestream.plan.devices import DEVICES, Device, find_kind
+from widestream.plan.forecast import Forecast, forecast
+
+__all__ = ["DEVICES", "Device", "Forecast", "advise", "find_kind", "forecast"]

@@ -1,0 +1,74 @@
+"""Bytes that a process sends in an optimizer step, as rings of processes do it: each sends to its neighbour.
+
+Gathering or scattering B bytes among N processes takes (N - 1) / N B from each, adding up twice that.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from widestream.model.decoder import Decoder
+from widestream.plan.devices import Device
+from widestream.plan.memory import BF16, FLOAT32
+from widestream.recipe import RunConfig
+from widestream.train.optim import rate_factors
+from widestream.train.optim_muon import muon_takes
+from widestream.train.shards import Layout
+
+Link = Literal["inside", "between"]
+"""Within a machine, or from machine to machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a process sends for one purpose."""
+
+    what: str
+    """The purpose."""
+    link: Link
+    """Where it goes; the slower one where a group of processes lies on several machines."""
+    bytes: float
+    """In a step."""
+
+
+def traffic(config: RunConfig, model: Decoder, layout: Layout, micro_batches: int, device: Device) -> list[Sent]:
+    """All that is more than a few numbers.
+
+    Args:
+        config: says what Muon takes.
+        model: the model, on the meta device or any other.
+        layout: who holds what.
+        micro_batches: forward and backward passes of a step.
+        device: says which processes share a machine: those of a group of shards are neighbours.
+    """
+    sizes, factors = _sizes(config, model)
+    blocks = sum(size for name, size in sizes.items() if name.startswith("blocks."))
+    root, trained = sum(sizes.values()) - blocks, sum(size for name, size in sizes.items() if factors[name])
+    shards: Link = "inside" if layout.shard <= device.per_machine else "between"
+    groups: Link = "inside" if layout.shard * layout.replicate <= device.per_machine else "between"
+    of_shards, of_groups = _around(layout.shard), _around(layout.replicate)
+    number = BF16 if layout.gather == "bf16" else FLOAT32
+    found = [
+        # Blocks are let go behind the forward pass and gathered again; embedding, head and stream stay till the end.
+        Sent("weights", shards, micro_batches * of_shards * (2 * number * blocks + FLOAT32 * root)),
+        Sent("gradients within groups", shards, micro_batches * of_shards * FLOAT32 * trained),
+        Sent("gradients between groups", groups, 2 * of_groups * FLOAT32 * trained / layout.shard),
+        Sent("matrices of Muon", groups if layout.replicate > 1 else shards, _muon(config, model, layout)),
+    ]
+    return [sent for sent in found if sent.bytes]
+
+
+def _muon(config: RunConfig, model: Decoder, layout: Layout) -> float:
+    """Weight, gradient and momentum are gathered; weight and momentum sent out by the one whose turn it is."""
+    sizes, factors = _sizes(config, model)
+    taken = sum(sizes[name] for name in muon_takes(model.roles(), config.optimizer) if factors[name])
+    return FLOAT32 * taken * (3 * _around(layout.shard) + 2 * _around(layout.shard * layout.replicate))
+
+
+def _sizes(config: RunConfig, model: Decoder) -> tuple[dict[str, int], dict[str, float]]:
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return sizes, rate_factors(model.roles(), config.optimizer)
+
+
+def _around(processes: int) -> float:
+    """Share of something that a process sends on for all to have it."""
+    return (processes - 1) / processes

@@ -1,0 +1,162 @@
+"""What a plan says of memory and traffic is what processes hold and send, and what torch's memory tracker sees."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import ranks
+from processes import hold_and_send
+from tiny_runs import tiny_config
+from widestream.data.batches import Batch
+from widestream.model.build import build_model, meta_model
+from widestream.model.depth import plan_depth
+from widestream.model.live import live_bytes
+from widestream.plan import find_kind
+from widestream.plan.memory import share, shares, step_bytes
+from widestream.plan.traffic import traffic
+from widestream.recipe import RunConfig, load_recipe
+from widestream.train.optim import build_optimizer
+from widestream.train.shards import Layout, share_out
+from widestream.train.step import batch_loss
+
+SCALES = ["transformer-1b", "rmt-1b", "transformer-7b", "rmt-7b", "transformer-30b", "rmt-30b"]
+
+
+@pytest.fixture
+def world_of_64():
+    """The first process of 64, the others of which do not exist."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=64)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("name", "billions"), [*zip(SCALES, (1.485, 1.481, 7.30, 7.27, 32.2, 32.2), strict=True)])
+def test_models_of_billions_and_their_shares(world_of_64, name, billions):
+    config = load_recipe(f"scale/{name}")
+    model, layout = meta_model(config.model), Layout(2, 32, "bf16")
+    weights, gradients, moments = shares(config, model, layout)
+    parameters = list(model.parameters())
+    assert sum(parameter.numel() for parameter in parameters) == pytest.approx(billions * 1e9, rel=0.003)
+    share_out(model, layout, "cpu")
+    held = sum(one.to_local().numel() for one in model.parameters() if isinstance(one, DTensor))
+    assert weights == gradients == 4 * held
+    assert moments == 8 * held + 4 * len(parameters)
+
+
+def test_rmt_and_transformer_of_a_size_are_matched():
+    for size in ("1b", "7b", "30b"):
+        counts = [
+            sum(parameter.numel() for parameter in meta_model(load_recipe(f"scale/{kind}-{size}").model).parameters())
+            for kind in ("transformer", "rmt")
+        ]
+        assert counts[1] == pytest.approx(counts[0], rel=0.005)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 64, 97])
+@pytest.mark.parametrize("parts", [1, 2, 8, 64])
+def test_a_share_is_a_piece_of_the_first_dimension(rows, parts):
+    pieces = [len(piece) for piece in torch.arange(rows).chunk(parts)]
+    held = [share(torch.Size((rows, 3)), parts, part) for part in range(parts)]
+    assert held == [3 * size for size in pieces] + [0] * (parts - len(pieces))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "processes"),
+    [
+        ("adamw", Layout(1, 2), 2),
+        ("muon", Layout(1, 2), 2),
+        ("adamw", Layout(2, 1), 2),
+        ("adamw", Layout(1, 2, "bf16"), 2),
+        pytest.param("adamw", Layout(2, 2), 4, marks=pytest.mark.drill),
+        pytest.param("muon", Layout(2, 2), 4, marks=pytest.mark.drill),
+    ],
+    ids=str,
+)
+def test_processes_hold_and_send_what_is_planned(data, tmp_path, kind, layout, processes):
+    train = {"batch_size": 8, "precision": "bf16" if layout.gather == "bf16" else "float32"}
+    model = {"num_layers": 3, "stream": {"kind": "hyper_connections", "lanes": 2}}
+    config = tiny_config(data, model=model, train=train, optimizer={"kind": kind})
+    assert ranks.run(hold_and_send, config, layout, 2, tmp_path, size=processes) == [0] * processes
+    meta = meta_model(config.model)
+    planned = traffic(config, meta, layout, 2, find_kind("h100", per_machine=2.0))
+    for rank in range(processes):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["held"] == list(shares(config, meta, layout, rank % layout.shard))
+        # Rows that shares lack are sent as zeros; and a step's few numbers are.
+        assert sum(sent.bytes for sent in planned) == pytest.approx(found["sent"], rel=0.02)
+
+
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({"stream": {"kind": "vector"}}, {}),
+    "plain, checkpointed": ({"stream": {"kind": "vector"}}, {"activation_checkpointing": True}),
+    "matrix, states": ({}, {"stream_memory": "states"}),
+    "matrix, writes": ({}, {"stream_memory": "writes"}),
+    "matrix, writes, checkpointed": ({}, {"stream_memory": "writes", "activation_checkpointing": True}),
+    "histories": ({"stream": {"kind": "attn_res"}}, {}),
+    "lanes": ({"stream": {"kind": "hyper_connections"}}, {}),
+    "experts": ({"stream": {"kind": "vector"}, "moe": {"num_experts": 4, "top_k": 2}}, {}),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_has_alive_what_the_tracker_sees(data, way, precision):
+    model, train = WAYS[way]
+    sizes = {"num_layers": 3, "num_heads": 4, "head_dim": 16, "mlp_dim": 96, "context": 64, "vocab_size": 512}
+    config = tiny_config(
+        data, model={**sizes, **model}, train={"kernels": "reference", "precision": precision, **train}
+    )
+    windows = 4
+    kept, most = _tracked(config, windows, precision)
+    live = step_bytes(config, windows, config.model.context, precision, Layout(), gpu=False)
+    assert live.kept == pytest.approx(kept, rel=0.02)
+    assert live.most == pytest.approx(most, rel=0.05)
+
+
+def _tracked(config: RunConfig, windows: int, precision: str) -> tuple[int, int]:
+    """Bytes of activations behind the forward pass, and most bytes but weights, gradients and moments."""
+    train, length = config.train, config.model.context
+    memory = "writes" if train.stream_memory == "auto" else train.stream_memory
+    memory = memory if config.model.stream.kind == "matrix" else "states"
+    depth = plan_depth(config.model, torch.device("cpu"), memory, kernels="reference",
+                       recompute=train.activation_checkpointing)  # fmt: skip
+    model = build_model(config.model, depth=depth)
+    optimizer = build_optimizer(model, config.optimizer)
+    tokens = torch.randint(config.model.vocab_size, (windows, length))
+    documents = (torch.arange(length) * 2 // length).expand(windows, length).contiguous()
+    batch = Batch(tokens=tokens, targets=tokens, segments=documents, weights=None)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        terms = batch_loss(model, batch, torch.device("cpu"), precision)
+        behind = _sizes(tracker.get_tracker_snapshot("current"))
+        terms.total.backward()
+    peak = _sizes(tracker.get_tracker_snapshot("peak"))
+    return behind["Activation"], peak["Activation"] + peak["Temp"]
+
+
+def _sizes(snapshot: dict[Any, dict[Any, int]]) -> dict[str, int]:
+    (sizes,) = snapshot.values()
+    return {str(getattr(name, "value", name)): size for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize("kind", ["vector", "matrix", "mudd"])
+def test_a_deep_model_is_told_from_shallow_ones(kind):
+    config = replace(load_recipe("zoo/rmt").model, num_layers=9, context=32)
+    config = replace(config, stream=load_recipe(f"zoo/{kind}" if kind == "mudd" else "zoo/rmt").model.stream)
+    if kind == "vector":
+        config = replace(config, stream=load_recipe("demo/transformer").model.stream)
+
+    def way(model):
+        return plan_depth(model, torch.device("cpu"), "states", kernels="reference")
+
+    told = live_bytes(config, way, 2, "float32")
+    own = live_bytes(config, way, 2, "float32", exact=True)
+    assert told.kept == own.kept
+    assert told.most == pytest.approx(own.most, rel=0.01)
