@@ -27,6 +27,11 @@ _OF_TOKENS = ("shards", "tokens", "documents", "bytes")
 """What of a split a fingerprint is of."""
 
 
+def index_of(file: str) -> str:
+    """Name of the file of document starts that belongs to a file of tokens."""
+    return file.removesuffix(".bin") + ".idx"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerInfo:
     """Which tokenizer made the tokens."""
@@ -59,7 +64,7 @@ class ShardInfo:
     @property
     def index_file(self) -> str:
         """Name of the file of document starts."""
-        return Path(self.file).with_suffix(".idx").name
+        return index_of(self.file)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,9 +164,14 @@ class Manifest:
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 over one split and the tokenizer: equal exactly when the tokens and their meaning are."""
-        tokens = {key: value for key, value in asdict(self.splits[split]).items() if key in _OF_TOKENS}
-        content = {"tokenizer": asdict(self.tokenizer), "dtype": self.dtype, "split": tokens}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        tokens = {key: getattr(self.splits[split], key) for key in _OF_TOKENS}
+        content = {"tokenizer": self.tokenizer, "dtype": self.dtype, "split": tokens}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=_flat).encode()).hexdigest()
+
+
+def _flat(part: Any) -> dict[str, Any]:
+    """What `asdict` makes of a dataclass without inner ones, in a fifth of the time."""
+    return {name: getattr(part, name) for name in part.__dataclass_fields__}
 
 
 def read_manifest(folder: str | Path) -> Manifest:

@@ -1,21 +1,22 @@
 """Read access to a prepared split: memory-mapped tokens and the documents they belong to."""
 
 import functools
+import os
 import stat
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from widestream.data.manifest import Manifest, ShardInfo, file_sha256, read_manifest
+from widestream.data.manifest import Manifest, ShardInfo, file_sha256, index_of, read_manifest
+from widestream.data.mapping import map_file
 from widestream.data.names import shown
 from widestream.data.stamps import Stamps, stamp_of
 from widestream.errors import UserError
 
-_MOST_OPEN = 64
-"""Shards of a split that are mapped at a time; each holds two open files."""
+_MOST_MAPPED = 8192
+"""Shards of a split that are mapped at a time. Each is two mappings, and Linux lets a process have 65,530 of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,10 +56,10 @@ class TokenStore:
         self.boundary_id = manifest.tokenizer.boundary_id
         self.fingerprint = manifest.fingerprint(split)
         self._dtype = manifest.dtype
-        self._shards = info.shards
-        self._first_token = np.cumsum([0, *(shard.tokens for shard in info.shards)]).tolist()
-        self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)]).tolist()
-        self._shard = functools.lru_cache(_MOST_OPEN)(self._map)
+        self._files = [shard.file for shard in info.shards]  # all that stays of very many shards, and two numbers each
+        self._first_token = np.cumsum([0, *(shard.tokens for shard in info.shards)], dtype=np.int64)
+        self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)], dtype=np.int64)
+        self._shard = functools.lru_cache(_MOST_MAPPED)(self._map)
 
     @classmethod
     def open(cls, path: str | Path, split: str, verify: bool = False) -> "TokenStore":
@@ -77,8 +78,8 @@ class TokenStore:
         manifest = read_manifest(folder)
         info = manifest.split(split, folder)
         for shard in info.shards:
-            _check_size(folder / shard.file, manifest.dtype, shard.tokens)
-            _check_size(folder / shard.index_file, "uint64", shard.documents)
+            _check_size(folder, shard.file, manifest.dtype, shard.tokens)
+            _check_size(folder, shard.index_file, "uint64", shard.documents)
         store = cls(folder, split, manifest)
         if verify:
             for number, shard in enumerate(info.shards):
@@ -99,8 +100,9 @@ class TokenStore:
             UserError: a shard is not what the manifest says.
         """
         manifest, stamps, read = read_manifest(self.folder), Stamps(self.folder, f"-{self.split}-{part}-{parts}"), 0
-        for number in range(part, len(self._shards), parts):
-            shard = self._shards[number]
+        shards = manifest.splits[self.split].shards
+        for number in range(part, len(shards), parts):
+            shard = shards[number]
             files = {shard.file: shard.sha256, shard.index_file: shard.index_sha256}
             if all(stamps.holds(file, sha256) for file, sha256 in files.items()):
                 continue
@@ -113,19 +115,21 @@ class TokenStore:
         return read
 
     def _map(self, number: int) -> _Shard:
-        shard = self._shards[number]
+        file = self._files[number]
+        tokens = int(self._first_token[number + 1] - self._first_token[number])
+        documents = int(self._first_document[number + 1] - self._first_document[number])
         return _Shard(
-            tokens=_map_file(self.folder / shard.file, self._dtype),
-            starts=_map_file(self.folder / shard.index_file, "uint64"),
+            tokens=_map_file(self.folder / file, self._dtype, tokens),
+            starts=_map_file(self.folder / index_of(file), "uint64", documents),
         )
 
     def _pieces(self, start: int, length: int) -> Iterator[tuple[_Shard, int, int]]:
         """The parts of [start, start + length) by shard: (shard, first token in it, one past the last)."""
         assert 0 <= start <= start + length <= self.tokens, (start, length, self.tokens)
-        index, end = bisect_right(self._first_token, start) - 1, start + length
+        index, end = int(self._first_token.searchsorted(start, "right")) - 1, start + length
         while start < end:
-            base = self._first_token[index]
-            stop = min(end, self._first_token[index + 1])
+            base = int(self._first_token[index])
+            stop = min(end, int(self._first_token[index + 1]))
             yield self._shard(index), start - base, stop - base
             start, index = stop, index + 1
 
@@ -149,34 +153,43 @@ class TokenStore:
 
     def document(self, index: int) -> np.ndarray:
         """Tokens of one document without its boundary, int64."""
-        shard_index = bisect_right(self._first_document, index) - 1
-        shard, place = self._shard(shard_index), index - self._first_document[shard_index]
+        number = int(self._first_document.searchsorted(index, "right")) - 1
+        shard, place = self._shard(number), index - int(self._first_document[number])
         end = shard.starts[place + 1] if place + 1 < shard.starts.size else shard.tokens.size
         return shard.tokens[int(shard.starts[place]) + 1 : int(end)].astype(np.int64)
 
 
-def _broken(path: Path, reason: str) -> UserError:
+def _broken(path: str | Path, reason: str) -> UserError:
     return UserError(f"{shown(path)} {reason}: prepare the data again with --overwrite, or copy the folder again.")
 
 
-def _check_size(path: Path, dtype: str, count: int) -> None:
+def _check_size(folder: Path, file: str, dtype: str, count: int) -> None:
+    path = f"{folder}/{file}"  # a Path costs more than asking the system
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         raise _broken(path, "is missing") from None
     except OSError as error:  # such as a link to itself
         raise _broken(path, f"cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(status.st_mode):
         raise _broken(path, "is no file")
-    if status.st_size != count * np.dtype(dtype).itemsize:
-        raise _broken(path, f"has {status.st_size} bytes, its manifest says {count * np.dtype(dtype).itemsize}")
+    if status.st_size != (expected := count * _item_size(dtype)):
+        raise _broken(path, f"has {status.st_size} bytes, its manifest says {expected}")
 
 
-def _map_file(path: Path, dtype: str) -> np.ndarray:
+@functools.cache
+def _item_size(dtype: str) -> int:
+    return np.dtype(dtype).itemsize
+
+
+def _map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     try:
-        return np.asarray(np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"))
-    except (OSError, ValueError) as error:  # it was taken away, or emptied, since its size was checked
-        raise _broken(path, f"cannot be read ({error})") from error
+        array = map_file(path, dtype)
+    except OSError as error:  # it was taken away, or emptied, since its size was checked
+        raise _broken(path, f"cannot be read ({error.strerror})") from error
+    if array.size != count:
+        raise _broken(path, f"holds {array.size} numbers, its manifest says {count}")
+    return array
 
 
 def _verify_shard(folder: Path, shard: _Shard, info: ShardInfo, manifest: Manifest) -> None:
