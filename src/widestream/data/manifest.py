@@ -222,7 +222,7 @@ def _fault(manifest: Manifest) -> str | None:
         return "its boundary_id is no id of its vocabulary"
     if manifest.dtype not in ("uint16", "uint32"):
         return f"dtype is {manifest.dtype!r}"
-    if not manifest.splits:
+    if not manifest.splits and not manifest.settings.get("part"):  # a part may hold no text
         return "it has no split"
     for name, split in manifest.splits.items():
         shards = split.shards

@@ -3,7 +3,7 @@
 import functools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +77,7 @@ class TokenStore:
         folder = Path(path)
         manifest = read_manifest(folder)
         info = manifest.split(split, folder)
-        for shard in info.shards:
-            _check_size(folder, shard.file, manifest.dtype, shard.tokens)
-            _check_size(folder, shard.index_file, "uint64", shard.documents)
+        check_sizes(folder, info.shards, manifest.dtype)
         store = cls(folder, split, manifest)
         if verify:
             for number, shard in enumerate(info.shards):
@@ -161,6 +159,17 @@ class TokenStore:
 
 def _broken(path: str | Path, reason: str) -> UserError:
     return UserError(f"{shown(path)} {reason}: prepare the data again with --overwrite, or copy the folder again.")
+
+
+def check_sizes(folder: Path, shards: Iterable[ShardInfo], dtype: str) -> None:
+    """Make sure that the files of shards are there, and as long as they should be.
+
+    Raises:
+        UserError: one is not.
+    """
+    for shard in shards:
+        _check_size(folder, shard.file, dtype, shard.tokens)
+        _check_size(folder, shard.index_file, "uint64", shard.documents)
 
 
 def _check_size(folder: Path, file: str, dtype: str, count: int) -> None:
