@@ -8,6 +8,7 @@ from typing import Any
 
 from widestream.data.manifest import MANIFEST, Manifest, read_manifest
 from widestream.data.names import shown
+from widestream.data.remote import url_of
 from widestream.data.staging import Staging, check_out, check_plan, made_no_difference, plan_of
 from widestream.errors import UserError
 from widestream.files import disk_errors
@@ -36,6 +37,8 @@ def make_folder(
     Raises:
         UserError: OUT or what was begun of it is something else, the disk is full, or what `work` raises.
     """
+    if url := url_of(out):
+        raise UserError(f"{shown(url)} cannot be written to: give a folder here as --out, and copy it there.")
     with disk_errors(out, "run the same command again; what was done is kept"), _other_errors(out):
         check_out(out)
         if (out / MANIFEST).exists() and not overwrite:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from widestream.data.folders import PassedOver
-from widestream.data.names import shown
+from widestream.data.names import MANIFEST, shown
+from widestream.data.remote import local_folder
 from widestream.errors import UserError
 from widestream.files import read_bounded
 from widestream.recipe.build import build
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses any other."""
-MANIFEST = "manifest.json"
-"""Name of the file."""
 LARGEST = 256 << 20
 """Bytes of a manifest, which has a line for every file that was read."""
 MOST_NOTED = 100
@@ -177,10 +176,13 @@ def _flat(part: Any) -> dict[str, Any]:
 def read_manifest(folder: str | Path) -> Manifest:
     """Read the manifest of a prepared folder.
 
+    Args:
+        folder: where it lies, or a URL, see `local_folder`.
+
     Raises:
         UserError: the folder or its manifest is missing, damaged, or of another format.
     """
-    path = Path(folder) / MANIFEST
+    path = local_folder(folder) / MANIFEST
     if not path.exists():
         raise UserError(
             f"{shown(folder)} holds no prepared data ({MANIFEST} is missing): "

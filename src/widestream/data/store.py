@@ -12,6 +12,7 @@ import numpy as np
 from widestream.data.manifest import Manifest, ShardInfo, file_sha256, index_of, read_manifest
 from widestream.data.mapping import map_file
 from widestream.data.names import shown
+from widestream.data.remote import fetch, is_remote, local_folder
 from widestream.data.stamps import Stamps, stamp_of
 from widestream.errors import UserError
 
@@ -33,7 +34,7 @@ class TokenStore:
     """The tokens of one split as one long row, with the boundaries of its documents. Shards are mapped as needed.
 
     Attributes:
-        folder: the prepared folder.
+        folder: the prepared folder; for data behind a URL the one that stands for it here.
         split: name of the split.
         tokens: number of tokens, boundary tokens included.
         documents: number of documents.
@@ -56,6 +57,7 @@ class TokenStore:
         self.boundary_id = manifest.tokenizer.boundary_id
         self.fingerprint = manifest.fingerprint(split)
         self._dtype = manifest.dtype
+        self._remote = {shard.file: shard for shard in info.shards} if is_remote(folder) else {}
         self._files = [shard.file for shard in info.shards]  # all that stays of very many shards, and two numbers each
         self._first_token = np.cumsum([0, *(shard.tokens for shard in info.shards)], dtype=np.int64)
         self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)], dtype=np.int64)
@@ -66,7 +68,8 @@ class TokenStore:
         """Map a split of a prepared folder. Sizes are always checked.
 
         Args:
-            path: folder written by `widestream data prepare`.
+            path: folder written by `widestream data prepare`, or the URL of one: its shards are fetched and checked as
+                they are needed.
             split: `train` or `heldout`.
             verify: also read every byte: hashes, document starts, and that every token lies in the vocabulary. See
                 `verify_changed` for starts of a run.
@@ -74,11 +77,12 @@ class TokenStore:
         Raises:
             UserError: the folder, the split or a shard is missing, or a shard is not what the manifest says.
         """
-        folder = Path(path)
+        folder = local_folder(path)
         manifest = read_manifest(folder)
         info = manifest.split(split, folder)
-        check_sizes(folder, info.shards, manifest.dtype)
         store = cls(folder, split, manifest)
+        if not store._remote:
+            check_sizes(folder, info.shards, manifest.dtype)
         if verify:
             for number, shard in enumerate(info.shards):
                 _verify_shard(folder, store._map(number), shard, manifest)
@@ -86,6 +90,8 @@ class TokenStore:
 
     def verify_changed(self, part: int = 0, parts: int = 1) -> int:
         """Read through, as `verify` of `open` does, what was not read through as it is now (`stamps.py`).
+
+        Shards behind a URL that were not fetched yet are left alone.
 
         Args:
             part: of the shards, every `parts`-th from this one on: processes share the work.
@@ -102,6 +108,8 @@ class TokenStore:
         for number in range(part, len(shards), parts):
             shard = shards[number]
             files = {shard.file: shard.sha256, shard.index_file: shard.index_sha256}
+            if self._remote and not all((self.folder / file).exists() for file in files):
+                continue  # it is checked when it is fetched
             if all(stamps.holds(file, sha256) for file, sha256 in files.items()):
                 continue
             before = {file: stamp_of(self.folder / file) for file in files}
@@ -116,10 +124,19 @@ class TokenStore:
         file = self._files[number]
         tokens = int(self._first_token[number + 1] - self._first_token[number])
         documents = int(self._first_document[number + 1] - self._first_document[number])
-        return _Shard(
+        is_new = self._fetch(self._remote[file]) if self._remote else False
+        shard = _Shard(
             tokens=_map_file(self.folder / file, self._dtype, tokens),
             starts=_map_file(self.folder / index_of(file), "uint64", documents),
         )
+        if is_new:
+            _check_content(self.folder / file, shard, self.boundary_id, self.vocab_size)
+        return shard
+
+    def _fetch(self, shard: ShardInfo) -> bool:
+        """Bring a shard here; whether anything of it was not here."""
+        files = {shard.file: shard.sha256, shard.index_file: shard.index_sha256}
+        return any([fetch(self.folder, file, sha256) for file, sha256 in files.items()])
 
     def _pieces(self, start: int, length: int) -> Iterator[tuple[_Shard, int, int]]:
         """The parts of [start, start + length) by shard: (shard, first token in it, one past the last)."""
@@ -158,6 +175,8 @@ class TokenStore:
 
 
 def _broken(path: str | Path, reason: str) -> UserError:
+    if is_remote(Path(path).parent):
+        return UserError(f"{shown(path)} {reason}: remove it, and it is fetched again.")
     return UserError(f"{shown(path)} {reason}: prepare the data again with --overwrite, or copy the folder again.")
 
 
@@ -206,10 +225,15 @@ def _verify_shard(folder: Path, shard: _Shard, info: ShardInfo, manifest: Manife
     for file, expected in ((path, info.sha256), (index, info.index_sha256)):
         if (found := file_sha256(file)) != expected:
             raise _broken(file, f"was altered (its SHA-256 is {found[:12]}..., its manifest says {expected[:12]}...)")
+    _check_content(path, shard, manifest.tokenizer.boundary_id, manifest.tokenizer.vocab_size)
+
+
+def _check_content(path: Path, shard: _Shard, boundary_id: int, vocab_size: int) -> None:
+    """Make sure that what a shard holds can be what it should."""
     starts = shard.starts.astype(np.int64)
     if starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] >= shard.tokens.size:
-        raise _broken(index, "holds document starts that are not in order")
-    if (shard.tokens[starts] != manifest.tokenizer.boundary_id).any():
+        raise _broken(path.with_name(index_of(path.name)), "holds document starts that are not in order")
+    if (shard.tokens[starts] != boundary_id).any():
         raise _broken(path, "has documents that do not begin with the boundary token")
-    if (largest := int(shard.tokens.max())) >= manifest.tokenizer.vocab_size:
-        raise _broken(path, f"holds token {largest}, but the vocabulary has {manifest.tokenizer.vocab_size} ids")
+    if (largest := int(shard.tokens.max())) >= vocab_size:
+        raise _broken(path, f"holds token {largest}, but the vocabulary has {vocab_size} ids")
