@@ -113,7 +113,7 @@ def test_one_huge_file_leaves_no_part_empty(tmp_path):
         open_corpus([tmp_path], PrepareOptions(part=(1, 6)))
 
 
-def test_a_part_reads_no_other_files_but_to_find_the_first_held_out(source, tmp_path, monkeypatch):
+def test_a_part_reads_no_other_files_but_to_find_the_first_held_out(source, tmp_path):
     (source / "6.jsonl").write_text("this is not JSON\n")
     make(source, tmp_path / "out", (1, 3))
     with pytest.raises(UserError, match=r"6.jsonl, line 1"):
