@@ -21,6 +21,7 @@ from widestream.version import __version__
 EXTRAS = {
     "data": {"pyarrow": "parquet files", "zstandard": "zst files"},
     "hub": {"datasets": "data sets of the Hugging Face hub"},
+    "remote": {"fsspec": "data behind URLs"},
     "hf": {"transformers": "models of Hugging Face: export, attach", "gguf": "import of GGUF files"},
     "eval": {"lm_eval": "eval --tasks", "datasets": "their items", "pyarrow": "data tasks"},
     "track": {"tensorboard": "train.tensorboard", "wandb": "train.wandb", "trackio": "train.trackio"},

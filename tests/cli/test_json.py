@@ -18,7 +18,7 @@ from widestream.runs.tasks import Measure
 from widestream.train.loop import train
 
 SILENT = {
-    "train", "demo", "zoo", "tune", "import hf", "convert", "widen", "data prepare", "data tasks",
+    "train", "demo", "zoo", "tune", "import hf", "convert", "widen", "data prepare", "data merge", "data tasks",
     "data train-tokenizer", "runs tag", "runs remove", "export hf", "study run", "study pack", "serve",
 }  # fmt: skip
 """Verbs that make or change something, and say in a few lines what; what they found lies in files."""

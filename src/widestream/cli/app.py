@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "convert:convert",
     "widen": "convert:widen",
     "data prepare": "data:prepare",
+    "data merge": "data:merge",
     "data inspect": "data:inspect",
     "data tasks": "tasks:unpack",
     "data train-tokenizer": "data:train_tokenizer",
@@ -54,7 +55,7 @@ COMMANDS = {
 
 GROUPS = {
     "import": "Take over models that were trained elsewhere.",
-    "data": "Prepare text, inspect prepared data, train a tokenizer.",
+    "data": "Prepare text, join parts, inspect prepared data, train a tokenizer.",
     "runs": "The runs on the disk: list, tag, remove.",
     "export": "Hand a run to other tools: a folder for Hugging Face transformers.",
     "bench": "Measure training step, memory, decoding, kernels and data here.",

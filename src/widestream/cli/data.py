@@ -1,4 +1,4 @@
-"""`widestream data`: prepare text, look at what was prepared, train a tokenizer."""
+"""`widestream data`: prepare text, in parts too, look at what was prepared, train a tokenizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +51,8 @@ SkipBad = Annotated[
 ]
 TextField = Annotated[str, typer.Option(help="Field (.jsonl) or column (.parquet, hf:) that holds the text.")]
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace data prepared in another way.")]
+
 
 def prepare(
     paths: Paths,
@@ -78,7 +80,14 @@ def prepare(
             "are no bits per byte on such data.",
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace data prepared in another way.")] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Prepare only the I-th of N parts of the files, such as 3/8; `widestream data merge` joins them.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn text into shards of tokens to train on.
 
@@ -94,8 +103,10 @@ def prepare(
         widestream data prepare my_texts/ more.jsonl.gz --out data/mine --tokenizer bpe.json --heldout 0.02
 
         widestream data prepare hf:roneneldan/TinyStories --out data/stories --tokenizer gpt2
+
+        widestream data prepare my_texts/ --out parts/3 --part 3/8
     """
-    from widestream.data.options import PrepareOptions
+    from widestream.data.options import PrepareOptions, parse_part
     from widestream.data.prepare import prepare as run
     from widestream.data.tokenizer import resolve_tokenizer
 
@@ -107,11 +118,31 @@ def prepare(
         max_record=max_record,
         skip_bad=skip_bad,
         allow_lost_text=allow_lost_text,
+        part=None if part is None else parse_part(part),
     )
     resolved = resolve_tokenizer(tokenizer, boundary)
     run(paths, out, resolved, options, workers=workers, overwrite=overwrite)
     inspect(out)
     typer.echo(f"encoded by {resolved.engine}")
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Parts, made by `data prepare --part`.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Join parts that were prepared by separate jobs into one prepared folder.
+
+    It holds the same documents in the same order as one preparation of everything.
+
+    For example:
+
+        widestream data merge parts/* --out data/mine
+    """
+    from widestream.data.merge import merge as run
+
+    run(folders, out, overwrite=overwrite)
+    inspect(out)
 
 
 def inspect(
@@ -188,6 +219,8 @@ def _print(description: dict[str, Any]) -> None:
         f"SHA-256 {tokenizer['sha256'][:12]}...; {description['dtype']}; "
         f"{description['empty_documents']:,} empty documents dropped"
     )
+    if part := description["settings"].get("part"):
+        facts = f"part {part[0]} of {part[1]}; {facts}"
     checked = "; every hash, document start and token id is right" if description["verified"] else ""
     for line in (facts + checked, *_warnings(description)):
         console.print(line, markup=False, highlight=False)

@@ -7,5 +7,7 @@ tokenizer.py, file_tokenizer.py, gpt2.py, bpe.py    tokenizers by name, from fil
 fast_bpe.py         byte-level BPE by tiktoken, where its ids are the same; encode.py: in threads
 round_trip.py       what of a text its ids do not tell
 prepare.py, staging.py, shards.py, manifest.py      documents -> shards and a manifest; can be killed and goes on
-store.py, order.py, batches.py          shards -> windows -> batches; the order keeps no state
+merge.py            parts that were prepared by separate jobs -> one folder; making.py: what both have in common
+remote.py           data behind a URL -> a folder here, and shards as they are needed
+store.py, mapping.py, stamps.py, order.py, batches.py          shards -> windows -> batches; the order keeps no state
 """

@@ -6,6 +6,7 @@ from typing import Any
 
 from widestream.data.manifest import read_manifest
 from widestream.data.names import shown
+from widestream.data.remote import url_of
 from widestream.data.store import TokenStore
 from widestream.data.tokenizer import load_tokenizer
 
@@ -17,7 +18,7 @@ def inspect_folder(folder: str | Path, documents: int = 0, verify: bool = False)
     """Describe a prepared folder, as JSON-able values.
 
     Args:
-        folder: written by `widestream data prepare`.
+        folder: written by `widestream data prepare`, or the URL of one.
         documents: decode the beginnings of that many documents of each split.
         verify: read everything and check hashes, document starts and ids.
 
@@ -48,7 +49,7 @@ def inspect_folder(folder: str | Path, documents: int = 0, verify: bool = False)
             "beginnings": [tokenizer.decode(ids.tolist()) for ids in first],
         }
     return {
-        "path": shown(folder),
+        "path": shown(url_of(folder) or folder),
         "tokenizer": asdict(manifest.tokenizer),
         "dtype": manifest.dtype,
         "settings": manifest.settings,

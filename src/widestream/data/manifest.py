@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from widestream.data.folders import PassedOver
-from widestream.data.names import shown
+from widestream.data.names import MANIFEST, shown
+from widestream.data.remote import local_folder
 from widestream.errors import UserError
 from widestream.files import read_bounded
 from widestream.recipe.build import build
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses any other."""
-MANIFEST = "manifest.json"
-"""Name of the file."""
 LARGEST = 256 << 20
 """Bytes of a manifest, which has a line for every file that was read."""
 MOST_NOTED = 100
@@ -25,6 +24,11 @@ _SHARD = re.compile(r"[a-z]+_\d{5,}\.bin")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _OF_TOKENS = ("shards", "tokens", "documents", "bytes")
 """What of a split a fingerprint is of."""
+
+
+def index_of(file: str) -> str:
+    """Name of the file of document starts that belongs to a file of tokens."""
+    return file.removesuffix(".bin") + ".idx"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +63,7 @@ class ShardInfo:
     @property
     def index_file(self) -> str:
         """Name of the file of document starts."""
-        return Path(self.file).with_suffix(".idx").name
+        return index_of(self.file)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,18 +163,26 @@ class Manifest:
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 over one split and the tokenizer: equal exactly when the tokens and their meaning are."""
-        tokens = {key: value for key, value in asdict(self.splits[split]).items() if key in _OF_TOKENS}
-        content = {"tokenizer": asdict(self.tokenizer), "dtype": self.dtype, "split": tokens}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        tokens = {key: getattr(self.splits[split], key) for key in _OF_TOKENS}
+        content = {"tokenizer": self.tokenizer, "dtype": self.dtype, "split": tokens}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=_flat).encode()).hexdigest()
+
+
+def _flat(part: Any) -> dict[str, Any]:
+    """What `asdict` makes of a dataclass without inner ones, in a fifth of the time."""
+    return {name: getattr(part, name) for name in part.__dataclass_fields__}
 
 
 def read_manifest(folder: str | Path) -> Manifest:
     """Read the manifest of a prepared folder.
 
+    Args:
+        folder: where it lies, or a URL, see `local_folder`.
+
     Raises:
         UserError: the folder or its manifest is missing, damaged, or of another format.
     """
-    path = Path(folder) / MANIFEST
+    path = local_folder(folder) / MANIFEST
     if not path.exists():
         raise UserError(
             f"{shown(folder)} holds no prepared data ({MANIFEST} is missing): "
@@ -212,7 +224,7 @@ def _fault(manifest: Manifest) -> str | None:
         return "its boundary_id is no id of its vocabulary"
     if manifest.dtype not in ("uint16", "uint32"):
         return f"dtype is {manifest.dtype!r}"
-    if not manifest.splits:
+    if not manifest.splits and not manifest.settings.get("part"):  # a part may hold no text
         return "it has no split"
     for name, split in manifest.splits.items():
         shards = split.shards

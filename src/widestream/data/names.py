@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path, PurePath
 
+MANIFEST = "manifest.json"
+"""What describes a prepared folder."""
 PACKED = (".gz", ".xz", ".zst", ".zstd", ".bz2")
 """Ends of names of compressed files; what a file is is seen from its first bytes."""
 TEXT = (".txt", ".md")

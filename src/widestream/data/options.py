@@ -30,6 +30,8 @@ class PrepareOptions:
     """Pass over bad records, count them and note the first ones; otherwise the first of them is an error."""
     allow_lost_text: bool = False
     """Go on where the tokenizer loses characters, and note how many; otherwise that is an error."""
+    part: tuple[int, int] | None = None
+    """Which part of how many, counted from 1, is prepared, see `Corpus.span`; None: everything."""
 
     def __post_init__(self):
         if not 0 <= self.heldout < 1:
@@ -43,6 +45,20 @@ class PrepareOptions:
                 f"--max-record is {self.max_record}: give at least {max(self.cut, SMALLEST_CUT)} bytes, "
                 "as many as --cut lets a document have."
             )
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise UserError(f"--part is {self.part[0]}/{self.part[1]}: the parts of n are 1/n, 2/n, up to n/n.")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """What --part says: which part, and of how many.
+
+    Raises:
+        UserError: it is not of the form i/n.
+    """
+    match text.split("/"):
+        case [part, parts] if part.isdecimal() and parts.isdecimal():
+            return int(part), int(parts)
+    raise UserError(f"--part is {text!r}: give which part of how many, such as 3/8.")
 
 
 DEFAULTS = PrepareOptions()

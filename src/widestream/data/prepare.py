@@ -2,12 +2,11 @@
 
 import collections
 import contextlib
-import errno
 import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,15 @@ import numpy as np
 from tqdm import tqdm
 
 from widestream.data.encode import Encoded, encode_documents
-from widestream.data.manifest import (
-    FORMAT,
-    MANIFEST,
-    FileInfo,
-    Manifest,
-    Skipped,
-    SplitInfo,
-    TokenizerInfo,
-    read_manifest,
-)
+from widestream.data.making import make_folder
+from widestream.data.manifest import FORMAT, FileInfo, Manifest, Skipped, SplitInfo, TokenizerInfo
 from widestream.data.names import shown
 from widestream.data.options import DEFAULT_CUT, DEFAULTS, SMALLEST_CUT, PrepareOptions
 from widestream.data.shards import ShardWriter
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
-from widestream.data.staging import Progress, Staging, check_out, check_plan, link, made_no_difference, plan_of
+from widestream.data.staging import Progress, Staging, link, plan_of
 from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
-from widestream.files import disk_errors
 
 RECORD_SECONDS = 10.0
 """Time between two records of the progress: about as much work is lost when the process is killed."""
@@ -78,46 +68,19 @@ def prepare(
     if progress:
         tqdm.write(_announcement(corpus), file=sys.stderr)
     plan = plan_of(_manifest(tokenizer, corpus, {}, Progress()))
-    with disk_errors(out, "run the same command again; what was done is kept"), _other_errors(out):
-        check_out(out)
-        if (out / MANIFEST).exists() and not overwrite:
-            manifest = read_manifest(out)
-            forgiven = made_no_difference(manifest.skipped, manifest.splits.values())
-            check_plan(plan, plan_of(manifest), out, "already prepared", forgiven)
-            return manifest
-        staging = Staging(out, plan, corpus.stamp)
-        with staging.locked():
-            if staging.complete and staging.is_as_planned:
-                staging.publish()
-                return read_manifest(out)
-            try:
-                _Job(staging, corpus, tokenizer, overwrite).run(workers or _cpus(), progress)
-            except UserError:
-                if not staging.recorded:
-                    staging.clear()
-                    staging.folder.rmdir()
-                raise
-    return read_manifest(out)
 
+    def work(staging: Staging) -> None:
+        _Job(staging, corpus, tokenizer, overwrite).run(workers or _cpus(), progress)
 
-@contextlib.contextmanager
-def _other_errors(out: Path) -> Iterator[None]:
-    """Turn what is wrong with OUT, or too little memory, into a `UserError`; `disk_errors` has the frequent cases."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL):
-            raise UserError(f"{shown(out)} cannot be made ({error.strerror}): give another --out.") from error
-        raise
-    except MemoryError as error:
-        raise UserError("There is too little memory: give fewer --workers, or a smaller --max-record.") from error
+    return make_folder(out, plan, corpus.stamp, work, overwrite=overwrite)
 
 
 def _announcement(corpus: Corpus) -> str:
     """What will be read and what not, in a few lines."""
-    counts = collections.Counter(source.split for source in corpus.sources)
+    counts = collections.Counter(source.split for source in corpus.read)
     by_split = ", ".join(f"{count} {split}" for split, count in counts.items() if split is not None)
-    lines = [f"Reading {len(corpus.sources)} file(s)" + f" (by their names {by_split})" * bool(by_split) + "."]
+    whole = f" of {len(corpus.sources)}" * (corpus.options.part is not None)
+    lines = [f"Reading {len(corpus.read)}{whole} file(s)" + f" (by their names {by_split})" * bool(by_split) + "."]
     if corpus.passed_over:
         first = ", ".join(f"{entry.path} ({entry.reason})" for entry in corpus.passed_over[:_NAMED])
         more = ", ..." if len(corpus.passed_over) > _NAMED else ""
@@ -143,7 +106,7 @@ def _manifest(tokenizer: Tokenizer, corpus: Corpus, splits: dict[str, SplitInfo]
         sources=tuple(corpus.describe()),
         empty_documents=progress.empty_documents,
         splits=splits,
-        files=tuple(FileInfo(path=shown(file.name), split=file.split, bytes=file.size) for file in corpus.sources),
+        files=tuple(FileInfo(path=shown(file.name), split=file.split, bytes=file.size) for file in corpus.read),
         passed_over=corpus.passed_over,
         skipped=progress.skipped,
     )
@@ -260,17 +223,30 @@ class _Job:
     def _manifest(self) -> Manifest:
         totals = {split: writer.totals() for split, writer in self._writers.items()}
         splits = {split: info for split, info in totals.items() if info.documents}
-        try:
-            _check_splits(splits, self._corpus, self._progress.skipped)
-        except UserError:
-            self._staging.clear()
-            raise
+        if self._corpus.options.part is None:  # else it is looked at when all parts are there
+            try:
+                text_files = any(source.is_text_file for source in self._corpus.sources)
+                check_splits(splits, self._corpus.options.heldout, self._progress.skipped, text_files)
+            except UserError:
+                self._staging.clear()
+                raise
         if self._tokenizer.kind == "byte":
             assert all(info.tokens == info.bytes + info.documents for info in splits.values()), splits
         return _manifest(self._tokenizer, self._corpus, splits, self._progress)
 
 
-def _check_splits(splits: dict[str, SplitInfo], corpus: Corpus, skipped: Skipped) -> None:
+def check_splits(splits: dict[str, SplitInfo], heldout: float, skipped: Skipped, text_files: bool) -> None:
+    """Make sure that there is something to train on and, unless nobody wants it, to evaluate on.
+
+    Args:
+        splits: those with documents.
+        heldout: the fraction that was asked for.
+        skipped: for the message.
+        text_files: whether there are files that --cut concerns, likewise.
+
+    Raises:
+        UserError: there is not.
+    """
     if not splits:
         bad = f" ({skipped.records:,} bad records were passed over; {skipped.first[0]})" if skipped.records else ""
         raise UserError(
@@ -278,13 +254,13 @@ def _check_splits(splits: dict[str, SplitInfo], corpus: Corpus, skipped: Skipped
         )
     if "train" not in splits:
         raise UserError("No document is left for training: lower --heldout, or mark some with the split 'train'.")
-    if not {"heldout", "test"} & splits.keys() and corpus.options.heldout > 0:
+    if not {"heldout", "test"} & splits.keys() and heldout > 0:
         train = splits["train"]
         mends = ["raise --heldout, "] if train.documents > 1 else []
-        if any(source.is_text_file for source in corpus.sources):
+        if text_files:
             smaller = max(SMALLEST_CUT, min(DEFAULT_CUT, train.bytes // 10))
             mends.append(f"cut text files into more documents (for example by --cut {smaller}), ")
         raise UserError(
-            f"No document was held out ({train.documents} in all, --heldout {corpus.options.heldout}): "
+            f"No document was held out ({train.documents} in all, --heldout {heldout}): "
             f"{''.join(mends)}mark some with the field split = heldout, or do without evaluation by --heldout 0."
         )

@@ -3,6 +3,7 @@
 Everything is read as a stream: lines, row groups, rows, pieces of text files.
 """
 
+import bisect
 import hashlib
 import itertools
 import os
@@ -107,9 +108,31 @@ class Corpus:
     """How they are read and held out."""
 
     @property
-    def size(self) -> int | None:
-        """Bytes on disk, or None if a source does not know."""
+    def span(self) -> range:
+        """Indices of the sources that are read: all of them, or those of the part that the options ask for.
+
+        Parts are whole files, and runs of them: after one another they are the corpus in its order. They are cut where
+        they are of about as many bytes. A part depends on the names and sizes of all files and on nothing else.
+        """
+        part, parts = self.options.part or (1, 1)
         sizes = [source.size for source in self.sources]
+        weights = [1] * len(sizes) if None in sizes else [size or 0 for size in sizes]
+        ends = list(itertools.accumulate(weights))
+        cuts = [0]
+        for number in range(1, parts):
+            cut = bisect.bisect_left(ends, ends[-1] * number // parts) + 1  # the file in which the part would end
+            cuts.append(min(max(cut, cuts[-1] + 1), len(sizes) - parts + number))  # no part is empty
+        return range(*[*cuts, len(sizes)][part - 1 : part + 1])
+
+    @property
+    def read(self) -> tuple[Source, ...]:
+        """The sources that are read."""
+        return self.sources[self.span.start : self.span.stop]
+
+    @property
+    def size(self) -> int | None:
+        """Bytes on disk of what is read, or None if a source does not know."""
+        sizes = [source.size for source in self.read]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
@@ -136,9 +159,11 @@ class Corpus:
         Raises:
             UserError: a record cannot be used; the message names the file and the line, row or byte.
         """
-        before = sum(source.size or 0 for source in self.sources[: start.source])
-        for index, source in enumerate(self.sources[start.source :], start=start.source):
-            offset = start.offset if index == start.source else 0
+        span = self.span
+        first = max(start.source, span.start)
+        before = sum(source.size or 0 for source in self.sources[span.start : first])
+        for index in range(first, span.stop):
+            source, offset = self.sources[index], start.offset if index == start.source else 0
             try:
                 for record in source.records(self.options, offset):
                     after = Position(index, record.after)
@@ -199,11 +224,13 @@ def heldout_limit(corpus: Corpus) -> int:
     needs a held-out split too.
 
     The corpus is read until a document turns out to be held out (on average after 1/heldout of them), or to have a
-    split of its own; which are held out is then up to whoever marked them.
+    split of its own; which are held out is then up to whoever marked them. A part of a corpus has the limit of the
+    whole, so that the parts hold out the documents that the whole would.
 
     Raises:
         UserError: a record cannot be used.
     """
+    corpus = replace(corpus, options=replace(corpus.options, part=None))
     limit = int(corpus.options.heldout * 2**64)
     digests: set[int] = set()  # the smallest ones
     for document in corpus.documents() if limit else ():
@@ -241,7 +268,8 @@ def open_corpus(paths: Sequence[str | Path], options: PrepareOptions = DEFAULTS)
         options: how they are read.
 
     Raises:
-        UserError: nothing there, an unknown suffix, no regular file, a broken link, or a file named twice.
+        UserError: nothing there, an unknown suffix, no regular file, a broken link, a file named twice, or fewer files
+            than parts.
     """
     sources: list[Source] = []
     passed_over: list[PassedOver] = []
@@ -260,6 +288,11 @@ def open_corpus(paths: Sequence[str | Path], options: PrepareOptions = DEFAULTS)
     if not sources:
         raise UserError("Nothing to read: give at least one file, folder, bundled:prose, or hf:OWNER/NAME.")
     _check_twice(sources)
+    if options.part is not None and (parts := options.part[1]) > len(sources):
+        raise UserError(
+            f"--part is {options.part[0]}/{parts}, but there are {len(sources)} files, and a part is of whole files: "
+            f"ask for at most {len(sources)} parts, or cut the text into more files."
+        )
     return Corpus(sources=_with_splits(sources, len(paths) > 1), passed_over=tuple(passed_over), options=options)
 
 

@@ -8,6 +8,7 @@ from widestream.data.file_tokenizer import FileTokenizer, parse_tokenizer, vocab
 from widestream.data.gpt2 import gpt2_tokenizer
 from widestream.data.manifest import TokenizerInfo, read_manifest
 from widestream.data.names import shown
+from widestream.data.remote import local_folder
 from widestream.data.tokenizer_base import TOKENIZER_FILE, ByteTokenizer, Tokenizer
 from widestream.errors import UserError
 from widestream.files import read_bounded
@@ -43,12 +44,12 @@ def resolve_tokenizer(name: str, boundary: str | None = None) -> Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a prepared folder, checked against its manifest.
+    """The tokenizer of a prepared folder, or of one behind a URL, checked against its manifest.
 
     Raises:
         UserError: the folder is not prepared, or its tokenizer.json is missing or was altered.
     """
-    return open_tokenizer(folder, read_manifest(folder).tokenizer)
+    return open_tokenizer(local_folder(folder), read_manifest(folder).tokenizer)
 
 
 def open_tokenizer(folder: str | Path, info: TokenizerInfo) -> Tokenizer:

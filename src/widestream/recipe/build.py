@@ -1,6 +1,7 @@
 """Plain dictionaries to frozen dataclasses and back: strict, with the nearest right name in every complaint."""
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -83,7 +84,7 @@ def build(cls: type[Config], values: Any, path: str, whole: str = "recipe", **ow
     if missing := [_join(path, key) for key in names if key in required and key not in values]:
         command = f" or as {missing[0]}=VALUE" if whole == "recipe" else ""
         raise UserError(f"The {whole} lacks {missing[0]}; give it in the file{command}.")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     given = {names[key]: (hints[names[key]], value, _join(path, key)) for key, value in values.items()}
     return cls(**own, **{name: _convert(*what, whole) for name, what in given.items()})
 
@@ -93,10 +94,17 @@ def keys_of(cls: Any) -> Container[str]:
     return _keys(cls)[0]
 
 
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Types of fields by name, looked up once: a manifest has an entry for each of very many shards."""
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
 def _keys(cls: Any) -> tuple[dict[str, str], Container[str]]:
     """Names of fields by their keys in a file, and the keys that have to be there."""
     if typing.is_typeddict(cls):
-        return {key: key for key in typing.get_type_hints(cls)}, cls.__required_keys__
+        return {key: key for key in _hints(cls)}, cls.__required_keys__
     fields = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls)}
     required = [key for key, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING]
     return {key: field.name for key, field in fields.items()}, required
@@ -114,6 +122,8 @@ def _join(path: str, key: object) -> str:
 
 def _convert(hint: Any, value: Any, path: str, whole: str) -> Any:
     """Check `value` against a type hint. A whole number may be written as 1e4, a text may look like a number."""
+    if type(value) is hint and (value.isprintable() if hint is str else hint is int and abs(value) < _TOO_LARGE):
+        return value  # the quick way for nearly all
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if hint is Any:
         return _plain(value)

@@ -11,7 +11,7 @@ class DataConfig:
 
     path: str
     """Folder written by `widestream data prepare` (holds manifest.json). Relative to the working directory; ~ is the
-    home folder."""
+    home folder. Or the URL of one (s3://bucket/folder), of which is fetched what is needed."""
     train_split: str = "train"
     """Split of the manifest to train on."""
     heldout_split: str = "heldout"

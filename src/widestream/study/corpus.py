@@ -5,6 +5,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from widestream.data.manifest import MANIFEST, read_manifest
+from widestream.data.remote import local_folder
 from widestream.errors import UserError
 from widestream.study.spec import Study
 
@@ -23,7 +24,7 @@ def find_data(study: Study, folder: Path, data: Path | None = None) -> Path | No
         UserError: the given folder holds no prepared data, or another corpus was prepared where this one belongs.
     """
     if data is not None:
-        if not (data / MANIFEST).is_file():
+        if not (local_folder(data) / MANIFEST).is_file():
             raise UserError(f"{data} holds no prepared data; make it with `widestream data prepare`.")
         return data
     if study.corpus is None:
@@ -51,6 +52,6 @@ def _prepare(folder: Path, source: str, vocab_size: int) -> Path:
     with FileLock(folder / "corpus.lock"):
         if not tokenizer.is_file():
             train_tokenizer([source], vocab_size, tokenizer)
-        if not (data / MANIFEST).is_file():
+        if not (local_folder(data) / MANIFEST).is_file():
             prepare([source], data, resolve_tokenizer(str(tokenizer)))
     return data

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from widestream.data.manifest import MANIFEST, read_manifest
+from widestream.data.remote import local_folder
 from widestream.errors import UserError
 from widestream.model.build import meta_model
 from widestream.model.costs import EMBEDDINGS, count_parameters
@@ -174,7 +175,10 @@ def fingerprints(config: RunConfig) -> Prints:
     And the weights that it starts from, if it does from any.
     """
     start = {} if config.train.init_from is None else {"weights": weights_hash(Path(config.train.init_from))}
-    folder, splits = Path(config.data.path), {"train": config.data.train_split, "heldout": config.data.heldout_split}
+    folder, splits = (
+        local_folder(config.data.path),
+        {"train": config.data.train_split, "heldout": config.data.heldout_split},
+    )
     if not (folder / MANIFEST).is_file():
         return dict.fromkeys(splits) | start
     manifest = read_manifest(folder)
