@@ -107,7 +107,7 @@ def family(pid):
     return [int(pid), *(one for child in children for one in family(child))]
 
 
-def wait_until(condition, seconds=120.0):
+def wait_until(condition, seconds=300.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
