@@ -197,6 +197,20 @@ def test_the_workers_are_the_same_command(tiny, sent):
     assert not Path("runs/cpu/mine.study.json").exists(), "the jobs write it"
 
 
+def test_studies_that_lie_apart_are_looked_at_apart(tiny, sent):
+    for name, seeds in {"other": 2, "plain": 1}.items():
+        runs = {"runs": "plain"} if name == "plain" else {}
+        changes = {"arms": ARMS, "reference": "plain", "seeds": seeds, "search": None, "set": SETTINGS}
+        write_study(Path(f"{name}.yaml"), **changes, **runs)
+    options = replace(tiny, folder=None)
+    submission = submit_studies(["mine.yaml", "other.yaml", "plain.yaml"], options, ClusterOptions(on="local"))
+    said = str(submission)
+    assert "widestream study report mine other --runs runs/study/cpu\n" in said
+    assert "widestream study report plain --runs runs/plain\n" in said
+    assert submission.logs == Path("runs/study/cpu/cluster")
+    assert sent[0].command[5:8] == ["mine.yaml", "other.yaml", "plain.yaml"]
+
+
 def test_gpus_here_are_shared_out(tiny, sent, monkeypatch):
     monkeypatch.setattr(cluster, "visible_gpus", lambda: ["2", "3", "5", "7"])
     submit_studies(["mine.yaml"], tiny, ClusterOptions(on="local", jobs=2, gpus=2))

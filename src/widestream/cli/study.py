@@ -31,13 +31,15 @@ def run(
     on: Annotated[
         str | None, typer.Option(metavar="slurm|local", help="Submit jobs, to Slurm or as processes here, and return.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Jobs, which divide the runs between them. Default: 1.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Jobs; each makes a run at a time, or one a GPU of its own. Default: 1.")
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm's partition. Default: the cluster's.")] = None,
     time: Annotated[
         int | None, typer.Option(metavar="MINUTES", help="Of a job; then it is queued again. Default: 240.")
     ] = None,
     gpus_per_job: Annotated[
-        int | None, typer.Option(help="GPUs of a job, each with a run. Default: as Slurm has it; local: all here.")
+        int | None, typer.Option(help="GPUs of a job. Default: what Slurm gives; local: all that are here.")
     ] = None,
     slurm: Annotated[
         list[str] | None,

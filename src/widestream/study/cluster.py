@@ -90,10 +90,8 @@ class ClusterOptions:
 class Submission:
     """Jobs that were submitted, for some studies."""
 
-    studies: Sequence[str]
-    """Names or paths, as given."""
     records: Mapping[Path, int]
-    """Their records, and the times at which they were written last, in nanoseconds; 0 where there is none yet."""
+    """The studies' records, and when they were written last, in nanoseconds; 0 where there is none yet."""
     logs: Path
     """Folder of what the jobs say."""
     jobs: Sequence["Job[None]"] = field(repr=False)
@@ -102,16 +100,17 @@ class Submission:
     """slurm or local."""
 
     def __str__(self) -> str:
+        from widestream.study.page.results import RECORD
+
         ids = [job.job_id for job in self.jobs]
-        stems = [Path(study).name.removesuffix(".yaml") for study in self.studies]
         arrays = dict.fromkeys(one.partition("_")[0] for one in ids)
         stop = ["scancel", *arrays] if self.on == "slurm" else ["kill", "-INT", *ids]
-        report = ["widestream", "study", "report", *stems, "--runs", str(self.logs.parent)]
-        return (
-            f"Jobs: {', '.join(ids)}; what they say: {self.logs}\n"
-            f"How far they are: {shlex.join(report)}\n"
-            f"To end them: {shlex.join(stop)}"
-        )
+        lines = [f"Jobs: {', '.join(ids)}; what they say: {self.logs}"]
+        for folder in dict.fromkeys(path.parent for path in self.records):
+            names = [path.name.removesuffix(RECORD) for path in self.records if path.parent == folder]
+            report = ["widestream", "study", "report", *names, "--runs", str(folder)]
+            lines.append(f"How far they are: {shlex.join(report)}")
+        return "\n".join([*lines, f"To end them: {shlex.join(stop)}"])
 
 
 class Worker:
@@ -198,7 +197,7 @@ def submit_studies(names: Sequence[str], options: "StudyOptions", cluster: Clust
     gpus = _local_gpus(jobs, cluster.gpus) if cluster.on == "local" else [None] * jobs
     logs = next(iter(records)).parent / LOGS
     submitted = _submit(_executor(cluster.on, logs, settings), [Worker(command, own) for own in gpus])
-    return Submission(studies=names, records=records, logs=logs, jobs=submitted, on=cluster.on)
+    return Submission(records=records, logs=logs, jobs=submitted, on=cluster.on)
 
 
 def _settings(cluster: ClusterOptions) -> dict[str, Any]:
