@@ -27,6 +27,7 @@ EXTRAS = {
     "track": {"tensorboard": "train.tensorboard", "wandb": "train.wandb", "trackio": "train.trackio"},
     "serve": {"starlette": "widestream serve", "uvicorn": "widestream serve"},
     "tune": {"optuna": "widestream tune"},
+    "cluster": {"submitit": "study run --on"},
     "pictures": {"vl_convert": "figures as files"},
 }
 """What each extra brings, by the module's name, and what it is for."""

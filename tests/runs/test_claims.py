@@ -14,8 +14,9 @@ import yaml
 from filelock import SoftFileLease
 
 from tiny_runs import RECIPE
+from widestream.errors import TERMINATED
 from widestream.runs import pool
-from widestream.runs.folder import claim_file
+from widestream.runs.folder import claim_file, list_checkpoints
 from widestream.runs.metrics import MetricsWriter
 from widestream.runs.pool import Job, run_jobs
 
@@ -248,6 +249,26 @@ def test_killing_the_study_ends_its_runs(tmp_path):
             return
         time.sleep(0.05)
     pytest.fail("the run goes on without its study")
+
+
+def test_a_run_that_is_ended_saves_first(tmp_path, data):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    never = 10**6
+    changes = (f"data.path={data}", f"train.steps={never}", f"train.save_every={never}", f"train.eval_every={never}")
+    job = Job(recipe=str(recipe), changes=changes, folder=tmp_path / "run", steps=never)
+    assert job.take()
+    job.start()
+    for _ in range(1200):
+        if job.steps_done > 2:
+            break
+        time.sleep(0.05)
+    job.end()
+    assert job.steps_done > 2, job.last_words
+    assert [step for step, _ in list_checkpoints(job.folder)] == [job.steps_done]
+    assert job.process is not None
+    assert job.process.returncode == TERMINATED
+    assert not list(tmp_path.glob("*.claim"))
 
 
 def alive(process):

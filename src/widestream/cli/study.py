@@ -28,16 +28,47 @@ def run(
     search: Annotated[
         bool, typer.Option("--search", help="Search learning rates and stop; those of demo and zoo anew.")
     ] = False,
+    on: Annotated[
+        str | None, typer.Option(metavar="slurm|local", help="Submit jobs, to Slurm or as processes here, and return.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Jobs; each makes a run at a time, or one a GPU of its own. Default: 1.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition. Default: the cluster's.")] = None,
+    time: Annotated[
+        int | None, typer.Option(metavar="MINUTES", help="Of a job; then it is queued again. Default: 240.")
+    ] = None,
+    gpus_per_job: Annotated[
+        int | None, typer.Option(help="GPUs of a job. Default: what Slurm gives; local: all that are here.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A setting of submitit's SlurmExecutor, such as mem=32GB; repeatable."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show how far the jobs are until they end.")] = False,
 ) -> None:
     """Carry out studies: search every arm's learning rate, then train every arm at every seed.
 
     Interrupted or killed, the same command goes on where it stopped. Started several times, here or on machines that
-    share the folder, the processes divide the runs between them.
+    share the folder, the processes divide the runs between them. With --on they are jobs.
     """
+    from widestream.study.cluster import ClusterOptions, submit_studies, wait_for
     from widestream.study.run import StudyOptions, run_studies
 
     options = StudyOptions(scale=scale, folder=out, data=data, seeds=seeds, workers=workers, search_only=search)
-    for record in run_studies(studies, options):
+    cluster = ClusterOptions(
+        on=on, jobs=jobs, minutes=time, partition=partition, gpus=gpus_per_job, settings=tuple(slurm or ()), wait=wait
+    )
+    if cluster.on is None:
+        records = run_studies(studies, options)
+    else:
+        submission = submit_studies(studies, options, cluster)
+        print(submission, flush=True)
+        if not wait:
+            return
+        wait_for(submission)
+        records = submission.records
+    for record in records:
         print(f"Record: {record}")
 
 

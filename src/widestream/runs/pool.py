@@ -128,9 +128,10 @@ class Job:
             )
 
     def end(self) -> None:
-        """End the process, if it runs, and let others have the run. It can go on later."""
+        """End the process, if it runs, once it has saved, and let others have the run. It can go on later."""
         if self.process is not None:
             self.process.terminate()
+            self.process.wait()  # it saves; the end of its input would be a second signal, and end it at once
             self.process.communicate()
         self.claim.release()
 

@@ -96,14 +96,8 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
     Raises:
         UserError: as `run_study`.
     """
-    if options.search_only and study.search is None:
-        raise UserError(f"The study {study.name} has no `search`, so there are no rates to try.")
     study = study if options.steps is None else study.of_length(options.steps)
-    folder = place_folder(study, options)
-    path = options.record or folder / f"{study.name}{RECORD}"
-    require_own_record(path, study)
-    place = Place(folder, find_data(study, folder, options.data))
-    check_plan(study, place, options.data is not None)
+    path, place = prepare_study(study, options)
     write = partial(write_study_record, path, study, place, command)
     workers = options.workers or len(visible_gpus()) or os.cpu_count() or 1
     trials: Trials = {}
@@ -129,7 +123,30 @@ def carry_out(study: Study, options: StudyOptions, command: str) -> Outcome:
         write(trials, runs)
     if in_turn and all(job.failed for job in in_turn):
         raise UserError(f"Every run of the study {study.name} failed ({path} says so). {in_turn[0].failure}")
-    return Outcome(study=study, folder=folder, record=path, jobs=in_turn)
+    return Outcome(study=study, folder=place.folder, record=path, jobs=in_turn)
+
+
+def prepare_study(study: Study, options: StudyOptions) -> tuple[Path, Place]:
+    """Refuse what can be refused before anything is trained, and prepare data where they are missing.
+
+    Args:
+        study: what to do, at its length.
+        options: place and data.
+
+    Returns:
+        The study's record, which need not be there yet; and where its runs and data lie.
+
+    Raises:
+        UserError: the study cannot be carried out as it is written, or its data is missing.
+    """
+    if options.search_only and study.search is None:
+        raise UserError(f"The study {study.name} has no `search`, so there are no rates to try.")
+    folder = place_folder(study, options)
+    path = options.record or folder / f"{study.name}{RECORD}"
+    require_own_record(path, study)
+    place = Place(folder, find_data(study, folder, options.data))
+    check_plan(study, place, options.data is not None)
+    return path, place
 
 
 def place_folder(study: Study, options: StudyOptions) -> Path:
