@@ -65,8 +65,8 @@ def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: 
     """
     if parallel.gather == "bf16" and precision != "bf16":
         raise UserError(
-            f"train.parallel.gather is bf16, and the precision {precision}: matrices would be rounded that are computed "
-            "with as they are; set train.precision=bf16, or leave gather out."
+            f"train.parallel.gather is bf16, and the precision {precision}: matrices would be rounded that are "
+            "computed with as they are; set train.precision=bf16, or leave gather out."
         )
     replicate, shard = parallel.replicate, parallel.shard
     if replicate is None and shard is None:
