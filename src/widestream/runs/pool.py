@@ -26,6 +26,8 @@ from widestream.runs.progress import Progress
 from widestream.runs.splits import open_splits
 
 POLL_S = 0.5
+SAVE_S = 60.0
+"""Seconds that a run which is told to end has to save."""
 LEASE_S = 30.0
 """Seconds without a sign of life after which a run may be taken over; the same in all processes that share a folder."""
 
@@ -131,7 +133,8 @@ class Job:
         """End the process, if it runs, once it has saved, and let others have the run. It can go on later."""
         if self.process is not None:
             self.process.terminate()
-            self.process.wait()  # it saves; the end of its input would be a second signal, and end it at once
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(SAVE_S)  # the end of its input would be a second signal, and end it at once
             self.process.communicate()
         self.claim.release()
 
