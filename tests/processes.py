@@ -28,7 +28,7 @@ from widestream.train import begin
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import join_world
-from widestream.train.shards import Layout, build_shared, gathered, own
+from widestream.train.shards import Layout, build_shared, own, whole
 from widestream.train.step import optimizer_step
 
 
@@ -109,7 +109,7 @@ def initial_weights(model: ModelConfig, layout: Layout, path: Path, environment:
     os.environ.update(environment)
     with join_world("cpu") as world:
         decoder = build_shared(model, 3, world, layout)
-        weights = gathered(weights_of(decoder), world)
+        weights = {name: whole(value) for name, value in weights_of(decoder).items()}
         held = torch.zeros(world.size)
         held[world.rank] = sum(part.numel() for part in own(decoder.state_dict().values()))
         shares = world.sum_(held).tolist()

@@ -8,6 +8,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from processes import train_as_rank
 from widestream.recipe import RunConfig
 
@@ -44,6 +47,15 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def weights(run_dir: Path, step: int, kind: str = "model") -> dict[str, torch.Tensor]:
+    """Whole tensors of a checkpoint, in one file or in parts whose rows follow each other."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for file in sorted((run_dir / "checkpoints" / f"step_{step:08d}").glob(f"{kind}*.safetensors")):
+        for name, tensor in load_file(file).items():
+            found.setdefault(name, []).append(tensor)
+    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in found.items()}
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:

@@ -219,7 +219,7 @@ def test_leftovers_of_a_killed_save_are_no_checkpoints_and_are_removed_by_the_ne
     assert names(saved) == ["step_00000004"]
 
 
-@pytest.mark.parametrize("culprit", ["write_atomic", "_describe", "save_file"])
+@pytest.mark.parametrize("culprit", ["write_atomic", "describe", "write_whole"])
 def test_a_full_disk_is_one_sentence_and_leaves_the_older_ones(config, saved, monkeypatch, culprit):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -239,7 +239,7 @@ def test_safetensors_own_error_for_a_full_disk_is_understood(config, saved, monk
     def full(*_, **__):
         raise checkpoint.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_whole", full)
     with pytest.raises(UserError, match="No space left on device"):
         save(saved, 4, *trained(config), {}, keep=1)
     assert names(saved) == ["step_00000001", "step_00000002", "step_00000003"]

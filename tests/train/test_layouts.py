@@ -1,10 +1,9 @@
 """Every way in which processes share a run trains as one process does."""
 
 import pytest
-from safetensors.torch import load_file
 
 from processes import train_quickly
-from ranks import rows, train_on
+from ranks import rows, train_on, weights
 from tiny_runs import tiny_config
 
 STEPS = 20
@@ -19,19 +18,19 @@ def trained(data, folder, size, optimizer="adamw", model=None, **train):
         train_quickly(config, folder)
     else:
         train_on(size, config, folder)
-    return rows(folder), load_file(folder / "checkpoints" / f"step_{STEPS:08}" / "model.safetensors")
+    return rows(folder), weights(folder, STEPS)
 
 
-def apart(weights, others):
+def apart(these, others):
     """How far weights are from others, the worst of all, relative to their size."""
-    assert weights.keys() == others.keys()
-    return max(float((others[name] - value).norm() / value.norm()) for name, value in weights.items())
+    assert these.keys() == others.keys()
+    return max(float((others[name] - value).norm() / value.norm()) for name, value in these.items())
 
 
 def require_same_training(data, tmp_path, size, **settings):
     """Losses and norms are one process's; weights differ as they do there when it sums in another order."""
     layout = settings.pop("parallel")
-    one, weights = trained(data, tmp_path / "one", 1, **settings)
+    one, alone = trained(data, tmp_path / "one", 1, **settings)
     _, reordered = trained(data, tmp_path / "reordered", 1, **settings, micro_batch_size=1)
     several, found = trained(data, tmp_path / "several", size, **settings, parallel=layout, micro_batch_size=1)
     assert len(one) == len(several) == STEPS + 1
@@ -40,7 +39,7 @@ def require_same_training(data, tmp_path, size, **settings):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         if a["kind"] == "train":
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
-    assert apart(weights, found) <= 3 * apart(weights, reordered)
+    assert apart(alone, found) <= 3 * apart(alone, reordered)
 
 
 DRILL = pytest.mark.drill

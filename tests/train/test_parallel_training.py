@@ -104,10 +104,8 @@ def test_two_processes_train_as_one_does(data, tmp_path, changes, kind, model):
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
             for name in ("balance", "largest_load") if "moe" in model else ():
                 assert b[name] == pytest.approx(a[name], rel=1e-5)
-    weights = [
-        load_file(tmp_path / name / "checkpoints" / "step_00000005" / "model.safetensors") for name in ("one", "two")
-    ]
-    assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
+    ours, theirs = (ranks.weights(tmp_path / name, 5) for name in ("one", "two"))
+    assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_weights_that_are_sent_in_bfloat16_train_as_those_that_are_not(data, tmp_path):
@@ -120,8 +118,7 @@ def test_weights_that_are_sent_in_bfloat16_train_as_those_that_are_not(data, tmp
         info = json.loads((tmp_path / gather / "run.json").read_text())
         assert info["layout"] == {"replicate": 1, **parallel}
         losses[gather] = [row["loss"] for row in rows(tmp_path / gather) if row["kind"] == "train"]
-        weights = load_file(tmp_path / gather / "checkpoints" / "step_00000008" / "model.safetensors")
-        assert {value.dtype for value in weights.values()} == {torch.float32}
+        assert {value.dtype for value in ranks.weights(tmp_path / gather, 8).values()} == {torch.float32}
     assert losses["bf16"] == pytest.approx(losses["float32"], rel=1e-3)
 
 
@@ -152,8 +149,12 @@ def test_a_sharded_run_goes_on_bit_identical_and_in_other_layouts(data, tmp_path
     train_on(2, config, tmp_path / "same")
     replicated = replace(config.train, parallel=ParallelConfig(replicate=2))
     train_on(2, replace(config, train=replicated), tmp_path / "replicated")
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        assert (tmp_path / "same" / last / file).read_bytes() == (tmp_path / "whole" / last / file).read_bytes()
+    for kind in ("model", "optimizer"):
+        for part in (1, 2):
+            file = f"{last}/{kind}-{part:05d}-of-00002.safetensors"
+            same, whole = load_file(tmp_path / "same" / file), load_file(tmp_path / "whole" / file)
+            assert same.keys() == whole.keys()
+            assert all(torch.equal(same[name], value) for name, value in whole.items())
     for place in ("same", "one", "replicated"):
         found = rows(tmp_path / place)
         assert len(found) == len(expected)
@@ -167,8 +168,7 @@ def test_what_is_frozen_and_weights_of_another_run_in_shards(data, tmp_path):
     frozen = replace(config.optimizer, lr_factors={"blocks.*": 0.0})
     trained = replace(config.train, init_from=str(tmp_path / "base"))
     train_on(2, replace(config, optimizer=frozen, train=trained), tmp_path / "on")
-    last = "checkpoints/step_00000002/model.safetensors"
-    base, on = load_file(tmp_path / "base" / last), load_file(tmp_path / "on" / last)
+    base, on = (ranks.weights(tmp_path / name, 2) for name in ("base", "on"))
     assert all(torch.equal(base[name], on[name]) for name in base if name.startswith("blocks."))
     assert not torch.equal(base["embedding.token"], on["embedding.token"])
 

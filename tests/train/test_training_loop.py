@@ -20,7 +20,8 @@ from widestream.recipe import to_dict
 from widestream.runs import checkpoint
 from widestream.runs.metrics import MetricsWriter
 from widestream.runs.sample import sample_run
-from widestream.train import loop
+from widestream.runs.tensor_files import write_whole
+from widestream.train import loop, saving
 from widestream.train.evaluate import evaluate_run
 from widestream.train.loop import train
 from widestream.train.setup import TrainingRun
@@ -85,15 +86,15 @@ def test_in_a_resumed_run_weights_and_rows_are_those_of_an_uninterrupted_one(dat
     config = tiny_config(data, train={"steps": 9, "save_every": 4, "eval_every": 3})
     train(config, tmp_path / "whole")
 
-    write = checkpoint.write
+    commit = checkpoint.commit
 
     def interrupted(run_dir, step, *rest):
         if step == 8:
             raise KeyboardInterrupt
-        return write(run_dir, step, *rest)
+        return commit(run_dir, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "write", interrupted)
+        patch.setattr(checkpoint, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "parts")
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
@@ -337,13 +338,12 @@ def test_a_full_disk_during_a_save_leaves_a_run_that_can_go_on(data, tmp_path, m
     config = tiny_config(data)
     train(config, tmp_path / "whole")
 
-    def full(tensors, path, metadata):
-        if "step_00000004" in str(path):
+    def full(folder, kind, tensors):
+        if "step_00000004" in str(folder):
             raise OSError(28, "No space left on device")
-        return save_file(tensors, path, metadata)
+        return write_whole(folder, kind, tensors)
 
-    save_file = checkpoint.save_file
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(saving, "write_whole", full)
     with pytest.raises(UserError, match="No space left on device"):
         train(config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]

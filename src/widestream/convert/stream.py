@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from widestream.convert.same import require_same
-from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
 from widestream.model.build import build_model, meta_model
 from widestream.model.decoder import Decoder
@@ -155,7 +154,7 @@ def write_converted(
     made = Made(
         by=by,
         source=str(saved.path),
-        sha256=file_sha256(saved.path / checkpoint.MODEL),
+        sha256=checkpoint.recorded_hash(saved.path) or "",
         step=saved.step,
         settings=settings | {"off": off},
     )

@@ -210,6 +210,8 @@ class TrainConfig:
     """Steps between checkpoints (one is always made at the end)."""
     keep: int = 2
     """Newest checkpoints kept; older ones are removed after a newer one is complete."""
+    keep_best: int = 0
+    """Checkpoints kept beside these: those with the lowest held-out loss, where it was measured at their step."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """When the loss or gradient is not finite: stop and save the batch, or skip the step and count it."""
     tensorboard: bool = False
@@ -226,7 +228,7 @@ class TrainConfig:
         counts += ("log_every", "eval_every", "watch_every", "eval_windows", "save_every", "keep")
         _require(self, "train", "at least 1", lambda value: value >= 1, *counts)
         _require(self, "train", "at most 1024", lambda value: value <= 1024, "threads")
-        _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss", "anchors")
+        _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss", "anchors", "keep_best")
         _require(self, "train", "at least 0 and below 1", lambda value: 0 <= value < 1, "selection")
         _require(self, "train", "at least 0 and below 2^31", lambda value: 0 <= value < 2**31, "seed")
 

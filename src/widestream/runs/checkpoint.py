@@ -9,23 +9,26 @@ A checkpoint is a folder `checkpoints/step_00000100/` of
     metrics.json            what metrics.jsonl held when it was made: its size and SHA-256
     complete.json           size and SHA-256 of the files above, written last
 
+Processes that share weights out write their shares, `model-00001-of-00004.safetensors` and so on (tensor_files.py).
+
 It is written beside its final place under a hidden name, flushed to the disk, and renamed. A process killed at any
 moment leaves the older checkpoints as they were and at most a hidden folder, which the next save removes.
 """
 
 import contextlib
+import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import nn
 
 from widestream.data.manifest import file_sha256
@@ -33,16 +36,14 @@ from widestream.errors import UserError
 from widestream.files import read_bounded, sync_folder, write_atomic
 from widestream.runs.folder import CHECKPOINTS, list_checkpoints, require_regular
 from widestream.runs.rows import WRITTEN, Written, written_at
+from widestream.runs.tensor_files import Put, copy_into, files_of, put_whole, whole_name, write_whole
 
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
+WEIGHTS, MOMENTS = "model", "optimizer"
+"""What files of tensors begin with."""
 STATE = "state.json"
 COMPLETE = "complete.json"
 UNFINISHED = ".unfinished_"
 """What the names of folders begin with that are being written or removed."""
-
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""What safetensors calls the types that weights and moments have."""
 
 log = logging.getLogger(__name__)
 
@@ -99,51 +100,116 @@ def write(
     keep: int,
     written: Written | None = None,
 ) -> Path:
-    """The same of tensors by the names that `weights_of` and `moments_of` give them.
+    """The same of whole tensors by the names that `weights_of` and `moments_of` give them."""
+    with write_errors(run_dir, step):
+        aside = begin(run_dir, step)
+        paths = write_whole(aside, WEIGHTS, weights), write_whole(aside, MOMENTS, moments)
+        files = {path.name: describe(path) for path in paths}
+        final = commit(run_dir, step, files, state, written)
+    prune(run_dir, step, keep)
+    return final
+
+
+def begin(run_dir: Path, step: int) -> Path:
+    """Make the hidden folder that a checkpoint is written into; what an earlier process left is removed."""
+    aside = _aside(run_dir, step)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in aside.parent.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover)
+    aside.mkdir()
+    return aside
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, once it is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def commit(
+    run_dir: Path, step: int, files: dict[str, dict[str, Any]], state: dict[str, Any], written: Written | None = None
+) -> Path:
+    """Complete a checkpoint that `begin` began, and give it its name.
 
     Args:
         run_dir: the run's folder.
         step: optimizer steps done.
-        weights: parameters and buffers, whole.
-        moments: of the optimizer, whole.
+        files: those of tensors that were written, with what `describe` says of them.
         state: see `save`.
-        keep: see `save`.
         written: see `save`.
 
     Returns:
-        The new checkpoint's folder.
-
-    Raises:
-        UserError: the disk is full or cannot be written; older checkpoints are as they were.
+        The checkpoint's folder.
     """
-    final = run_dir / CHECKPOINTS / folder_name(step)
-    folder = final.parent
-    aside = folder / f"{UNFINISHED}{final.name}"
-    with _write_errors(final, aside):
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(leftover)
-        aside.mkdir()
-        save_file(weights, aside / MODEL, metadata={"format": "pt"})
-        save_file(moments, aside / OPTIMIZER, metadata={"format": "pt"})
-        write_atomic(aside / STATE, json.dumps({"step": step, **state}, indent=1).encode())
-        if written is not None:
-            write_atomic(aside / WRITTEN, json.dumps(asdict(written)).encode())
-        files = {path.name: _describe(path) for path in sorted(aside.iterdir())}
-        write_atomic(aside / COMPLETE, json.dumps({"files": files}, indent=1).encode())
-        if final.exists():  # one that was damaged and therefore skipped: `latest` would have gone on from it otherwise
-            final.rename(folder / f"{UNFINISHED}damaged_{final.name}")
-        aside.rename(final)
-        sync_folder(folder)
-    for old in [path for number, path in list_checkpoints(run_dir) if number <= step][:-keep]:
-        _remove(old)
+    aside, final = _aside(run_dir, step), run_dir / CHECKPOINTS / folder_name(step)
+    write_atomic(aside / STATE, json.dumps({"step": step, **state}, indent=1).encode())
+    own = [aside / STATE]
+    if written is not None:
+        write_atomic(aside / WRITTEN, json.dumps(asdict(written)).encode())
+        own.append(aside / WRITTEN)
+    every = files | {path.name: describe(path) for path in own}
+    write_atomic(aside / COMPLETE, json.dumps({"files": dict(sorted(every.items()))}, indent=1).encode())
+    if final.exists():  # one that was damaged and therefore skipped: `latest` would have gone on from it otherwise
+        final.rename(final.parent / f"{UNFINISHED}damaged_{final.name}")
+    aside.rename(final)
+    sync_folder(final.parent)
     return final
 
 
-def latest(run_dir: Path) -> Checkpoint | None:
+def prune(run_dir: Path, step: int, keep: int, best: int = 0) -> None:
+    """Remove checkpoints up to a step, all but the newest and the best.
+
+    Args:
+        run_dir: the run's folder.
+        step: of the newest one, which is complete.
+        keep: how many of the newest stay.
+        best: how many stay of those whose held-out loss was lowest, where one was measured at their step.
+    """
+    there = [one for one in list_checkpoints(run_dir) if one[0] <= step]
+    good = sorted((loss, number) for number, path in there if (loss := heldout_loss(path)) is not None)
+    stay = {number for number, _ in there[-keep:]} | {number for _, number in good[:best]}
+    for number, path in there:
+        if number not in stay:
+            _remove(path)
+
+
+def heldout_loss(path: Path) -> float | None:
+    """Held-out loss at the step of a checkpoint, as its state says it; None where it says nothing."""
+    try:
+        loss = json.loads(read_bounded(path / STATE))["heldout_loss"]
+    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return loss if isinstance(loss, float) else None
+
+
+Expected = tuple[Path, int, str]
+"""A file, its size and its SHA-256."""
+
+
+def first_fault(files: Sequence[Expected]) -> str | None:
+    """What is wrong with the first file that is not as it should be."""
+    for file, size, sha256 in files:
+        if not file.is_file():
+            return f"{file.name} is missing"
+        if file.stat().st_size != size:
+            return f"{file.name} has {file.stat().st_size} bytes instead of {size}"
+        if file_sha256(file) != sha256:
+            return f"{file.name} was altered (its SHA-256 is not the recorded one)"
+    return None
+
+
+def latest(
+    run_dir: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault, quiet: bool = False
+) -> Checkpoint | None:
     """Find the newest checkpoint that is complete and unaltered.
 
     Every newer one that is not is named, with what is wrong with it, in a warning (on standard error by default).
+
+    Args:
+        run_dir: the run's folder.
+        check: reads files through; processes may share that.
+        quiet: whether to leave warnings to another process.
 
     Returns:
         None when there is no checkpoint.
@@ -153,14 +219,14 @@ def latest(run_dir: Path) -> Checkpoint | None:
     """
     there = list_checkpoints(run_dir)
     for number, path in reversed(there):
-        if (checkpoint := _open(number, path)) is not None:
+        if (checkpoint := _open(number, path, check, quiet)) is not None:
             return checkpoint
     if any(path.exists() for _, path in there):
         raise UserError(
             f"Every checkpoint in {there[0][1].parent} is damaged; put back a good copy of one, "
             "or train again from the start with --fresh."
         )
-    return latest(run_dir) if there else None
+    return latest(run_dir, check, quiet) if there else None
 
 
 def complete(run_dir: Path) -> list[Checkpoint]:
@@ -183,43 +249,60 @@ def at_step(run_dir: Path, step: int) -> Checkpoint:
     raise UserError(f"The checkpoint of step {step} in {run_dir} cannot be used: {fault}; others there: {others}.")
 
 
+def _names(path: Path) -> list[str]:
+    """Files that a checkpoint says it has; of a bare folder, those that are there."""
+    with contextlib.suppress(OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
+        require_regular(path / COMPLETE)
+        return list(json.loads(read_bounded(path / COMPLETE))["files"])
+    return [file.name for file in path.iterdir()]
+
+
 def recorded_hash(path: Path) -> str | None:
-    """SHA-256 of a checkpoint's weights as it says it, without reading them; None where it says nothing."""
+    """SHA-256 of a checkpoint's weights as it says it, without reading them; None where it says nothing.
+
+    Of weights in parts it is that of their hashes, one after the other.
+    """
     try:
         require_regular(path / COMPLETE)
-        return str(json.loads(read_bounded(path / COMPLETE))["files"][MODEL]["sha256"])
+        described = json.loads(read_bounded(path / COMPLETE))["files"]
+        hashes = [str(described[name]["sha256"]) for name in files_of(WEIGHTS, list(described))]
     except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    if len(hashes) > 1:
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return hashes[0] if hashes else None
 
 
-Put = Callable[[torch.Tensor, torch.Tensor], object]
-"""Copies the second tensor's values into the first, of which a process may hold a part."""
-
-
-def load_weights(path: Path, model: nn.Module, put: Put = torch.Tensor.copy_) -> None:
+def load_weights(path: Path, model: nn.Module, put: Put = put_whole) -> None:
     """Load weights into a model of the same shape.
 
     Args:
         path: a .safetensors file, or a checkpoint's folder.
         model: takes the values; its device and dtypes stay.
-        put: copies values into a parameter.
+        put: copies values into a parameter, of which a process may hold a part.
 
     Raises:
         UserError: the file is missing or damaged, or holds another model; names the first difference.
     """
-    path = path / MODEL if path.is_dir() else path
-    _copy_into(path, weights_of(model), put)
+    _load(path, WEIGHTS, weights_of(model), put)
 
 
-def load_optimizer(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, put: Put = torch.Tensor.copy_
-) -> None:
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, put: Put = put_whole) -> None:
     """Load the moments of an optimizer that `build_optimizer` made for `model`; `put` as in `load_weights`.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to another model; names the first difference.
     """
-    _copy_into(checkpoint / OPTIMIZER, moments_of(model, optimizer), put)
+    _load(checkpoint, MOMENTS, moments_of(model, optimizer), put)
+
+
+def _load(path: Path, kind: str, tensors: dict[str, torch.Tensor], put: Put) -> None:
+    if not path.is_dir():
+        copy_into(path, [path], tensors, put)
+        return
+    there = files_of(kind, _names(path))  # a file that it does not name is none of it
+    named = path / whole_name(kind) if len(there) < 2 else path
+    copy_into(named, [path / name for name in there] or [named], tensors, put)
 
 
 def folder_name(step: int) -> str:
@@ -246,60 +329,45 @@ def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dic
     )
 
 
-def _copy_into(path: Path, tensors: dict[str, torch.Tensor], put: Put) -> None:
-    """Copy a file's tensors into `tensors`, whose names, shapes and types must be the same."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            for name in sorted(names | tensors.keys()):
-                if name not in names:
-                    raise UserError(f"{path} is of another model: it lacks {name}.")
-                if name not in tensors:
-                    raise UserError(f"{path} is of another model: it has {name}, which this one lacks.")
-                there = file.get_slice(name)
-                shape, wanted = list(there.get_shape()), list(tensors[name].shape)
-                if shape != wanted:
-                    raise UserError(f"{path} is of another model: {name} has shape {shape} there and {wanted} here.")
-                if there.get_dtype() != (kind := DTYPES.get(tensors[name].dtype)):
-                    raise UserError(
-                        f"{path} holds numbers of another kind: {name} is {there.get_dtype()} there and {kind} here; "
-                        "convert the file, or use another one."
-                    )
-            for name, tensor in tensors.items():
-                put(tensor, file.get_tensor(name))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give a checkpoint's folder or a .safetensors file.") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}); it is damaged, use another one.") from None
-
-
 @contextlib.contextmanager
-def _write_errors(final: Path, aside: Path) -> Iterator[None]:
-    """Remove what was begun when a save fails, and say so in one sentence when the disk is at fault."""
+def write_errors(run_dir: Path, step: int, remove: bool = True) -> Iterator[None]:
+    """Say in one sentence that a save failed, when the disk is at fault.
+
+    Args:
+        run_dir: the run's folder.
+        step: of the checkpoint.
+        remove: what was begun; or other processes are still at it.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
-        shutil.rmtree(aside, ignore_errors=True)
+        if remove:
+            abandon(run_dir, step)
         raise UserError(
-            f"The checkpoint {final} could not be written ({error}); older checkpoints are untouched. "
-            "Free some disk space and give the same command again."
+            f"The checkpoint {run_dir / CHECKPOINTS / folder_name(step)} could not be written ({error}); older "
+            "checkpoints are untouched. Free some disk space and give the same command again."
         ) from error
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+def abandon(run_dir: Path, step: int) -> None:
+    """Remove what `begin` began."""
+    shutil.rmtree(_aside(run_dir, step), ignore_errors=True)
 
 
-def _open(number: int, path: Path) -> Checkpoint | None:
+def _aside(run_dir: Path, step: int) -> Path:
+    return run_dir / CHECKPOINTS / f"{UNFINISHED}{folder_name(step)}"
+
+
+def _open(
+    number: int, path: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault, quiet: bool = False
+) -> Checkpoint | None:
     """A checkpoint if it is complete and unaltered; else a warning says what is wrong with it."""
     fault = "it is gone"
     with contextlib.suppress(FileNotFoundError):
-        fault = _fault(path)
+        fault = _fault(path, check)
         if fault is None:
             return _read(number, path)
-    if path.exists():  # a process that trains removes old ones
+    if path.exists() and not quiet:  # a process that trains removes old ones
         log.warning("Skipping checkpoint %s: %s.", path, fault)
     return None
 
@@ -308,26 +376,31 @@ def _read(number: int, path: Path) -> Checkpoint:
     return Checkpoint(path, number, json.loads(read_bounded(path / STATE)), written_at(path))
 
 
-def _fault(path: Path) -> str | None:
+def _fault(path: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault) -> str | None:
     """What is wrong with a checkpoint; None when it is as it was written."""
+    fault, expected = _expected(path)
+    fault = check(expected) or fault  # also where there is nothing to check: processes ask together
+    if fault is not None:
+        return fault
+    step = json.loads(read_bounded(path / STATE))["step"]
+    return None if path.name == folder_name(step) else f"it is the checkpoint of step {step} (its {STATE} says so)"
+
+
+def _expected(path: Path) -> tuple[str | None, list[Expected]]:
+    """The files that a checkpoint says it has; or what is wrong with what it says."""
     try:
         require_regular(path / COMPLETE)
         described = json.loads(read_bounded(path / COMPLETE))["files"]
-        names = [MODEL, OPTIMIZER, STATE, *([WRITTEN] if WRITTEN in described else [])]  # older ones have none
+        tensors = [files_of(kind, list(described)) for kind in (WEIGHTS, MOMENTS)]
+        names = [*itertools.chain(*tensors), STATE, *([WRITTEN] if WRITTEN in described else [])]  # older ones: none
         expected = [(path / name, described[name]["bytes"], described[name]["sha256"]) for name in names]
     except FileNotFoundError:
-        return f"{COMPLETE} is missing, so it was never finished"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return f"{COMPLETE} is damaged"
-    for file, size, sha256 in expected:
-        if not file.is_file():
-            return f"{file.name} is missing"
-        if file.stat().st_size != size:
-            return f"{file.name} has {file.stat().st_size} bytes instead of {size}"
-        if file_sha256(file) != sha256:
-            return f"{file.name} was altered (its SHA-256 is not the recorded one)"
-    step = json.loads(read_bounded(path / STATE))["step"]
-    return None if path.name == folder_name(step) else f"it is the checkpoint of step {step} (its {STATE} says so)"
+        return f"{COMPLETE} is missing, so it was never finished", []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{COMPLETE} is damaged", []
+    if not all(tensors):
+        return f"{COMPLETE} names no whole set of files", []
+    return None, expected
 
 
 def _remove(path: Path) -> None:

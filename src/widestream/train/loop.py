@@ -88,7 +88,7 @@ def _train(run: TrainingRun, ending: Ending) -> Result:
     config, settings, folder = run.config, run.config.train, run.folder
     steps, watch, health = run.plan.steps, Stopwatch(run.reached.wall_s), Watch()
     bar = Progress(config.name, run.reached.step, steps, quiet=not run.world.is_main)
-    with run.metrics or contextlib.nullcontext(), bar as progress:
+    with run.metrics or contextlib.nullcontext(), contextlib.closing(run.saver), bar as progress:
         if run.said:
             progress.say(f"{folder}: {run.said}")
         ending.may_wait = True
@@ -103,6 +103,7 @@ def _train(run: TrainingRun, ending: Ending) -> Result:
             watch.step_done()
             run.reached.step, run.reached.wall_s = step + 1, watch.total_s
 
+            run.saver.look()
             if not result.applied:
                 _handle_nonfinite(run, result)
             elif _due(run, settings.log_every):
@@ -116,6 +117,7 @@ def _train(run: TrainingRun, ending: Ending) -> Result:
             note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
             progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
             if result.ending and step + 1 < steps:
+                run.saver.finish()
                 progress.say(f"{folder}: told to end at step {step + 1}/{steps}; the same command goes on from here.")
                 sys.exit(TERMINATED)
             watch.start()
@@ -175,6 +177,7 @@ def _handle_nonfinite(run: TrainingRun, result: StepResult) -> None:
             skipped=run.reached.skipped,
         )
         return
+    run.saver.finish()
     path = run.folder / NONFINITE.format(step)
     if run.world.is_main:
         batch = run.batches.at(step - 1)
@@ -299,7 +302,8 @@ def _save(run: TrainingRun, batch: Batch, progress: Progress) -> None:
 
 
 def _finish(run: TrainingRun, progress: Progress) -> Result:
-    """Write done.json; the last step has evaluated and saved already."""
+    """Write done.json; the last step has evaluated and begun its checkpoint already."""
+    run.saver.finish()
     result = Result(tokens=run.tokens, flops=run.flops, **asdict(run.reached))
     if run.world.is_main:
         write_done(run.folder, asdict(result))

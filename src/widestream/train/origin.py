@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from widestream.data.manifest import file_sha256, read_manifest
+from widestream.data.manifest import read_manifest
 from widestream.errors import UserError
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
@@ -20,7 +20,7 @@ class Origin:
     step: int
     """Steps that they had been trained for."""
     sha256: str
-    """Hash of the file."""
+    """Hash of its weights (`checkpoint.recorded_hash`)."""
     settings: tuple[str, ...]
     """Settings of the model that are others there, though all weights have the same names and shapes."""
 
@@ -58,7 +58,7 @@ def find_origin(config: RunConfig, run_dir: Path, resume: bool) -> Origin | None
             "tokens; prepare the text with the tokenizer of that run, or start from another one."
         )
     keys = [f"model.{key}" for key, _, _ in differences(to_dict(recipe.model), to_dict(config.model))]
-    origin = Origin(str(saved.path), saved.step, file_sha256(saved.path / checkpoint.MODEL), tuple(keys))
+    origin = Origin(str(saved.path), saved.step, checkpoint.recorded_hash(saved.path) or "", tuple(keys))
     began = read_info(run_dir).get("init_from") if resume and is_run(run_dir) else None
     if began is not None and began["sha256"] != origin.sha256:
         raise UserError(

@@ -84,11 +84,17 @@ class World:
             answer = function()
         except UserError as error:
             refused = str(error)
-        everyone: list[str | None] = [None] * self.size
-        dist.all_gather_object(everyone, refused)
-        for sentence in filter(None, everyone):
+        for sentence in filter(None, self.gather(refused)):
             raise UserError(sentence)
         return cast(Value, answer)
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in their order; all have to ask."""
+        if self.size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value)
+        return everyone
 
     def require_same(self, values: dict[str, Any]) -> None:
         """Make sure that all processes were given the same, before they train on together.
@@ -101,8 +107,7 @@ class World:
         """
         if self.size == 1:
             return
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, values)
+        everyone = self.gather(values)
         for name, value in everyone[0].items():
             for rank, other in enumerate(everyone):
                 if other.get(name) != value:

@@ -31,7 +31,8 @@ from widestream.train.optim import build_optimizer
 from widestream.train.origin import describe, find_origin
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
-from widestream.train.shards import build_shared, choose_layout, fill, gathered, own, settle
+from widestream.train.saving import Saver, newest_checkpoint
+from widestream.train.shards import build_shared, choose_layout, fill_stored, own, settle
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,6 +81,8 @@ class TrainingRun:
     """Windows of it that settings are chosen on."""
     metrics: MetricsWriter | None
     """The log, in the main process."""
+    saver: Saver
+    """Writes checkpoints."""
     reached: Reached
     """How far the run has come."""
     said: str
@@ -111,25 +114,21 @@ class TrainingRun:
             self.metrics.write({"kind": kind, "step": self.reached.step, **values})
 
     def save(self) -> None:
-        """Write a checkpoint of where the run stands; all processes have to ask for it."""
+        """Begin a checkpoint of where the run stands (`Saver.begin`); all processes have to ask for it."""
         settle(self.model)
-        weights = gathered(checkpoint.weights_of(self.model), self.world)
-        moments = gathered(checkpoint.moments_of(self.model, self.optimizer), self.world)
-        self.world.on_main(lambda: self._write(weights, moments))
-
-    def _write(self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]) -> None:
-        assert self.metrics is not None
-        written = self.metrics.sync()
-        reached = self.reached
+        reached, every = self.reached, self.config.train.eval_every
+        evaluated = reached.heldout is not None and (reached.step % every == 0 or reached.step == self.plan.steps)
         state = {
             "wall_s": reached.wall_s,
             "skipped": reached.skipped,
             "heldout": reached.heldout,
+            "heldout_loss": reached.heldout["loss"] if reached.heldout is not None and evaluated else None,
             "selection": reached.selection,
             "settings": own_settings(self.config),
             "data_fingerprint": self.info["data"]["fingerprint"],
         }
-        checkpoint.write(self.folder, reached.step, weights, moments, state, self.config.train.keep, written)
+        written = None if self.metrics is None else self.metrics.sync()
+        self.saver.begin(reached.step, self.model, self.optimizer, state, written)
 
 
 def _given(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +171,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     origin = world.on_main(lambda: find_origin(config, run_dir, resume))
     model = build_shared(config.model, config.train.seed, world, layout, depth, attention)
     if origin is not None:
-        checkpoint.load_weights(Path(origin.folder), model, fill)
+        checkpoint.load_weights(Path(origin.folder), model, fill_stored)
         if not (world.all_(all_finite(own(model.parameters()))) and is_finite(model, [])):
             raise not_finite(origin.folder)
         settle(model)
@@ -199,6 +198,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
         reported=reported,
         chosen=chosen,
         metrics=writers[0] if writers else None,
+        saver=Saver(run_dir, world, layout, config.train.keep, config.train.keep_best),
         reached=reached,
         said="; ".join(filter(None, (changed, origin and origin.told))),
     )
@@ -275,12 +275,12 @@ def _restore(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[Reached, Written | None]:
     """Load the newest complete checkpoint, if there is one; and what it says of the rows of metrics.jsonl."""
-    saved = world.on_main(lambda: checkpoint.latest(run_dir))
+    saved = newest_checkpoint(run_dir, world)
     if saved is None:
         return Reached(), None
     world.on_main(lambda: require_own(saved, load_config(run_dir), info))
-    checkpoint.load_weights(saved.path, model, fill)
-    checkpoint.load_optimizer(saved.path, model, optimizer, fill)
+    checkpoint.load_weights(saved.path, model, fill_stored)
+    checkpoint.load_optimizer(saved.path, model, optimizer, fill_stored)
     state = saved.state
     reached = Reached(
         step=saved.step,

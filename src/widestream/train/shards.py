@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.roles import initialize
@@ -25,6 +26,7 @@ from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import ParallelConfig
+from widestream.runs.tensor_files import Piece, StoredTensor, put_whole
 from widestream.train.parallel import World
 
 COPIES = 4
@@ -151,6 +153,45 @@ def fill(tensor: Tensor, values: Tensor) -> None:
         tensor.copy_(values)
 
 
+@torch.no_grad()
+def fill_stored(tensor: Tensor, stored: StoredTensor) -> None:
+    """Copy what files hold into a tensor; of a shared one those rows are read that this process holds."""
+    if not isinstance(tensor, DTensor):
+        put_whole(tensor, stored)
+        return
+    local, first = tensor.to_local(), _first_row(tensor)
+    if local.numel():
+        local.copy_(stored.rows(first, first + len(local)))
+
+
+def held_pieces(tensors: Mapping[str, Tensor], world: World) -> dict[str, Piece]:
+    """What this process writes of tensors: the rows that it holds, where no other one holds them too.
+
+    They are copies in the host's memory, which stay what they are while training goes on.
+    """
+    found: dict[str, Piece] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            local, first = tensor.to_local(), _first_row(tensor)
+            if is_first_group(tensor) and local.numel():
+                found[name] = Piece(local.detach().to("cpu", copy=True), first)
+        elif world.is_main:
+            found[name] = Piece(tensor.detach().to("cpu", copy=True))
+    return found
+
+
+def is_first_group(tensor: DTensor) -> bool:
+    """Whether this process belongs to the first of the groups that hold the same."""
+    mesh = tensor.device_mesh
+    return "replicate" not in (mesh.mesh_dim_names or ()) or mesh["replicate"].get_local_rank() == 0
+
+
+def _first_row(tensor: DTensor) -> int:
+    """Number of the first row that this process holds."""
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offset[0]
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor as one process has it; of a shared one the parts of all, which all have to ask for at once."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -175,19 +216,6 @@ def hand_out(tensors: Iterable[Tensor], turn: int) -> None:
 def own(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The parts that this process holds."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-
-
-def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Whole tensors in the main process, none in the others; all have to call it.
-
-    One is gathered at a time, and lies in the host's memory then.
-    """
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        one = whole(tensor.detach())
-        if world.is_main:
-            found[name] = one.cpu()
-    return found
 
 
 def settle(model: Decoder) -> None:

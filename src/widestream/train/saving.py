@@ -1,0 +1,151 @@
+"""Checkpoints that are written while training goes on: a copy is taken, and a thread of each process writes its share.
+
+Every process learns at the end of a step whether all have written; then the main one completes the checkpoint. Until
+that moment it does not exist, and the older ones are what they were.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from widestream.errors import UserError
+from widestream.model.decoder import Decoder
+from widestream.runs import checkpoint
+from widestream.runs.checkpoint import MOMENTS, WEIGHTS, Checkpoint, Expected
+from widestream.runs.rows import Written
+from widestream.runs.tensor_files import Piece, write_part, write_whole
+from widestream.train.parallel import World
+from widestream.train.shards import Layout, held_pieces
+
+Files = dict[str, dict[str, Any]]
+"""Names of files, and what `checkpoint.describe` says of them."""
+
+
+class Saver:
+    """Writes the checkpoints of a run; all its methods are called by all processes together.
+
+    Args:
+        run_dir: the run's folder.
+        world: the processes.
+        layout: who holds what.
+        keep: newest checkpoints that stay.
+        best: checkpoints of the lowest held-out loss that stay beside these.
+    """
+
+    def __init__(self, run_dir: Path, world: World, layout: Layout, keep: int, best: int):
+        self._run_dir, self._world, self._layout, self._keep, self._best = run_dir, world, layout, keep, best
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Files] | None = None
+        self._rest: tuple[int, dict[str, Any], Written | None] = 0, {}, None
+
+    def begin(
+        self,
+        step: int,
+        model: Decoder,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        written: Written | None,
+    ) -> None:
+        """Begin a checkpoint, once an earlier one is complete.
+
+        Args:
+            step: optimizer steps done.
+            model: weights of it are copied.
+            optimizer: moments of it are copied.
+            state: of the run, for state.json.
+            written: what the main process has in metrics.jsonl.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        self.finish()
+        weights = held_pieces(checkpoint.weights_of(model), self._world)
+        moments = held_pieces(checkpoint.moments_of(model, optimizer), self._world)
+
+        def begin() -> Path:
+            with checkpoint.write_errors(self._run_dir, step):
+                return checkpoint.begin(self._run_dir, step)
+
+        aside = self._world.on_main(begin)
+        self._rest = step, state, written
+        self._pending = self._thread.submit(self._write, aside, {WEIGHTS: weights, MOMENTS: moments})
+
+    def look(self) -> None:
+        """Complete the checkpoint that is being written, if all have written; after every step.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._pending is not None and self._world.all_(self._pending.done()):
+            self._complete(self._pending)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, and complete it.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._pending is not None:
+            wait([self._pending])
+            self._complete(self._pending)
+
+    def close(self) -> None:
+        """Let the thread end, whatever has ended the run.
+
+        What is being written is completed by a run of one process. Several may have ended at different places, and
+        cannot: they leave a hidden folder, which the next one removes.
+        """
+        with contextlib.suppress(UserError):
+            if self._world.size == 1:
+                self.finish()
+        self._thread.shutdown()
+
+    def _write(self, aside: Path, tensors: dict[str, dict[str, Piece]]) -> Files:
+        """Write what this process has."""
+        parts, part = self._layout.shard, self._world.rank % self._layout.shard
+        files: Files = {}
+        with checkpoint.write_errors(self._run_dir, self._rest[0], remove=False):
+            for kind, pieces in tensors.items():
+                if parts == 1:
+                    if self._world.is_main:
+                        path = write_whole(aside, kind, {name: piece.values for name, piece in pieces.items()})
+                        files[path.name] = checkpoint.describe(path)
+                elif self._world.rank < parts:
+                    path = write_part(aside, kind, part, parts, pieces)
+                    files[path.name] = checkpoint.describe(path)
+        return files
+
+    def _complete(self, pending: "Future[Files]") -> None:
+        self._pending = None
+        step, state, written = self._rest
+        try:
+            own = self._world.everywhere(pending.result)
+        except UserError:
+            self._world.on_main(lambda: checkpoint.abandon(self._run_dir, step))
+            raise
+        files: Files = {name: said for part in self._world.gather(own) for name, said in part.items()}
+
+        def complete() -> None:
+            with checkpoint.write_errors(self._run_dir, step):
+                checkpoint.commit(self._run_dir, step, files, state, written)
+            checkpoint.prune(self._run_dir, step, self._keep, self._best)
+
+        self._world.on_main(complete)
+
+
+def newest_checkpoint(run_dir: Path, world: World) -> Checkpoint | None:
+    """The newest checkpoint that is complete and unaltered; processes read a share of its files each.
+
+    Raises:
+        UserError: in all processes: there are checkpoints, but all of them are damaged.
+    """
+
+    def check(files: Sequence[Expected]) -> str | None:
+        fault = checkpoint.first_fault(files[world.rank :: world.size])
+        return next(filter(None, world.gather(fault)), None)
+
+    return checkpoint.latest(run_dir, check, quiet=not world.is_main)
