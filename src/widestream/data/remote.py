@@ -158,7 +158,7 @@ def _pieces(url: str, file: str) -> Iterator[bytes]:
         FileNotFoundError: it is not there.
         UserError: there is no way to read it.
     """
-    system, path = _file_system(url)
+    system, path = file_system(url)
     try:
         with system.open(f"{path}/{file}", "rb") as source:
             while piece := source.read(_PIECE):
@@ -172,8 +172,12 @@ def _pieces(url: str, file: str) -> Iterator[bytes]:
         ) from error
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    """What fsspec opens a URL with, and the path that the URL has there."""
+def file_system(url: str) -> tuple[Any, str]:
+    """What fsspec opens a URL with, and the path that the URL has there.
+
+    Raises:
+        UserError: a package is missing, or there is no such kind of URL.
+    """
     try:
         from fsspec.core import url_to_fs
 

@@ -212,6 +212,9 @@ class TrainConfig:
     """Newest checkpoints kept; older ones are removed after a newer one is complete."""
     keep_best: int = 0
     """Checkpoints kept beside these: those with the lowest held-out loss, where it was measured at their step."""
+    mirror: str | None = None
+    """URL of a copy of the run, such as s3://bucket/run: complete checkpoints are copied there, and a run whose folder is
+    gone is fetched from there (needs the `remote` extra)."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """When the loss or gradient is not finite: stop and save the batch, or skip the step and count it."""
     tensorboard: bool = False

@@ -17,7 +17,10 @@ ROUNDING = "batches stay, numbers may change by rounding"
 
 MAY_CHANGE = {
     **dict.fromkeys(("train.parallel.timeout_s",), NOTHING),
-    **dict.fromkeys(("name", "description", "train.save_every", "train.keep", "train.log_every"), NOTHING),
+    **dict.fromkeys(
+        ("name", "description", "train.save_every", "train.keep", "train.keep_best", "train.mirror", "train.log_every"),
+        NOTHING,
+    ),
     # What a run computes in is settled at its beginning: `require_same_run` lets it be written in another way only.
     **dict.fromkeys(("train.tensorboard", "train.wandb", "train.trackio", "train.precision"), NOTHING),
     # What these mean is compared by the fingerprints and sizes of the data (run.json).
@@ -25,7 +28,7 @@ MAY_CHANGE = {
     **dict.fromkeys(("train.eval_every", "train.eval_windows", "train.final_eval"), EVALUATION),
     **dict.fromkeys(("train.threads", "train.device", "train.micro_batch_size", "train.compile"), ROUNDING),
     **dict.fromkeys(("train.activation_checkpointing", "train.stream_memory", "train.anchors"), ROUNDING),
-    **dict.fromkeys(("train.parallel.replicate", "train.parallel.shard"), ROUNDING),
+    **dict.fromkeys(("train.parallel.replicate", "train.parallel.shard", "train.parallel.gather"), ROUNDING),
     **dict.fromkeys(("train.kernels", "train.attention", "train.deterministic"), ROUNDING),
 }
 """Settings that a run which goes on may change, and what comes of it. `LENGTH` has rules of its own; every other

@@ -307,6 +307,7 @@ def _finish(run: TrainingRun, progress: Progress) -> Result:
     result = Result(tokens=run.tokens, flops=run.flops, **asdict(run.reached))
     if run.world.is_main:
         write_done(run.folder, asdict(result))
+        run.saver.copy()
     lost = f" ({result.skipped:,} skipped, which moved nothing)" if result.skipped else ""
     if 2 * result.skipped > result.step:
         lost += ", most of its steps: this is no trained model; lower optimizer.lr or set optimizer.grad_clip"

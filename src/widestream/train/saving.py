@@ -16,6 +16,7 @@ from widestream.errors import UserError
 from widestream.model.decoder import Decoder
 from widestream.runs import checkpoint
 from widestream.runs.checkpoint import MOMENTS, WEIGHTS, Checkpoint, Expected
+from widestream.runs.mirror import Mirror
 from widestream.runs.rows import Written
 from widestream.runs.tensor_files import Piece, write_part, write_whole
 from widestream.train.parallel import World
@@ -34,10 +35,14 @@ class Saver:
         layout: who holds what.
         keep: newest checkpoints that stay.
         best: checkpoints of the lowest held-out loss that stay beside these.
+        mirror: keeps a copy behind a URL; in the main process, if anywhere.
     """
 
-    def __init__(self, run_dir: Path, world: World, layout: Layout, keep: int, best: int):
+    def __init__(
+        self, run_dir: Path, world: World, layout: Layout, keep: int, best: int = 0, mirror: Mirror | None = None
+    ):
         self._run_dir, self._world, self._layout, self._keep, self._best = run_dir, world, layout, keep, best
+        self._mirror = mirror
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Files] | None = None
         self._rest: tuple[int, dict[str, Any], Written | None] = 0, {}, None
@@ -93,6 +98,11 @@ class Saver:
             wait([self._pending])
             self._complete(self._pending)
 
+    def copy(self) -> None:
+        """Have the run copied to its mirror, if it has one; in the main process."""
+        if self._mirror is not None:
+            self._mirror.push()
+
     def close(self) -> None:
         """Let the thread end, whatever has ended the run.
 
@@ -103,6 +113,8 @@ class Saver:
             if self._world.size == 1:
                 self.finish()
         self._thread.shutdown()
+        if self._mirror is not None:
+            self._mirror.close()
 
     def _write(self, aside: Path, tensors: dict[str, dict[str, Piece]]) -> Files:
         """Write what this process has."""
@@ -133,6 +145,7 @@ class Saver:
             with checkpoint.write_errors(self._run_dir, step):
                 checkpoint.commit(self._run_dir, step, files, state, written)
             checkpoint.prune(self._run_dir, step, self._keep, self._best)
+            self.copy()
 
         self._world.on_main(complete)
 

@@ -20,6 +20,7 @@ from widestream.runs import checkpoint
 from widestream.runs.folder import flatten, load_config
 from widestream.runs.identity import own_settings, require_own
 from widestream.runs.metrics import MetricsWriter, require_idle
+from widestream.runs.mirror import Mirror
 from widestream.runs.model import all_finite, is_finite, not_finite
 from widestream.runs.rows import Written
 from widestream.runs.splits import open_splits
@@ -161,6 +162,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     precision = world.on_main(lambda: precision_of(config, run_dir, world.device, resume))
     layout = world.on_main(lambda: choose_layout(config.train.parallel, world.size, weights, room, precision))
     computed = {"exchanges": depth.describe(), "attention": attention, "layout": layout.describe()}
+    mirrors: list[Mirror] = []  # one, in the main process
+    fetched = world.on_main(lambda: _open_mirror(mirrors, run_dir, config.train.mirror, resume))
     world.on_main(lambda: require_idle(run_dir))
     store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
@@ -198,10 +201,18 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
         reported=reported,
         chosen=chosen,
         metrics=writers[0] if writers else None,
-        saver=Saver(run_dir, world, layout, config.train.keep, config.train.keep_best),
+        saver=Saver(run_dir, world, layout, config.train.keep, config.train.keep_best, *mirrors),
         reached=reached,
-        said="; ".join(filter(None, (changed, origin and origin.told))),
+        said="; ".join(filter(None, (fetched, changed, origin and origin.told))),
     )
+
+
+def _open_mirror(mirrors: list[Mirror], run_dir: Path, url: str | None, resume: bool) -> str:
+    """Open the run's mirror, if it has one, and fetch a run from it that is not here; says so."""
+    if url is None:
+        return ""
+    mirrors.append(Mirror(run_dir, url))
+    return f"fetched from {url}" if resume and mirrors[0].restore() else ""
 
 
 def _writer(run_dir: Path, config: RunConfig, step: int, written: Written | None) -> MetricsWriter:

@@ -1,0 +1,129 @@
+"""A run's copy behind a URL: whole or absent, fetched where the run folder is gone, never in the way of training."""
+
+import json
+import shutil
+
+import fsspec
+import pytest
+import torch
+
+import ranks
+from processes import train_quickly
+from tiny_runs import tiny_config
+from widestream.errors import UserError
+from widestream.runs import mirror as mirrors
+from widestream.runs.folder import list_checkpoints
+from widestream.runs.mirror import Mirror
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request, tmp_path):
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        return "memory://bucket/run"
+    return f"file://{tmp_path}/there"
+
+
+def config(data, url, **train):
+    return tiny_config(data, train={"steps": 6, "save_every": 2, "keep": 2, "mirror": url, **train})
+
+
+def names(url):
+    system, place = fsspec.core.url_to_fs(url)
+    return sorted(path.removeprefix(place).lstrip("/") for path in system.find(place))
+
+
+def test_the_newest_checkpoints_are_there(data, tmp_path, url):
+    train_quickly(config(data, url), tmp_path / "run")
+    there = names(url)
+    here = [str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert set(there) == set(here)
+    assert {name.split("/")[1] for name in there if name.startswith("checkpoints")} == {
+        "step_00000004", "step_00000006",
+    }  # fmt: skip
+
+
+def test_a_run_that_is_gone_goes_on_from_its_copy_bit_for_bit(data, tmp_path, url, capsys):
+    train_quickly(config(data, url), tmp_path / "whole")
+    system, place = fsspec.core.url_to_fs(url)
+    system.rm(place, recursive=True)
+    stop = config(data, url, steps=6)
+    original = Mirror.push
+    calls = []
+
+    def die(self):
+        original(self)
+        calls.append(1)
+        if len(calls) == 2:
+            self.close()
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mirror, "push", die)
+        with pytest.raises(KeyboardInterrupt):
+            train_quickly(stop, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    train_quickly(stop, tmp_path / "elsewhere")
+    assert f"fetched from {url}" in capsys.readouterr().err
+    assert ranks.rows(tmp_path / "elsewhere")[-1]["loss"] == ranks.rows(tmp_path / "whole")[-1]["loss"]
+    assert len(ranks.rows(tmp_path / "elsewhere")) == len(ranks.rows(tmp_path / "whole"))
+    for kind in ("model", "optimizer"):
+        ours, whole = (ranks.weights(tmp_path / name, 6, kind) for name in ("elsewhere", "whole"))
+        assert all(torch.equal(ours[name], value) for name, value in whole.items())
+
+
+def test_a_checkpoint_that_was_copied_half_is_not_used(data, tmp_path, url):
+    train_quickly(config(data, url), tmp_path / "run")
+    system, place = fsspec.core.url_to_fs(url)
+    system.rm(f"{place}/checkpoints/step_00000006/complete.json")
+    shutil.rmtree(tmp_path / "run")
+    assert Mirror(tmp_path / "run", url).restore()
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [4]
+
+
+def test_a_copy_that_was_altered_is_passed_over(data, tmp_path, url, caplog):
+    train_quickly(config(data, url), tmp_path / "run")
+    system, place = fsspec.core.url_to_fs(url)
+    file = f"{place}/checkpoints/step_00000006/model.safetensors"
+    content = bytearray(system.cat_file(file))
+    content[-1] ^= 1
+    system.pipe_file(file, bytes(content))
+    shutil.rmtree(tmp_path / "run")
+    train_quickly(config(data, url), tmp_path / "run")
+    assert "model.safetensors was altered" in caplog.text
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 6
+
+
+def test_a_storage_that_fails_does_not_stop_a_run(data, tmp_path, url, monkeypatch, caplog):
+    monkeypatch.setattr(Mirror, "_put", lambda *_: (_ for _ in ()).throw(PermissionError("no right to write")))
+    train_quickly(config(data, url), tmp_path / "run")
+    assert "was not copied to" in caplog.text
+    assert "no right to write" in caplog.text
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [4, 6]
+
+
+def test_a_storage_that_cannot_be_read_is_a_sentence(data, tmp_path, url, monkeypatch):
+    train_quickly(config(data, url), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    monkeypatch.setattr(mirrors.Mirror, "_complete", lambda _: (_ for _ in ()).throw(OSError("the network is down")))
+    with pytest.raises(UserError, match=r"cannot be fetched from .*the network is down"):
+        train_quickly(config(data, url), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [("/some/folder", "give a URL that fsspec knows"), ("nosuch://bucket/run", "cannot be opened|not installed")],
+)
+def test_what_is_no_url_is_refused(data, tmp_path, wrong, words):
+    with pytest.raises(UserError, match=words):
+        train_quickly(config(data, wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_anew_does_not_fetch(data, tmp_path, url):
+    train_quickly(config(data, url), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    from widestream.train.loop import train
+
+    assert train(config(data, url, steps=2), tmp_path / "run", resume=False).step == 2
