@@ -213,10 +213,13 @@ class TrainConfig:
     keep_best: int = 0
     """Checkpoints kept beside these: those with the lowest held-out loss, where it was measured at their step."""
     mirror: str | None = None
-    """URL of a copy of the run, such as s3://bucket/run: complete checkpoints are copied there, and a run whose folder is
-    gone is fetched from there (needs the `remote` extra)."""
+    """URL of a copy of the run, such as s3://bucket/run: complete checkpoints are copied there, and a run whose folder
+    is gone is fetched from there (needs the `remote` extra)."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """When the loss or gradient is not finite: stop and save the batch, or skip the step and count it."""
+    rollback: float | None = None
+    """When the loss is above so many times the median of the last 64 steps, go back to the checkpoint before, and on
+    with other batches (train/rollback.py); None: never. 1.5 takes hold of leaps alone in most runs."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the `track` extra)."""
     wandb: bool = False
@@ -233,6 +236,7 @@ class TrainConfig:
         _require(self, "train", "at most 1024", lambda value: value <= 1024, "threads")
         _require(self, "train", "at least 0", lambda value: value >= 0, "z_loss", "anchors", "keep_best")
         _require(self, "train", "at least 0 and below 1", lambda value: 0 <= value < 1, "selection")
+        _require(self, "train", "above 1", lambda value: value > 1, "rollback")
         _require(self, "train", "at least 0 and below 2^31", lambda value: 0 <= value < 2**31, "seed")
 
 

@@ -13,6 +13,7 @@ from widestream.runs.settings import plain
 
 NOTHING = "no batch and no number changes"
 EVALUATION = "batches stay, evaluations change"
+LEAPS = "batches stay until the loss leaps"
 ROUNDING = "batches stay, numbers may change by rounding"
 
 MAY_CHANGE = {

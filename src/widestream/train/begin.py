@@ -171,4 +171,5 @@ def _describe(config: RunConfig, data: dict[str, Any], world: World, precision: 
         "train_flops_per_token": at_length.train_flops,
         "started": _time(),
         "resumed": [],
+        "rollbacks": [],
     }

@@ -27,6 +27,7 @@ from widestream.train.ending import Ending, listening
 from widestream.train.evaluate import Heldout, evaluate
 from widestream.train.optim import set_lr, set_momentum
 from widestream.train.parallel import join_world
+from widestream.train.rollback import Rollback, batch_of
 from widestream.train.schedule import factor
 from widestream.train.setup import TrainingRun, prepare
 from widestream.train.shards import own
@@ -80,11 +81,16 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
     ):
         if world.device.type == "cpu":
             keep_freed_memory()
-        return _train(prepare(config, folder, world, resume, extend), ending)
+        while isinstance(result := _train(prepare(config, folder, world, resume, extend), ending), Rollback):
+            resume = True
+        return result
 
 
-def _train(run: TrainingRun, ending: Ending) -> Result:
-    """All steps that are left. Nothing of the run outlives this, because the processes part behind it."""
+def _train(run: TrainingRun, ending: Ending) -> Result | Rollback:
+    """All steps that are left, or those until the run goes back.
+
+    Nothing of the run outlives this, because the processes part behind it.
+    """
     config, settings, folder = run.config, run.config.train, run.folder
     steps, watch, health = run.plan.steps, Stopwatch(run.reached.wall_s), Watch()
     bar = Progress(config.name, run.reached.step, steps, quiet=not run.world.is_main)
@@ -104,6 +110,11 @@ def _train(run: TrainingRun, ending: Ending) -> Result:
             run.reached.step, run.reached.wall_s = step + 1, watch.total_s
 
             run.saver.look()
+            if result.applied and (usual := run.losses.leapt_from(result.loss)) is not None:
+                back = run.go_back(result.loss, usual)
+                leap = f"the loss leapt to {back.loss:.3f} from {usual:.3f}"
+                progress.say(f"step {back.at}: {leap}; back to step {back.to}, and on with other batches")
+                return back
             if not result.applied:
                 _handle_nonfinite(run, result)
             elif _due(run, settings.log_every):
@@ -128,7 +139,7 @@ def _upcoming(run: TrainingRun) -> Iterator[tuple[int, Batch]]:
     """This process's batches from where the run stands on, with their steps; the next one is read in the background."""
 
     def read(step: int) -> Batch:
-        return run.batches.at(step, run.world.rank, run.world.size).ready_for(run.world.device)
+        return run.batch_at(step).ready_for(run.world.device)
 
     first, last = run.reached.step, run.plan.steps - 1
     with ThreadPoolExecutor(1, "batches") as reader:
@@ -180,7 +191,7 @@ def _handle_nonfinite(run: TrainingRun, result: StepResult) -> None:
     run.saver.finish()
     path = run.folder / NONFINITE.format(step)
     if run.world.is_main:
-        batch = run.batches.at(step - 1)
+        batch = run.batches.at(batch_of(step - 1, run.rollbacks))
         fields = {"tokens": batch.tokens, "targets": batch.targets, "segments": batch.segments}
         write_atomic(path, save({**fields, "step": torch.tensor(step), "losses": result.losses.cpu()}))
     raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from widestream.blocks.attention_kind import Attention, choose_attention
-from widestream.data.batches import TrainBatches, divide_windows
+from widestream.data.batches import Batch, TrainBatches, divide_windows
 from widestream.data.store import TokenStore
 from widestream.errors import UserError
 from widestream.machine import memory_total
@@ -32,6 +32,7 @@ from widestream.train.optim import build_optimizer
 from widestream.train.origin import describe, find_origin
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
+from widestream.train.rollback import Losses, Rollback, batch_of, note_rollback, read_rollbacks, seconds_at
 from widestream.train.saving import Saver, newest_checkpoint
 from widestream.train.shards import build_shared, choose_layout, fill_stored, own, settle
 
@@ -86,6 +87,10 @@ class TrainingRun:
     """Writes checkpoints."""
     reached: Reached
     """How far the run has come."""
+    losses: Losses
+    """The last ones, by which a leap is known."""
+    rollbacks: list[Rollback]
+    """When the run has gone back."""
     said: str
     """What is to be said before it starts: other settings than it came so far with, or where its weights are from."""
 
@@ -114,6 +119,18 @@ class TrainingRun:
         if self.metrics is not None:
             self.metrics.write({"kind": kind, "step": self.reached.step, **values})
 
+    def batch_at(self, step: int) -> Batch:
+        """This process's part of the batch of a step."""
+        return self.batches.at(batch_of(step, self.rollbacks), self.world.rank, self.world.size)
+
+    def go_back(self, loss: float, usual: float) -> Rollback:
+        """Enter that the run goes back from here; the caller prepares it anew."""
+        self.saver.finish()
+        saved = newest_checkpoint(self.folder, self.world)
+        rollback = Rollback(self.reached.step, 0 if saved is None else saved.step, loss, usual, self.reached.wall_s)
+        self.world.on_main(lambda: note_rollback(self.folder, rollback))
+        return rollback
+
     def save(self) -> None:
         """Begin a checkpoint of where the run stands (`Saver.begin`); all processes have to ask for it."""
         settle(self.model)
@@ -125,6 +142,7 @@ class TrainingRun:
             "heldout": reached.heldout,
             "heldout_loss": reached.heldout["loss"] if reached.heldout is not None and evaluated else None,
             "selection": reached.selection,
+            "losses": self.losses.last,
             "settings": own_settings(self.config),
             "data_fingerprint": self.info["data"]["fingerprint"],
         }
@@ -183,7 +201,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
         world.on_main(lambda: move_aside(run_dir))
     begun = computed | describe(origin)
     info = world.on_main(lambda: open_folder(run_dir, config, data, world, precision, begun))
-    reached, written = _restore(plan, config, run_dir, info, world, model, optimizer)
+    reached, written, losses = _restore(plan, config, run_dir, info, world, model, optimizer)
     peak, changed = world.on_main(lambda: note_start(run_dir, config, info, reached.step, world, computed, extend))
     writers: list[MetricsWriter] = []  # one, in the main process
     world.on_main(lambda: writers.append(_writer(run_dir, config, reached.step, written)))
@@ -203,6 +221,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
         metrics=writers[0] if writers else None,
         saver=Saver(run_dir, world, layout, config.train.keep, config.train.keep_best, *mirrors),
         reached=reached,
+        losses=losses,
+        rollbacks=read_rollbacks(info),
         said="; ".join(filter(None, (fetched, changed, origin and origin.told))),
     )
 
@@ -284,21 +304,21 @@ def _restore(
     world: World,
     model: Decoder,
     optimizer: torch.optim.Optimizer,
-) -> tuple[Reached, Written | None]:
-    """Load the newest complete checkpoint, if there is one; and what it says of the rows of metrics.jsonl."""
-    saved = newest_checkpoint(run_dir, world)
+) -> tuple[Reached, Written | None, Losses]:
+    """Load the newest complete checkpoint, if there is one; what it says of the rows of metrics.jsonl; last losses."""
+    saved, rollbacks = newest_checkpoint(run_dir, world), read_rollbacks(info)
     if saved is None:
-        return Reached(), None
+        return Reached(wall_s=seconds_at(0, 0.0, rollbacks)), None, Losses(config.train.rollback)
     world.on_main(lambda: require_own(saved, load_config(run_dir), info))
     checkpoint.load_weights(saved.path, model, fill_stored)
     checkpoint.load_optimizer(saved.path, model, optimizer, fill_stored)
     state = saved.state
     reached = Reached(
         step=saved.step,
-        wall_s=state["wall_s"],
+        wall_s=seconds_at(saved.step, state["wall_s"], rollbacks),
         skipped=state["skipped"],
         heldout=state["heldout"],
         # Made at the end, which may be further off now; older checkpoints have none.
         selection=state.get("selection") if saved.step == plan.steps else None,
     )
-    return reached, saved.written
+    return reached, saved.written, Losses(config.train.rollback, state.get("losses", []))

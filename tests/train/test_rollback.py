@@ -1,0 +1,121 @@
+"""After a leap of the loss a run goes back to the checkpoint before, and on with batches it has not seen."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ranks
+from processes import train_quickly
+from tiny_runs import tiny_config
+from widestream.errors import UserError
+from widestream.train import loop
+from widestream.train.rollback import MOST, WINDOW, Losses, Rollback, batch_of, seconds_at
+
+LEAP = 74
+"""Steps done at the leap: more than the window of usual losses, behind the checkpoint of step 70."""
+
+
+def config(data, **train):
+    return tiny_config(
+        data, train={"steps": 80, "save_every": 10, "eval_every": 80, "rollback": 1.5, "batch_size": 1, **train}
+    )
+
+
+@pytest.fixture
+def leaping(monkeypatch):
+    """The loss of step 73 leaps, until the run has gone back; batches that were trained on are noted."""
+    take_step, seen = loop._take_step, []
+
+    def step(run, batch, ending):
+        result = take_step(run, batch, ending)
+        seen.append((run.reached.step, batch.tokens.clone()))
+        leaps = run.reached.step == LEAP - 1 and not run.rollbacks
+        return replace(result, loss=result.loss * 3) if leaps else result
+
+    monkeypatch.setattr(loop, "_take_step", step)
+    return seen
+
+
+def test_a_run_goes_back_and_passes_over_the_batches(data, tmp_path, leaping, capsys):
+    train_quickly(config(data), tmp_path / "run")
+    assert "back to step 70, and on with other batches" in capsys.readouterr().err
+    (entry,) = json.loads((tmp_path / "run" / "run.json").read_text())["rollbacks"]
+    assert (entry["at"], entry["to"]) == (LEAP, 70)
+    assert entry["loss"] > 1.5 * entry["usual"]
+    assert [step for step, _ in leaping] == [*range(LEAP), *range(70, 80)]
+    batches = [tokens for _, tokens in leaping]
+    expected = {index: tokens for index, tokens in enumerate(batches[:LEAP])}
+    for step, tokens in zip(range(70, 80), batches[LEAP:], strict=True):  # none of them is one of those before
+        assert not any(torch.equal(tokens, other) for other in list(expected.values())[66:])
+        expected[step + 4] = tokens
+    rows = [row for row in ranks.rows(tmp_path / "run") if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [*range(1, 81)]
+
+
+def test_killed_after_that_it_comes_to_the_same(data, tmp_path, leaping, monkeypatch):
+    train_quickly(config(data), tmp_path / "whole")
+    log = loop._log
+
+    def interrupted(run, *rest):
+        if run.reached.step == 76 and run.rollbacks:
+            raise KeyboardInterrupt
+        log(run, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_log", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_quickly(config(data), tmp_path / "run")
+    train_quickly(config(data), tmp_path / "run")
+    whole, run = (ranks.weights(tmp_path / name, 80) for name in ("whole", "run"))
+    assert all(torch.equal(run[name], value) for name, value in whole.items())
+    walls = [row["clock"]["wall_s"] for row in ranks.rows(tmp_path / "run") if row["kind"] == "train"]
+    assert walls == sorted(walls)
+
+
+@pytest.mark.usefixtures("leaping")
+def test_without_the_setting_nothing_goes_back(data, tmp_path):
+    train_quickly(config(data, rollback=None), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["rollbacks"] == []
+
+
+def test_a_run_that_leaps_again_and_again_ends_with_a_sentence(data, tmp_path, monkeypatch):
+    take_step = loop._take_step
+
+    def step(run, batch, ending):
+        result = take_step(run, batch, ending)
+        return replace(result, loss=99.0) if run.reached.step >= LEAP - 1 else result
+
+    monkeypatch.setattr(loop, "_take_step", step)
+    monkeypatch.setattr("widestream.train.rollback.MOST", 3)
+    with pytest.raises(UserError, match=r"has leapt 4 times.*lr"):
+        train_quickly(config(data), tmp_path / "run")
+    assert MOST > 3
+
+
+def test_what_is_a_leap():
+    losses = Losses(1.5)
+    for _ in range(WINDOW):
+        assert losses.leapt_from(2.0) is None
+    assert losses.leapt_from(2.9) is None
+    assert losses.leapt_from(3.1) == 2.0
+    assert len(losses.last) == WINDOW
+    assert Losses(None, [2.0] * WINDOW).leapt_from(1e9) is None
+    assert Losses(1.5, [2.0] * (WINDOW - 1)).leapt_from(1e9) is None
+
+
+def test_batches_and_seconds_after_going_back():
+    once = Rollback(at=74, to=70, loss=9.0, usual=2.0, wall_s=8.0)
+    again = Rollback(at=75, to=70, loss=9.0, usual=2.0, wall_s=9.0)
+    later = Rollback(at=92, to=90, loss=9.0, usual=2.0, wall_s=20.0)
+    assert [batch_of(step, [once]) for step in (0, 69, 70, 71)] == [0, 69, 74, 75]
+    assert batch_of(70, [once, again]) == 79
+    assert [batch_of(step, [once, later]) for step in (89, 90)] == [93, 96]
+    assert seconds_at(70, 7.0, [once, again, later]) == 9.0
+    assert seconds_at(80, 10.0, [once, again]) == 10.0
+
+
+def test_a_factor_that_is_none_is_refused(data):
+    with pytest.raises(UserError, match=r"train\.rollback is 1\.0; it must be above 1"):
+        config(data, rollback=1.0)
