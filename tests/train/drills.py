@@ -201,7 +201,7 @@ def _begun(run_dir: Path, moment: str) -> set[tuple[str, int, int]]:
 def train_through_kills(config: RunConfig, run_dir: Path, size: int, chance: random.Random) -> int:
     """Start, kill and start again, then let the run end; how often it was killed, once at least."""
     kills = 0
-    while kills == 0 or chance.random() < 0.4:
+    while kills == 0 or chance.random() < 0.25:
         kills += train_killed(config, run_dir, size, Kill.draw(chance, size))
         if kills == 0:  # it was over before, which shows nothing
             shutil.rmtree(run_dir)

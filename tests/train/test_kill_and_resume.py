@@ -6,8 +6,8 @@ import signal
 import time
 
 import pytest
-
 from drills import outcome
+
 from processes import train_and_die, train_quickly, train_without_terminal
 from tiny_runs import tiny_config
 
