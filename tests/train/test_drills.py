@@ -28,7 +28,13 @@ QUICK = {("one", 0), ("one", 1), ("shard", 0)}
 
 def config_of(data, parallel=None, optimizer=None, **train):
     """Ten steps in two processes that share out weights."""
-    settings = {"steps": 10, "save_every": 2, "keep": 3, "eval_windows": 5, "parallel": {"shard": 2} if parallel is None else parallel}
+    settings = {
+        "steps": 10,
+        "save_every": 2,
+        "keep": 3,
+        "eval_windows": 5,
+        "parallel": {"shard": 2} if parallel is None else parallel,
+    }
     return tiny_config(data, train={**settings, **train}, optimizer={"grad_clip": 0.5, **(optimizer or {})})
 
 
