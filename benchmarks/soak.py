@@ -90,7 +90,7 @@ def sample(process: subprocess.Popen[str], folder: Path, start: float) -> Sample
         if 0 < before < size(metrics):  # rows were written all the while
             memory, files, threads = zip(*readings, strict=True)
             now = time.monotonic() - start
-            return Sample(now, statistics.median(memory), statistics.mode(files), statistics.mode(threads))
+            return Sample(now, statistics.median(memory), min(files), min(threads))
     return None
 
 

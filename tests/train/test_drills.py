@@ -94,7 +94,7 @@ def test_a_loss_that_is_no_number_in_one_process_is_passed_over_by_all_alike(dat
     assert (skipped["step"], skipped["event"], skipped["skipped"]) == (5, "nonfinite_skipped", 1)
     for a, b in zip(expected, found, strict=True):
         assert (a["kind"], a["step"]) == (b["kind"], b["step"])
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert a == b == skipped or b["loss"] == pytest.approx(a["loss"], rel=1e-5)
 
 
 CANNOT_BE_WRITTEN = r"step_00000006 could not be written .*{}.*older checkpoints are untouched"
