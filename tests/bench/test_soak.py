@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+STAYS = (4,) * 6
 SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
 
@@ -39,16 +40,15 @@ def test_some_seconds():
 @pytest.mark.parametrize(
     ("memory", "files", "threads", "flat"),
     [
-        ((300, 400, 401, 402), (5, 4, 4, 4), (2, 2, 2, 2), True),
-        ((400, 400, 400, 410), (4, 4, 4, 4), (2, 2, 2, 2), False),
-        ((400, 400, 420, 400), (4, 4, 4, 4), (2, 2, 2, 2), False),
-        ((400, 400, 400, 400), (4, 4, 5, 4), (2, 2, 2, 2), False),
-        ((400, 400, 400, 400), (4, 4, 4, 4), (2, 2, 2, 3), False),
+        ((300, 400, 408, 400, 392, 406, 400), (5, *STAYS), (2, *STAYS), True),
+        ((400, 400, 402, 404, 406, 408, 410), (4, *STAYS), (4, *STAYS), False),
+        ((400, 400, 400, 400, 400, 400, 400), (4, 4, 4, 5, 4, 4, 4), (4, *STAYS), False),
+        ((400, 400, 400, 400, 400, 400, 400), (4, *STAYS), (4, 4, 4, 4, 4, 4, 5), False),
     ],
 )
 def test_what_is_flat(soak, memory, files, threads, flat):
     """The first sample lies in the first fifth."""
-    samples = [soak.Sample(*one) for one in zip((0, 12, 30, 60), memory, files, threads, strict=True)]
+    samples = [soak.Sample(*one) for one in zip((0, 12, 20, 30, 40, 50, 60), memory, files, threads, strict=True)]
     assert soak.verdict(samples, minutes=1.0, most=0.02)["flat"] == flat
 
 

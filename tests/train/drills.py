@@ -177,7 +177,7 @@ def train_killed(config: RunConfig, run_dir: Path, size: int, kill: Kill) -> boo
     for rank in kill.victims:
         processes[rank].kill()
     for process in processes:
-        process.join(60)
+        process.join(ranks.DEADLINE_S)
     codes = [process.exitcode for process in processes]
     assert set(codes) <= {0, -signal.SIGKILL}, "none waits, none fails without a sentence"
     for file in said:
