@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from processes import train_as_rank
 from widestream.recipe import RunConfig
 
+DEADLINE_S = 240
+"""For processes that may have a fraction of a core each."""
+
 
 def start(target: Callable[..., None], *args: Any, size: int = 2) -> list[BaseProcess]:
     """Start `size` processes that call `target(*args, environment)`."""
@@ -33,7 +36,7 @@ def run(target: Callable[..., None], *args: Any, size: int = 2) -> list[int | No
     """Let `size` processes do it; gives their exit codes."""
     ranks = start(target, *args, size=size)
     for process in ranks:
-        process.join(30 * size)
+        process.join(DEADLINE_S)
     return [process.exitcode for process in ranks]
 
 

@@ -1,7 +1,9 @@
+import gc
 import hashlib
 import json
 import os
 import resource
+import weakref
 
 import numpy as np
 import pytest
@@ -31,6 +33,19 @@ def expected() -> tuple[list[int], list[int]]:
     kept = [text for text in DOCUMENTS if text]
     tokens = [token for text in kept for token in (256, *text.encode())]
     return tokens, [number for number, text in enumerate(kept) for _ in range(1 + len(text.encode()))]
+
+
+def test_a_store_that_nobody_needs_is_gone_at_once(folder):
+    """Its shards too, whose pages count as the process's memory; without waiting for the collector of circles."""
+    store = TokenStore.open(folder, "train")
+    assert len(store.window(0, 10)[0]) == 10
+    shard = weakref.ref(store._shard(0).tokens)
+    gc.disable()
+    try:
+        del store
+        assert shard() is None
+    finally:
+        gc.enable()
 
 
 def test_totals(folder):

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import multiprocessing
 import os
@@ -7,6 +6,7 @@ import signal
 import time
 
 import pytest
+from drills import outcome
 
 from processes import train_and_die, train_quickly, train_without_terminal
 from tiny_runs import tiny_config
@@ -25,17 +25,6 @@ def run(processes, target, *args):
     process.start()
     process.join(60)
     return process.exitcode
-
-
-def outcome(run_dir):
-    """Hashes of every safetensors file, and all rows and results but for the clock."""
-    files = {
-        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(run_dir.rglob("*.safetensors"))
-    }
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    done = json.loads((run_dir / "done.json").read_text())
-    return files, [{**row, "clock": None} for row in rows], {**done, "wall_s": None, "sha256": None}
 
 
 OPTIMIZERS = {

@@ -226,17 +226,17 @@ def poisoned(monkeypatch):
 
 
 @pytest.mark.usefixtures("poisoned")
-def test_by_default_the_run_stops_and_saves_the_batch(data, tmp_path):
-    config = tiny_config(data)
+def test_by_default_the_run_stops_and_saves_the_batch_and_the_loss_of_each_part(data, tmp_path):
+    config = tiny_config(data, train={"micro_batch_size": 2})
     with pytest.raises(
-        UserError, match=r"stopped at step 4: the loss is nan .* saved as .*nonfinite_step_4.safetensors"
+        UserError, match=r"stopped at step 2: the loss is nan .* saved as .*nonfinite_step_2.safetensors"
     ):
         train(config, tmp_path / "run")
-    saved = load_file(tmp_path / "run" / "nonfinite_step_4.safetensors")
+    saved = load_file(tmp_path / "run" / "nonfinite_step_2.safetensors")
     assert saved["tokens"].shape == saved["targets"].shape == saved["segments"].shape == (4, 16)
-    assert saved["step"] == 4
-    assert saved["losses"].isnan().all()
-    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3]
+    assert saved["step"] == 2
+    assert saved["losses"].isnan().tolist() == [[False, True]]
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1]
 
 
 @pytest.mark.usefixtures("poisoned")

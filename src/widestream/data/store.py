@@ -3,6 +3,7 @@
 import functools
 import os
 import stat
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ class TokenStore:
         self._files = [shard.file for shard in info.shards]  # all that stays of very many shards, and two numbers each
         self._first_token = np.cumsum([0, *(shard.tokens for shard in info.shards)], dtype=np.int64)
         self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)], dtype=np.int64)
-        self._shard = functools.lru_cache(_MOST_MAPPED)(self._map)
+        # Weak, so that no circle keeps shards mapped, and their pages in memory, when nobody needs the store any more.
+        self._shard = functools.lru_cache(_MOST_MAPPED)(functools.partial(TokenStore._map, weakref.proxy(self)))
 
     @classmethod
     def open(cls, path: str | Path, split: str, verify: bool = False) -> "TokenStore":

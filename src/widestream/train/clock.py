@@ -2,6 +2,9 @@
 
 import time
 
+TICK_S = 1e-9
+"""Least that anything takes: rates are divided by it, and a clock may be set back."""
+
 
 class Stopwatch:
     """Adds up the time between `start` and `step_done`, with waiting for data told apart from computing.
@@ -25,14 +28,17 @@ class Stopwatch:
 
     def data_ready(self) -> None:
         """The step's batch has arrived."""
-        self._interval_data_s += time.perf_counter() - self._begin
+        self._interval_data_s += self._since_start_s()
 
     def step_done(self) -> None:
         """The weights are updated."""
-        self.step_s = time.perf_counter() - self._begin
+        self.step_s = self._since_start_s()
         self.total_s += self.step_s
         self._interval_s += self.step_s
         self._interval_steps += 1
+
+    def _since_start_s(self) -> float:
+        return max(time.perf_counter() - self._begin, TICK_S)
 
     def read(self, tokens_per_step: int) -> dict[str, float]:
         """What a row of metrics says of the steps since the last reading.

@@ -92,7 +92,7 @@ def optimizer_step(
         optimizer.step()
         for experts, tokens in zip(model.experts, load, strict=True):
             experts.move_bias(tokens)
-    return StepResult(loss, z, grad_norm, applied, told > 0, rows[..., 0], balance, largest_load)
+    return StepResult(loss, z, grad_norm, applied, told > 0, rows[..., 0].contiguous(), balance, largest_load)
 
 
 def batch_loss(
