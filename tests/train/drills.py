@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 import ranks
 from processes import train_quickly
 from widestream.errors import UserError
@@ -77,7 +79,7 @@ def no_room(rank: int, *, file: str, at: int) -> None:
     save_file, write = tensor_files.save_file, MetricsWriter.write
 
     def save(tensors: Any, path: Path, metadata: Any) -> None:
-        if path.name == file and path.parent.name.endswith(f"_{at:08}"):
+        if path.name.startswith(file) and path.parent.name.endswith(f"_{at:08}"):
             path.write_bytes(b"a part of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         save_file(tensors, path, metadata=metadata)
@@ -131,10 +133,12 @@ def _jumping(clock: Callable[[], Any], unit: float, rank: int) -> Callable[[], A
     return read
 
 
-def outcome(run_dir: Path) -> tuple[dict[str, str], list[dict[str, Any]], dict[str, Any]]:
-    """Hashes of every safetensors file, and all rows and results but for the clock."""
+def outcome(run_dir: Path) -> tuple[dict[str, dict[str, str]], list[dict[str, Any]], dict[str, Any]]:
+    """Hashes of every tensor, by file; and all rows and results but for the clock."""
     files = {
-        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(run_dir)): {
+            name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in load_file(path).items()
+        }
         for path in sorted(run_dir.rglob("*.safetensors"))
     }
     done = json.loads((run_dir / "done.json").read_text())

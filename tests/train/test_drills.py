@@ -104,9 +104,9 @@ LOST = "has lost another one of this run"
 @pytest.mark.parametrize(
     ("hurt", "main", "other"),
     [
-        (partial(no_room, file="optimizer.safetensors", at=6), CANNOT_BE_WRITTEN.format("No space left"), None),
+        (partial(no_room, file="optimizer", at=6), CANNOT_BE_WRITTEN.format("No space left"), None),
         pytest.param(
-            partial(no_room, file="model.safetensors", at=6),
+            partial(no_room, file="model", at=6),
             CANNOT_BE_WRITTEN.format("No space left"),
             None,
             marks=DRILL,
