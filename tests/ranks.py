@@ -11,7 +11,6 @@ from typing import Any
 from processes import train_as_rank
 from widestream.recipe import RunConfig
 
-
 DEADLINE_S = 240
 """For processes that may have a fraction of a core each."""
 
