@@ -82,17 +82,19 @@ def gaps(run: Path, steps: int) -> str | None:
 
 def sample(process: subprocess.Popen[str], folder: Path, start: float) -> Sample | None:
     """Look at the process while it takes steps; None where it has ended."""
-    metrics = folder / "run" / "metrics.jsonl"
-    while process.poll() is None:
-        before, readings = size(metrics), []
-        for _ in range(READS):
-            time.sleep(0.02)
+    metrics, readings = folder / "run" / "metrics.jsonl", []
+    before = size(metrics)
+    while len(readings) < READS:
+        time.sleep(0.02)
+        if process.poll() is not None:
+            return None
+        now = size(metrics)
+        if now > before > 0:  # a row was just written
             readings.append(read(process.pid))
-        if 0 < before < size(metrics):  # rows were written all the while
-            memory, files, threads = zip(*readings, strict=True)
-            now = time.monotonic() - start
-            return Sample(now, statistics.median(memory), min(files), min(threads))
-    return None
+        before = now
+    memory, files, threads = zip(*readings, strict=True)
+    seconds = time.monotonic() - start
+    return Sample(seconds, statistics.median(memory), statistics.mode(files), statistics.mode(threads))
 
 
 def size(path: Path) -> int:
