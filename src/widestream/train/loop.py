@@ -73,7 +73,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
     folder, settings = Path(run_dir), config.train
     with (
         listening() as ending,
-        join_world(settings.device, settings.parallel.timeout_s) as world,
+        join_world(settings.device, settings.parallel.timeout_s, settings.parallel.context) as world,
         numerics(settings),
         disk_errors(folder, "give the same command again"),
         memory_errors("A step", "lower train.micro_batch_size, train.batch_size or the model's sizes"),
@@ -126,7 +126,7 @@ def _upcoming(run: TrainingRun) -> Iterator[tuple[int, Batch]]:
     """This process's batches from where the run stands on, with their steps; the next one is read in the background."""
 
     def read(step: int) -> Batch:
-        return run.batches.at(step, run.world.rank, run.world.size).ready_for(run.world.device)
+        return run.batches.at(step, run.world.reader, run.world.readers).ready_for(run.world.device)
 
     first, last = run.reached.step, run.plan.steps - 1
     with ThreadPoolExecutor(1, "batches") as reader:

@@ -152,7 +152,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
         UserError: something does not fit together, data were altered, or the folder belongs to another run or is being
             trained in.
     """
-    plan = make_plan(config, world.size)
+    plan = make_plan(config, world.readers)
     if config.train.watch_every is not None and world.size > 1:
         raise UserError("train.watch_every looks at the stream in one process; leave it out where several train.")
     require_trackers(config)  # not installed? Better said now than when the folder has been made
