@@ -65,7 +65,8 @@ def test_a_process_that_is_lost_is_one_sentence(data, tmp_path, how):
     assert latest(tmp_path / "run").step >= 20
 
 
-EXPERTS = {"moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.05}}
+EXPERTS = {"num_layers": 2, "moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.05}}
+"""In two layers: what the first one leaves behind has gradients, and the second one has to get at it."""
 
 
 @pytest.mark.parametrize(

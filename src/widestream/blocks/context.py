@@ -1,5 +1,6 @@
 """What all blocks and the stream of one forward pass share: positions, documents, masks, the cache."""
 
+from collections import UserDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,14 @@ from widestream.recipe.model import ModelConfig
 
 Window = int | None
 """How many tokens back attention sees, the token itself counted; None: all."""
+
+
+class Shared(UserDict[str, Tensor]):
+    """What blocks leave for later ones and for the loss, by name (the first layer's values, the balance of experts).
+
+    No dictionary of Python's own: FSDP2 hands a block copies of those that hold tensors with gradients, and what the
+    block left in one would be lost.
+    """
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,8 @@ class Context:
     """Whether attention has the backward pass of kernels/attention_cpu.py."""
     documents: Tensor | None = None
     """Document of every token at its position [B, S], of those in the cache too; None where `segments` is."""
-    shared: dict[str, Tensor] = field(default_factory=dict)
-    """What one block leaves for later ones, by name (the first layer's values)."""
+    shared: Shared = field(default_factory=Shared)
+    """What one block leaves for later ones."""
     split: TokenSplit | None = None
     """Where several processes share windows: how what looks at other tokens gets at them. `positions`, `segments` and
     angles are then of own tokens; masks and `documents` of whole windows."""

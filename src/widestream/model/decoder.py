@@ -1,6 +1,6 @@
 """The decoder: blocks that talk to each other only through the stream. No line here knows which stream it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from widestream.blocks.attention import BareAttention, DenseAttention
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
-from widestream.blocks.context import make_context
+from widestream.blocks.context import Shared, make_context
 from widestream.blocks.embedding import Embedding
 from widestream.blocks.experts import BALANCE, LOAD, Experts
 from widestream.blocks.mlp import MLP
@@ -48,7 +48,7 @@ class LossTerms:
 class Told:
     """What a forward pass tells beside its result. No dictionary, which a wrapper around a module may copy."""
 
-    shared: dict[str, Tensor] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
     """What blocks have left for each other and for the loss, by name (`Context.shared`)."""
 
 
@@ -179,7 +179,14 @@ class Decoder(Declared):
             cache.check_room(num_tokens)
         order = torch.arange(start, start + num_tokens, device=tokens.device)
         context = make_context(
-            self.config, order, segments, mask, cache, self.windows, attention=self.attention, numbers=positions,
+            self.config,
+            order,
+            segments,
+            mask,
+            cache,
+            self.windows,
+            attention=self.attention,
+            numbers=positions,
             split=self.split,
         )
         numbers = order if positions is None else positions
@@ -322,7 +329,7 @@ def check_mlps(config: ModelConfig, layout: list[Block]) -> None:
             )
 
 
-def balance_of(shared: dict[str, Tensor], weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def balance_of(shared: Mapping[str, Tensor], weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Balance [], averaged over layers and windows, which count by their targets; load [layers, E].
 
     Args:
