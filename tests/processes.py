@@ -205,8 +205,8 @@ def stir(model: Decoder) -> None:
 
 
 def documents_batch(model: ModelConfig) -> tuple[torch.Tensor, ...]:
-    """Tokens, targets and documents [3, 4, T]: of one document, one that ends inside of the first half, at the half, and
-    three, of which one lies across it.
+    """Tokens, targets and documents [4, T]: a row of one, two of two that meet within the first half and at its end, and
+    one of three, the second of which lies across it.
     """
     length = model.context
     half = length // 2

@@ -3,8 +3,8 @@
 A block that looks at one token at a time knows nothing of it. Attention, convolutions over tokens and the balance of
 experts look at others, and ask a `TokenSplit`, which `Context.split` holds. There is none in one process.
 
-Letters: B batch, N processes, T tokens of a whole window, t = T / N of them here, H heads, H_kv heads of keys and values,
-K head width.
+Letters: B batch, N processes, T tokens of a whole window, t = T / N of them here, H heads, H_kv heads of keys and
+values, K head width.
 """
 
 from typing import Protocol
