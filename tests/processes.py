@@ -151,7 +151,7 @@ def hold_and_send(
 ) -> None:
     """Take a step in a layout; each rank writes the bytes it holds (weights, gradients, moments) and sends."""
     os.environ.update(environment)
-    with join_world("cpu") as world:
+    with join_world("cpu", context=layout.context) as world:
         model = build_shared(config.model, 3, world, layout)
         optimizer = build_optimizer(model, config.optimizer)
         tokens = torch.randint(config.model.vocab_size, (2 * micro_batches, config.model.context))
@@ -167,6 +167,7 @@ def hold_and_send(
         del model, optimizer, parameters, held, moments
 
 
+SENDING = ("c10d::", "_c10d_functional::", "widestream::swap")
 NOTHING_SENT = ("wait_tensor", "wrap_tensor_autograd")
 
 
@@ -180,7 +181,7 @@ class SentBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and count collectives."""
         name = func._schema.name
-        if name.startswith(("c10d::", "_c10d_functional::")) and not name.endswith(NOTHING_SENT):
+        if name.startswith(SENDING) and not name.endswith(NOTHING_SENT):
             self.bytes += _ring_bytes(name.partition("::")[2], args)
         return func(*args, **(kwargs or {}))
 
@@ -205,8 +206,8 @@ def stir(model: Decoder) -> None:
 
 
 def documents_batch(model: ModelConfig) -> tuple[torch.Tensor, ...]:
-    """Tokens, targets and documents [4, T]: a row of one, two of two that meet within the first half and at its end, and
-    one of three, the second of which lies across it.
+    """Tokens, targets and documents [4, T]: a row of one, two of two that meet within the first half or at its end,
+    and one of three, the second of which lies across it.
     """
     length = model.context
     half = length // 2

@@ -49,9 +49,7 @@ def traffic(
     sizes, factors = _sizes(config, model)
     blocks = sum(size for name, size in sizes.items() if name.startswith("blocks."))
     root, trained = sum(sizes.values()) - blocks, sum(size for name, size in sizes.items() if factors[name])
-    shards, groups, windows = (
-        _link(number, device) for number in (layout.parts, layout.parts * layout.replicate, layout.context)
-    )
+    shards, groups = _link(layout.parts, device), _link(layout.parts * layout.replicate, device)
     of_shards, of_groups = _around(layout.parts), _around(layout.replicate)
     number = BF16 if layout.gather == "bf16" else FLOAT32
     found = [
@@ -60,7 +58,7 @@ def traffic(
         Sent("gradients within groups", shards, plan.micro_batches * of_shards * FLOAT32 * trained),
         Sent("gradients between groups", groups, 2 * of_groups * FLOAT32 * trained / layout.parts),
         Sent("matrices of Muon", groups if layout.replicate > 1 else shards, _muon(config, model, layout)),
-        Sent("heads of attention", windows, _heads(config, layout, plan, precision)),
+        Sent("heads of attention", _link(layout.context, device), _heads(config, layout, plan, precision)),
     ]
     return [sent for sent in found if sent.bytes]
 

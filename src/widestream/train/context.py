@@ -17,11 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch._C._distributed_c10d import _resolve_process_group
+from torch.distributed.distributed_c10d import GroupName
 
 from widestream.blocks.attention import for_all_heads
-from widestream.errors import UserError
-from widestream.recipe.model import ModelConfig
 from widestream.train.parallel import World
 
 
@@ -30,7 +29,7 @@ def swap(x: Tensor, group: str) -> Tensor:
     """Send part i of x [N, ...] to process i of a group, and receive one from each, in their order."""
     x = x.contiguous()
     received = torch.empty_like(x)
-    dist.all_to_all_single(received, x, group=_resolve_process_group(group))
+    dist.all_to_all_single(received, x, group=_resolve_process_group(GroupName(group)))
     return received
 
 
@@ -106,28 +105,5 @@ def join_windows(world: World) -> SharedWindows | None:
     if world.context == 1:
         return None
     group, _ = dist.new_subgroups(world.context, timeout=timedelta(seconds=world.timeout_s))
-    assert group is not None
+    assert isinstance(group, dist.ProcessGroup)
     return SharedWindows(world.context, world.rank % world.context, group.group_name)
-
-
-def require_divisible(model: ModelConfig, length: int, processes: int) -> None:
-    """Make sure that so many processes can share the windows of a model.
-
-    Args:
-        model: its configuration.
-        length: T.
-        processes: N.
-
-    Raises:
-        UserError: they cannot; names the setting.
-    """
-    if processes == 1:
-        return
-    setting = f"train.parallel.context is {processes}"
-    if length % processes:
-        raise UserError(f"{setting}, which does not divide the {length} tokens of a window (data.sequence_length).")
-    if model.num_heads % processes:
-        raise UserError(
-            f"{setting}, which does not divide model.num_heads={model.num_heads}: each process computes the attention "
-            "of some heads."
-        )

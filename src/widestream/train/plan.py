@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from widestream.errors import UserError
 from widestream.recipe import RunConfig
+from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import TrainConfig
-from widestream.train.context import require_divisible
 from widestream.train.schedule import phases
 
 
@@ -41,7 +41,7 @@ def make_plan(config: RunConfig, readers: int = 1) -> Plan:
             f"data.sequence_length is {length} but the model reads at most model.context={config.model.context} "
             "tokens; lower the first or raise the second."
         )
-    require_divisible(config.model, length, config.train.parallel.context)
+    _require_divisible(config.model, length, config.train.parallel.context)
     micro_batch_size, micro_batches = _split(config.train, readers)
     steps = num_steps(config)
     phases(steps, config.schedule)
@@ -71,6 +71,29 @@ def _split(train: TrainConfig, readers: int) -> tuple[int, int]:
             f"(train.batch_size={train.batch_size} over {over}); change one of the two."
         )
     return micro, local // micro
+
+
+def _require_divisible(model: ModelConfig, length: int, processes: int) -> None:
+    """Make sure that so many processes can share the windows of a model.
+
+    Args:
+        model: its configuration.
+        length: T.
+        processes: N.
+
+    Raises:
+        UserError: they cannot; names the setting.
+    """
+    if processes == 1:
+        return
+    setting = f"train.parallel.context is {processes}"
+    if length % processes:
+        raise UserError(f"{setting}, which does not divide the {length} tokens of a window (data.sequence_length).")
+    if model.num_heads % processes:
+        raise UserError(
+            f"{setting}, which does not divide model.num_heads={model.num_heads}: each process computes the attention "
+            "of some heads."
+        )
 
 
 def num_steps(config: RunConfig) -> int:
