@@ -16,9 +16,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from widestream.blocks.attention_kind import Attention
 from widestream.data.batches import Batch
 from widestream.errors import UserError
 from widestream.model.build import build_model
+from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
@@ -28,7 +30,7 @@ from widestream.train import begin
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import join_world
-from widestream.train.shards import Layout, build_shared, own, whole
+from widestream.train.shards import Layout, build_shared, fill, own, whole
 from widestream.train.step import optimizer_step
 
 
@@ -104,6 +106,31 @@ def sharded_gradients(model: ModelConfig, depth: Depth, path: Path, environment:
     dist.destroy_process_group()
 
 
+def gradients_of_shared_windows(
+    cases: dict[str, tuple[ModelConfig, Depth | None, Attention]], path: Path, environment: dict[str, str]
+) -> None:
+    """A backward pass of each of these models, all processes sharing the windows of `documents_batch`.
+
+    Rank 0 saves each model's loss, as a mean over the processes, and whole gradients.
+    """
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    size = int(environment["WORLD_SIZE"])
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    with join_world("cpu", context=size) as world:
+        for name, (config, depth, attention) in cases.items():
+            model = build_shared(config, 3, world, Layout(context=size), depth, attention)
+            stir(model)
+            loss = model.loss(*documents_batch(config))
+            loss.total.backward()
+            gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+            losses = torch.stack((loss.total.detach(), loss.cross_entropy, loss.balance)).detach()
+            found[name] = {**gradients, "loss": world.sum_(losses) / size}
+        if world.is_main:
+            torch.save(found, path)
+        del model, loss, gradients
+
+
 def initial_weights(model: ModelConfig, layout: Layout, path: Path, environment: dict[str, str]) -> None:
     """Build a model in a layout; rank 0 saves its whole weights, and how many numbers each rank holds."""
     os.environ.update(environment)
@@ -124,7 +151,7 @@ def hold_and_send(
 ) -> None:
     """Take a step in a layout; each rank writes the bytes it holds (weights, gradients, moments) and sends."""
     os.environ.update(environment)
-    with join_world("cpu") as world:
+    with join_world("cpu", context=layout.context) as world:
         model = build_shared(config.model, 3, world, layout)
         optimizer = build_optimizer(model, config.optimizer)
         tokens = torch.randint(config.model.vocab_size, (2 * micro_batches, config.model.context))
@@ -140,6 +167,7 @@ def hold_and_send(
         del model, optimizer, parameters, held, moments
 
 
+SENDING = ("c10d::", "_c10d_functional::", "widestream::swap")
 NOTHING_SENT = ("wait_tensor", "wrap_tensor_autograd")
 
 
@@ -153,7 +181,7 @@ class SentBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and count collectives."""
         name = func._schema.name
-        if name.startswith(("c10d::", "_c10d_functional::")) and not name.endswith(NOTHING_SENT):
+        if name.startswith(SENDING) and not name.endswith(NOTHING_SENT):
             self.bytes += _ring_bytes(name.partition("::")[2], args)
         return func(*args, **(kwargs or {}))
 
@@ -167,6 +195,25 @@ def _ring_bytes(name: str, args: Any) -> float:
     number = dist.ProcessGroup.unbox(group).size() if group is not None else dist.get_world_size()
     twice = 2 if name.startswith(("allreduce", "all_reduce")) else 1
     return twice * size * (number - 1) / number
+
+
+def stir(model: Decoder) -> None:
+    """Move all weights a little, by the same numbers in every layout, so that none is zero or one."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        values = whole(parameter.detach())
+        fill(parameter, values + 0.1 * torch.randn(values.shape, generator=generator))
+
+
+def documents_batch(model: ModelConfig) -> tuple[torch.Tensor, ...]:
+    """Tokens, targets and documents [4, T]: a row of one, two of two that meet within the first half or at its end,
+    and one of three, the second of which lies across it.
+    """
+    length = model.context
+    half = length // 2
+    ends = [[], [half - 3], [half], [half - 1, half + 2]]
+    segments = torch.tensor([[sum(at >= end for end in one) for at in range(length)] for one in ends])
+    return *sharding_batch(model), segments
 
 
 def sharding_batch(model: ModelConfig) -> torch.Tensor:

@@ -13,15 +13,18 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import ranks
 from processes import hold_and_send
 from tiny_runs import tiny_config
+from widestream.blocks.roles import initialize
 from widestream.data.batches import Batch
-from widestream.model.build import build_model, meta_model
+from widestream.model.build import meta_model
 from widestream.model.depth import plan_depth
 from widestream.model.live import live_bytes
 from widestream.plan import find_kind
 from widestream.plan.memory import share, shares, step_bytes
 from widestream.plan.traffic import traffic
 from widestream.recipe import RunConfig, load_recipe
+from widestream.train.context import SharedWindows
 from widestream.train.optim import build_optimizer
+from widestream.train.plan import make_plan
 from widestream.train.shards import Layout, share_out
 from widestream.train.step import batch_loss
 
@@ -32,6 +35,14 @@ SCALES = ["transformer-1b", "rmt-1b", "transformer-7b", "rmt-7b", "transformer-3
 def world_of_64():
     """The first process of 64, the others of which do not exist."""
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=64)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def world_of_two():
+    """The first process of two, the other of which does not exist."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     yield
     torch.distributed.destroy_process_group()
 
@@ -73,21 +84,23 @@ def test_a_share_is_a_piece_of_the_first_dimension(rows, parts):
         ("muon", Layout(1, 2), 2),
         ("adamw", Layout(2, 1), 2),
         ("adamw", Layout(1, 2, "bf16"), 2),
+        ("adamw", Layout(context=2), 2),
         pytest.param("adamw", Layout(2, 2), 4, marks=pytest.mark.drill),
         pytest.param("muon", Layout(2, 2), 4, marks=pytest.mark.drill),
     ],
     ids=str,
 )
 def test_processes_hold_and_send_what_is_planned(data, tmp_path, kind, layout, processes):
-    train = {"batch_size": 8, "precision": "bf16" if layout.gather == "bf16" else "float32"}
+    readers, precision = layout.replicate * layout.shard, "bf16" if layout.gather == "bf16" else "float32"
+    train = {"batch_size": 4 * readers, "micro_batch_size": 2, "precision": precision}
     model = {"num_layers": 3, "stream": {"kind": "hyper_connections", "lanes": 2}}
     config = tiny_config(data, model=model, train=train, optimizer={"kind": kind})
     assert ranks.run(hold_and_send, config, layout, 2, tmp_path, size=processes) == [0] * processes
     meta = meta_model(config.model)
-    planned = traffic(config, meta, layout, 2, find_kind("h100", per_machine=2.0))
+    planned = traffic(config, meta, layout, make_plan(config, readers), precision, find_kind("h100", per_machine=2.0))
     for rank in range(processes):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found["held"] == list(shares(config, meta, layout, rank % layout.shard))
+        assert found["held"] == list(shares(config, meta, layout, rank % layout.parts))
         # Rows that shares lack are sent as zeros; and a step's few numbers are.
         assert sum(sent.bytes for sent in planned) == pytest.approx(found["sent"], rel=0.02)
 
@@ -119,14 +132,29 @@ def test_a_step_has_alive_what_the_tracker_sees(data, way, precision):
     assert live.most == pytest.approx(most, rel=0.05)
 
 
-def _tracked(config: RunConfig, windows: int, precision: str) -> tuple[int, int]:
+@pytest.mark.parametrize(("way", "precision"), [("plain", "bf16"), ("matrix, writes", "float32")])
+def test_so_has_one_of_two_processes_that_share_windows(world_of_two, data, way, precision):
+    model, train = WAYS[way]
+    sizes = {"num_layers": 3, "num_heads": 4, "head_dim": 16, "mlp_dim": 96, "context": 64, "vocab_size": 512}
+    config = tiny_config(
+        data, model={**sizes, **model}, train={"kernels": "reference", "precision": precision, **train}
+    )
+    kept, most = _tracked(config, 4, precision, SharedWindows(2, 0, torch.distributed.group.WORLD.group_name))
+    live = step_bytes(config, 4, config.model.context, precision, Layout(context=2), gpu=False)
+    assert live.kept == pytest.approx(kept, rel=0.02)
+    assert live.most == pytest.approx(most, rel=0.05)
+    assert live.kept < 0.65 * step_bytes(config, 4, config.model.context, precision, Layout(), gpu=False).kept
+
+
+def _tracked(config: RunConfig, windows: int, precision: str, split: SharedWindows | None = None) -> tuple[int, int]:
     """Bytes of activations behind the forward pass, and most bytes but weights, gradients and moments."""
     train, length = config.train, config.model.context
     memory = "writes" if train.stream_memory == "auto" else train.stream_memory
     memory = memory if config.model.stream.kind == "matrix" else "states"
     depth = plan_depth(config.model, torch.device("cpu"), memory, kernels="reference",
                        recompute=train.activation_checkpointing)  # fmt: skip
-    model = build_model(config.model, depth=depth)
+    model = meta_model(config.model, depth, split=split).to_empty(device="cpu")
+    initialize(model, 0)
     optimizer = build_optimizer(model, config.optimizer)
     tokens = torch.randint(config.model.vocab_size, (windows, length))
     documents = (torch.arange(length) * 2 // length).expand(windows, length).contiguous()

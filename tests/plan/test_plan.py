@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tiny_runs import tiny_config
 from widestream.cli.app import build_app
+from widestream.cli.plan_tables import settings
 from widestream.errors import UserError
 from widestream.plan import DEVICES, Device, advise, find_kind, forecast
 from widestream.plan.forecast import asked_for
@@ -34,6 +35,24 @@ def test_all_layouts_are_there_where_all_fit(config):
     assert {(one.layout.replicate, one.layout.shard) for one in found} == {(8, 1), (4, 2), (2, 4), (1, 8)}
     assert all(one.fits for one in found)
     assert [sum(one.step_s) for one in found] == sorted(sum(one.step_s) for one in found)
+
+
+def test_how_many_share_a_window_is_the_recipes_to_say(config):
+    shared = replace(config, train=replace(config.train, parallel=ParallelConfig(context=2)))
+    found = advise(shared, 8, ROOMY, "bf16")
+    assert {(one.layout.replicate, one.layout.shard) for one in found} == {(4, 1), (2, 2), (1, 4)}
+    assert {one.layout.context for one in found} == {2}
+    assert "train.parallel.context=2" in settings(found[0])
+    # Half of the tokens beside as many windows, of which a process has twice as many.
+    of_one, of_two = (
+        forecast(one, Layout(4, 1, context=one.train.parallel.context), ROOMY, "bf16")
+        for one in (
+            replace(config, train=replace(config.train, batch_size=4)),
+            replace(shared, train=replace(shared.train, batch_size=4)),
+        )
+    )
+    assert of_two.memory.kept < of_one.memory.kept
+    assert of_two.computing_s == pytest.approx(of_one.computing_s / 2)
 
 
 def test_what_does_not_fit_is_left_out(config):
@@ -76,6 +95,8 @@ def test_checkpointing_keeps_less_and_computes_more(config):
 def test_the_layout_that_is_asked_for(config):
     set_so = replace(config, train=replace(config.train, parallel=ParallelConfig(shard=4)))
     assert asked_for(set_so, 8, ROOMY, "bf16").layout == Layout(2, 4, "bf16")
+    shared = replace(config, train=replace(config.train, parallel=ParallelConfig(context=2)))
+    assert asked_for(shared, 8, ROOMY, "bf16").layout == Layout(4, 1, "bf16", context=2)
     with pytest.raises(UserError, match=r"train\.parallel is shard 4, and there are 6 processes"):
         asked_for(set_so, 6, ROOMY, "bf16")
 

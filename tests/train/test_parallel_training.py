@@ -70,7 +70,8 @@ def test_a_process_that_is_lost_is_one_sentence(data, tmp_path, how):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-EXPERTS = {"moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.05}}
+EXPERTS = {"num_layers": 2, "moe": {"num_experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.05}}
+"""In two layers: what the first one leaves behind has gradients, and the second one has to get at it."""
 
 
 @pytest.mark.parametrize(
@@ -294,9 +295,9 @@ def test_exchanges_with_sharded_weights(stream, depth, tmp_path):
 def test_a_batch_that_cannot_be_shared_is_refused(data):
     config = tiny_config(data)
     with pytest.raises(UserError, match=r"train.batch_size=4 cannot be split evenly over 3 processes"):
-        make_plan(config, world_size=3)
+        make_plan(config, readers=3)
     with pytest.raises(UserError, match=r"train.micro_batch_size=4 does not divide the 2 windows"):
-        make_plan(replace(config, train=replace(config.train, micro_batch_size=4)), world_size=2)
+        make_plan(replace(config, train=replace(config.train, micro_batch_size=4)), readers=2)
 
 
 def test_a_process_that_gets_nowhere_says_where_it_is_and_ends(tmp_path):

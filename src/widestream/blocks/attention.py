@@ -232,6 +232,13 @@ class BareAttention(Declared):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Attention itself: q [B, T, H, K], k, v [B, T, H_kv, K] -> heads [B, T, H, K]."""
         q, k = self.place(q, k, context)
+        if context.split is None:
+            return self._mix_tokens(q, k, v, context)
+        q, k, v = context.split.to_heads(*(_as_autocast(x) for x in (q, k, v)))
+        return context.split.to_tokens(self._mix_tokens(q, k, v, context))
+
+    def _mix_tokens(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """The same of heads in their place, all of a window's tokens."""
         q, k, v = (_with_head_rows(x.transpose(1, 2)) for x in (q, k, v))
         if context.cache is not None:
             k, v = context.cache.append(self.slot, k, v, context.positions if context.fixed else None)
@@ -351,9 +358,9 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, c
     return logits.softmax(dim=-1)
 
 
-def for_all_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Keys or values [B, H_kv, S, K], each for the heads of queries that share it [B, H, S, K]."""
-    return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
+def for_all_heads(x: Tensor, num_heads: int, dim: int = 1) -> Tensor:
+    """Keys or values [B, H_kv, S, K], each for the heads of queries that share it [B, H, S, K]; `dim` is the heads'."""
+    return x if x.shape[dim] == num_heads else x.repeat_interleave(num_heads // x.shape[dim], dim=dim)
 
 
 def _as_autocast(x: Tensor) -> Tensor:

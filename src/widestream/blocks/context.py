@@ -1,21 +1,31 @@
 """What all blocks and the stream of one forward pass share: positions, documents, masks, the cache."""
 
+from collections import UserDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from widestream.blocks.alibi import alibi_bias
+from widestream.blocks.alibi import ALL, alibi_bias
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
 from widestream.blocks.flex import FlexMask, make_flex_mask
 from widestream.blocks.rotary import Angles, rotary_angles
+from widestream.blocks.split import TokenSplit
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 
 Window = int | None
 """How many tokens back attention sees, the token itself counted; None: all."""
+
+
+class Shared(UserDict[str, Tensor]):
+    """What blocks leave for later ones and for the loss, by name (the first layer's values, the balance of experts).
+
+    No dictionary of Python's own: FSDP2 hands a block copies of those that hold tensors with gradients, and what the
+    block left in one would be lost.
+    """
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,11 @@ class Context:
     """Whether attention has the backward pass of kernels/attention_cpu.py."""
     documents: Tensor | None = None
     """Document of every token at its position [B, S], of those in the cache too; None where `segments` is."""
-    shared: dict[str, Tensor] = field(default_factory=dict)
-    """What one block leaves for later ones, by name (the first layer's values)."""
+    shared: Shared = field(default_factory=Shared)
+    """What one block leaves for later ones."""
+    split: TokenSplit | None = None
+    """Where several processes share windows: how what looks at other tokens gets at them. `positions`, `segments` and
+    angles are then of own tokens; masks and `documents` of whole windows."""
 
 
 def make_context(
@@ -53,6 +66,7 @@ def make_context(
     fixed: bool = False,
     attention: Attention = "sdpa",
     numbers: Tensor | None = None,
+    split: TokenSplit | None = None,
 ) -> Context:
     """Build masks, biases and angles.
 
@@ -67,6 +81,7 @@ def make_context(
         attention: `flex`: FlexAttention wherever there is a mask other than causal, no cache, and no `mask`. `fused`:
             wherever there is no cache.
         numbers: positions that rotary angles are of [B, T], where rows have their own; default: `positions`.
+        split: the processes that share these windows, if several do.
 
     Raises:
         UserError: `mask` has another shape; documents behind cached tokens that had none.
@@ -81,20 +96,24 @@ def make_context(
             f"it must be [B, {wanted[0]}, {wanted[1]}]."
         )
     alibi_heads = config.num_heads if config.positions == "alibi" else None
+    heads = ALL if split is None else split.own_heads(config.num_heads)
 
     def build(window: Window) -> Tensor | FlexMask | None:
         masked = segments is not None or window is not None or alibi_heads is not None
         if attention == "flex" and masked and mask is None and cache is None:
-            return make_flex_mask(positions, segments, window, alibi_heads, config.attention_soft_cap)
-        return _mask(config, positions, wanted[1], (segments, documents), mask, window, fixed)
+            return make_flex_mask(positions, segments, window, alibi_heads, config.attention_soft_cap, heads)
+        return _mask(config, positions, wanted[1], (segments, documents), mask, window, fixed, heads)
 
     windows = set(windows)
     masks = {window: build(window) for window in windows}
     numbers, rotary = positions if numbers is None else numbers, {}
+    if split is not None:
+        positions, numbers = split.own(positions, 0), split.own(numbers, -1)
+        segments = None if segments is None else split.own(segments, 1)
     if config.positions == "rotary":
         rotary = {windowed: rotary_angles(config, numbers, windowed) for windowed in {w is not None for w in windows}}
     fused = attention == "fused" and cache is None
-    return Context(positions, segments, masks, rotary, cache, fixed, fused, documents)
+    return Context(positions, segments, masks, rotary, cache, fixed, fused, documents, split=split)
 
 
 def _mask(
@@ -105,6 +124,7 @@ def _mask(
     mask: Tensor | None,
     window: Window,
     fixed: bool,
+    heads: slice,
 ) -> Tensor | None:
     keys, (asking, known) = torch.arange(num_keys, device=positions.device), segments
     one_sees_all = len(positions) == 1 and not fixed  # the last token, of keys that end with its own
@@ -118,7 +138,7 @@ def _mask(
         mask = mask & (positions[:, None] - keys[None, :] < window)
     if config.positions == "alibi":
         assert mask is not None
-        bias = alibi_bias(config.num_heads, positions, keys)[None]
+        bias = alibi_bias(config.num_heads, positions, keys, heads)[None]
         mask = bias.masked_fill(~mask, float("-inf"))
     return mask
 

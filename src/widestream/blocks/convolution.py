@@ -24,7 +24,9 @@ def causal_convolution(x: Tensor, taps: Tensor, context: Context, name: str, add
     num_tokens, num_past = x.shape[1], len(taps) - 1
     memory = {} if context.cache is None else context.cache.memory
     past = memory.get(name)
-    if past is None:
+    if past is None and context.split is not None:
+        past = context.split.before(x, num_past)
+    elif past is None:
         past = x.new_zeros(x.shape[0], num_past, *x.shape[2:])
     both = torch.cat([past, x], dim=1)
     if context.cache is not None:

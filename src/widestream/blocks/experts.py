@@ -93,7 +93,8 @@ class Experts(Declared):
     def forward(self, inputs: dict[str, Tensor], context: Context) -> Tensor:
         """Role x [B, T, D] -> [B, T, D]."""
         x = inputs["x"]
-        routes = route(x, self.router * self.router_multiplier, self.top_k, self.normalise, self.balance_bias)
+        router = self.router * self.router_multiplier
+        routes = route(x, router, self.top_k, self.normalise, self.balance_bias, context.split)
         if torch.is_grad_enabled():
             context.shared[f"{BALANCE}/{self.layer}"] = routes.balance
             context.shared[f"{LOAD}/{self.layer}"] = routes.load.sum(0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from widestream.blocks.alibi import alibi_slopes
+from widestream.blocks.alibi import ALL, alibi_slopes
 
 SMALLEST_HEAD = 16
 """Head width below which torch has no FlexAttention kernel."""
@@ -39,6 +39,7 @@ def make_flex_mask(
     window: int | None = None,
     alibi_heads: int | None = None,
     soft_cap: float | None = None,
+    heads: slice = ALL,
 ) -> FlexMask:
     """The causal mask of a whole window, to be made outside of anything compiled.
 
@@ -48,8 +49,9 @@ def make_flex_mask(
         window: how many tokens back attention sees, the token itself counted; None: all.
         alibi_heads: H, where ALiBi's bias is to be added.
         soft_cap: c, where logits become c tanh(logit / c), in front of the bias.
+        heads: those that attention is of.
     """
-    slopes = None if alibi_heads is None else alibi_slopes(alibi_heads, positions.device)
+    slopes = None if alibi_heads is None else alibi_slopes(alibi_heads, positions.device)[heads]
 
     def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         sees = q >= k

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from widestream.blocks.split import TokenSplit
+
 
 @dataclass(frozen=True)
 class Routes:
@@ -35,7 +37,9 @@ class Routes:
     """E sum_e f_e p_e of each window [B] float32: k when all experts are equally busy, E when only k are."""
 
 
-def route(x: Tensor, router: Tensor, top_k: int, normalise: bool, bias: Tensor | None = None) -> Routes:
+def route(
+    x: Tensor, router: Tensor, top_k: int, normalise: bool, bias: Tensor | None = None, split: TokenSplit | None = None
+) -> Routes:
     """Choose `top_k` experts for every token.
 
     f_e is the share of a window's tokens that picked expert e, and p_e the mean of its probability there (DeepSeek-V3,
@@ -48,6 +52,8 @@ def route(x: Tensor, router: Tensor, top_k: int, normalise: bool, bias: Tensor |
         top_k: k.
         normalise: let a token's weights sum to 1.
         bias: b [E].
+        split: the processes that share these windows, if several do. Each has p_e of its own tokens, so that the mean
+            of their balances, and of the gradients, is that of whole windows.
     """
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -58,7 +64,8 @@ def route(x: Tensor, router: Tensor, top_k: int, normalise: bool, bias: Tensor |
         weights = weights / weights.sum(dim=-1, keepdim=True)
     numbers = torch.arange(len(router), device=x.device)
     load = (picked[..., None] == numbers).sum((1, 2))
-    balance = len(router) * (load.to(p.dtype) / x.shape[1] * p.mean(dim=1)).sum(dim=-1)
+    picks, tokens = (load, x.shape[1]) if split is None else (split.total(load), split.size * x.shape[1])
+    balance = len(router) * (picks.to(p.dtype) / tokens * p.mean(dim=1)).sum(dim=-1)
     experts, order = picked.flatten().sort(stable=True)
     return Routes(
         order=order,

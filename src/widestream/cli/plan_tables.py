@@ -49,6 +49,7 @@ def settings(one: Forecast) -> list[str]:
     return [
         f"train.parallel.replicate={layout.replicate}",
         f"train.parallel.shard={layout.shard}",
+        *([f"train.parallel.context={layout.context}"] if layout.context > 1 else []),
         f"train.micro_batch_size={one.plan.micro_batch_size}",
         f"train.activation_checkpointing={str(one.checkpointing).lower()}",
     ]
@@ -108,7 +109,9 @@ def _layouts(advised: list[Forecast]) -> Table:
 
 
 def _name(one: Forecast) -> str:
-    return f"replicate {one.layout.replicate} x shard {one.layout.shard}"
+    layout = one.layout
+    context = f" x context {layout.context}" if layout.context > 1 else ""
+    return f"replicate {layout.replicate} x shard {layout.shard}{context}"
 
 
 def _table(title: str, *columns: str) -> Table:

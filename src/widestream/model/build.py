@@ -7,6 +7,7 @@ import torch
 
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.roles import initialize
+from widestream.blocks.split import TokenSplit
 from widestream.errors import UserError
 from widestream.machine import memory_errors, memory_total
 from widestream.model.decoder import Decoder
@@ -73,7 +74,12 @@ def require_room(device: torch.device, weights: int, copies: int = 1) -> None:
         )
 
 
-def meta_model(config: ModelConfig, depth: Depth | None = None, attention: Attention = "sdpa") -> Decoder:
+def meta_model(
+    config: ModelConfig,
+    depth: Depth | None = None,
+    attention: Attention = "sdpa",
+    split: TokenSplit | None = None,
+) -> Decoder:
     """The model without memory for its weights, for counting.
 
     What its stream warns of is said, once in a process (on standard error by default).
@@ -81,7 +87,7 @@ def meta_model(config: ModelConfig, depth: Depth | None = None, attention: Atten
     for sentence in stream_class(config.stream.kind).warnings(config):
         warn_once(sentence)
     with torch.device("meta"), memory_errors("The model", SMALLER):  # sizes that no number holds
-        return Decoder(config, depth, attention)
+        return Decoder(config, depth, attention, split)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The decoder: blocks that talk to each other only through the stream. No line here knows which stream it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from widestream.blocks.attention import BareAttention, DenseAttention
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
-from widestream.blocks.context import make_context
+from widestream.blocks.context import Shared, make_context
 from widestream.blocks.embedding import Embedding
 from widestream.blocks.experts import BALANCE, LOAD, Experts
 from widestream.blocks.mlp import MLP
 from widestream.blocks.norm import Norm, NormBehind
 from widestream.blocks.roles import Declared, Role, Roles, named_roles, size
+from widestream.blocks.split import TokenSplit
 from widestream.errors import UserError
 from widestream.kernels.cross_entropy import linear_cross_entropy
 from widestream.model.depth import Depth, Eager
@@ -47,7 +48,7 @@ class LossTerms:
 class Told:
     """What a forward pass tells beside its result. No dictionary, which a wrapper around a module may copy."""
 
-    shared: dict[str, Tensor] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
     """What blocks have left for each other and for the loss, by name (`Context.shared`)."""
 
 
@@ -58,6 +59,8 @@ class Decoder(Declared):
         config: sizes and the stream.
         depth: the way through the depth: what is kept for the backward pass, and what computes (model/depth).
         attention: what computes attention; see `blocks.attention_kind`.
+        split: the processes that share windows, if several do (train/context.py). Each is given whole windows and
+            computes with its own t of their T tokens.
     """
 
     unembedding: Tensor
@@ -65,11 +68,18 @@ class Decoder(Declared):
     head_bias: Tensor | None
     """[D], with `head_bias`."""
 
-    def __init__(self, config: ModelConfig, depth: Depth | None = None, attention: Attention = "sdpa"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        depth: Depth | None = None,
+        attention: Attention = "sdpa",
+        split: TokenSplit | None = None,
+    ):
         super().__init__()
         self.config = config
         self.depth = Eager() if depth is None else depth
         self.attention: Attention = attention
+        self.split = split
         roles = Roles(config)
         kind = stream_class(config.stream.kind)
         self.stream = kind(config, roles)
@@ -145,7 +155,7 @@ class Decoder(Declared):
             told: gets what the blocks have left.
 
         Returns:
-            [B, T, D].
+            [B, T, D]; of own tokens [B, t, D] where processes share windows.
 
         Raises:
             UserError: more tokens than the cache holds or, with learned positions, than the context; shapes that do
@@ -169,9 +179,20 @@ class Decoder(Declared):
             cache.check_room(num_tokens)
         order = torch.arange(start, start + num_tokens, device=tokens.device)
         context = make_context(
-            self.config, order, segments, mask, cache, self.windows, attention=self.attention, numbers=positions
+            self.config,
+            order,
+            segments,
+            mask,
+            cache,
+            self.windows,
+            attention=self.attention,
+            numbers=positions,
+            split=self.split,
         )
         numbers = order if positions is None else positions
+        if self.split is not None:
+            assert cache is None, "a cache holds whole windows"
+            tokens, numbers = self.split.own(tokens, 1), self.split.own(numbers, -1)
         # With gradients a cache is written once: nothing may be computed again, or gone back through.
         once = cache is not None and torch.is_grad_enabled()
         depth = Eager() if once and not self.depth.edits else self.depth
@@ -248,7 +269,13 @@ class Decoder(Declared):
         z_loss: float = 0.0,
         mask: Tensor | None = None,
     ) -> LossTerms:
-        """Loss of predicting `targets` [B, T] from `tokens` [B, T]; tokens of weight 0 are left out. See `forward`."""
+        """Loss of predicting `targets` [B, T] from `tokens` [B, T]; tokens of weight 0 are left out. See `forward`.
+
+        Where processes share windows it is that of own tokens.
+        """
+        if self.split is not None:
+            targets = self.split.own(targets, 1)
+            weights = None if weights is None else self.split.own(weights, 1)
         told = Told()
         hidden = self._for_head(self(tokens, segments, mask=mask, told=told).flatten(0, 1))
         flat = None if weights is None else weights.flatten()
@@ -302,7 +329,7 @@ def check_mlps(config: ModelConfig, layout: list[Block]) -> None:
             )
 
 
-def balance_of(shared: dict[str, Tensor], weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def balance_of(shared: Mapping[str, Tensor], weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Balance [], averaged over layers and windows, which count by their targets; load [layers, E].
 
     Args:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from widestream.blocks.split import TokenSplit
 from widestream.kernels.cross_entropy import cut_as_on_gpu
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
@@ -40,6 +41,7 @@ def live_bytes(
     gathered: torch.dtype = torch.float32,
     gpu: bool = False,
     exact: bool = False,
+    split: TokenSplit | None = None,
 ) -> Live:
     """What a forward and a backward pass have alive beside weights and gradients.
 
@@ -54,13 +56,14 @@ def live_bytes(
         gathered: type in which a block's weights are there while it computes.
         gpu: whether head and loss are cut as on a GPU.
         exact: measure the model at its own depth, however long that takes.
+        split: the processes that share windows, if several do.
     """
     found: dict[int, Live] = {}
 
     def at(layers: int) -> Live:
         if layers not in found:
             with cut_as_on_gpu() if gpu else contextlib.nullcontext():
-                found[layers] = _measure(replace(config, num_layers=layers), way, windows, precision, gathered)
+                found[layers] = _measure(replace(config, num_layers=layers), way, windows, precision, gathered, split)
         return found[layers]
 
     if exact:
@@ -72,10 +75,15 @@ def live_bytes(
 
 
 def _measure(
-    config: ModelConfig, way: Callable[[ModelConfig], Depth], windows: int, precision: str, gathered: torch.dtype
+    config: ModelConfig,
+    way: Callable[[ModelConfig], Depth],
+    windows: int,
+    precision: str,
+    gathered: torch.dtype,
+    split: TokenSplit | None,
 ) -> Live:
     with FakeTensorMode(), torch.device("cpu"):
-        model = Decoder(config, way(config))
+        model = Decoder(config, way(config), split=split)
         for parameter in model.blocks.parameters():
             parameter.data = parameter.data.to(gathered)
         for parameter in model.parameters():

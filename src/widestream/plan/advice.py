@@ -29,6 +29,8 @@ def advise(
 ) -> list[Forecast]:
     """Every layout of so many devices that holds the run, each with the micro-batch that makes its step quickest.
 
+    How many of them share a window (`train.parallel.context`) is the recipe's to say.
+
     Args:
         config: the run; its micro-batch and activation checkpointing are chosen anew.
         devices: how many.
@@ -45,13 +47,15 @@ def advise(
         UserError: the batch cannot be shared by so many.
     """
     steps = _Steps(config, precision, device.gpu, say)
-    found = (_best(config, layout, device, precision, mfu, steps) for layout in _layouts(devices, precision))
+    found = (_best(config, layout, device, precision, mfu, steps) for layout in _layouts(config, devices, precision))
     return sorted((one for one in found if one is not None), key=_worth)
 
 
-def _layouts(devices: int, precision: str) -> Iterator[Layout]:
-    for shard in (number for number in range(1, devices + 1) if devices % number == 0):
-        yield Layout(devices // shard, shard, precision if shard > 1 else "float32")
+def _layouts(config: RunConfig, devices: int, precision: str) -> Iterator[Layout]:
+    context = config.train.parallel.context
+    groups = devices // context
+    for shard in (number for number in range(1, groups + 1) if groups % number == 0):
+        yield Layout(groups // shard, shard, precision if shard * context > 1 else "float32", context)
 
 
 def _best(

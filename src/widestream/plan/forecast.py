@@ -101,12 +101,12 @@ def forecast(
     model = meta_model(config.model)
     live = live or step_bytes(config, plan.micro_batch_size, plan.sequence_length, precision, layout, device.gpu)
     weights, gradients, moments = shares(config, model, layout)
-    sent = traffic(config, model, layout, plan.micro_batches, device)
+    sent = traffic(config, model, layout, plan, precision, device)
     rates: dict[Link, float] = {"inside": device.inside, "between": device.between}
     on_links: Counter[Link] = Counter()
     for one in sent:
         on_links[one.link] += one.bytes  # pyright: ignore[reportArgumentType]
-    tokens = plan.tokens_per_step / (layout.replicate * layout.shard)
+    tokens = plan.tokens_per_step / (layout.replicate * layout.parts)
     passes = 4 if config.train.activation_checkpointing else 3  # a backward pass is two
     forward = sum(count_flops(model).values())
     return Forecast(

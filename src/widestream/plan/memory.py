@@ -13,6 +13,7 @@ from widestream.model.live import Live, live_bytes
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
+from widestream.train.context import SharedWindows
 from widestream.train.optim import rate_factors
 from widestream.train.optim_muon import muon_takes
 from widestream.train.shards import Layout
@@ -74,7 +75,7 @@ def shares(config: RunConfig, model: Decoder, layout: Layout, part: int = 0) -> 
     factors, muon = rate_factors(roles, config.optimizer), set(muon_takes(roles, config.optimizer))
     weights = gradients = moments = 0
     for name, parameter in model.named_parameters():
-        size = FLOAT32 * share(parameter.shape, layout.shard, part)
+        size = FLOAT32 * share(parameter.shape, layout.parts, part)
         weights += size
         gradients += size if factors[name] else 0
         # AdamW also keeps a number of steps for each of its parameters, frozen ones with it, in every process.
@@ -84,7 +85,7 @@ def shares(config: RunConfig, model: Decoder, layout: Layout, part: int = 0) -> 
 
 def at_work(model: Decoder, layout: Layout) -> int:
     """Bytes of weights that are whole at a time: all of the root's, and two blocks with one's gradients."""
-    if layout.shard == 1:
+    if layout.parts == 1:
         return 0
     blocks = sorted((_numbers(block.parameters()) for block in model.blocks), reverse=True)
     root = _numbers(model.parameters()) - sum(blocks)
@@ -95,12 +96,15 @@ def at_work(model: Decoder, layout: Layout) -> int:
 def step_bytes(config: RunConfig, windows: int, length: int, precision: str, layout: Layout, gpu: bool = True) -> Live:
     """What a step has alive beside weights, gradients and moments.
 
+    Where processes share windows it is that of one of them, measured as the rest is: its tokens, and attention with all
+    of the window's.
+
     Args:
         config: says what is kept of the stream and of layers.
         windows: of a micro-batch and process.
         length: of a window.
         precision: `bf16` or `float32`.
-        layout: how weights come to where they compute.
+        layout: how weights come to where they compute, and how many processes share a window.
         gpu: whether a GPU computes it, or a CPU.
     """
     gathered = torch.bfloat16 if layout.gather == "bf16" else torch.float32
@@ -119,7 +123,8 @@ def step_bytes(config: RunConfig, windows: int, length: int, precision: str, lay
             recompute=train.activation_checkpointing,
         )
 
-    return live_bytes(replace(config.model, context=length), way, windows, precision, gathered, gpu)
+    split = SharedWindows(layout.context) if layout.context > 1 else None
+    return live_bytes(replace(config.model, context=length), way, windows, precision, gathered, gpu, split=split)
 
 
 def _numbers(parameters: Iterator[nn.Parameter]) -> int:

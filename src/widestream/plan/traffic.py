@@ -3,6 +3,7 @@
 Gathering or scattering B bytes among N processes takes (N - 1) / N B from each, adding up twice that.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +11,10 @@ from widestream.model.decoder import Decoder
 from widestream.plan.devices import Device
 from widestream.plan.memory import BF16, FLOAT32
 from widestream.recipe import RunConfig
+from widestream.streams import stream_class
 from widestream.train.optim import rate_factors
 from widestream.train.optim_muon import muon_takes
+from widestream.train.plan import Plan
 from widestream.train.shards import Layout
 
 Link = Literal["inside", "between"]
@@ -30,29 +33,32 @@ class Sent:
     """In a step."""
 
 
-def traffic(config: RunConfig, model: Decoder, layout: Layout, micro_batches: int, device: Device) -> list[Sent]:
+def traffic(
+    config: RunConfig, model: Decoder, layout: Layout, plan: Plan, precision: str, device: Device
+) -> list[Sent]:
     """All that is more than a few numbers.
 
     Args:
-        config: says what Muon takes.
+        config: says what Muon takes, and whether layers are computed again.
         model: the model, on the meta device or any other.
         layout: who holds what.
-        micro_batches: forward and backward passes of a step.
+        plan: sizes of a step.
+        precision: `bf16` or `float32`, in which attention computes.
         device: says which processes share a machine: those of a group of shards are neighbours.
     """
     sizes, factors = _sizes(config, model)
     blocks = sum(size for name, size in sizes.items() if name.startswith("blocks."))
     root, trained = sum(sizes.values()) - blocks, sum(size for name, size in sizes.items() if factors[name])
-    shards: Link = "inside" if layout.shard <= device.per_machine else "between"
-    groups: Link = "inside" if layout.shard * layout.replicate <= device.per_machine else "between"
-    of_shards, of_groups = _around(layout.shard), _around(layout.replicate)
+    shards, groups = _link(layout.parts, device), _link(layout.parts * layout.replicate, device)
+    of_shards, of_groups = _around(layout.parts), _around(layout.replicate)
     number = BF16 if layout.gather == "bf16" else FLOAT32
     found = [
         # Blocks are let go behind the forward pass and gathered again; embedding, head and stream stay till the end.
-        Sent("weights", shards, micro_batches * of_shards * (2 * number * blocks + FLOAT32 * root)),
-        Sent("gradients within groups", shards, micro_batches * of_shards * FLOAT32 * trained),
-        Sent("gradients between groups", groups, 2 * of_groups * FLOAT32 * trained / layout.shard),
+        Sent("weights", shards, plan.micro_batches * of_shards * (2 * number * blocks + FLOAT32 * root)),
+        Sent("gradients within groups", shards, plan.micro_batches * of_shards * FLOAT32 * trained),
+        Sent("gradients between groups", groups, 2 * of_groups * FLOAT32 * trained / layout.parts),
         Sent("matrices of Muon", groups if layout.replicate > 1 else shards, _muon(config, model, layout)),
+        Sent("heads of attention", _link(layout.context, device), _heads(config, layout, plan, precision)),
     ]
     return [sent for sent in found if sent.bytes]
 
@@ -61,7 +67,24 @@ def _muon(config: RunConfig, model: Decoder, layout: Layout) -> float:
     """Weight, gradient and momentum are gathered; weight and momentum sent out by the one whose turn it is."""
     sizes, factors = _sizes(config, model)
     taken = sum(sizes[name] for name in muon_takes(model.roles(), config.optimizer) if factors[name])
-    return FLOAT32 * taken * (3 * _around(layout.shard) + 2 * _around(layout.shard * layout.replicate))
+    return FLOAT32 * taken * (3 * _around(layout.parts) + 2 * _around(layout.parts * layout.replicate))
+
+
+def _heads(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> float:
+    """Queries, keys, values and what comes of them, in the forward pass, and as many gradients in the backward pass."""
+    model = config.model
+    blocks = stream_class(model.stream.kind).blocks(model)
+    layers = sum(block.kind == "attention" for block in blocks)
+    heads = 2 * (model.num_heads + math.lcm(model.kv_heads, layout.context))
+    tokens = plan.micro_batches * plan.micro_batch_size * plan.sequence_length / layout.context
+    number = BF16 if precision == "bf16" and not model.upcast_attention else FLOAT32
+    passes = 3 if config.train.activation_checkpointing else 2
+    return passes * layers * tokens * heads * model.head_dim * number * _around(layout.context)
+
+
+def _link(processes: int, device: Device) -> Link:
+    """What the slowest two of so many neighbours send over."""
+    return "inside" if processes <= device.per_machine else "between"
 
 
 def _sizes(config: RunConfig, model: Decoder) -> tuple[dict[str, int], dict[str, float]]:

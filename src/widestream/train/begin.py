@@ -61,7 +61,7 @@ def open_folder(
         return info
     require_free(run_dir)
     info = _describe(config, data, world, precision) | computed
-    require_memory(world.device, config.train, make_plan(config, world.size), info["summary"])
+    require_memory(world.device, config.train, make_plan(config, world.readers), info["summary"])
     begin(run_dir, config, info, load_tokenizer(config.data.path))
     return info
 

@@ -94,9 +94,9 @@ def _shared(batches: Iterator[Batch], world: World) -> Iterator[tuple[Batch, boo
     All processes get as many, since weights that are shared out are made whole by all at once: where batches run out
     for some, these go through one of another process, for nothing.
     """
-    while group := list(islice(batches, world.size)):
-        mine = world.rank < len(group)
-        yield group[world.rank if mine else 0], mine
+    while group := list(islice(batches, world.readers)):
+        mine = world.reader < len(group)
+        yield group[world.reader if mine else 0], mine
 
 
 def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: str | None = None) -> tuple[int, Heldout]:

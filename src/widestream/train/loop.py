@@ -74,7 +74,7 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
     folder, settings = Path(run_dir), config.train
     with (
         listening() as ending,
-        join_world(settings.device, settings.parallel.timeout_s) as world,
+        join_world(settings.device, settings.parallel.timeout_s, settings.parallel.context) as world,
         numerics(settings),
         disk_errors(folder, "give the same command again"),
         memory_errors("A step", "lower train.micro_batch_size, train.batch_size or the model's sizes"),

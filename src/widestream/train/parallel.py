@@ -37,6 +37,18 @@ class World:
     """How many processes there are."""
     timeout_s: int = 600
     """Seconds that this one waits for the others."""
+    context: int = 1
+    """How many share the tokens of a window; neighbours in number do."""
+
+    @property
+    def readers(self) -> int:
+        """Into how many parts a batch's windows are divided."""
+        return self.size // self.context
+
+    @property
+    def reader(self) -> int:
+        """Which of these parts this process reads, together with those that share its windows."""
+        return self.rank // self.context
 
     @property
     def is_main(self) -> bool:
@@ -118,16 +130,17 @@ class World:
 
 
 @contextlib.contextmanager
-def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
+def join_world(device: str, timeout_s: int = 600, context: int = 1) -> Iterator[World]:
     """Join the processes that `torchrun` started, or be the only one.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; under torchrun every process takes the GPU of its local rank.
         timeout_s: seconds that processes wait for each other.
+        context: how many share the tokens of a window.
 
     Raises:
-        UserError: the device does not exist, what torchrun says in the environment is incomplete, or another process
-            has ended or answers no more.
+        UserError: the device does not exist, what torchrun says in the environment is incomplete, the processes cannot
+            be divided into such groups, or another process has ended or answers no more.
     """
     size, rank = _from_torchrun("WORLD_SIZE", 1), _from_torchrun("RANK", 0)
     if size > 1:
@@ -139,6 +152,9 @@ def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
             )
         if not 0 <= rank < size:
             raise UserError(f"RANK is {rank}, and WORLD_SIZE {size}; start the processes with torchrun.")
+    if size % context:
+        there = "there is 1 process" if size == 1 else f"there are {size} processes"
+        raise UserError(f"train.parallel.context is {context}, and {there}; start a multiple of them with torchrun.")
     place = find_device(device, _from_torchrun("LOCAL_RANK", 0) if size > 1 else None)
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -147,7 +163,7 @@ def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
         return
     with _lost_processes(rank):
         _connect("nccl" if place.type == "cuda" else "gloo", timedelta(seconds=timeout_s))
-    world = World(place, rank, size, timeout_s)
+    world = World(place, rank, size, timeout_s, context)
     try:
         with _lost_processes(rank):
             yield world

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from widestream.errors import UserError
 from widestream.recipe import RunConfig
+from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import TrainConfig
 from widestream.train.schedule import phases
 
@@ -24,8 +25,12 @@ class Plan:
     """Windows of each of them."""
 
 
-def make_plan(config: RunConfig, world_size: int = 1) -> Plan:
+def make_plan(config: RunConfig, readers: int = 1) -> Plan:
     """Work out a run.
+
+    Args:
+        config: the recipe.
+        readers: parts that the windows of a batch are divided into: processes, or groups that share windows.
 
     Raises:
         UserError: the sizes do not fit together; the message names the keys to change.
@@ -36,7 +41,8 @@ def make_plan(config: RunConfig, world_size: int = 1) -> Plan:
             f"data.sequence_length is {length} but the model reads at most model.context={config.model.context} "
             "tokens; lower the first or raise the second."
         )
-    micro_batch_size, micro_batches = _split(config.train, world_size)
+    _require_divisible(config.model, length, config.train.parallel.context)
+    micro_batch_size, micro_batches = _split(config.train, readers)
     steps = num_steps(config)
     phases(steps, config.schedule)
     return Plan(
@@ -48,22 +54,46 @@ def make_plan(config: RunConfig, world_size: int = 1) -> Plan:
     )
 
 
-def _split(train: TrainConfig, world_size: int) -> tuple[int, int]:
+def _split(train: TrainConfig, readers: int) -> tuple[int, int]:
     """Windows per micro-batch, and micro-batches per process."""
-    if train.batch_size % world_size:
+    context = train.parallel.context
+    kind = "process" if context == 1 else f"group{'s' if readers > 1 else ''} of {context} process"
+    over = f"{readers} {kind}{'es' if max(readers, context) > 1 else ''}"
+    if train.batch_size % readers:
         raise UserError(
-            f"train.batch_size={train.batch_size} cannot be split evenly over {world_size} processes; "
-            f"make it a multiple of {world_size}."
+            f"train.batch_size={train.batch_size} cannot be split evenly over {over}; make it a multiple of {readers}."
         )
-    local = train.batch_size // world_size
+    local = train.batch_size // readers
     micro = train.micro_batch_size or local
     if local % micro:
         raise UserError(
             f"train.micro_batch_size={micro} does not divide the {local} windows that each process has in a step "
-            f"(train.batch_size={train.batch_size} over {world_size} process{'es' if world_size > 1 else ''}); "
-            "change one of the two."
+            f"(train.batch_size={train.batch_size} over {over}); change one of the two."
         )
     return micro, local // micro
+
+
+def _require_divisible(model: ModelConfig, length: int, processes: int) -> None:
+    """Make sure that so many processes can share the windows of a model.
+
+    Args:
+        model: its configuration.
+        length: T.
+        processes: N.
+
+    Raises:
+        UserError: they cannot; names the setting.
+    """
+    if processes == 1:
+        return
+    setting = f"train.parallel.context is {processes}"
+    if length % processes:
+        raise UserError(f"{setting}, which does not divide the {length} tokens of a window (data.sequence_length).")
+    if model.num_heads % processes:
+        raise UserError(
+            f"{setting}, which does not divide model.num_heads={model.num_heads}: each process computes the attention "
+            "of some heads."
+        )
 
 
 def num_steps(config: RunConfig) -> int:

@@ -118,7 +118,7 @@ class Saver:
 
     def _write(self, aside: Path, tensors: dict[str, dict[str, Piece]]) -> Files:
         """Write what this process has."""
-        parts, part = self._layout.shard, self._world.rank % self._layout.shard
+        parts, part = self._layout.parts, self._world.rank % self._layout.parts
         files: Files = {}
         with checkpoint.write_errors(self._run_dir, self._rest[0], remove=False):
             for kind, pieces in tensors.items():

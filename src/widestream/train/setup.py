@@ -121,7 +121,7 @@ class TrainingRun:
 
     def batch_at(self, step: int) -> Batch:
         """This process's part of the batch of a step."""
-        return self.batches.at(batch_of(step, self.rollbacks), self.world.rank, self.world.size)
+        return self.batches.at(batch_of(step, self.rollbacks), self.world.reader, self.world.readers)
 
     def go_back(self, loss: float, usual: float) -> Rollback:
         """Enter that the run goes back from here; the caller prepares it anew."""
@@ -170,7 +170,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
         UserError: something does not fit together, data were altered, or the folder belongs to another run or is being
             trained in.
     """
-    plan = make_plan(config, world.size)
+    plan = make_plan(config, world.readers)
     if config.train.watch_every is not None and world.size > 1:
         raise UserError("train.watch_every looks at the stream in one process; leave it out where several train.")
     require_trackers(config)  # not installed? Better said now than when the folder has been made

@@ -27,6 +27,7 @@ from widestream.model.depth import Depth
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import ParallelConfig
 from widestream.runs.tensor_files import Piece, StoredTensor, put_whole
+from widestream.train.context import join_windows
 from widestream.train.parallel import World
 
 COPIES = 4
@@ -45,11 +46,19 @@ class Layout:
     """Processes of a group, each with its share of weights, gradients and moments."""
     gather: str = "float32"
     """`float32` or `bf16`: how a block's weights are sent to make them whole."""
+    context: int = 1
+    """Processes that share the tokens of a window, and their shares of weights out among them."""
+
+    @property
+    def parts(self) -> int:
+        """Shares that one copy of weights, gradients and moments is cut into."""
+        return self.shard * self.context
 
     def describe(self) -> dict[str, int | str]:
         """For run.json."""
-        sent = {"gather": self.gather} if self.shard > 1 else {}
-        return {"replicate": self.replicate, "shard": self.shard, **sent}
+        context = {"context": self.context} if self.context > 1 else {}
+        sent = {"gather": self.gather} if self.parts > 1 else {}
+        return {"replicate": self.replicate, "shard": self.shard, **context, **sent}
 
 
 def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: float, precision: str) -> Layout:
@@ -70,13 +79,15 @@ def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: 
             f"train.parallel.gather is bf16, and the precision {precision}: matrices would be rounded that are "
             "computed with as they are; set train.precision=bf16, or leave gather out."
         )
-    replicate, shard = parallel.replicate, parallel.shard
+    replicate, shard, context = parallel.replicate, parallel.shard, parallel.context
+    groups = processes // context
     if replicate is None and shard is None:
-        shard = 1 if COPIES * 4 * weights <= ROOMY * room else processes
-    replicate = processes // (shard or 1) if replicate is None else replicate
-    shard = processes // replicate if shard is None else shard
-    if replicate * shard != processes:
-        asked = {"replicate": parallel.replicate, "shard": parallel.shard}
+        shard = 1 if COPIES * 4 * weights / context <= ROOMY * room else max(groups, 1)
+    replicate = groups // (shard or 1) if replicate is None else replicate
+    shard = groups // replicate if shard is None else shard
+    layout = Layout(replicate, shard, context=context)
+    if replicate * layout.parts != processes:
+        asked = {"replicate": parallel.replicate, "shard": parallel.shard, "context": context if context > 1 else None}
         given = " x ".join(f"{name} {number}" for name, number in asked.items() if number is not None)
         there = "there is 1 process" if processes == 1 else f"there are {processes} processes"
         raise UserError(
@@ -84,7 +95,7 @@ def choose_layout(parallel: ParallelConfig, processes: int, weights: int, room: 
             "it worked out."
         )
     sent = precision if parallel.gather == "auto" else parallel.gather
-    return Layout(replicate, shard, sent if shard > 1 else "float32")
+    return replace(layout, gather=sent if layout.parts > 1 else "float32")
 
 
 def build_shared(
@@ -106,8 +117,8 @@ def build_shared(
     if world.size == 1:
         require_room(world.device, count_weights(meta_model(config)), COPIES)
         return build_model(config, seed, world.device, depth=depth, attention=attention)
-    model = meta_model(config, depth, attention)
-    share = math.ceil(count_weights(model) / layout.shard)
+    model = meta_model(config, depth, attention, join_windows(world))
+    share = math.ceil(count_weights(model) / layout.parts)
     world.everywhere(lambda: require_room(world.device, share, COPIES))
     share_out(model, layout, world.device.type)
     model.to_empty(device=world.device)
@@ -136,7 +147,7 @@ def share_out(model: Decoder, layout: Layout, device: str) -> None:
 
 
 def _mesh(layout: Layout, device: str) -> DeviceMesh:
-    sizes = {"replicate": layout.replicate, "shard": layout.shard}
+    sizes = {"replicate": layout.replicate, "shard": layout.parts}
     if layout.replicate == 1:  # groups of one would be asked for sums all the same
         del sizes["replicate"]
     return init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))

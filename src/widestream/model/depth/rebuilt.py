@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widestream.blocks.context import Context
+from widestream.blocks.context import Context, Shared
 from widestream.kernels.exchange import Exchange, ReferenceExchange
 from widestream.model.depth.eager import Blocks, Depth, Eager, Embedded
 from widestream.model.depth.in_place import Enter, InPlace
@@ -77,7 +77,7 @@ class OnTape:
 
     def empty(self, context: Context) -> None:
         """Begin. What blocks share holds the graph, and the graph the tape, which must not hold what they share."""
-        self.tape.begin(replace(context, shared={}))
+        self.tape.begin(replace(context, shared=Shared()))
 
     @torch.compiler.disable()
     def exchange(self, site: int, token: Tensor | None, written: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from widestream.blocks.context import Context
+from widestream.blocks.context import Context, Shared
 from widestream.model.depth.eager import Blocks, Depth, Eager, Embedded, Exchanges
 from widestream.streams.base import Block
 
@@ -31,8 +31,8 @@ class Recomputed(Depth):
             return Eager()(stream, blocks, embedded, context)
         in_order = list(blocks)
 
-        def layer(sites: range, state: Any, inputs: dict[str, Tensor], shared: dict[str, Tensor]) -> Any:
-            inside = replace(context, shared=dict(shared))
+        def layer(sites: range, state: Any, inputs: dict[str, Tensor], shared: Shared) -> Any:
+            inside = replace(context, shared=Shared(shared))
             for site in sites:
                 state, inputs = stream.exchange(site, state, in_order[site - 1](inputs, inside))
             return state, inputs, inside.shared
@@ -80,6 +80,6 @@ class _Again:
         context.shared.update(shared)
         return written
 
-    def _compute(self, inputs: dict[str, Tensor], shared: dict[str, Tensor], context: Context) -> Any:
-        inside = replace(context, shared=dict(shared))
+    def _compute(self, inputs: dict[str, Tensor], shared: Shared, context: Context) -> Any:
+        inside = replace(context, shared=Shared(shared))
         return self.block(inputs, inside), inside.shared

@@ -1,0 +1,48 @@
+"""Windows whose tokens several processes share: what blocks ask of whoever sends tokens from one to the other.
+
+A block that looks at one token at a time knows nothing of it. Attention, convolutions over tokens and the balance of
+experts look at others, and ask a `TokenSplit`, which `Context.split` holds. There is none in one process.
+
+Letters: B batch, N processes, T tokens of a whole window, t = T / N of them here, H heads, H_kv heads of keys and
+values, K head width.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class TokenSplit(Protocol):
+    """The processes that share a window, of which process i has the tokens from i t on; all call the same in turn."""
+
+    @property
+    def size(self) -> int:
+        """N."""
+        ...
+
+    def own(self, x: Tensor, dim: int) -> Tensor:
+        """The part of whole windows that this process has: T long along `dim` -> t long."""
+        ...
+
+    def own_heads(self, num_heads: int) -> slice:
+        """The heads whose attention this process computes, H / N of them."""
+        ...
+
+    def to_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All heads of own tokens, q [B, t, H, K], k, v [B, t, H_kv, K], to own heads of all tokens [B, T, H / N, K].
+
+        Keys and values may come as fewer heads, each for as many of the queries'.
+        """
+        ...
+
+    def to_tokens(self, heads: Tensor) -> Tensor:
+        """Back: own heads of all tokens [B, T, H / N, K] to all heads of own tokens [B, t, H, K]."""
+        ...
+
+    def before(self, x: Tensor, count: int) -> Tensor:
+        """The `count` tokens before the own ones: x [B, t, ...] -> [B, count, ...], zeros before the window's first."""
+        ...
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of what the processes hand in, in any shape."""
+        ...
