@@ -10,7 +10,6 @@ import torch
 from widestream.blocks.attention_kind import Attention, choose_attention
 from widestream.data.batches import TrainBatches, divide_windows
 from widestream.data.store import TokenStore
-from widestream.errors import UserError
 from widestream.machine import memory_total
 from widestream.model.build import count_weights, meta_model
 from widestream.model.decoder import Decoder
@@ -153,8 +152,6 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
             trained in.
     """
     plan = make_plan(config, world.size)
-    if config.train.watch_every is not None and world.size > 1:
-        raise UserError("train.watch_every looks at the stream in one process; leave it out where several train.")
     require_trackers(config)  # not installed? Better said now than when the folder has been made
     depth, attention = depth_of(config, world.device), attention_of(config, world.device)
     weights = count_weights(meta_model(config.model))
