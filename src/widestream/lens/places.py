@@ -69,6 +69,11 @@ class Reader:
         """See the file's beginning."""
         return _joined(self.layer, self.part, None if self.role == "x" else self.role, self.vector)
 
+    @property
+    def whole(self) -> "Reader":
+        """All that is read there."""
+        return Reader(self.site, self.part, self.layer)
+
 
 def _joined(*parts: object) -> str:
     return ".".join(str(part) for part in parts if part is not None)

@@ -95,6 +95,30 @@ def flow(
     return Wiring(asked, listening, part, size, constants, exact)
 
 
+def by_block(seen: Seen, skip: int = 0) -> Wiring:
+    """What flows between whole blocks: writers as a whole, and readers of several vectors by the mean over these.
+
+    Of sizes it is the root mean square. Models whose vectors cannot be told apart in the same way have this in common.
+
+    Args:
+        seen: the pass.
+        skip: see `flow`.
+
+    Raises:
+        UserError: see `flow`.
+    """
+    fine = flow(seen, list(dict.fromkeys(writer.whole for writer in seen.writers())), skip=skip)
+    rows: dict[Reader, list[int]] = {}
+    for row, reader in enumerate(fine.readers):
+        rows.setdefault(reader.whole, []).append(row)
+
+    def means(values: Tensor) -> Tensor:
+        return torch.stack([values[of].mean(0) for of in rows.values()])
+
+    part, size, constants = means(fine.part), means(fine.size.square()).sqrt(), means(fine.constants)
+    return Wiring(fine.writers, list(rows), part, size, constants, fine.exactness)
+
+
 def _measured(seen: Seen, read: Read, readers: list[Reader], number: int, skip: int) -> dict[int, tuple[float, float]]:
     """Signed part and size of a share in what each reader at a site gets, by the reader's place in the list."""
     found: dict[int, tuple[float, float]] = {}
