@@ -23,6 +23,9 @@ def lens(
             "--against", metavar="OTHER", help="Set another run's wiring beside this one's, and their difference."
         ),
     ] = None,
+    over_training: Annotated[
+        bool, typer.Option("--over-training", help="Sum up the wiring at every checkpoint of the run.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the HTML page here.")] = None,
     step: Annotated[int | None, typer.Option("--step", help="Of the checkpoint. Default: the newest.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Default: where the run was trained.")] = None,
@@ -31,15 +34,18 @@ def lens(
     """Show who wrote what the next token is read from: attribution, wiring, attention, the logit lens."""
     from widestream.experiments.lens import section
     from widestream.experiments.lens.against import set_beside
+    from widestream.experiments.lens.over_training import follow
     from widestream.experiments.lens.prompt import inspect_prompt
     from widestream.report.terminal import print_tables
 
     found = inspect_prompt(run, prompt, target=target, step=step, device=device)
     beside = None if against is None else set_beside(found, against, device=device)
-    shown = section.Shown(found=found, beside=beside)
+    training = follow(found, device) if over_training else None
+    shown = section.Shown(found=found, beside=beside, training=training)
     if out is not None:
         given = {"--target": target, "--against": against, "--step": step}
         options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        options += ["--over-training"] if over_training else []
         command = ["widestream", "lens", str(run), "--prompt", prompt, *options]
         section.write_lens_page(shown, out, [*command, "--out", str(out)])
     if as_json:

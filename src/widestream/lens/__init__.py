@@ -12,6 +12,7 @@ from widestream.lens.measures import Held, composition, held, logit_lens
 from widestream.lens.places import Reader, Writer, find
 from widestream.lens.rows import silence_rows
 from widestream.lens.shares import exactness
+from widestream.lens.summary import Summary, summarize
 from widestream.lens.wiring import Keys, Weights, Wiring, flow, keys, weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Keys",
     "Reader",
     "Seen",
+    "Summary",
     "Weights",
     "Wiring",
     "Writer",
@@ -38,5 +40,6 @@ __all__ = [
     "silence",
     "silence_rows",
     "steer",
+    "summarize",
     "weights",
 ]

@@ -11,6 +11,7 @@ import torch
 
 from widestream.experiments.lens import against_section, packing
 from widestream.experiments.lens.against import Beside
+from widestream.experiments.lens.over_training import OverTraining
 from widestream.experiments.lens.prompt import Inspection
 from widestream.files import write_page
 from widestream.report.figures.drawing import in_script
@@ -152,11 +153,14 @@ class Shown:
     found: Inspection
     beside: Beside | None = None
     """Another model's wiring, if one was asked for."""
+    training: OverTraining | None = None
+    """The wiring over training, likewise."""
 
     def sentences(self) -> list[str]:
         """All of them."""
         more = [] if self.beside is None else against_section.sentences(self.found, self.beside)
-        return [*sentences(self.found), *more]
+        over = [] if self.training is None else [self.training.sentence()]
+        return [*sentences(self.found), *more, *over]
 
     def tables(self) -> list[Table]:
         """All of them."""
@@ -171,6 +175,8 @@ class Shown:
         record = to_dict(self.found)
         if self.beside is not None:
             record["against"] = against_section.to_dict(self.beside)
+        if self.training is not None:
+            record["over_training"] = self.training.to_dict()
         return record
 
     def page_data(self) -> dict[str, Any]:
@@ -193,6 +199,7 @@ def write_lens_page(shown: Shown, path: Path, command: list[str]) -> None:
         title=f"{found.run.name}: {found.prompt[:60]}",
         sentences=shown.sentences(),
         found=found,
+        training=shown.training and shown.training.chart(),
         tables=shown.tables(),
         data=in_script(json.dumps(shown.page_data(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
         commands=[shlex.join(command)],
