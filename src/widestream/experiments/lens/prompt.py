@@ -9,7 +9,23 @@ from torch import Tensor
 
 from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
-from widestream.lens import Attribution, Held, Keys, Seen, Wiring, attribute, flow, held, keys, logit_lens, look
+from widestream.lens import (
+    Attribution,
+    Gate,
+    Held,
+    Keys,
+    LaneMixing,
+    Seen,
+    Wiring,
+    attribute,
+    flow,
+    gates,
+    held,
+    keys,
+    lane_mixing,
+    logit_lens,
+    look,
+)
 from widestream.machine import find_device
 from widestream.runs.folder import load_config
 from widestream.runs.model import load_model, load_run_tokenizer
@@ -65,6 +81,10 @@ class Inspection:
     attribution: Attribution | None
     """None where `refusal` says why."""
     wiring: Wiring | None
+    lanes: LaneMixing | None
+    """None: the stream has no lanes that are mixed."""
+    gates: list[Gate]
+    """Of the stream, by reader."""
     keys: Keys | None
     """None: the stream has no such coefficients."""
     refusal: str
@@ -123,6 +143,8 @@ def inspect_prompt(
         targets=targets,
         texts={token: shown(tokenizer, token) for token in sorted(named)},
         guesses=guesses,
+        lanes=lane_mixing(seen),
+        gates=gates(seen),
         keys=_keys(seen),
         sites=lenses,
         held={name: held(seen, site) for site, name in readers},

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from widestream.experiments.lens import against_section, packing
+from widestream.experiments.lens import against_section, lanes_section, packing
 from widestream.experiments.lens.against import Beside
 from widestream.experiments.lens.over_training import OverTraining
 from widestream.experiments.lens.prompt import Inspection
@@ -128,6 +128,8 @@ def to_dict(found: Inspection) -> dict[str, Any]:
             for one in found.sites
         ],
         "attention": {name: pattern[:, -1].tolist() for name, pattern in found.patterns.items()},
+        "lanes": found.lanes and lanes_section.mixing_dict(found.lanes),
+        "gates": lanes_section.gate_dicts(found.gates),
     }
     if found.attribution is not None and found.wiring is not None:
         values = found.attribution.values[:, 0, -1].tolist()
@@ -160,7 +162,8 @@ class Shown:
         """All of them."""
         more = [] if self.beside is None else against_section.sentences(self.found, self.beside)
         over = [] if self.training is None else [self.training.sentence()]
-        return [*sentences(self.found), *more, *over]
+        lanes = [] if self.found.lanes is None else [lanes_section.sentence(self.found.lanes)]
+        return [*sentences(self.found), *lanes, *more, *over]
 
     def tables(self) -> list[Table]:
         """All of them."""
@@ -168,7 +171,9 @@ class Shown:
         tables = [guess_table(found), writer_table(found), wire_table(found)]
         if self.beside is not None:
             tables.append(against_section.table(found, self.beside))
-        return [table for table in (*tables, site_table(found)) if table is not None]
+        tables.append(site_table(found))
+        tables.append(lanes_section.gate_table(found.gates) if found.gates else None)
+        return [table for table in tables if table is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -216,6 +221,7 @@ def page_data(found: Inspection) -> dict[str, Any]:
     record: dict[str, Any] = {
         "tokens": found.tokens,
         "targets": [found.texts[token] for token in found.targets],
+        "lanes": found.lanes and lanes_section.page_data(found.lanes),
         "heads": heads,
         "attention": {"whole": whole, "bytes": packing.packed(torch.cat([p.flatten(1) for p in patterns]), 1.0)}
         if heads

@@ -243,6 +243,16 @@
       setWires(heat, data.against, views[word][i], data.against.names.map((name, j) => [name, views[word][j]]))));
   }
 
+  if (data.lanes) {
+    const { names: lanes, dynamic } = data.lanes, { top, cells } = unpacked(data.lanes), size = lanes.length;
+    const heat = new Heat(maps, "How lanes are mixed over depth", `What a lane in front of a reader (row) has of a lane in front of an earlier one (column): the product of all mixing matrices between them${dynamic ? ", mean over the prompt's tokens" : ""}.`);
+    all.push(heat);
+    const cell = (row, column) => (cells[row * size + column] === NONE ? null : cells[row * size + column] / TOP);
+    heat.set(size, size, cell, (row, column) => [
+      ["to", lanes[row]], ["from", lanes[column]], ["weight", cell(row, column) === null ? "none" : number(cell(row, column) * top)],
+    ], (row) => lanes[row].split(",")[0]);
+  }
+
   let attention = null, weights = null;
   if (data.attention) {
     weights = bytes(data.attention.bytes);
