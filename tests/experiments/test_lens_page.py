@@ -95,6 +95,27 @@ def test_the_page_holds_the_same_numbers_and_loads_nothing(runs, tmp_path):
     assert np.allclose(attention.reshape(2, tokens, tokens), pattern, atol=1 / 255)
 
 
+def test_lanes_and_gates_stand_on_the_page_where_there_are_some(runs, tmp_path):
+    page = tmp_path / "lens.html"
+    said = lens(runs / "lanes", "--prompt", "the matrix", "--out", page).stdout
+    assert "lanes are mixed with a gain of" in said
+    assert "lower quartile" in page.read_text()
+    data = json.loads(re.search(r'id="lens">(.*?)</script>', page.read_text(), re.DOTALL)[1])["lanes"]
+    assert data["names"] == [f"{reader}, lane {lane}" for reader in ("0.attention", "0.mlp", "head") for lane in (0, 1)]
+    cells = np.frombuffer(base64.b64decode(data["bytes"]), "<i2").reshape(6, 6) / 32767 * data["top"]
+    assert np.allclose(cells[:2, :2], np.eye(2), atol=1e-4)
+    assert np.allclose(cells[4:, :2].sum(1), 1, atol=1e-3), "rows of what mHC mixes with sum to 1"
+    found = json.loads(lens(runs / "lanes", "--prompt", "the matrix", "--json").stdout)
+    assert np.allclose(found["lanes"]["composite"]["head"]["0.attention"], cells[4:, :2], atol=1e-4)
+    assert found["lanes"]["gain"]["forward"] == pytest.approx(1, abs=1e-3)
+    assert {(gate["reader"], gate["gate"]) for gate in found["gates"]} == {
+        (reader, gate) for reader in ("0.attention", "0.mlp") for gate in ("read", "write")
+    }
+    assert all(0 < gate["least"] <= gate["median"] <= gate["largest"] < 2 for gate in found["gates"])
+    plain = json.loads(lens(runs / "plain", "--prompt", "the matrix", "--json").stdout)
+    assert (plain["lanes"], plain["gates"]) == (None, [])
+
+
 def test_a_long_prompt_keeps_the_last_tokens_rows_alone(runs, monkeypatch):
     monkeypatch.setattr(section, "CELLS", 10)
     found = inspect_prompt(runs / "rmt", "the head")

@@ -7,19 +7,25 @@ of its own for it: a tensor that knows its shares (`parted.py`) goes through the
 
 from widestream.lens.attribution import Attribution, attribute
 from widestream.lens.edits import cut, edit, patch, silence, steer
+from widestream.lens.gates import Gate, gates
+from widestream.lens.lanes import LaneMixing, lane_mixing
 from widestream.lens.look import Seen, look
 from widestream.lens.measures import Held, composition, held, logit_lens
 from widestream.lens.places import Reader, Writer, find
 from widestream.lens.rows import silence_rows
 from widestream.lens.shares import exactness
+from widestream.lens.summary import Summary, summarize
 from widestream.lens.wiring import Keys, Weights, Wiring, flow, keys, weights
 
 __all__ = [
     "Attribution",
+    "Gate",
     "Held",
     "Keys",
+    "LaneMixing",
     "Reader",
     "Seen",
+    "Summary",
     "Weights",
     "Wiring",
     "Writer",
@@ -30,13 +36,16 @@ __all__ = [
     "exactness",
     "find",
     "flow",
+    "gates",
     "held",
     "keys",
+    "lane_mixing",
     "logit_lens",
     "look",
     "patch",
     "silence",
     "silence_rows",
     "steer",
+    "summarize",
     "weights",
 ]

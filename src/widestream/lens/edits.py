@@ -24,7 +24,7 @@ from widestream.blocks.context import Context
 from widestream.errors import UserError
 from widestream.lens.look import Seen
 from widestream.lens.parted import Ledger, Parted
-from widestream.lens.places import Reader, Writer, inner_block, vectors_of
+from widestream.lens.places import Reader, Writer, inner_block, require_vector, vectors_of
 from widestream.lens.shares import EXACT, written_shares
 from widestream.lens.taps import Heads, tap_heads
 from widestream.model.decoder import Decoder
@@ -98,9 +98,9 @@ def patch(place: Writer | Reader, source: Seen) -> Written | Got:
     """
     if isinstance(place, Reader):
         x = source.exchanges[place.site].inputs[place.role]
-        vectors = x if place.vector is None else vectors_of(source.model, x)
-        assert vectors is not None
-        got = vectors if place.vector is None else vectors[:, :, place.vector]
+        vectors = vectors_of(source.model, x)
+        require_vector(place, None if vectors is None else vectors.shape[2])
+        got = x if vectors is None or place.vector is None else vectors[:, :, place.vector]
         return Got(place, _always(place, got))
     written = source.exchanges[place.site].written
     share = written_shares(source.model, place.site, written, source.heads.get(place.site), [place])[place]
@@ -262,6 +262,7 @@ class _EditedStream:
                 lost += share
                 continue
             own = vectors_of(self.model, share)
+            require_vector(one.reader, None if own is None else own.shape[2])
             assert own is not None
             vectors = torch.zeros_like(own) if vectors is None else vectors
             vectors[:, :, one.reader.vector] += own[:, :, one.reader.vector]
@@ -299,6 +300,7 @@ def _changed(model: Decoder, x: Tensor, reader: Reader, change: Change) -> Tenso
     if reader.vector is None:
         return change(x).expand_as(x)
     vectors = vectors_of(model, x)
+    require_vector(reader, None if vectors is None else vectors.shape[2])
     assert vectors is not None
     vectors = vectors.clone()
     vectors[:, :, reader.vector] = change(vectors[:, :, reader.vector])

@@ -1,6 +1,6 @@
 """A forward pass that is looked at: everything in it by name, as plain tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -136,6 +136,22 @@ def _writers(seen: Seen) -> Iterator[Writer]:
             yield from (Writer(site, part, layer, vector) for vector in (range(number) if number else (None,)))
             if site and has_bias(seen.model, site):
                 yield Writer(site, f"{part}{BIAS}", layer)
+
+
+def require_there(seen: Seen, places: Sequence[Writer | Reader]) -> None:
+    """Make sure that a pass has these writers (vector by vector, or a site's as a whole) and readers.
+
+    Raises:
+        UserError: names the first that it has not.
+    """
+    writers = seen.writers()
+    known: set[Writer | Reader] = {*writers, *(writer.whole for writer in writers), *seen.readers()}
+    unknown = next((place for place in places if place not in known), None)
+    if unknown is not None:
+        kind = "reader" if isinstance(unknown, Reader) else "writer"
+        raise UserError(
+            f"There is no {kind} {unknown.name} at site {unknown.site} of this model; seen.{kind}s() has all."
+        )
 
 
 def written_vectors(model: Decoder, site: int, written: Tensor) -> int | None:

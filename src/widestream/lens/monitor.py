@@ -53,6 +53,8 @@ class Health:
 def check_health(model: Decoder, tokens: Tensor, targets: Tensor, segments: Tensor | None = None) -> Health:
     """Look at a stream in one forward and backward pass; parameters and their gradients are left as they are.
 
+    Where processes share out the weights (FSDP2), all have to look at once, and see the same in the same window.
+
     Args:
         model: in training or evaluation mode, whatever the way through its depth; under the autocast of the run.
         tokens: [B, T]; a window or two are enough.
@@ -62,10 +64,11 @@ def check_health(model: Decoder, tokens: Tensor, targets: Tensor, segments: Tens
     with torch.enable_grad(), record_exchanges(model) as exchanges:
         terms = model.loss(tokens, targets, segments)
         written = [one.written[0] for one in exchanges]
+        with torch.no_grad():  # before the backward pass, after which processes part with each other's weights
+            logits = model.logits(exchanges[-1].inputs["x"])
         gradients = torch.autograd.grad(terms.total, written, allow_unused=True)
     with torch.no_grad():
         states = [_seen(one, model.stream.cuts_vectors) for one in exchanges]
-        logits = model.logits(exchanges[-1].inputs["x"])
         rms = [_rms(state) for state in states]
         sizes = [_rms(one.written[0]) for one in exchanges]
         slopes = [0.0 if gradient is None else _rms(gradient) * targets.numel() for gradient in gradients]

@@ -69,6 +69,11 @@ class Reader:
         """See the file's beginning."""
         return _joined(self.layer, self.part, None if self.role == "x" else self.role, self.vector)
 
+    @property
+    def whole(self) -> "Reader":
+        """All that is read there."""
+        return Reader(self.site, self.part, self.layer)
+
 
 def _joined(*parts: object) -> str:
     return ".".join(str(part) for part in parts if part is not None)
@@ -106,6 +111,22 @@ def vectors_of(model: Decoder, x: Tensor) -> Tensor | None:
         return x
     number = data_vectors(model, x.shape[-1])
     return None if number is None else x.unflatten(-1, (-1, number)).mT
+
+
+def require_vector(place: Writer | Reader, number: int | None) -> None:
+    """Make sure that a place's vector is there.
+
+    Args:
+        place: a writer or reader.
+        number: how many vectors there are at its site; None: one that is not divided.
+
+    Raises:
+        UserError: it is not.
+    """
+    if place.vector is None or (number is not None and 0 <= place.vector < number):
+        return
+    what = "one vector that is not divided" if number is None else f"vectors 0 to {number - 1}"
+    raise UserError(f"There is no {place.name} in this model: there is {what}; find() gives places by their names.")
 
 
 def find(name: str, among: list[Writer] | list[Reader]) -> list[Writer] | list[Reader]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from widestream.blocks.attention import DenseAttention
 from widestream.blocks.norm import Norm, NormBehind
 from widestream.errors import UserError
-from widestream.lens.look import Seen
+from widestream.lens.look import Seen, require_there
 from widestream.lens.parted import Ledger, Parted, Share
-from widestream.lens.places import BIAS, Writer, data_vectors, inner_block
+from widestream.lens.places import BIAS, Writer, data_vectors, inner_block, require_vector
 from widestream.lens.taps import Heads
 from widestream.model.decoder import Decoder
 from widestream.streams.base import Stream
@@ -54,16 +54,14 @@ def written_shares(
     for writer in wanted:
         if writer not in found:
             x = written[1 if writer.part == "position" else 0]
-            found[writer] = x if writer.vector is None else _one_vector(model, x, writer.vector)
+            found[writer] = x if writer.vector is None else _one_vector(model, x, writer)
     return found
 
 
 def _through_w_o(model: Decoder, site: int, heads: Heads, wanted: list[Writer]) -> dict[Writer, Tensor]:
     """Heads of attention that has an output map, each behind it, and behind a norm that stands there."""
     by_head = [writer for writer in wanted if writer.vector is not None]
-    shares = [
-        _one_vector(model, heads.z, vector) for vector in (writer.vector for writer in by_head) if vector is not None
-    ]
+    shares = [_one_vector(model, heads.z, writer) for writer in by_head]
     inner, block = inner_block(model, site), model.blocks[site - 1]
     assert isinstance(inner, DenseAttention)
     out: Any = inner.put_out(Parted(heads.z, [*shares, None], Ledger()))
@@ -75,14 +73,18 @@ def _through_w_o(model: Decoder, site: int, heads: Heads, wanted: list[Writer]) 
     return found | {writer: bias for writer in wanted if writer.vector is None}
 
 
-def _one_vector(model: Decoder, x: Tensor, vector: int) -> Tensor:
-    """Head or data vector `vector` of [B, T, H, K] or [B, T, V * R], zeros in the place of all others."""
-    alone = torch.zeros_like(x)
+def _one_vector(model: Decoder, x: Tensor, writer: Writer) -> Tensor:
+    """A writer's head or data vector of [B, T, H, K] or [B, T, V * R], zeros in the place of all others.
+
+    Raises:
+        UserError: it is not there.
+    """
+    alone, vector = torch.zeros_like(x), writer.vector
+    number = x.shape[2] if x.ndim == 4 else data_vectors(model, x.shape[-1])
+    require_vector(writer, number)
     if x.ndim == 4:
         alone[:, :, vector] = x[:, :, vector]
     else:
-        number = data_vectors(model, x.shape[-1])
-        assert number is not None
         alone[..., vector::number] = x[..., vector::number]
     return alone
 
@@ -94,9 +96,13 @@ class Replay:
         seen: the pass.
         writers: whose shares are kept apart; all else is one share more.
         sites: where it is read; None: everywhere.
+
+    Raises:
+        UserError: the pass has no such writer.
     """
 
     def __init__(self, seen: Seen, writers: Sequence[Writer], sites: Sequence[int] | None = None):
+        require_there(seen, writers)
         self.seen, self.writers, self.ledger = seen, list(writers), Ledger()
         self.sites = range(seen.last + 1) if sites is None else sites
         self._index = {writer: number for number, writer in enumerate(self.writers)}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from widestream.errors import UserError
-from widestream.lens.look import Seen
+from widestream.lens.look import Seen, require_there
 from widestream.lens.parted import Parted
 from widestream.lens.places import Reader, Writer, vectors_of
 from widestream.lens.shares import Exactness, Read, Replay, in_parts
@@ -71,12 +71,13 @@ def flow(
         skip: tokens at the start of every row that are left out: the first ones are unlike the others.
 
     Raises:
-        UserError: the stream's shares are not exact; nothing is left of the rows.
+        UserError: the stream's shares are not exact; nothing is left of the rows; no such writer or reader.
     """
     if not 0 <= skip < seen.tokens.shape[1]:
         raise UserError(f"skip is {skip}, and rows have {seen.tokens.shape[1]} tokens; it must be less.")
     asked = seen.writers() if writers is None else [*writers]
     listening = seen.readers() if readers is None else [*readers]
+    require_there(seen, [*asked, *listening])
     part = torch.full((len(listening), len(asked)), torch.nan, dtype=torch.float64)
     size, constants = part.clone(), torch.zeros(len(listening), dtype=torch.float64)
     wholes, exact = list(dict.fromkeys(writer.whole for writer in seen.writers())), Exactness()
@@ -93,6 +94,30 @@ def flow(
                     for row, found in _measured(seen, read, listening, number, skip).items():
                         part[row, column[writer]], size[row, column[writer]] = found
     return Wiring(asked, listening, part, size, constants, exact)
+
+
+def by_block(seen: Seen, skip: int = 0) -> Wiring:
+    """What flows between whole blocks: writers as a whole, and readers of several vectors by the mean over these.
+
+    Of sizes it is the root mean square. Models whose vectors cannot be told apart in the same way have this in common.
+
+    Args:
+        seen: the pass.
+        skip: see `flow`.
+
+    Raises:
+        UserError: see `flow`.
+    """
+    fine = flow(seen, list(dict.fromkeys(writer.whole for writer in seen.writers())), skip=skip)
+    rows: dict[Reader, list[int]] = {}
+    for row, reader in enumerate(fine.readers):
+        rows.setdefault(reader.whole, []).append(row)
+
+    def means(values: Tensor) -> Tensor:
+        return torch.stack([values[of].mean(0) for of in rows.values()])
+
+    part, size, constants = means(fine.part), means(fine.size.square()).sqrt(), means(fine.constants)
+    return Wiring(fine.writers, list(rows), part, size, constants, fine.exactness)
 
 
 def _measured(seen: Seen, read: Read, readers: list[Reader], number: int, skip: int) -> dict[int, tuple[float, float]]:

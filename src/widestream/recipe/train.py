@@ -210,7 +210,7 @@ class TrainConfig:
     """whole: the last evaluation reads all held-out windows. windows: as many as those before it (searches)."""
     watch_every: int | None = None
     """Steps between looks at the stream's health: sizes over depth, gains, how alike lanes are (docs/how-to/lens.md);
-    rows of kind `stream` in metrics.jsonl. One window forward and back; for one process. None: never."""
+    rows of kind `stream` in metrics.jsonl. One window forward and back. None: never."""
     save_every: int = 100
     """Steps between checkpoints (one is always made at the end)."""
     keep: int = 2

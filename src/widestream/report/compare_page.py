@@ -18,6 +18,7 @@ from widestream.report.figures.comparison_charts import (
     ranking,
     search_chart,
 )
+from widestream.report.figures.health_charts import health_charts
 from widestream.report.figures.small_charts import small_charts
 from widestream.report.league import MANY, is_league, league_table, league_verdict
 from widestream.report.page import render_page
@@ -66,6 +67,7 @@ def compare_page(comparison: Comparison, search: Search | None = None, title: st
         colours={label: number for number, label in enumerate(labels)},
         parameters=tables.parameters(comparison),
         flops=tables.flops(comparison),
+        health=health_charts(comparison),
         tasks=task_table(comparison.tasks),
         samples=_samples(comparison.groups),
         search=_search(search, comparison.groups) if search else None,

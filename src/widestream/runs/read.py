@@ -25,6 +25,7 @@ from widestream.runs.folder import (
     read_info,
     require_trained,
 )
+from widestream.runs.looks import Look, look_of
 from widestream.runs.rows import metrics_rows, read_samples, require_as_written
 
 State = Literal["done", "unfinished", "diverged"]
@@ -72,6 +73,8 @@ class Run:
     curve: tuple[Evaluation, ...]
     """Those made on the same held-out tokens: of the commonest size, one a step. Of a single step with several sizes,
     the smaller one: it is what longer runs of the same recipe have all along."""
+    looks: tuple[Look, ...]
+    """What was seen of the stream over training (`train.watch_every`), by step; none where nobody looked."""
     samples: tuple[dict[str, Any], ...]
     """Sampled texts, if any were written."""
     done: dict[str, Any] | None
@@ -209,6 +212,7 @@ def load_run(path: str | Path) -> Run:
         clock=log.clock,
         evals=tuple(evals),
         curve=_curve(evals),
+        looks=tuple(log.looks),
         samples=tuple(read_samples(path)),
         done=done,
         steps=log.steps,
@@ -312,6 +316,7 @@ class _Log:
         self.evals: dict[tuple[int, int], Evaluation] = {}
         self.lost: list[int] = []  # steps of evaluations without a finite loss
         self.clock: dict[str, array[float]] = {}
+        self.looks: list[Look] = []
         self.steps = self.skipped = 0
 
     def take(self, row: dict[str, Any]) -> None:
@@ -324,6 +329,8 @@ class _Log:
                         self.clock.setdefault(name, array("d")).append(clock[name])
             case "event":
                 self.skipped = max(self.skipped, int(row.get("skipped", 0)))
+            case "stream":
+                self.looks.append(look_of(row))
             case "eval":
                 self._evaluated(row)
 

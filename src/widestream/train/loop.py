@@ -230,8 +230,9 @@ def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> N
 def _look_at_stream(run: TrainingRun, batch: Batch, health: Watch, progress: Progress) -> None:
     """Write the row of the stream's health, by the first window of the batch, and say what is not well."""
     first = next(split(batch, len(batch.tokens))).to(run.world.device)
+    window = [run.world.from_main(part) for part in (first.tokens, first.targets, first.segments)]
     with autocast(run.world.device, run.precision):
-        found = check_health(run.model, first.tokens, first.targets, first.segments)
+        found = check_health(run.model, *window)
     run.record("stream", tokens=run.tokens, **{name: _finite(value) for name, value in found.to_row().items()})
     for sentence in health.take(found):
         progress.say(f"step {run.reached.step}: {sentence}")

@@ -66,6 +66,14 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def from_main(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The main process's tensor, in all of them; all have to ask, with one of the same shape."""
+        if self.size == 1:
+            return tensor
+        copy = tensor.clone()
+        dist.broadcast(copy, src=0)
+        return copy
+
     def all_(self, holds: bool) -> bool:
         """Whether something holds in all processes; all have to ask."""
         if self.size == 1:

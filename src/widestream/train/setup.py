@@ -171,8 +171,8 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
             trained in.
     """
     plan = make_plan(config, world.readers)
-    if config.train.watch_every is not None and world.size > 1:
-        raise UserError("train.watch_every looks at the stream in one process; leave it out where several train.")
+    if config.train.watch_every is not None and world.context > 1:
+        raise UserError("train.watch_every looks at whole windows; leave it out where processes share them (context).")
     require_trackers(config)  # not installed? Better said now than when the folder has been made
     depth, attention = depth_of(config, world.device), attention_of(config, world.device)
     weights = count_weights(meta_model(config.model))

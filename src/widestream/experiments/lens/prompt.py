@@ -9,7 +9,23 @@ from torch import Tensor
 
 from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
-from widestream.lens import Attribution, Held, Keys, Seen, Wiring, attribute, flow, held, keys, logit_lens, look
+from widestream.lens import (
+    Attribution,
+    Gate,
+    Held,
+    Keys,
+    LaneMixing,
+    Seen,
+    Wiring,
+    attribute,
+    flow,
+    gates,
+    held,
+    keys,
+    lane_mixing,
+    logit_lens,
+    look,
+)
 from widestream.machine import find_device
 from widestream.runs.folder import load_config
 from widestream.runs.model import load_model, load_run_tokenizer
@@ -51,6 +67,8 @@ class Inspection:
     step: int
     stream: str
     prompt: str
+    seen: Seen
+    """The pass."""
     tokens: list[str]
     """The document boundary in front, then the prompt's."""
     targets: list[int]
@@ -63,6 +81,10 @@ class Inspection:
     attribution: Attribution | None
     """None where `refusal` says why."""
     wiring: Wiring | None
+    lanes: LaneMixing | None
+    """None: the stream has no lanes that are mixed."""
+    gates: list[Gate]
+    """Of the stream, by reader."""
     keys: Keys | None
     """None: the stream has no such coefficients."""
     refusal: str
@@ -94,13 +116,9 @@ def inspect_prompt(
         raise UserError("The prompt is not valid text; give it in UTF-8.")
     if not prompt:
         raise UserError("The prompt is empty; give some text with --prompt.")
-    config, tokenizer = load_config(run_dir), load_run_tokenizer(run_dir)
-    model, saved = load_model(run_dir, find_device(device or config.train.device), step)
-    ids = [tokenizer.boundary_id, *tokenizer.encode_batch([prompt])[0].tolist()]
-    limit = min(MOST_TOKENS, config.model.context) if config.model.positions == "learned" else MOST_TOKENS
-    if len(ids) > limit:
-        raise UserError(f"The prompt has {len(ids) - 1:,} tokens; at most {limit - 1:,} can be looked at.")
-    seen = look(model, torch.tensor([ids], device=model.head_weight().device))
+    reading = see_prompt(run_dir, prompt, step, device)
+    seen, tokenizer = reading.seen, reading.tokenizer
+    ids = seen.tokens[0].tolist()
     likely = seen.logits[0, -1, : tokenizer.vocab_size].softmax(-1).topk(min(NEXT, tokenizer.vocab_size))
     guesses = [Guess(int(t), shown(tokenizer, int(t)), float(p)) for p, t in zip(*likely, strict=True)]
     targets = [*ids[1:], guesses[0].token if target is None else _first(tokenizer, target)]
@@ -112,24 +130,48 @@ def inspect_prompt(
         }
     except UserError as error:
         found["refusal"] = str(error)
-    readers = list(dict.fromkeys((one.site, _block(one)) for one in seen.readers()))
+    readers = list(dict.fromkeys((one.site, one.whole.name) for one in seen.readers()))
     lenses = [lens for site, name in readers if (lens := _lens(seen, site, name, targets, tokenizer)) is not None]
     named = {*ids, *targets, *(guess.token for guess in guesses), *(token for one in lenses for token in one.likeliest)}
     return Inspection(
         run=run_dir,
-        step=saved.step,
-        stream=config.model.stream.kind,
+        step=reading.step,
+        stream=seen.model.config.stream.kind,
         prompt=prompt,
+        seen=seen,
         tokens=[shown(tokenizer, token) for token in ids],
         targets=targets,
         texts={token: shown(tokenizer, token) for token in sorted(named)},
         guesses=guesses,
+        lanes=lane_mixing(seen),
+        gates=gates(seen),
         keys=_keys(seen),
         sites=lenses,
         held={name: held(seen, site) for site, name in readers},
         patterns={_block_at(seen, site): one.pattern()[0] for site, one in sorted(seen.heads.items())},
         **found,
     )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run's model, having read a prompt."""
+
+    step: int
+    """Of the checkpoint."""
+    tokenizer: Tokenizer
+    seen: Seen
+
+
+def see_prompt(run_dir: Path, prompt: str, step: int | None, device: str | None) -> Reading:
+    """Let a run's model read a prompt. For arguments and errors see `inspect_prompt`."""
+    config, tokenizer = load_config(run_dir), load_run_tokenizer(run_dir)
+    model, saved = load_model(run_dir, find_device(device or config.train.device), step)
+    ids = [tokenizer.boundary_id, *tokenizer.encode_batch([prompt])[0].tolist()]
+    limit = min(MOST_TOKENS, config.model.context) if config.model.positions == "learned" else MOST_TOKENS
+    if len(ids) > limit:
+        raise UserError(f"The prompt has {len(ids) - 1:,} tokens; at most {limit - 1:,} can be looked at.")
+    return Reading(saved.step, tokenizer, look(model, torch.tensor([ids], device=model.head_weight().device)))
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:
@@ -147,11 +189,6 @@ def _first(tokenizer: Tokenizer, text: str) -> int:
     if not ids:
         raise UserError("--target is empty; give the text whose first token's logit is attributed.")
     return int(ids[0])
-
-
-def _block(reader: Any) -> str:
-    """A reader's name without role and vector."""
-    return ".".join(str(part) for part in (reader.layer, reader.part) if part is not None)
 
 
 def _block_at(seen: Seen, site: int) -> str:

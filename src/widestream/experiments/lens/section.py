@@ -3,12 +3,15 @@
 import base64
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from widestream.experiments.lens import against_section, lanes_section, packing
+from widestream.experiments.lens.against import Beside
+from widestream.experiments.lens.over_training import OverTraining
 from widestream.experiments.lens.prompt import Inspection
 from widestream.files import write_page
 from widestream.report.figures.drawing import in_script
@@ -125,6 +128,8 @@ def to_dict(found: Inspection) -> dict[str, Any]:
             for one in found.sites
         ],
         "attention": {name: pattern[:, -1].tolist() for name, pattern in found.patterns.items()},
+        "lanes": found.lanes and lanes_section.mixing_dict(found.lanes),
+        "gates": lanes_section.gate_dicts(found.gates),
     }
     if found.attribution is not None and found.wiring is not None:
         values = found.attribution.values[:, 0, -1].tolist()
@@ -143,20 +148,65 @@ def vars_of(held: Any) -> dict[str, float]:
     return {name: getattr(held, name) for name in held.__slots__}
 
 
-def write_lens_page(found: Inspection, path: Path, command: list[str]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is shown of a model on a prompt."""
+
+    found: Inspection
+    beside: Beside | None = None
+    """Another model's wiring, if one was asked for."""
+    training: OverTraining | None = None
+    """The wiring over training, likewise."""
+
+    def sentences(self) -> list[str]:
+        """All of them."""
+        more = [] if self.beside is None else against_section.sentences(self.found, self.beside)
+        over = [] if self.training is None else [self.training.sentence()]
+        lanes = [] if self.found.lanes is None else [lanes_section.sentence(self.found.lanes)]
+        return [*sentences(self.found), *lanes, *more, *over]
+
+    def tables(self) -> list[Table]:
+        """All of them."""
+        found = self.found
+        tables = [guess_table(found), writer_table(found), wire_table(found)]
+        if self.beside is not None:
+            tables.append(against_section.table(found, self.beside))
+        tables.append(site_table(found))
+        tables.append(lanes_section.gate_table(found.gates) if found.gates else None)
+        return [table for table in tables if table is not None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        record = to_dict(self.found)
+        if self.beside is not None:
+            record["against"] = against_section.to_dict(self.beside)
+        if self.training is not None:
+            record["over_training"] = self.training.to_dict()
+        return record
+
+    def page_data(self) -> dict[str, Any]:
+        """What the page's script draws."""
+        record = page_data(self.found)
+        if self.beside is not None:
+            record["against"] = against_section.page_data(self.found, self.beside)
+        return record
+
+
+def write_lens_page(shown: Shown, path: Path, command: list[str]) -> None:
     """Write the page.
 
     Raises:
         UserError: it cannot be written, or a file of another kind lies there.
     """
-    tables = [guess_table(found), writer_table(found), wire_table(found), site_table(found)]
+    found = shown.found
     page = render_page(
         "lens_page.html",
         title=f"{found.run.name}: {found.prompt[:60]}",
-        sentences=sentences(found),
+        sentences=shown.sentences(),
         found=found,
-        tables=[table for table in tables if table is not None],
-        data=in_script(json.dumps(page_data(found), ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
+        training=shown.training and shown.training.chart(),
+        tables=shown.tables(),
+        data=in_script(json.dumps(shown.page_data(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
         commands=[shlex.join(command)],
     )
     write_page(path, page)
@@ -171,8 +221,9 @@ def page_data(found: Inspection) -> dict[str, Any]:
     record: dict[str, Any] = {
         "tokens": found.tokens,
         "targets": [found.texts[token] for token in found.targets],
+        "lanes": found.lanes and lanes_section.page_data(found.lanes),
         "heads": heads,
-        "attention": {"whole": whole, "bytes": _packed(torch.cat([p.flatten(1) for p in patterns]), 1.0)}
+        "attention": {"whole": whole, "bytes": packing.packed(torch.cat([p.flatten(1) for p in patterns]), 1.0)}
         if heads
         else None,
         "lens": {
@@ -206,22 +257,7 @@ def _views(found: Inspection) -> dict[str, dict[str, Any]]:
         one.name for one in found.wiring.writers
     ]:
         views["coefficient"] = found.keys.mean
-    packed = {}
-    for name, values in views.items():
-        top = values.abs().nan_to_num(0.0).max().item() or 1.0
-        packed[name] = {"top": top, "signed": name != "size", "bytes": _signed(values, top)}
-    return packed
-
-
-def _packed(values: Tensor, top: float) -> str:
-    """Numbers from 0 to `top` as bytes 0 to 255, in base64."""
-    return base64.b64encode((values / top * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy().tobytes()).decode()
-
-
-def _signed(values: Tensor, top: float) -> str:
-    """Numbers from -top to top as 16 bits, -32767 to 32767, -32768 where there is none, in base64."""
-    scaled = (values / top * 32767).round().nan_to_num(-32768.0).to(torch.int16)
-    return base64.b64encode(scaled.cpu().numpy().tobytes()).decode()
+    return {name: packing.view(values, packing.largest(values)) for name, values in views.items()}
 
 
 def _quoted(text: str) -> str:

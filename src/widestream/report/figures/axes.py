@@ -44,6 +44,8 @@ class Axes:
     """The same of the y axis."""
     log: bool
     """Whether the x axis starts as a logarithmic one."""
+    log_first: bool
+    """The same of the y axis."""
 
     @classmethod
     def of(cls, chart: Chart, lines: Sequence[Series]) -> "Axes":
@@ -57,7 +59,14 @@ class Axes:
             log_x = list(_wide((min(positive), max(positive))))
         low, high = y_range = _wide(chart.y_range)
         log_y = [max(low, 0.98 * min(ys)), high] if ys and 0 < min(ys) < high else None
-        return cls(x_range=_wide(x_range), y_range=y_range, log_x=log_x, log_y=log_y, log=chart.log_x and bool(log_x))
+        return cls(
+            x_range=_wide(x_range),
+            y_range=y_range,
+            log_x=log_x,
+            log_y=log_y,
+            log=chart.log_x and bool(log_x),
+            log_first=chart.log_y and bool(log_y),
+        )
 
     def x(self, chart: Chart, size: Size) -> Spec:
         """The x channel."""
@@ -67,11 +76,14 @@ class Axes:
 
     def y(self, size: Size) -> Spec:
         """The y channel; the chart's own title names it."""
-        return _channel("y", self.y_range, False, title=None, tickCount=max(3, size.height // 48))
+        domain = self.log_y if self.log_first else self.y_range
+        return _channel("y", domain, self.log_first, title=None, tickCount=max(3, size.height // 48))
 
     def numbers(self) -> int:
         """Width of the numbers beside the y axis."""
         low, high = self.y_range
+        if self.log_first and self.log_y:
+            return 20 + _DIGIT * max(len(f"{end:.0e}") for end in self.log_y)
         behind = max(0, math.ceil(-math.log10((high - low) / 6)))
         before = len(f"{max(abs(low), abs(high)):.0f}")
         return 20 + round(_DIGIT * (before + behind + (behind > 0) + (low < 0)))

@@ -92,6 +92,8 @@ class Chart:
     """Lowest and highest x shown; default: all, from zero on a linear axis."""
     log_x: bool = False
     """Logarithmic x axis at first."""
+    log_y: bool = False
+    """The same of the y axis."""
     guide: Guide | None = None
     """A horizontal reading."""
     marks: tuple[Mark, ...] = ()

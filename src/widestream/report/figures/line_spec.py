@@ -76,7 +76,7 @@ def line_spec(chart: Chart, size: Size = WIDE, interactive: bool = True) -> Line
         *_line_layers(kept, hiding),
         *_guide_layers(chart.guide, axes),
         *_mark_layers(chart.marks, axes, _seeds(hiding)),
-        *_end_layers(ends, hiding, interactive),
+        *_end_layers(ends, hiding, interactive, "log_place" if axes.log_first else "place"),
     ]
     if not any(series.points for series in kept):
         layers.append(_words_in_the_middle("no points to draw", size))
@@ -268,7 +268,7 @@ def _apart(values: Sequence[float], domain: Sequence[float], log: bool, height: 
     return [math.exp(value) if log else value for value in moved]
 
 
-def _end_layers(rows: list[Spec], hiding: list[Spec], interactive: bool) -> list[Spec]:
+def _end_layers(rows: list[Spec], hiding: list[Spec], interactive: bool, place: str) -> list[Spec]:
     """A dot at the end of every named line, and its name right of the frame; gone where zoom leaves them outside."""
     if not rows:
         return []
@@ -289,11 +289,11 @@ def _end_layers(rows: list[Spec], hiding: list[Spec], interactive: bool) -> list
         {
             "name": "ends",
             "data": data,
-            "transform": [*hiding, *inside("place", "y")],
+            "transform": [*hiding, *inside(place, "y")],
             "mark": {"type": "text", "align": "left", "dx": 10, "fontSize": 13, "fontWeight": 600, "clip": False},
             "encoding": {
                 "x": {"value": "width"},
-                "y": {"field": "place", "type": "quantitative", "title": None},
+                "y": {"field": place, "type": "quantitative", "title": None},
                 "text": {"field": "text", "type": "nominal"},
                 "color": _colour(),
             },

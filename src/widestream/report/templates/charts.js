@@ -111,8 +111,9 @@
         scale.type = log ? "log" : "linear";
         scale.domain = log ? logs[axis].domain : this.linear(axis);
         spec.encoding[axis].axis.labelExpr = log ? logs[axis].numbers : page.numbers;
-        if (axis === "y" && log) {
-          for (const layer of spec.layer) if (layer.name === "ends") layer.encoding.y.field = "log_place";
+        if (axis === "y") {
+          const place = log ? "log_place" : "place";
+          for (const layer of spec.layer) if (layer.name === "ends") layer.encoding.y.field = place;
         }
       }
       const chosen = { hidden: [...this.hidden], seeds: this.seeds };

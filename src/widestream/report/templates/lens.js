@@ -44,9 +44,9 @@
 
   // A map of cells: value(row, column) in -1 to 1 or null; describe(row, column) the lines of its tip.
   class Heat {
-    constructor(parent, title, note) {
+    constructor(parent, title, note, level = "h2") {
       const figure = element("section", parent);
-      element("h2", figure, title);
+      element(level, figure, title);
       if (note) element("p", figure, note).className = "soft";
       this.tools = element("div", figure);
       this.tools.className = "tools";
@@ -195,27 +195,62 @@
   section.hidden = false;
 
   const names = (label, list) => (index) => [label, list[index]];
+  const unpacked = ({ top, bytes: text }) => ({ top, cells: new Int16Array(bytes(text).buffer) });
+  // Wires on a map: the cells of one table, and for the tip a value of each.
+  const setWires = (heat, { readers, writers }, { cells }, tables) => {
+    const at = (row, column) => row * writers.length + column;
+    const told = ([name, table], row, column) => {
+      const found = table.cells[at(row, column)];
+      return [name, found === NONE ? "none" : number(found / TOP * table.top)];
+    };
+    heat.set(readers.length, writers.length, (row, column) => (cells[at(row, column)] === NONE ? null : cells[at(row, column)] / TOP), (row, column) => [
+      names("writer", writers)(column), names("reader", readers)(row), ...tables.map((table) => told(table, row, column)),
+    ], (row) => readers[row].split(".").slice(0, 2).join("."));
+  };
+  // Buttons of which one is pressed.
+  const chooser = (parent, words, show) => {
+    const choice = element("span", parent);
+    choice.className = "choice";
+    const press = (word) => {
+      for (const button of choice.children) button.setAttribute("aria-pressed", String(button.textContent === word));
+      show(word);
+    };
+    for (const word of words) {
+      const button = element("button", choice, word);
+      button.type = "button";
+      button.addEventListener("click", () => press(word));
+    }
+    press(words[0]);
+  };
   if (data.wiring) {
     const heat = new Heat(maps, "Who reads whom", "Readers from top to bottom, writers from left to right, both in order of depth. Drag to move, turn the wheel upwards to zoom, double-click for the whole.");
     all.push(heat);
-    const { readers, writers, views } = data.wiring;
-    const tables = Object.fromEntries(Object.entries(views).map(([name, view]) => [name, new Int16Array(bytes(view.bytes).buffer)]));
-    const choice = element("span", heat.tools);
-    choice.className = "choice";
-    const show = (name) => {
-      for (const button of choice.children) button.setAttribute("aria-pressed", String(button.textContent === name));
-      const cell = (row, column) => tables[name][row * writers.length + column];
-      heat.set(readers.length, writers.length, (row, column) => (cell(row, column) === NONE ? null : cell(row, column) / TOP), (row, column) => [
-        names("writer", writers)(column), names("reader", readers)(row),
-        ...Object.keys(views).map((view) => { const found = tables[view][row * writers.length + column]; return [view, found === NONE ? "none" : number(found / TOP * views[view].top)]; }),
-      ], (row) => readers[row].split(".").slice(0, 2).join("."));
-    };
-    for (const name of Object.keys(views)) {
-      const button = element("button", choice, name);
-      button.type = "button";
-      button.addEventListener("click", () => show(name));
-    }
-    show("size");
+    const tables = Object.entries(data.wiring.views).map(([name, view]) => [name, unpacked(view)]);
+    chooser(heat.tools, Object.keys(data.wiring.views), (word) => setWires(heat, data.wiring, new Map(tables).get(word), tables));
+  }
+
+  if (data.against) {
+    const section = element("section", maps), [own, other] = data.against.names;
+    element("h2", section, `Beside ${other}`);
+    element("p", section, `Both wirings in one scale, and ${own} minus ${other}.`).className = "soft";
+    const tools = element("div", section), beside = element("div", section);
+    tools.className = "tools";
+    beside.className = "beside";
+    const heats = data.against.names.map((name) => new Heat(beside, name, "", "h3"));
+    all.push(...heats);
+    const views = Object.fromEntries(Object.entries(data.against.views).map(([name, three]) => [name, three.map(unpacked)]));
+    chooser(tools, Object.keys(views), (word) => heats.forEach((heat, i) =>
+      setWires(heat, data.against, views[word][i], data.against.names.map((name, j) => [name, views[word][j]]))));
+  }
+
+  if (data.lanes) {
+    const { names: lanes, dynamic } = data.lanes, { top, cells } = unpacked(data.lanes), size = lanes.length;
+    const heat = new Heat(maps, "How lanes are mixed over depth", `What a lane in front of a reader (row) has of a lane in front of an earlier one (column): the product of all mixing matrices between them${dynamic ? ", mean over the prompt's tokens" : ""}.`);
+    all.push(heat);
+    const cell = (row, column) => (cells[row * size + column] === NONE ? null : cells[row * size + column] / TOP);
+    heat.set(size, size, cell, (row, column) => [
+      ["to", lanes[row]], ["from", lanes[column]], ["weight", cell(row, column) === null ? "none" : number(cell(row, column) * top)],
+    ], (row) => lanes[row].split(",")[0]);
   }
 
   let attention = null, weights = null;
