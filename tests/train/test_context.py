@@ -169,6 +169,7 @@ def test_a_run_goes_on_with_windows_shared_and_not(data, tmp_path):
     [
         ({"data": {"sequence_length": 15}}, 2, r"context is 2, which does not divide the 15 tokens of a window"),
         ({}, 4, r"context is 4, which does not divide model.num_heads=2"),
+        ({"train": {"compile": True}}, 2, r"train.compile was not tried with train.parallel.context yet; leave one"),
         ({"train": {"batch_size": 3}}, 2, r"batch_size=3 cannot be split evenly over 2 groups of 2 processes; make it"),
         (
             {"train": {"micro_batch_size": 3}}, 2,

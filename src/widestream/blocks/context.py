@@ -1,7 +1,6 @@
 """What all blocks and the stream of one forward pass share: positions, documents, masks, the cache."""
 
-from collections import UserDict
-from collections.abc import Iterable
+from collections.abc import ItemsView, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +19,35 @@ Window = int | None
 """How many tokens back attention sees, the token itself counted; None: all."""
 
 
-class Shared(UserDict[str, Tensor]):
+class Shared:
     """What blocks leave for later ones and for the loss, by name (the first layer's values, the balance of experts).
 
     No dictionary of Python's own: FSDP2 hands a block copies of those that hold tensors with gradients, and what the
     block left in one would be lost.
     """
+
+    def __init__(self):
+        self._tensors: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self._tensors[name] = tensor
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """What was left, by name."""
+        return self._tensors.items()
+
+    def update(self, other: "Shared") -> None:
+        """Take what is left in another one."""
+        self._tensors.update(other.items())
+
+    def copy(self) -> "Shared":
+        """Another one with the same in it."""
+        copied = Shared()
+        copied.update(self)
+        return copied
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The decoder: blocks that talk to each other only through the stream. No line here knows which stream it is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -329,7 +329,7 @@ def check_mlps(config: ModelConfig, layout: list[Block]) -> None:
             )
 
 
-def balance_of(shared: Mapping[str, Tensor], weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def balance_of(shared: Shared, weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Balance [], averaged over layers and windows, which count by their targets; load [layers, E].
 
     Args:

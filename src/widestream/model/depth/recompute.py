@@ -32,7 +32,7 @@ class Recomputed(Depth):
         in_order = list(blocks)
 
         def layer(sites: range, state: Any, inputs: dict[str, Tensor], shared: Shared) -> Any:
-            inside = replace(context, shared=Shared(shared))
+            inside = replace(context, shared=shared.copy())
             for site in sites:
                 state, inputs = stream.exchange(site, state, in_order[site - 1](inputs, inside))
             return state, inputs, inside.shared
@@ -81,5 +81,5 @@ class _Again:
         return written
 
     def _compute(self, inputs: dict[str, Tensor], shared: Shared, context: Context) -> Any:
-        inside = replace(context, shared=Shared(shared))
+        inside = replace(context, shared=shared.copy())
         return self.block(inputs, inside), inside.shared
