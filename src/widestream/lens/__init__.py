@@ -11,6 +11,7 @@ from widestream.lens.gates import Gate, gates
 from widestream.lens.lanes import LaneMixing, lane_mixing
 from widestream.lens.look import Seen, look
 from widestream.lens.measures import Held, composition, held, logit_lens
+from widestream.lens.monitor import Health, check_health, check_stream
 from widestream.lens.places import Reader, Writer, find
 from widestream.lens.rows import silence_rows
 from widestream.lens.shares import exactness
@@ -20,6 +21,7 @@ from widestream.lens.wiring import Keys, Weights, Wiring, flow, keys, weights
 __all__ = [
     "Attribution",
     "Gate",
+    "Health",
     "Held",
     "Keys",
     "LaneMixing",
@@ -30,6 +32,8 @@ __all__ = [
     "Wiring",
     "Writer",
     "attribute",
+    "check_health",
+    "check_stream",
     "composition",
     "cut",
     "edit",

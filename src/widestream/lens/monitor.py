@@ -1,14 +1,16 @@
 """A stream's health while a model trains: a look at one window every so many steps (`train.watch_every`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from widestream.errors import UserError
 from widestream.model.decoder import Decoder
-from widestream.model.record import Exchanged, record_exchanges
+from widestream.model.record import Exchanged, record_exchanges, record_stream
+from widestream.streams.base import Stream
 
 ALIKE = 0.9999
 """Lanes whose vectors have a larger cosine than this at every site carry one vector between them."""
@@ -32,8 +34,8 @@ class Health:
     """Of the depth: the last of `state_rms` over the first."""
     backward_gain: float
     """Of the depth: the first of `written_grad_rms` over the last."""
-    largest_logit: float
-    """In absolute value."""
+    largest_logit: float | None
+    """In absolute value; None where logits are not at hand."""
     lanes_alike: list[float] | None
     """Mean cosine between the lanes of a token; None for streams without lanes."""
     rows_in_use: list[float] | None
@@ -68,20 +70,71 @@ def check_health(model: Decoder, tokens: Tensor, targets: Tensor, segments: Tens
             logits = model.logits(exchanges[-1].inputs["x"])
         gradients = torch.autograd.grad(terms.total, written, allow_unused=True)
     with torch.no_grad():
-        states = [_seen(one, model.stream.cuts_vectors) for one in exchanges]
-        rms = [_rms(state) for state in states]
-        sizes = [_rms(one.written[0]) for one in exchanges]
-        slopes = [0.0 if gradient is None else _rms(gradient) * targets.numel() for gradient in gradients]
-        return Health(
-            state_rms=rms,
-            update=[_over(size, whole) for size, whole in zip(sizes, rms, strict=True)],
-            written_grad_rms=slopes,
-            forward_gain=_over(rms[-1], rms[0]),
-            backward_gain=_over(slopes[0], slopes[-1]),
-            largest_logit=logits.abs().max().item(),
-            lanes_alike=_alike_by_site(exchanges, model),
-            rows_in_use=_in_use_by_site(states, model),
-        )
+        return _health(model.stream, exchanges, gradients, logits.abs().max().item())
+
+
+class HostStream(Protocol):
+    """A stream in a model that is not ours: what `widestream.residual` makes and `attached_stream` gives."""
+
+    core: Stream
+    """The design itself."""
+    num_sites: int
+    """How many branches write."""
+
+
+def check_stream(stream: HostStream, loss_of: Callable[[], Tensor]) -> Health:
+    """Look at a stream in a model that is not ours; parameters and their gradients are left as they are.
+
+    Args:
+        stream: between the model's branches.
+        loss_of: computes a loss in one forward pass of that model, with gradients; a window or two are enough.
+
+    Returns:
+        What there is; no logits.
+
+    Raises:
+        UserError: the pass does not go through the stream, or more than once, or has no gradients by what is written.
+    """
+    with torch.enable_grad():
+        with record_stream(stream.core) as recorded:
+            loss = loss_of()
+            exchanges = list(recorded)
+        if [one.site for one in exchanges] != list(range(stream.num_sites + 1)):
+            raise UserError(
+                f"loss_of() made {len(exchanges)} exchanges, and one pass has {stream.num_sites + 1}; let it go "
+                "through the model once, in an attached model or by start and exchange."
+            )
+        written = [one.written[0] for one in exchanges]
+        if not loss.requires_grad or not all(one.requires_grad for one in written[1:]):
+            raise UserError(
+                "What loss_of() computes has no gradients by what is written to the stream; call it without no_grad, "
+                "with activation checkpointing off or use_reentrant=False."
+            )
+        behind = [one for one in written if one.requires_grad]
+        found = iter(torch.autograd.grad(loss, behind, allow_unused=True))
+    gradients = [next(found) if one.requires_grad else None for one in written]
+    with torch.no_grad():
+        return _health(stream.core, exchanges, gradients, None)
+
+
+def _health(
+    stream: Stream, exchanges: Sequence[Exchanged], gradients: Sequence[Tensor | None], largest_logit: float | None
+) -> Health:
+    states = [_seen(one, stream.cuts_vectors) for one in exchanges]
+    rms = [_rms(state) for state in states]
+    sizes = [_rms(one.written[0]) for one in exchanges]
+    tokens = exchanges[0].written[0].shape[:2].numel()
+    slopes = [0.0 if gradient is None else _rms(gradient) * tokens for gradient in gradients]
+    return Health(
+        state_rms=rms,
+        update=[_over(size, whole) for size, whole in zip(sizes, rms, strict=True)],
+        written_grad_rms=slopes,
+        forward_gain=_over(rms[-1], rms[0]),
+        backward_gain=_over(slopes[0], slopes[-1]),
+        largest_logit=largest_logit,
+        lanes_alike=_alike_by_site(exchanges, stream),
+        rows_in_use=_in_use_by_site(states, stream),
+    )
 
 
 def _over(a: float, b: float) -> float:
@@ -100,9 +153,9 @@ def _seen(exchanged: Exchanged, matrix: bool) -> Tensor:
     return (exchanged.normed or tuple(exchanged.inputs.values()))[0]
 
 
-def _alike_by_site(exchanges: Sequence[Exchanged], model: Decoder) -> list[float] | None:
+def _alike_by_site(exchanges: Sequence[Exchanged], stream: Stream) -> list[float] | None:
     """How alike lanes [B, T, n, W] are, at the sites where there are some."""
-    number = getattr(model.stream.settings, "lanes", 0)
+    number = getattr(stream.settings, "lanes", 0)
     parts = [one.state if isinstance(one.state, tuple) else (one.state,) for one in exchanges]
     lanes = [
         next((x for x in part if isinstance(x, Tensor) and x.ndim == 4 and x.shape[2] == number), None)
@@ -112,9 +165,9 @@ def _alike_by_site(exchanges: Sequence[Exchanged], model: Decoder) -> list[float
     return found if number > 1 and len(found) > 1 else None
 
 
-def _in_use_by_site(states: Sequence[Tensor], model: Decoder) -> list[float] | None:
+def _in_use_by_site(states: Sequence[Tensor], stream: Stream) -> list[float] | None:
     """What part of the rows of states [B, T, D_v, D_k] is in use."""
-    if not model.stream.cuts_vectors or any(state.ndim != 4 for state in states):
+    if not stream.cuts_vectors or any(state.ndim != 4 for state in states):
         return None
     return [_in_use(state.float()) for state in states]
 

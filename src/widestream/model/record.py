@@ -46,11 +46,20 @@ def record_pass(model: Decoder) -> Iterator["Recorded"]:
     """The same, with what the pass shared."""
     recorded = Recorded()
     with ExitStack() as stack:
-        for module in model.stream.modules():
-            if isinstance(module, Norm):
-                stack.callback(module.register_forward_pre_hook(recorded.norms).remove)
+        stack.enter_context(recorded.norms.of(model.stream))
         stack.enter_context(model.using(model.depth.around(recorded)))
         yield recorded
+
+
+@contextmanager
+def record_stream(stream: Stream) -> Iterator[list[Exchanged]]:
+    """Collect every exchange that anybody's code asks a stream for inside; see `record_exchanges`."""
+    recorded = Recorded()
+    with ExitStack() as stack:
+        stack.enter_context(recorded.norms.of(stream))
+        stream.exchange = _Recorder(stream, recorded.exchanges, recorded.norms).exchange  # type: ignore[method-assign]
+        stack.callback(delattr, stream, "exchange")
+        yield recorded.exchanges
 
 
 class Recorded(Depth):
@@ -100,7 +109,7 @@ class _Recorder:
         """As `Stream.exchange`, but told apart: what norms take in while writing, and while reading."""
         stream = self.stream
         if type(stream).exchange is not Stream.exchange:
-            return stream.exchange(site, state, written)
+            return type(stream).exchange(stream, site, state, written)  # not what may stand in its place
         state = stream.write_embedding(state, *written) if site == 0 else stream.write(site, state, written)
         with self.norms.read():
             return state, stream.read(site, state)
@@ -118,6 +127,15 @@ class _NormInputs:
         self._last = arguments
         if self._reading:
             self._inputs.append(arguments[0])
+
+    @contextmanager
+    def of(self, stream: Stream) -> Iterator[None]:
+        """The stream's norms are listened to inside."""
+        with ExitStack() as stack:
+            for module in stream.modules():
+                if isinstance(module, Norm):
+                    stack.callback(module.register_forward_pre_hook(self).remove)
+            yield
 
     @contextmanager
     def read(self) -> Iterator[None]:
