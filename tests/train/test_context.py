@@ -122,7 +122,10 @@ def test_so_do_four(data, tmp_path, other, kind):
 
 
 def trains_as_one(parallel, data, tmp_path, model, train, kind):
-    """Losses, gradient norms and evaluations to 1e-5; run.json says who shared what."""
+    """Losses, gradient norms and evaluations to 1e-5; run.json says who shared what.
+
+    Muon makes steps in bfloat16, which grow what rounding there is: 5e-5.
+    """
     sizes = {"context": 32, "num_layers": 2}
     train = {"steps": 6, "eval_every": 3, "eval_windows": 5, **train}
     optimizer = {"kind": kind, "grad_clip": 0.5}
@@ -132,18 +135,18 @@ def trains_as_one(parallel, data, tmp_path, model, train, kind):
     train_on(math.prod(parallel.values()), shared, tmp_path / "shared")
     said = json.loads((tmp_path / "shared" / "run.json").read_text())["layout"]
     assert said == {"replicate": 1, "shard": 1, **parallel, "gather": "float32"}
-    assert_same_rows(tmp_path / "alone", tmp_path / "shared")
+    assert_same_rows(tmp_path / "alone", tmp_path / "shared", rel=5e-5 if kind == "muon" else 1e-5)
     assert_close(weights(tmp_path / "alone", 6), weights(tmp_path / "shared", 6), rtol=1e-3, atol=1e-5)
 
 
-def assert_same_rows(one, other):
+def assert_same_rows(one, other, rel=1e-5):
     """The same metrics in two run folders, but for rounding."""
     one, other = rows(one), rows(other)
     assert len(one) == len(other) > 6
     for a, b in zip(one, other, strict=True):
         assert (a["kind"], a["step"], a["tokens"]) == (b["kind"], b["step"], b["tokens"])
         for name in {"loss", "grad_norm", "balance", "largest_load", "target_tokens"} & a.keys():
-            assert b[name] == pytest.approx(a[name], rel=1e-5), (name, a["step"])
+            assert b[name] == pytest.approx(a[name], rel=rel), (name, a["step"])
 
 
 def test_a_run_goes_on_with_windows_shared_and_not(data, tmp_path):
