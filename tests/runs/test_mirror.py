@@ -14,6 +14,7 @@ from widestream.errors import UserError
 from widestream.runs import mirror as mirrors
 from widestream.runs.folder import list_checkpoints
 from widestream.runs.mirror import Mirror
+from widestream.train.loop import train
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -121,9 +122,17 @@ def test_what_is_no_url_is_refused(data, tmp_path, wrong, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_anew_does_not_fetch(data, tmp_path, url):
+def test_the_copy_of_another_run_is_left_alone(data, tmp_path, url):
+    """Whether the folder is another one's, or the run begins anew: pushing would remove checkpoints."""
     train_quickly(config(data, url), tmp_path / "run")
-    shutil.rmtree(tmp_path / "run")
-    from widestream.train.loop import train
-
-    assert train(config(data, url, steps=2), tmp_path / "run", resume=False).step == 2
+    before = names(url)
+    system, place = fsspec.core.url_to_fs(url)
+    info = json.loads(system.cat_file(f"{place}/run.json"))
+    train_quickly(config(data, None), tmp_path / "other")
+    system.pipe_file(f"{place}/run.json", json.dumps(info | {"started": "2020-01-01T00:00:00+00:00"}).encode())
+    with pytest.raises(UserError, match="holds the copy of another run"):
+        train_quickly(config(data, url), tmp_path / "other")
+    with pytest.raises(UserError, match="holds the copy of another run"):
+        train(config(data, url, steps=2), tmp_path / "run", resume=False)
+    assert names(url) == before
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [4, 6]

@@ -5,6 +5,7 @@ folder that is not there is fetched from the copy, and the run goes on from it.
 """
 
 import contextlib
+import json
 import logging
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from widestream.data.tokenizer import TOKENIZER_FILE
 from widestream.errors import UserError
 from widestream.files import write_atomic
 from widestream.runs.checkpoint import COMPLETE, UNFINISHED, folder_name
-from widestream.runs.folder import CHECKPOINTS, CONFIG, DONE, INFO, METRICS, is_run, list_checkpoints
+from widestream.runs.folder import CHECKPOINTS, CONFIG, DONE, INFO, METRICS, is_run, list_checkpoints, read_info
 
 _SMALL = (TOKENIZER_FILE, INFO, METRICS, CONFIG)
 """Files of a run beside its checkpoints; the recipe comes last, for it makes a folder a run."""
@@ -120,6 +121,29 @@ class Mirror:
                 f"{shown(str(error)[:200])}): check the network and your rights there, or leave out train.mirror."
             ) from error
         return True
+
+    def require_own(self, anew: bool) -> None:
+        """Make sure that the copy there, if there is one, is this run's: pushing removes checkpoints.
+
+        Args:
+            anew: the run begins anew, whatever its folder holds.
+
+        Raises:
+            UserError: it is another run's.
+        """
+        place = f"{self._place}/{INFO}"
+        if not self._system.exists(place):
+            return
+        try:
+            there = json.loads(self._system.cat_file(place))["started"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            there = None
+        here = read_info(self._run_dir).get("started") if is_run(self._run_dir) and not anew else None
+        if here is None or here != there:
+            raise UserError(
+                f"{shown(self._url)} holds the copy of another run; give train.mirror another URL, or remove what is "
+                "there."
+            )
 
     def _fetch_checkpoint(self, name: str) -> None:
         folder = self._run_dir / CHECKPOINTS

@@ -232,7 +232,9 @@ def _open_mirror(mirrors: list[Mirror], run_dir: Path, url: str | None, resume: 
     if url is None:
         return ""
     mirrors.append(Mirror(run_dir, url))
-    return f"fetched from {url}" if resume and mirrors[0].restore() else ""
+    fetched = resume and mirrors[0].restore()
+    mirrors[0].require_own(anew=not resume)
+    return f"fetched from {url}" if fetched else ""
 
 
 def _writer(run_dir: Path, config: RunConfig, step: int, written: Written | None) -> MetricsWriter:
