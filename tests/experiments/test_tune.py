@@ -66,6 +66,9 @@ class FakeProcess:
     def terminate(self):
         pass
 
+    def wait(self, timeout):
+        return 0
+
     def communicate(self):
         pass
 

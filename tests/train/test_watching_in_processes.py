@@ -1,13 +1,10 @@
 """The monitor where several processes train: all look at the same window, and training goes on as without."""
 
 import pytest
-from safetensors.torch import load_file
 
 from processes import train_quickly
-from ranks import rows, train_on
+from ranks import rows, train_on, weights
 from tiny_runs import tiny_config
-
-LAST = "checkpoints/step_00000004/model.safetensors"
 
 
 def looks(run_dir):
@@ -47,5 +44,5 @@ def test_two_processes_see_what_one_sees_and_train_as_without(data, tmp_path, la
         {k: v for k, v in row.items() if k != "clock"} for row in rows(tmp_path / "two") if row["kind"] != "stream"
     ]
     assert plain == [{k: v for k, v in row.items() if k != "clock"} for row in rows(tmp_path / "unwatched")]
-    with_, without = (load_file(tmp_path / name / LAST) for name in ("two", "unwatched"))
+    with_, without = (weights(tmp_path / name, 4) for name in ("two", "unwatched"))
     assert all((value == without[name]).all() for name, value in with_.items())

@@ -135,7 +135,8 @@ def make_context(
     if config.positions == "rotary":
         rotary = {windowed: rotary_angles(config, numbers, windowed) for windowed in {w is not None for w in windows}}
     fused = attention == "fused" and cache is None
-    return Context(positions, segments, masks, rotary, cache, fixed, fused, documents, split=split)
+    # `Shared` by its name: a default's factory is nothing that torch.compile can call.
+    return Context(positions, segments, masks, rotary, cache, fixed, fused, documents, Shared(), split)
 
 
 def _mask(
