@@ -6,13 +6,15 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.model.build import build_model
-from widestream.runs import checkpoint
-from widestream.runs.checkpoint import at_step, latest, load_optimizer, load_weights, save
+from widestream.runs import checkpoint, checkpoint_writer
+from widestream.runs.checkpoint import at_step, latest, load_optimizer, load_weights
+from widestream.runs.checkpoint_writer import save
 from widestream.runs.model import load_model
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
@@ -224,7 +226,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_older_ones(config, saved, mo
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, culprit, full)
+    monkeypatch.setattr(checkpoint_writer, culprit, full)
     with pytest.raises(
         UserError, match=r"step_00000004 could not be written .*No space left.*older checkpoints are unt"
     ):
@@ -237,9 +239,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_older_ones(config, saved, mo
 
 def test_safetensors_own_error_for_a_full_disk_is_understood(config, saved, monkeypatch):
     def full(*_, **__):
-        raise checkpoint.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "write_whole", full)
+    monkeypatch.setattr(checkpoint_writer, "write_whole", full)
     with pytest.raises(UserError, match="No space left on device"):
         save(saved, 4, *trained(config), {}, keep=1)
     assert names(saved) == ["step_00000001", "step_00000002", "step_00000003"]

@@ -82,6 +82,14 @@ def test_a_checkpoint_that_was_copied_half_is_not_used(data, tmp_path, url):
     assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [4]
 
 
+def test_what_was_left_half_copied_is_removed(data, tmp_path, url):
+    system, place = fsspec.core.url_to_fs(url)
+    system.makedirs(f"{place}/checkpoints/step_00000001", exist_ok=True)
+    system.pipe_file(f"{place}/checkpoints/step_00000001/model.safetensors", b"a part of it")
+    train_quickly(config(data, url), tmp_path / "run")
+    assert not any("step_00000001" in name for name in names(url))
+
+
 def test_a_copy_that_was_altered_is_passed_over(data, tmp_path, url, caplog):
     train_quickly(config(data, url), tmp_path / "run")
     system, place = fsspec.core.url_to_fs(url)

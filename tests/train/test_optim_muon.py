@@ -17,7 +17,8 @@ from widestream.errors import UserError
 from widestream.model.build import build_model
 from widestream.recipe import load_recipe, recipe_names
 from widestream.recipe.train import MuonConfig, OptimizerConfig
-from widestream.runs.checkpoint import load_optimizer, load_weights, save
+from widestream.runs.checkpoint import load_optimizer, load_weights
+from widestream.runs.checkpoint_writer import save
 from widestream.train.optim import build_optimizer, set_lr, set_momentum
 from widestream.train.optim_muon import Divided, MuonWithAdamW, matrices
 

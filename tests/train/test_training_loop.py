@@ -17,7 +17,7 @@ from widestream.kernels import attention_cpu
 from widestream.model.costs import summarize
 from widestream.model.decoder import Decoder
 from widestream.recipe import to_dict
-from widestream.runs import checkpoint
+from widestream.runs import checkpoint_writer
 from widestream.runs.metrics import MetricsWriter
 from widestream.runs.sample import sample_run
 from widestream.runs.tensor_files import write_whole
@@ -86,7 +86,7 @@ def test_in_a_resumed_run_weights_and_rows_are_those_of_an_uninterrupted_one(dat
     config = tiny_config(data, train={"steps": 9, "save_every": 4, "eval_every": 3})
     train(config, tmp_path / "whole")
 
-    commit = checkpoint.commit
+    commit = checkpoint_writer.commit
 
     def interrupted(run_dir, step, *rest):
         if step == 8:
@@ -94,7 +94,7 @@ def test_in_a_resumed_run_weights_and_rows_are_those_of_an_uninterrupted_one(dat
         return commit(run_dir, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "commit", interrupted)
+        patch.setattr(checkpoint_writer, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "parts")
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:

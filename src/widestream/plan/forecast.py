@@ -1,6 +1,6 @@
 """One layout of a run: whether it fits, what it sends, how long a step takes."""
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,9 +103,9 @@ def forecast(
     weights, gradients, moments = shares(config, model, layout)
     sent = traffic(config, model, layout, plan, precision, device)
     rates: dict[Link, float] = {"inside": device.inside, "between": device.between}
-    on_links: Counter[Link] = Counter()
+    on_links: dict[Link, float] = defaultdict(float)
     for one in sent:
-        on_links[one.link] += one.bytes  # pyright: ignore[reportArgumentType]
+        on_links[one.link] += one.bytes
     tokens = plan.tokens_per_step / (layout.replicate * layout.parts)
     passes = 4 if config.train.activation_checkpointing else 3  # a backward pass is two
     forward = sum(count_flops(model).values())

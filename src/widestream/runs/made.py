@@ -25,7 +25,7 @@ from widestream.files import disk_errors, sync_folder
 from widestream.model.costs import summarize
 from widestream.model.decoder import Decoder
 from widestream.recipe import RunConfig
-from widestream.runs import checkpoint
+from widestream.runs.checkpoint_writer import save
 from widestream.runs.folder import MADE
 from widestream.runs.identity import own_settings
 from widestream.runs.write import begin
@@ -115,7 +115,7 @@ def write_made(
     """
     state = {"wall_s": 0.0, "settings": own_settings(config), "data_fingerprint": None}
     with made_folder(to) as folder:
-        checkpoint.save(folder, 0, model, None, state, keep=1)
+        save(folder, 0, model, None, state, keep=1)
         begin(folder, config, _describe(config, known_of(tokenizer) if data is None else data, made), tokenizer)
 
 

@@ -65,14 +65,13 @@ class Mirror:
             )
 
     def _copy(self) -> None:
-        there = self._complete()
         here = dict(list_checkpoints(self._run_dir))
-        for step in sorted(here.keys() - there):
+        for step in sorted(here.keys() - self._complete()):
             self._copy_checkpoint(here[step])
         for name in (*_SMALL, DONE):
             if (self._run_dir / name).is_file():
                 self._put(self._run_dir / name, name)
-        for step in there - here.keys():  # the older ones that the run has removed
+        for step in self._steps() - here.keys():  # those that the run has removed, half-copied ones among them
             self._system.rm(f"{self._place}/{CHECKPOINTS}/{folder_name(step)}", recursive=True)
 
     def _copy_checkpoint(self, folder: Path) -> None:
@@ -86,14 +85,18 @@ class Mirror:
         self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
         self._system.put_file(str(path), target)
 
-    def _complete(self) -> set[int]:
-        """Steps of the checkpoints that are whole there."""
+    def _steps(self) -> set[int]:
+        """Steps of the checkpoints that are there, whole or not."""
         place = f"{self._place}/{CHECKPOINTS}"
         if not self._system.exists(place):
             return set()
         names = [str(path).rstrip("/").rpartition("/")[2] for path in self._system.ls(place, detail=False)]
-        steps = {int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdecimal()}
-        return {step for step in steps if self._system.exists(f"{place}/{folder_name(step)}/{COMPLETE}")}
+        return {int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdecimal()}
+
+    def _complete(self) -> set[int]:
+        """Those that are whole."""
+        place = f"{self._place}/{CHECKPOINTS}"
+        return {step for step in self._steps() if self._system.exists(f"{place}/{folder_name(step)}/{COMPLETE}")}
 
     def restore(self) -> bool:
         """Fetch the run, unless its folder is here or nothing is there.

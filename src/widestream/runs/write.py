@@ -1,6 +1,6 @@
 """Writing a run folder: how it begins, how it ends, how it makes room. Rows and checkpoints have files of their own.
 
-The names are those of folder.py; metrics.py appends the rows, checkpoint.py writes the weights.
+The names are those of folder.py; metrics.py appends the rows, checkpoint_writer.py writes the weights.
 """
 
 import hashlib

@@ -14,7 +14,7 @@ import torch
 
 from widestream.errors import UserError
 from widestream.model.decoder import Decoder
-from widestream.runs import checkpoint
+from widestream.runs import checkpoint, checkpoint_writer
 from widestream.runs.checkpoint import MOMENTS, WEIGHTS, Checkpoint, Expected
 from widestream.runs.mirror import Mirror
 from widestream.runs.rows import Written
@@ -23,7 +23,7 @@ from widestream.train.parallel import World
 from widestream.train.shards import Layout, held_pieces
 
 Files = dict[str, dict[str, Any]]
-"""Names of files, and what `checkpoint.describe` says of them."""
+"""Names of files, and what `checkpoint_writer.describe` says of them."""
 
 
 class Saver:
@@ -72,8 +72,8 @@ class Saver:
         moments = held_pieces(checkpoint.moments_of(model, optimizer), self._world)
 
         def begin() -> Path:
-            with checkpoint.write_errors(self._run_dir, step):
-                return checkpoint.begin(self._run_dir, step)
+            with checkpoint_writer.write_errors(self._run_dir, step):
+                return checkpoint_writer.begin(self._run_dir, step)
 
         aside = self._world.on_main(begin)
         self._rest = step, state, written
@@ -120,15 +120,15 @@ class Saver:
         """Write what this process has."""
         parts, part = self._layout.parts, self._world.rank % self._layout.parts
         files: Files = {}
-        with checkpoint.write_errors(self._run_dir, self._rest[0], remove=False):
+        with checkpoint_writer.write_errors(self._run_dir, self._rest[0], remove=False):
             for kind, pieces in tensors.items():
                 if parts == 1:
                     if self._world.is_main:
                         path = write_whole(aside, kind, {name: piece.values for name, piece in pieces.items()})
-                        files[path.name] = checkpoint.describe(path)
+                        files[path.name] = checkpoint_writer.describe(path)
                 elif self._world.rank < parts:
                     path = write_part(aside, kind, part, parts, pieces)
-                    files[path.name] = checkpoint.describe(path)
+                    files[path.name] = checkpoint_writer.describe(path)
         return files
 
     def _complete(self, pending: "Future[Files]") -> None:
@@ -137,14 +137,14 @@ class Saver:
         try:
             own = self._world.everywhere(pending.result)
         except UserError:
-            self._world.on_main(lambda: checkpoint.abandon(self._run_dir, step))
+            self._world.on_main(lambda: checkpoint_writer.abandon(self._run_dir, step))
             raise
         files: Files = {name: said for part in self._world.gather(own) for name, said in part.items()}
 
         def complete() -> None:
-            with checkpoint.write_errors(self._run_dir, step):
-                checkpoint.commit(self._run_dir, step, files, state, written)
-            checkpoint.prune(self._run_dir, step, self._keep, self._best)
+            with checkpoint_writer.write_errors(self._run_dir, step):
+                checkpoint_writer.commit(self._run_dir, step, files, state, written)
+            checkpoint_writer.prune(self._run_dir, step, self._keep, self._best)
             self.copy()
 
         self._world.on_main(complete)
