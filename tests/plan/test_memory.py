@@ -15,9 +15,9 @@ from processes import hold_and_send
 from tiny_runs import tiny_config
 from widestream.blocks.roles import initialize
 from widestream.data.batches import Batch
+from widestream.model import live
 from widestream.model.build import meta_model
 from widestream.model.depth import plan_depth
-from widestream.model.live import live_bytes
 from widestream.plan import find_kind
 from widestream.plan.memory import share, shares, step_bytes
 from widestream.plan.traffic import traffic
@@ -127,9 +127,9 @@ def test_a_step_has_alive_what_the_tracker_sees(data, way, precision):
     )
     windows = 4
     kept, most = _tracked(config, windows, precision)
-    live = step_bytes(config, windows, config.model.context, precision, Layout(), gpu=False)
-    assert live.kept == pytest.approx(kept, rel=0.02)
-    assert live.most == pytest.approx(most, rel=0.05)
+    found = step_bytes(config, windows, config.model.context, precision, Layout(), gpu=False)
+    assert found.kept == pytest.approx(kept, rel=0.02)
+    assert found.most == pytest.approx(most, rel=0.05)
 
 
 @pytest.mark.parametrize(("way", "precision"), [("plain", "bf16"), ("matrix, writes", "float32")])
@@ -140,10 +140,10 @@ def test_so_has_one_of_two_processes_that_share_windows(world_of_two, data, way,
         data, model={**sizes, **model}, train={"kernels": "reference", "precision": precision, **train}
     )
     kept, most = _tracked(config, 4, precision, SharedWindows(2, 0, torch.distributed.group.WORLD.group_name))
-    live = step_bytes(config, 4, config.model.context, precision, Layout(context=2), gpu=False)
-    assert live.kept == pytest.approx(kept, rel=0.02)
-    assert live.most == pytest.approx(most, rel=0.05)
-    assert live.kept < 0.65 * step_bytes(config, 4, config.model.context, precision, Layout(), gpu=False).kept
+    found = step_bytes(config, 4, config.model.context, precision, Layout(context=2), gpu=False)
+    assert found.kept == pytest.approx(kept, rel=0.02)
+    assert found.most == pytest.approx(most, rel=0.05)
+    assert found.kept < 0.65 * step_bytes(config, 4, config.model.context, precision, Layout(), gpu=False).kept
 
 
 def _tracked(config: RunConfig, windows: int, precision: str, split: SharedWindows | None = None) -> tuple[int, int]:
@@ -184,7 +184,7 @@ def test_a_deep_model_is_told_from_shallow_ones(kind):
     def way(model):
         return plan_depth(model, torch.device("cpu"), "states", kernels="reference")
 
-    told = live_bytes(config, way, 2, "float32")
-    own = live_bytes(config, way, 2, "float32", exact=True)
+    told = live.live_bytes(config, way, 2, "float32")
+    own = live._measure(config, way, 2, "float32", torch.float32, None)
     assert told.kept == own.kept
     assert told.most == pytest.approx(own.most, rel=0.01)

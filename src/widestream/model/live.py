@@ -40,7 +40,6 @@ def live_bytes(
     precision: str,
     gathered: torch.dtype = torch.float32,
     gpu: bool = False,
-    exact: bool = False,
     split: TokenSplit | None = None,
 ) -> Live:
     """What a forward and a backward pass have alive beside weights and gradients.
@@ -55,7 +54,6 @@ def live_bytes(
         precision: `float32`, or `bf16` under autocast.
         gathered: type in which a block's weights are there while it computes.
         gpu: whether head and loss are cut as on a GPU.
-        exact: measure the model at its own depth, however long that takes.
         split: the processes that share windows, if several do.
     """
     found: dict[int, Live] = {}
@@ -66,8 +64,6 @@ def live_bytes(
                 found[layers] = _measure(replace(config, num_layers=layers), way, windows, precision, gathered, split)
         return found[layers]
 
-    if exact:
-        return at(config.num_layers)
     return Live(
         told_by_depth(lambda layers: at(layers).kept, config)[0],
         told_by_depth(lambda layers: at(layers).most, config)[0],

@@ -117,13 +117,13 @@ def _train(run: TrainingRun, ending: Ending) -> Result | Rollback:
                 return back
             if not result.applied:
                 _handle_nonfinite(run, result)
-            elif _due(run, settings.log_every):
+            elif run.due(settings.log_every):
                 _log(run, result, scale * config.optimizer.lr, watch)
-            if settings.watch_every is not None and result.applied and _due(run, settings.watch_every):
+            if settings.watch_every is not None and result.applied and run.due(settings.watch_every):
                 _look_at_stream(run, batch, health, progress)
-            if run.heldout is not None and _due(run, settings.eval_every):
+            if run.heldout is not None and run.due(settings.eval_every):
                 progress.say(_evaluate(run))
-            if result.ending or _due(run, settings.save_every):
+            if result.ending or run.due(settings.save_every):
                 _save(run, batch, progress)
             note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
             progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
@@ -199,11 +199,6 @@ def _handle_nonfinite(run: TrainingRun, result: StepResult) -> None:
         "optimizer.grad_clip, or pass over such steps with train.nonfinite=skip, in another run folder (--out) or anew "
         "in this one (--fresh)."
     )
-
-
-def _due(run: TrainingRun, every: int) -> bool:
-    """Whether something done every so many steps is due; at the end everything is."""
-    return run.reached.step % every == 0 or run.reached.step == run.plan.steps
 
 
 def _log(run: TrainingRun, result: StepResult, lr: float, watch: Stopwatch) -> None:

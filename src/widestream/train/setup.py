@@ -119,6 +119,10 @@ class TrainingRun:
         if self.metrics is not None:
             self.metrics.write({"kind": kind, "step": self.reached.step, **values})
 
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps is due; at the end everything is."""
+        return self.reached.step % every == 0 or self.reached.step == self.plan.steps
+
     def batch_at(self, step: int) -> Batch:
         """This process's part of the batch of a step."""
         return self.batches.at(batch_of(step, self.rollbacks), self.world.reader, self.world.readers)
@@ -134,8 +138,7 @@ class TrainingRun:
     def save(self) -> None:
         """Begin a checkpoint of where the run stands (`Saver.begin`); all processes have to ask for it."""
         settle(self.model)
-        reached, every = self.reached, self.config.train.eval_every
-        evaluated = reached.heldout is not None and (reached.step % every == 0 or reached.step == self.plan.steps)
+        reached, evaluated = self.reached, self.due(self.config.train.eval_every)
         state = {
             "wall_s": reached.wall_s,
             "skipped": reached.skipped,
