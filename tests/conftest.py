@@ -1,4 +1,5 @@
-"""Every test computes with one thread, so that parallel workers do not fight over the cores."""
+"""Every test computes with one thread, so that parallel workers do not fight over the cores, and draws the same numbers
+whatever ran before it in its worker."""
 
 import pytest
 import torch
@@ -8,6 +9,12 @@ from tiny_runs import write_data
 from widestream.train import begin
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Weights that a test does not seed itself."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
