@@ -6,6 +6,9 @@
     python lab/new_room.py run --base BASE --old OLD --new NEW --out ROOM             # several at once; goes on
     python lab/new_room.py table --out ROOM
 
+The same with `--scale pretrained` for a model from elsewhere, imported by `widestream import hf`; OLD is then prose in
+that model's tokens.
+
 Every arm begins with the same function, sees the same batches for the same number of steps, and is tried at the same
 rates; the best one (by the half of the held-out windows that is not reported) goes on to three seeds. Two regimes:
 `frozen` trains new parameters alone, `full` the others too, at a rate of their own that is searched likewise.
@@ -53,11 +56,44 @@ from widestream.train.parallel import World
 from widestream.train.step import batch_loss
 
 CPU = torch.device("cpu")
-TOKENS, WINDOWS, STEPS, EVALUATE_EVERY, LIMIT = 256, 8, 200, 50, 64
-SEEDS = (0, 1, 2)
-RATES = {"frozen": (1e-3, 3e-3, 1e-2, 3e-2), "full": (3e-4, 1e-3, 3e-3)}
-FACTORS = (1.0, 10.0)
-"""Full: rates of new parameters over those of the others."""
+PRECISION = "float32"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done."""
+
+    tokens: int
+    """Of a window."""
+    windows: int
+    """Of a step."""
+    steps: int
+    every: int
+    """Steps between measurements."""
+    limit: int
+    """Windows that a loss is measured on."""
+    seeds: tuple[int, ...]
+    rates: dict[str, tuple[float, ...]]
+    factors: tuple[float, ...]
+    """Full: rates of new parameters over those of the others."""
+    arms: dict[str, tuple[str, ...]] | None = None
+    """Regimes of the arms that are tried; None: all."""
+
+
+SCALES = {
+    "demo": Scale(
+        tokens=256, windows=8, steps=200, every=100, limit=64, seeds=(0, 1, 2), factors=(1.0, 10.0),
+        rates={"frozen": (1e-3, 3e-3, 1e-2, 3e-2), "full": (3e-4, 1e-3, 3e-3)},
+    ),
+    "pretrained": Scale(
+        tokens=128, windows=2, steps=200, every=100, limit=32, seeds=(0, 1, 2), factors=(10.0,),
+        rates={"frozen": (1e-3, 1e-2), "full": (3e-5, 1e-4)},
+        arms={
+            "plain": ("full",), "wide 2 R": ("frozen", "full"), "identity": ("frozen",), "lora on W_O": ("frozen",),
+            "scalars": ("frozen",),
+        },
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -202,25 +238,26 @@ class Job:
         return f"{name}_{self.regime}_{self.rate:g}_{self.factor:g}_{self.seed}.json"
 
 
-def searched() -> list[Job]:
+def searched(scale: Scale) -> list[Job]:
     """The search: one seed at every rate."""
+    regimes = scale.arms or {name: arm.regimes for name, arm in ARMS.items()}
     return [
-        Job(name, regime, rate, factor, SEEDS[0])
-        for (name, arm), regime in product(ARMS.items(), RATES)
-        if regime in arm.regimes
-        for rate in RATES[regime]
-        for factor in (FACTORS if regime == "full" and arm.new else (1.0,))
+        Job(name, regime, rate, factor, scale.seeds[0])
+        for name, own in regimes.items()
+        for regime in own
+        for rate in scale.rates[regime]
+        for factor in (scale.factors if regime == "full" and ARMS[name].new else (1.0,))
     ]
 
 
-def chosen(out: Path) -> list[Job]:
+def chosen(out: Path, scale: Scale) -> list[Job]:
     """The best of every arm whose search is done, at all seeds."""
     jobs: list[Job] = []
-    for name, regime in product(ARMS, RATES):
-        mine = [job for job in searched() if (job.arm, job.regime) == (name, regime)]
+    for name, regime in product(ARMS, scale.rates):
+        mine = [job for job in searched(scale) if (job.arm, job.regime) == (name, regime)]
         if mine and all((out / job.file).is_file() for job in mine):
             best = min(mine, key=lambda job: read(out, job)["rows"][-1]["new, chosen on"])
-            jobs += [replace(best, seed=seed) for seed in SEEDS]
+            jobs += [replace(best, seed=seed) for seed in scale.seeds]
     return jobs
 
 
@@ -229,7 +266,7 @@ def read(out: Path, job: Job) -> dict[str, Any]:
     return json.loads((out / job.file).read_text())
 
 
-def train(job: Job, base: Path, old_data: Path, new_data: Path) -> dict[str, Any]:
+def train(job: Job, scale: Scale, base: Path, old_data: Path, new_data: Path) -> dict[str, Any]:
     """Train one arm; rows of losses and of what the new rows hold."""
     torch.manual_seed(job.seed)
     arm = ARMS[job.arm]
@@ -248,19 +285,19 @@ def train(job: Job, base: Path, old_data: Path, new_data: Path) -> dict[str, Any
         for rate in sorted({rate for _, rate in trained})
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
-    batches = TrainBatches(opened(new_data, "train"), TOKENS, WINDOWS, job.seed)
-    rows = [measured(model, 0, old_data, new_data)]
-    for step in range(STEPS):
-        progress = step / STEPS
-        share = min((step + 1) / (STEPS / 10), 0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    batches = TrainBatches(opened(new_data, "train"), scale.tokens, scale.windows, job.seed)
+    rows = [measured(model, 0, scale, old_data, new_data)]
+    for step in range(scale.steps):
+        progress = step / scale.steps
+        share = min((step + 1) / (scale.steps / 10), 0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
         optimizer.zero_grad(set_to_none=True)
-        batch_loss(model, batches.at(step), CPU, "bf16").total.backward()
+        batch_loss(model, batches.at(step), CPU, PRECISION).total.backward()
         nn.utils.clip_grad_norm_([value for value, _ in trained], 1.0)
         optimizer.step()
-        if (step + 1) % EVALUATE_EVERY == 0:
-            rows.append(measured(model, step + 1, old_data, new_data))
+        if (step + 1) % scale.every == 0:
+            rows.append(measured(model, step + 1, scale, old_data, new_data))
     fresh = sum(v.numel() for name, v in model.named_parameters() if any(part in name for part in arm.new))
     return {
         "job": job.__dict__,
@@ -278,27 +315,19 @@ def opened(data: Path, split: str) -> TokenStore:
 
 
 @torch.no_grad()
-def measured(model: Decoder, step: int, old_data: Path, new_data: Path) -> dict[str, float]:
+def measured(model: Decoder, step: int, scale: Scale, old_data: Path, new_data: Path) -> dict[str, float]:
     """Held-out losses, and how much of the last state's square lies in rows that the checkpoint had not."""
     row: dict[str, float] = {"step": step}
-    for label, data in (("new", new_data), ("old", old_data)):
-        store = opened(data, "heldout")
-        reported, chosen_on = divide_windows(store, TOKENS, 0.5)
-        for part, among in ((label, reported), (f"{label}, chosen on", chosen_on)):
-            found = evaluate(
-                model,
-                store,
-                world=World(CPU),
-                sequence_length=TOKENS,
-                batch_size=8,
-                precision="bf16",
-                limit=LIMIT,
-                among=among,
-            )
-            row[part] = found.loss
+    new, old = opened(new_data, "heldout"), opened(old_data, "heldout")
+    reported, chosen_on = divide_windows(new, scale.tokens, 0.5)
+    for part, store, among in (("new", new, reported), ("new, chosen on", new, chosen_on), ("old", old, None)):
+        row[part] = evaluate(
+            model, store, world=World(CPU), sequence_length=scale.tokens, batch_size=scale.windows,
+            precision=PRECISION, limit=scale.limit, among=among,
+        ).loss  # fmt: skip
     rows = getattr(model.config.stream, "key_dim", 0)
     if rows > model.config.num_heads:
-        batch = TrainBatches(opened(new_data, "heldout"), TOKENS, 4, 0).at(0)
+        batch = TrainBatches(new, scale.tokens, 4, 0).at(0)
         with record_exchanges(model) as exchanges:
             model(batch.tokens, batch.segments)
         by_row = exchanges[-1].state.float().square().sum((0, 1, 2))  # of a state [B, T, D_v, D_k]
@@ -322,10 +351,10 @@ def text(out: Path) -> None:
             file.write(json.dumps(module) + "\n")
 
 
-def run(out: Path, base: Path, old_data: Path, new_data: Path) -> None:
+def run(out: Path, scale: Scale, base: Path, old_data: Path, new_data: Path) -> None:
     """What is not done yet; several of these may run at once."""
     out.mkdir(parents=True, exist_ok=True)
-    while left := [job for job in searched() + chosen(out) if not (out / job.file).is_file()]:
+    while left := [job for job in searched(scale) + chosen(out, scale) if not (out / job.file).is_file()]:
         free = [job for job in left if not (out / f"{job.file}.claim").exists()]
         if not free:
             return
@@ -335,17 +364,17 @@ def run(out: Path, base: Path, old_data: Path, new_data: Path) -> None:
         except FileExistsError:
             continue
         try:
-            record = train(free[0], base, old_data, new_data)
+            record = train(free[0], scale, base, old_data, new_data)
             (out / free[0].file).write_text(json.dumps(record, indent=1))
             print(free[0].file, {name: round(value, 4) for name, value in record["rows"][-1].items()}, flush=True)
         finally:
             claim.unlink()
 
 
-def table(out: Path) -> None:
+def table(out: Path, scale: Scale) -> None:
     """Every arm at its best rate: losses with 95 % t-intervals of the difference to the reference, seed by seed."""
-    jobs = [job for job in dict.fromkeys(chosen(out)) if (out / job.file).is_file()]
-    references = {"full": "plain", "frozen": "lora"}
+    jobs = [job for job in dict.fromkeys(chosen(out, scale)) if (out / job.file).is_file()]
+    references = {"full": "plain", "frozen": "lora" if scale.arms is None else "lora on W_O"}
     for regime, reference in references.items():
         print(f"\n| {regime} | new parameters | rate, factor | new data | minus {reference} | old data | in new rows |")
         print("|---|---|---|---|---|---|---|")
@@ -383,12 +412,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Does the new room of a widened stream get used?")
     parser.add_argument("do", choices=["text", "run", "table"])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scale", choices=list(SCALES), default="demo")
     for name in ("base", "old", "new"):
         parser.add_argument(f"--{name}", type=Path)
     given = parser.parse_args()
     if given.do == "text":
         text(given.out)
     elif given.do == "table":
-        table(given.out)
+        table(given.out, SCALES[given.scale])
     else:
-        run(given.out, given.base, given.old, given.new)
+        torch.set_num_threads(1)
+        run(given.out, SCALES[given.scale], given.base, given.old, given.new)
