@@ -66,11 +66,45 @@ def test_with_what_was_written_the_lanes_of_a_pass_follow_it():
     torch.testing.assert_close((found.steps[1].float() @ lanes), carried, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_lanes_of_alternating_updates(rank):
+    """The lanes with their weights held: what they are when nothing but lanes is added up (eqs. 1 to 3 by hand)."""
+    seen = seen_with({"kind": "altup", "lanes": 3, "rank": rank}, {})
+    found, stream = lane_mixing(seen), seen.model.stream
+    assert found.dynamic
+    assert (found.steps[0] == torch.eye(3)).all(), "attention leaves the lanes as they are"
+    start, behind, done = (exchange.state for exchange in seen.exchanges[:3])
+    mlp, P = seen.exchanges[2].written[0], start.lanes
+    c = behind.active + mlp
+
+    def routed(layer, v):
+        normed = stream.router_norms[layer](v) / stream.width
+        return torch.tanh(normed @ stream.router[layer].T)
+
+    weights = 1 + routed(0, c) @ stream.correct[0].T
+    x = P + weights[..., None] * (c - P[..., :1, :].squeeze(-2))[..., None, :]
+    M = (routed(1, x[..., 0, :]) @ stream.predict[1].T).unflatten(-1, (3, 3))
+    torch.testing.assert_close(done.lanes, x + M @ x, rtol=1e-4, atol=1e-5)
+    written = c - P[..., 0, :] * (1 / 2**0.5 if rank else 1)  # all of c that is no lane
+    left = done.lanes - (M @ (weights[..., None] * written[..., None, :]) + weights[..., None] * written[..., None, :])
+    torch.testing.assert_close(found.steps[1].float() @ P, left, rtol=1e-4, atol=1e-5)
+    assert weights.std() > 0.01
+    assert M.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    "stream", [{"kind": "mhc", "residual": "identity"}, {"kind": "gated_residual", "rank": 4}, {"kind": "parallel"}]
+)
+def test_lanes_that_go_past_unmixed(stream):
+    assert lane_mixing(seen_with(stream, {})) is None
+
+
 @pytest.mark.parametrize(("kind", "number"), [(kind, number) for kind, number in CASES if number == 0])
 def test_every_kind_can_be_asked(kind, number):
     seen = seen_of(kind, number)
     found, mixing = gates(seen), lane_mixing(seen)
-    assert (mixing is not None) == (isinstance(seen.model.stream, LaneBase) and seen.model.stream.lanes > 0)
+    mixed = isinstance(seen.model.stream, LaneBase) and seen.model.stream.lanes > 0
+    assert (mixing is not None) == (mixed or kind == "altup")
     for gate in found:
         least, *quartiles, largest = gate.over_all()
         assert least <= quartiles[0] <= quartiles[1] <= quartiles[2] <= largest

@@ -3,7 +3,8 @@
     H_{i+1} = A_i H_i + B_i y_i        A_i [n, n] mixes the lanes H_i [n, W] that reader i finds on their way past it
     H_j     = A_{j-1} ... A_i H_i + ...
 
-With static weights the product is a property of the model, with dynamic ones of each token in a pass.
+With static weights the product is a property of the model, with dynamic ones of each token in a pass. AltUp's lanes are
+those behind its prediction; those of mHC with H_res = I, of gated residual and of parallel lanes go past unmixed.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from widestream.lens.look import Seen
+from widestream.streams.lanes.altup import AltUpStream
 from widestream.streams.lanes.base import LaneBase
 
 
@@ -65,18 +67,26 @@ class LaneMixing:
 @torch.no_grad()
 def lane_mixing(seen: Seen) -> LaneMixing | None:
     """The mixing matrices of a pass; None where the stream has no lanes that are mixed with each other."""
-    coefficients = lane_coefficients(seen)
-    if not coefficients:
+    steps = _steps(seen)
+    if not steps:
         return None
-    stream = seen.model.stream
-    assert isinstance(stream, LaneBase)
-    steps = [mixing[..., stream.segments :, :] for mixing, _ in coefficients]
-    if not steps[0].shape[-2]:
-        return None  # they go past unmixed
     tokens = seen.tokens.shape
     readers = list(dict.fromkeys(reader.whole.name for reader in seen.readers()))
     dynamic = any(step.ndim > 2 for step in steps)
     return LaneMixing(readers, torch.stack([step.expand(*tokens, -1, -1) for step in steps]).double(), dynamic)
+
+
+def _steps(seen: Seen) -> list[Tensor]:
+    """How lanes are mixed past each block; none where they go past unmixed."""
+    stream = seen.model.stream
+    if isinstance(stream, AltUpStream):
+        return [
+            stream.lane_mixing(after.site, before.state, after.written[0]) for before, after in pairwise(seen.exchanges)
+        ]
+    if not isinstance(stream, LaneBase):
+        return []
+    steps = [mixing[..., stream.segments :, :] for mixing, _ in lane_coefficients(seen)]
+    return steps if steps[0].shape[-2] else []
 
 
 def lane_coefficients(seen: Seen) -> list[tuple[Tensor, Tensor]]:

@@ -43,8 +43,8 @@
   };
 
   /* One box for all figures that says what lies under the pointer. */
-  const tip = make("div", { id: "tip", role: "tooltip", hidden: "" });
-  document.body.append(tip);
+  const tip = document.getElementById("tip") ?? make("div", { id: "tip", role: "tooltip", hidden: "" });
+  if (!tip.isConnected) document.body.append(tip);
   const show = (event, title, rows) => {
     const lines = rows.filter(([, value]) => value !== "" && value !== undefined)
       .map(([name, value]) => make("div", {}, make("span", {}, name), make("b", {}, value)));

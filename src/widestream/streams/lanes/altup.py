@@ -205,16 +205,40 @@ class AltUpStream(VectorBase[AltUpConfig]):
     def corrected(self, site: int, state: State, written: Tensor) -> Tensor:
         """Eq. 3: the lanes [B, T, n, D] behind the MLP whose write is at `site`."""
         assert state.lanes is not None
-        layer, c = site // 2 - 1, state.active + written
-        weights = 1 + F.linear(self._routed(layer, c), self.correct[layer])
+        c = state.active + written
+        weights = self._corrections(site // 2 - 1, c)
         return torch.addcmul(state.lanes, weights.unsqueeze(-1), (c - state.lanes[..., 0, :]).unsqueeze(-2))
+
+    def lane_mixing(self, site: int, state: State, written: Tensor) -> Tensor:
+        """How lanes P are mixed by the write at `site`, behind a block and up to the next reader [B, T, n, n].
+
+        That is, to P' (to x in front of the head) from P, with weights as they are for this token; what is not a
+        multiple of lanes (the block's output, z, LAuReL) counts as written. Attention leaves P as it is.
+        """
+        assert state.lanes is not None
+        same = torch.eye(self.num_lanes, device=written.device).expand(*written.shape[:-1], -1, -1)
+        if site % 2:
+            return same
+        layer, mixing = site // 2, same.clone()
+        weights = self._corrections(layer - 1, state.active + written)
+        if self.rank:  # c holds P_0 / sqrt(2)
+            mixing[..., 0] += (1 / math.sqrt(2) - 1) * weights
+        if site < len(self.readers) - 1:
+            mixing = (same + self._predictions(layer, self.corrected(site, state, written))) @ mixing
+        return mixing
 
     def _enter(self, site: int, x: Tensor) -> State:
         """Eq. 1 of the layer whose attention reads at `site`."""
-        layer = site // 2
-        M = F.linear(self._routed(layer, x[..., 0, :]), self.predict[layer]).unflatten(-1, (self.num_lanes,) * 2)
-        P = x + M @ x
+        P = x + self._predictions(site // 2, x) @ x
         return State(P[..., 0, :], P)
+
+    def _predictions(self, layer: int, x: Tensor) -> Tensor:
+        """M [B, T, n, n] of lanes [B, T, n, D]."""
+        return F.linear(self._routed(layer, x[..., 0, :]), self.predict[layer]).unflatten(-1, (self.num_lanes,) * 2)
+
+    def _corrections(self, layer: int, c: Tensor) -> Tensor:
+        """Of every lane 1 + (W_c r(c))_j [B, T, n]."""
+        return 1 + F.linear(self._routed(layer, c), self.correct[layer])
 
     def _behind_attention(self, site: int, active: Tensor, written: Tensor) -> Tensor:
         """Eq. 2: a [B, T, D] behind the attention whose write is at `site`."""
