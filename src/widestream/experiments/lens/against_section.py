@@ -67,18 +67,14 @@ def to_dict(beside: Beside) -> dict[str, Any]:
 
 
 def page_data(found: Inspection, beside: Beside) -> dict[str, Any]:
-    """What the page's script draws: three maps, the first two in one scale."""
+    """What the page's script draws: two maps in one scale, and their difference, which it works out."""
     views = {}
     for view in ("size", "part"):
-        own, other, difference = getattr(beside.own, view), getattr(beside.other, view), beside.difference(view)
+        own, other = getattr(beside.own, view), getattr(beside.other, view)
         top = packing.largest(own, other)
-        views[view] = [
-            packing.view(own, top),
-            packing.view(other, top),
-            packing.view(difference, packing.largest(difference)),
-        ]
+        views[view] = [packing.view(own, top), packing.view(other, top)]
     return {
-        "names": [*names(found, beside), "difference"],
+        "names": names(found, beside),
         "writers": [one.name for one in beside.own.writers],
         "readers": [one.name for one in beside.own.readers],
         "views": views,

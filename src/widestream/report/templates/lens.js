@@ -196,6 +196,12 @@
 
   const names = (label, list) => (index) => [label, list[index]];
   const unpacked = ({ top, bytes: text }) => ({ top, cells: new Int16Array(bytes(text).buffer) });
+  // One matrix minus another of the same scale, in a scale of its own.
+  const minus = (own, other) => {
+    const apart = Array.from(own.cells, (cell, i) => (cell === NONE || other.cells[i] === NONE ? null : cell - other.cells[i]));
+    const most = apart.reduce((top, value) => Math.max(top, Math.abs(value ?? 0)), 0) || 1;
+    return { top: own.top * most / TOP, cells: Int16Array.from(apart, (value) => (value === null ? NONE : Math.round(value / most * TOP))) };
+  };
   // Wires on a map: the cells of one table, and for the tip a value of each.
   const setWires = (heat, { readers, writers }, { cells }, tables) => {
     const at = (row, column) => row * writers.length + column;
@@ -236,11 +242,14 @@
     const tools = element("div", section), beside = element("div", section);
     tools.className = "tools";
     beside.className = "beside";
-    const heats = data.against.names.map((name) => new Heat(beside, name, "", "h3"));
+    const titles = [own, other, "difference"], heats = titles.map((name) => new Heat(beside, name, "", "h3"));
     all.push(...heats);
-    const views = Object.fromEntries(Object.entries(data.against.views).map(([name, three]) => [name, three.map(unpacked)]));
+    const views = Object.fromEntries(Object.entries(data.against.views).map(([name, pair]) => {
+      const both = pair.map(unpacked);
+      return [name, [...both, minus(...both)]];
+    }));
     chooser(tools, Object.keys(views), (word) => heats.forEach((heat, i) =>
-      setWires(heat, data.against, views[word][i], data.against.names.map((name, j) => [name, views[word][j]]))));
+      setWires(heat, data.against, views[word][i], titles.map((name, j) => [name, views[word][j]]))));
   }
 
   if (data.lanes) {
