@@ -87,7 +87,7 @@ SCALES = {
     ),
     "pretrained": Scale(
         tokens=128, windows=2, steps=200, every=100, limit=32, seeds=(0, 1, 2), factors=(10.0,),
-        rates={"frozen": (1e-3, 1e-2), "full": (3e-5, 1e-4)},
+        rates={"frozen": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4)},
         arms={
             "plain": ("full",), "wide 2 R": ("frozen", "full"), "identity": ("frozen",), "lora on W_O": ("frozen",),
             "scalars": ("frozen",),

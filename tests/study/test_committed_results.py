@@ -17,8 +17,7 @@ def test_the_page_of_the_kept_results_has_every_study_and_every_run():
     with opened(LAB) as folders:
         sections = studies_page.find_sections(folders)
         names = {section.name for section in sections}
-        # The evidence of two is notes and rows of metrics; one has not been run yet.
-        kept = {*study_names()} - {"demo", "zoo", "maps_length"}
+        kept = {*study_names()} - {"demo", "zoo"}  # whose evidence is notes and rows of metrics
         assert {"resources", "moments", "mup", "tune", *kept} <= names
         html = studies_page.studies_page(sections)
         assert not [folder for folder in folders if folder != LAB and str(folder) in html]

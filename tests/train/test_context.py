@@ -121,6 +121,19 @@ def test_so_do_four(data, tmp_path, other, kind):
     trains_as_one({other: 2, "context": 2}, data, tmp_path, {"stream": MATRIX, **ALIBI}, {"micro_batch_size": 1}, kind)
 
 
+@pytest.mark.drill
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [
+        ({"stream": MATRIX, **ALIBI}, {"stream_memory": "writes"}),
+        ({"stream": VECTOR, **ROTARY, "token_before": "dense", "attention_convolution": "kv"}, {}),
+    ],
+    ids=["matrix", "vector"],
+)
+def test_compiled_too(data, tmp_path, model, train):
+    trains_as_one({"context": 2}, data, tmp_path, model, {"compile": True, **train}, "adamw")
+
+
 def trains_as_one(parallel, data, tmp_path, model, train, kind):
     """Losses, gradient norms and evaluations to 1e-5; run.json says who shared what.
 
@@ -172,7 +185,6 @@ def test_a_run_goes_on_with_windows_shared_and_not(data, tmp_path):
     [
         ({"data": {"sequence_length": 15}}, 2, r"context is 2, which does not divide the 15 tokens of a window"),
         ({}, 4, r"context is 4, which does not divide model.num_heads=2"),
-        ({"train": {"compile": True}}, 2, r"train.compile was not tried with train.parallel.context yet; leave one"),
         ({"train": {"batch_size": 3}}, 2, r"batch_size=3 cannot be split evenly over 2 groups of 2 processes; make it"),
         (
             {"train": {"micro_batch_size": 3}}, 2,

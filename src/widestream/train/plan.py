@@ -42,8 +42,6 @@ def make_plan(config: RunConfig, readers: int = 1) -> Plan:
             "tokens; lower the first or raise the second."
         )
     _require_divisible(config.model, length, config.train.parallel.context)
-    if config.train.compile and config.train.parallel.context > 1:
-        raise UserError("train.compile was not tried with train.parallel.context yet; leave one of the two out.")
     micro_batch_size, micro_batches = _split(config.train, readers)
     steps = num_steps(config)
     phases(steps, config.schedule)
