@@ -118,9 +118,7 @@ def _require_blocks(model: ModelConfig, parallel: ParallelConfig) -> None:
             "use train.parallel.context, or shard."
         )
     if parallel.context > 1:
-        raise UserError(
-            "train.parallel.tensor was not tried with train.parallel.context yet; leave one of the two out."
-        )
+        raise UserError("train.parallel.tensor does not go with train.parallel.context yet; leave one of the two out.")
     if model.moe.num_experts:
         raise UserError(f"{setting}, and experts (model.moe) cannot be shared out yet; use train.parallel.shard.")
     if model.qk_norm.over == "full":
@@ -132,7 +130,7 @@ def _require_blocks(model: ModelConfig, parallel: ParallelConfig) -> None:
     for name, number in counts.items():
         if number % parallel.tensor:
             raise UserError(
-                f"{setting}, which does not divide model.{name}={number}: each process has as many of them."
+                f"{setting}, which does not divide model.{name}={number}: each process has its part of them."
             )
     for block in kind.blocks(model):
         if (block.num_neurons or 0) % parallel.tensor:
