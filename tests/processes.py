@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import GroupName
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -173,7 +175,7 @@ def hold_and_send(
         del model, optimizer, parameters, held, moments
 
 
-SENDING = ("c10d::", "_c10d_functional::", "widestream::swap")
+SENDING = ("c10d::", "_c10d_functional::", "widestream::swap", "widestream::all_reduce")
 NOTHING_SENT = ("wait_tensor", "wrap_tensor_autograd")
 
 
@@ -198,7 +200,10 @@ def _ring_bytes(name: str, args: Any) -> float:
     if name == "all_gather_into_tensor":  # given its share alone, and the size of the group
         return size * (args[1] - 1)
     group = next((leaf for leaf in args if isinstance(leaf, torch.ScriptObject)), None)
-    number = dist.ProcessGroup.unbox(group).size() if group is not None else dist.get_world_size()
+    own = next((leaf for leaf in tree_leaves(args) if isinstance(leaf, str)), None)  # of this package's operators
+    number = dist.get_world_size()
+    if group is not None or own is not None:
+        number = (dist.ProcessGroup.unbox(group) if own is None else _resolve_process_group(GroupName(own))).size()
     twice = 2 if name.startswith(("allreduce", "all_reduce")) else 1
     return twice * size * (number - 1) / number
 

@@ -11,7 +11,7 @@ operator `widestream::all_reduce`.
 Letters as in `blocks.split`, F neurons, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -75,6 +75,10 @@ class Cut:
     parts: tuple[int, ...]
     """Lengths of the parts along it."""
 
+    def shape(self, whole: Sequence[int], size: int) -> torch.Size:
+        """Of what each of `size` processes has of a parameter of this shape."""
+        return torch.Size(length // size if dim == self.dim else length for dim, length in enumerate(whole))
+
     def own(self, whole: Tensor, rank: int, size: int) -> Tensor:
         """What process `rank` of `size` has of a whole parameter."""
         pieces = (part.tensor_split(size, self.dim)[rank] for part in whole.split(self.parts, self.dim))
@@ -122,9 +126,8 @@ class SharedBlocks:
         for block in _divided(blocks):
             for module, name, cut in _cuts(block):
                 parameter = module.get_parameter(name)
-                shape = list(parameter.shape)
-                shape[cut.dim] //= self.size
-                module.register_parameter(name, nn.Parameter(parameter.new_empty(shape)))
+                here = parameter.new_empty(cut.shape(parameter.shape, self.size))
+                module.register_parameter(name, nn.Parameter(here))
             if isinstance(block, DenseAttention):
                 block.rows = {role: number // self.size for role, number in block.rows.items()}
             block.adds_bias = self.rank == 0
