@@ -53,7 +53,15 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", [Layout(tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(tensor=2),
+        pytest.param(Layout(1, 2, tensor=2), marks=pytest.mark.drill),
+        pytest.param(Layout(2, 1, tensor=2), marks=pytest.mark.drill),
+    ],
+    ids=str,
+)
 def test_gradients_of_shared_blocks_are_those_of_whole_ones(layout, tmp_path):
     """Losses and norms to 1e-6, gradients to 1e-5 of their norms."""
     cases = {name: (config, None, "sdpa") for name, config in MODELS.items()} | WAYS
@@ -91,7 +99,8 @@ def test_two_processes_train_as_one(data, tmp_path, parallel, model, train, kind
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("parallel", [{"tensor": 2, "shard": 2}, {"tensor": 2, "replicate": 2}, {"tensor": 4}], ids=str)
 def test_so_do_four(data, tmp_path, parallel, kind):
-    model = {"stream": VECTOR, **EVERYTHING, "num_heads": 8, "num_kv_heads": 4}
+    changes = EVERYTHING if kind == "adamw" else {**ROTARY, "activation": "swiglu"}
+    model = {"stream": VECTOR, **changes, "num_heads": 8, "num_kv_heads": 4}
     trains_as_one(parallel, data, tmp_path, model, {"micro_batch_size": 1}, kind)
 
 
@@ -127,33 +136,46 @@ def assert_same_rows(one, other, rel=1e-5):
             assert b[name] == pytest.approx(a[name], rel=rel), (name, a["step"])
 
 
-@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=pytest.mark.drill)])
-def test_a_run_goes_on_in_other_layouts(data, tmp_path, kind):
-    """From four processes to two, one and back: the same losses; in the same layout the same bits."""
+OTHERS_OF_TWO = {"alone": {}, "shard": {"shard": 2}}
+OTHERS_OF_FOUR = {"alone": {}, "shard": {"shard": 4}, "four": {"tensor": 4}, "groups": {"tensor": 2, "replicate": 2}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "others"),
+    [
+        ("adamw", {"tensor": 2}, OTHERS_OF_TWO),
+        pytest.param("muon", {"tensor": 2, "shard": 2}, OTHERS_OF_FOUR, marks=pytest.mark.drill),
+        pytest.param("adamw", {"tensor": 2, "shard": 2}, OTHERS_OF_FOUR, marks=pytest.mark.drill),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_in_other_layouts(data, tmp_path, kind, layout, others):
+    """The same losses, in the same layout the same bits; and back from the one before."""
 
     def config(**parallel):
-        model = {"context": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 257, "stream": VECTOR, **EVERYTHING}
+        model = {"context": 32, "num_heads": 8, "num_kv_heads": 4, "vocab_size": 257, "stream": VECTOR}
         train = {"steps": 6, "save_every": 3, "keep": 5, "batch_size": 4, "parallel": parallel}
-        return tiny_config(data, model=model, train=train, optimizer={"kind": kind, "grad_clip": 0.5, "eps": 1e-6})
+        optimizer = {"kind": kind, "grad_clip": 0.5, "eps": 1e-6}
+        return tiny_config(data, model=EVERYTHING | model, train=train, optimizer=optimizer)
 
-    def go_on(source, name, size, **parallel):
+    def go_on(source, name, parallel):
         shutil.copytree(tmp_path / source, tmp_path / name)
         shutil.rmtree(tmp_path / name / "checkpoints/step_00000006")
         (tmp_path / name / "done.json").unlink()
-        go = train_quickly if size == 1 else partial(train_on, size)
+        go = partial(train_on, math.prod(parallel.values())) if parallel else train_quickly
         go(config(**parallel), tmp_path / name)
 
-    train_on(4, config(tensor=2, shard=2), tmp_path / "whole")
-    assert len(list((tmp_path / "whole/checkpoints/step_00000006").glob("optimizer-*-of-00004.safetensors"))) == 4
-    go_on("whole", "same", 4, tensor=2, shard=2)
+    size = math.prod(layout.values())
+    train_on(size, config(**layout), tmp_path / "whole")
+    assert len(list((tmp_path / "whole/checkpoints/step_00000006").glob(f"optimizer-*-of-0000{size}*"))) == size
+    go_on("whole", "same", layout)
     for what in ("model", "optimizer"):
         same, whole = (weights(tmp_path / name, 6, what) for name in ("same", "whole"))
         assert all(torch.equal(same[name], value) for name, value in whole.items())
-    go_on("whole", "alone", 1)
-    go_on("whole", "shard", 2, shard=2)
-    go_on("whole", "four", 4, tensor=4)
-    go_on("shard", "back", 4, tensor=2, replicate=2)
-    for name in ("alone", "shard", "four", "back"):
+    for name, other in others.items():
+        go_on("whole", name, other)
+    go_on("alone", "back", layout)
+    for name in (*others, "back"):
         assert_same_rows(tmp_path / "whole", tmp_path / name, rel=5e-5 if kind == "muon" else 1e-5)
 
 

@@ -331,8 +331,9 @@ def average_when(model: Decoder, last: bool) -> None:
     Where all hold all of them, once for all micro-batches is enough; where they are shared out, none can hold them.
     """
     if isinstance(model, FSDPModule):
-        meshes = {parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor)}
-        model.set_requires_gradient_sync(last or any(mesh["shard"].size() > 1 for mesh in meshes))
+        # Of a block: what is not in blocks is whole here. Those who share blocks share that out in any case.
+        mesh = next(parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor))
+        model.set_requires_gradient_sync(last or mesh["shard"].size() > 1 or model.block_split is not None)
         model.set_requires_all_reduce(last)  # between groups, once for all: each process adds up its share till then
 
 
