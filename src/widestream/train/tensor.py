@@ -136,9 +136,9 @@ class SharedBlocks:
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """What each process of the group has; all have to ask."""
-        found = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        dist.all_gather(found, tensor.contiguous(), group=_resolve_process_group(GroupName(self.group)))
-        return found
+        found = tensor.new_empty(self.size * tensor.numel())
+        dist.all_gather_into_tensor(found, tensor.flatten(), group=_resolve_process_group(GroupName(self.group)))
+        return list(found.view(self.size, *tensor.shape))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of what the processes of the group hand in; all have to ask."""
