@@ -107,7 +107,7 @@ def test_so_do_four(data, tmp_path, parallel, kind):
 def trains_as_one(parallel, data, tmp_path, model, train, kind):
     """Losses, gradient norms and evaluations to 1e-5; run.json says who shared what.
 
-    Muon makes steps in bfloat16, which grow what rounding there is: 5e-5, and weights to 1e-3.
+    Muon makes steps in bfloat16, which grow what rounding there is: 5e-5, and weights to 5e-3.
     """
     sizes = {"context": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 257}
     train = {"steps": 6, "eval_every": 3, "eval_windows": 5, "save_every": 3, "keep": 5, **train}
@@ -123,7 +123,7 @@ def trains_as_one(parallel, data, tmp_path, model, train, kind):
         one, other = (weights(tmp_path / name, step, what) for name in ("alone", "shared"))
         assert one.keys() == other.keys()
         for name, value in one.items():
-            assert (other[name] - value).norm() <= (1e-3 if kind == "muon" else 1e-4) * value.norm() + 1e-9, name
+            assert (other[name] - value).norm() <= (5e-3 if kind == "muon" else 1e-4) * value.norm() + 1e-9, name
 
 
 def assert_same_rows(one, other, rel=1e-5):

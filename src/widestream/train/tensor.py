@@ -28,6 +28,7 @@ from widestream.blocks.mlp import MLP
 from widestream.blocks.norm import NormBehind
 from widestream.blocks.qk_norm import QKNorm
 from widestream.blocks.roles import Declared
+from widestream.train.context import swap
 from widestream.train.parallel import World
 
 
@@ -136,9 +137,7 @@ class SharedBlocks:
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """What each process of the group has; all have to ask."""
-        found = tensor.new_empty(self.size * tensor.numel())
-        dist.all_gather_into_tensor(found, tensor.flatten(), group=_resolve_process_group(GroupName(self.group)))
-        return list(found.view(self.size, *tensor.shape))
+        return list(swap(tensor.expand(self.size, *tensor.shape), self.group))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of what the processes of the group hand in; all have to ask."""
