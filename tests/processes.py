@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import GroupName
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,7 +32,7 @@ from widestream.train import begin
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import join_world
-from widestream.train.shards import Layout, build_shared, fill, own, whole
+from widestream.train.shards import Layout, Shares, build_shared, gradient_norm, join_gradients, own
 from widestream.train.step import optimizer_step
 
 
@@ -106,26 +108,31 @@ def sharded_gradients(model: ModelConfig, depth: Depth, path: Path, environment:
     dist.destroy_process_group()
 
 
-def gradients_of_shared_windows(
-    cases: dict[str, tuple[ModelConfig, Depth | None, Attention]], path: Path, environment: dict[str, str]
+def shared_gradients(
+    cases: dict[str, tuple[ModelConfig, Depth | None, Attention]],
+    layout: Layout,
+    path: Path,
+    environment: dict[str, str],
 ) -> None:
-    """A backward pass of each of these models, all processes sharing the windows of `documents_batch`.
+    """A backward pass of each of these models, all processes reading the windows of `documents_batch`.
 
-    Rank 0 saves each model's loss, as a mean over the processes, and whole gradients.
+    Rank 0 saves each model's loss, as a mean over the processes, whole gradients, and the norm of all of them.
     """
     os.environ.update(environment)
     torch.set_num_threads(1)
-    size = int(environment["WORLD_SIZE"])
     found: dict[str, dict[str, torch.Tensor]] = {}
-    with join_world("cpu", context=size) as world:
+    with join_world("cpu", context=layout.context, tensor=layout.tensor) as world:
         for name, (config, depth, attention) in cases.items():
-            model = build_shared(config, 3, world, Layout(context=size), depth, attention)
+            model = build_shared(config, 3, world, layout, depth, attention)
+            shares = Shares(model)
             stir(model)
             loss = model.loss(*documents_batch(config))
             loss.total.backward()
-            gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+            join_gradients(model)
+            norm = gradient_norm(model)
+            gradients = {key: shares.whole(key, p.grad) for key, p in model.named_parameters() if p.grad is not None}
             losses = torch.stack((loss.total.detach(), loss.cross_entropy, loss.balance)).detach()
-            found[name] = {**gradients, "loss": world.sum_(losses) / size}
+            found[name] = {**gradients, "loss": world.sum_(losses) / world.size, "norm": norm}
         if world.is_main:
             torch.save(found, path)
         del model, loss, gradients
@@ -134,15 +141,16 @@ def gradients_of_shared_windows(
 def initial_weights(model: ModelConfig, layout: Layout, path: Path, environment: dict[str, str]) -> None:
     """Build a model in a layout; rank 0 saves its whole weights, and how many numbers each rank holds."""
     os.environ.update(environment)
-    with join_world("cpu") as world:
+    with join_world("cpu", context=layout.context, tensor=layout.tensor) as world:
         decoder = build_shared(model, 3, world, layout)
-        weights = {name: whole(value) for name, value in weights_of(decoder).items()}
+        shares = Shares(decoder)
+        weights = {name: shares.whole(name, value) for name, value in weights_of(decoder).items()}
         held = torch.zeros(world.size)
         held[world.rank] = sum(part.numel() for part in own(decoder.state_dict().values()))
-        shares = world.sum_(held).tolist()
+        numbers = world.sum_(held).tolist()
         if world.is_main:
             save_file(weights, path)
-            path.with_name("shares.json").write_text(json.dumps(shares))
+            path.with_name("shares.json").write_text(json.dumps(numbers))
         del decoder, weights
 
 
@@ -151,7 +159,7 @@ def hold_and_send(
 ) -> None:
     """Take a step in a layout; each rank writes the bytes it holds (weights, gradients, moments) and sends."""
     os.environ.update(environment)
-    with join_world("cpu", context=layout.context) as world:
+    with join_world("cpu", context=layout.context, tensor=layout.tensor) as world:
         model = build_shared(config.model, 3, world, layout)
         optimizer = build_optimizer(model, config.optimizer)
         tokens = torch.randint(config.model.vocab_size, (2 * micro_batches, config.model.context))
@@ -167,7 +175,7 @@ def hold_and_send(
         del model, optimizer, parameters, held, moments
 
 
-SENDING = ("c10d::", "_c10d_functional::", "widestream::swap")
+SENDING = ("c10d::", "_c10d_functional::", "widestream::swap", "widestream::all_reduce")
 NOTHING_SENT = ("wait_tensor", "wrap_tensor_autograd")
 
 
@@ -192,17 +200,20 @@ def _ring_bytes(name: str, args: Any) -> float:
     if name == "all_gather_into_tensor":  # given its share alone, and the size of the group
         return size * (args[1] - 1)
     group = next((leaf for leaf in args if isinstance(leaf, torch.ScriptObject)), None)
-    number = dist.ProcessGroup.unbox(group).size() if group is not None else dist.get_world_size()
+    own = next((leaf for leaf in tree_leaves(args) if isinstance(leaf, str)), None)  # of this package's operators
+    number = dist.get_world_size()
+    if group is not None or own is not None:
+        number = (dist.ProcessGroup.unbox(group) if own is None else _resolve_process_group(GroupName(own))).size()
     twice = 2 if name.startswith(("allreduce", "all_reduce")) else 1
     return twice * size * (number - 1) / number
 
 
 def stir(model: Decoder) -> None:
     """Move all weights a little, by the same numbers in every layout, so that none is zero or one."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        values = whole(parameter.detach())
-        fill(parameter, values + 0.1 * torch.randn(values.shape, generator=generator))
+    generator, shares = torch.Generator().manual_seed(1), Shares(model)
+    for name, parameter in model.named_parameters():
+        values = shares.whole(name, parameter.detach())
+        shares.fill(name, parameter, values + 0.1 * torch.randn(values.shape, generator=generator))
 
 
 def documents_batch(model: ModelConfig) -> tuple[torch.Tensor, ...]:

@@ -85,8 +85,11 @@ def test_a_share_is_a_piece_of_the_first_dimension(rows, parts):
         ("adamw", Layout(2, 1), 2),
         ("adamw", Layout(1, 2, "bf16"), 2),
         ("adamw", Layout(context=2), 2),
+        ("adamw", Layout(tensor=2), 2),
+        ("muon", Layout(tensor=2), 2),
         pytest.param("adamw", Layout(2, 2), 4, marks=pytest.mark.drill),
         pytest.param("muon", Layout(2, 2), 4, marks=pytest.mark.drill),
+        pytest.param("muon", Layout(1, 2, tensor=2), 4, marks=pytest.mark.drill),
     ],
     ids=str,
 )

@@ -9,7 +9,16 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageReader, load
 
 from widestream.errors import UserError
-from widestream.runs.tensor_files import Piece, StoredTensor, copy_into, files_of, put_whole, write_part, write_whole
+from widestream.runs.tensor_files import (
+    PUT_WHOLE,
+    Piece,
+    Put,
+    StoredTensor,
+    copy_into,
+    files_of,
+    write_part,
+    write_whole,
+)
 
 TENSORS = {"a": torch.randn(7, 3), "b": torch.randn(2, 2, 2), "c": torch.tensor(5.0), "d": torch.randn(1)}
 PARTS = 4
@@ -42,7 +51,7 @@ def empty():
 
 def test_parts_are_what_was_cut(folder):
     found = empty()
-    copy_into(folder, paths(folder), found, put_whole)
+    copy_into(folder, paths(folder), found, PUT_WHOLE)
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
 
 
@@ -50,11 +59,12 @@ def test_parts_are_what_was_cut(folder):
 def test_rows_of_parts(folder, first, end):
     seen = []
 
-    def put(tensor, stored: StoredTensor):
-        if stored.name == "a":
-            seen.append(stored.rows(first, end))
+    class Rows(Put):
+        def put(self, tensor, stored: StoredTensor):
+            if stored.name == "a":
+                seen.append(stored.rows(first, end))
 
-    copy_into(folder, paths(folder), empty(), put)
+    copy_into(folder, paths(folder), empty(), Rows())
     assert torch.equal(seen[0], TENSORS["a"][first:end])
 
 
@@ -142,7 +152,7 @@ NO_ROWS = "does not say which rows it holds"
 def test_parts_that_do_not_fit_are_a_sentence(folder, change, words):
     rewritten(paths(folder)[1], change)
     with pytest.raises(UserError, match=words):
-        copy_into(folder, paths(folder), empty(), put_whole)
+        copy_into(folder, paths(folder), empty(), PUT_WHOLE)
 
 
 def test_a_pickle_in_the_place_of_a_part_runs_nothing(folder, tmp_path):
@@ -153,7 +163,7 @@ def test_a_pickle_in_the_place_of_a_part_runs_nothing(folder, tmp_path):
     paths(folder)[1].write_bytes(pickle.dumps(Hostile()))
     (folder / ".metadata").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(UserError, match="no readable safetensors file"):
-        copy_into(folder, paths(folder), empty(), put_whole)
+        copy_into(folder, paths(folder), empty(), PUT_WHOLE)
     assert not (tmp_path / "ran").exists()
     with pytest.raises(AttributeError):  # what torch's own format would have done
         FileSystemReader(str(folder)).read_metadata()

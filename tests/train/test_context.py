@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import ranks
 from models import tiny
-from processes import documents_batch, gradients_of_shared_windows, stir, train_quickly
+from processes import documents_batch, shared_gradients, stir, train_quickly
 from ranks import rows, train_on, weights
 from tiny_runs import tiny_config
 from widestream.errors import UserError
@@ -85,7 +85,7 @@ def check_gradients(size, group, tmp_path):
     plain = {name: (config, None, "sdpa") for name, config in (MODELS if group == "models" else KINDS).items()}
     cases = WAYS if group == "ways" else plain
     path = tmp_path / "gradients.pt"
-    assert ranks.run(gradients_of_shared_windows, cases, path, size=size) == [0] * size
+    assert ranks.run(shared_gradients, cases, Layout(context=size), path, size=size) == [0] * size
     found = torch.load(path)
     for name, (config, depth, attention) in cases.items():
         model = build_model(config, 3, depth=depth, attention=attention)

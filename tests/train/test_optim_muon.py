@@ -21,6 +21,7 @@ from widestream.runs.checkpoint import load_optimizer, load_weights
 from widestream.runs.checkpoint_writer import save
 from widestream.train.optim import build_optimizer, set_lr, set_momentum
 from widestream.train.optim_muon import Divided, MuonWithAdamW, matrices
+from widestream.train.shards import Shares
 
 MUP = {"init": {"scheme": "mup", "std": 0.5}, "mup": {"base_num_heads": 1, "base_mlp_dim": 8}}
 
@@ -128,7 +129,8 @@ def test_experts_and_heads_step_as_if_they_were_alone():
     generator = torch.Generator().manual_seed(0)
     start, gradient = (torch.randn(3, 8, 4, generator=generator) for _ in range(2))
     experts = nn.Parameter(start.clone())
-    divided = Divided(experts, Role(1.0, "weight", splits=(4, 4)), split_heads=False)
+    shares = Shares(build_model(tiny()))
+    divided = Divided("experts", experts, Role(1.0, "weight", splits=(4, 4)), split_heads=False, shares=shares)
     experts.grad = gradient.clone()
     divided.lend_gradient()
     torch.optim.Muon(divided.views, lr=0.1).step()

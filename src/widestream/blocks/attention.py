@@ -194,7 +194,7 @@ class BareAttention(Declared):
         """Convolutions start as the identity: 1 for the token itself, 0 for those before."""
         identity = {}
         for name in self.convolved:
-            taps = torch.zeros(getattr(self, f"taps_{name}").shape)
+            taps = torch.zeros(self.own_shapes[f"taps_{name}"])
             taps[0] = 1.0
             identity[f"taps_{name}"] = taps
         return identity
@@ -234,7 +234,7 @@ class BareAttention(Declared):
         q, k = self.place(q, k, context)
         if context.split is None:
             return self._mix_tokens(q, k, v, context)
-        q, k, v = context.split.to_heads(*(_as_autocast(x) for x in (q, k, v)))
+        q, k, v = context.split.to_heads(*(as_autocast(x) for x in (q, k, v)))
         return context.split.to_tokens(self._mix_tokens(q, k, v, context))
 
     def _mix_tokens(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
@@ -245,7 +245,7 @@ class BareAttention(Declared):
         k, v = (for_all_heads(x, q.shape[1]) for x in (k, v))
         mask = context.masks[self.window]
         if context.fused or isinstance(mask, FlexMask):
-            q, k, v = (_as_autocast(x) for x in (q, k, v))
+            q, k, v = (as_autocast(x) for x in (q, k, v))
         if isinstance(mask, FlexMask):
             return flex(q, k, v, mask, self.scale).transpose(1, 2)
         if self.soft_cap is not None:
@@ -303,6 +303,8 @@ class DenseAttention(Declared):
         axes = (roles.width,) if axes is None else axes
         self.core = BareAttention(config, layer, slot, window, bias_out=False, axes=axes)
         self.head_dim = config.head_dim
+        self.adds_bias = True
+        """Whether it is this process that adds `bias_out`, of those that share the block."""
         inner, width = config.num_heads * config.head_dim, size(axes)
         numbers = {"q": roles.heads.size, "k": roles.kv_heads.size, "v": roles.kv_heads.size}
         if self.core.values.replaced:
@@ -335,7 +337,7 @@ class DenseAttention(Declared):
 
     def put_out(self, heads: Tensor) -> Tensor:
         """W_O: heads [B, T, H, K] -> [B, T, D]."""
-        return F.linear(heads.flatten(2), self.out, self.bias_out)
+        return F.linear(heads.flatten(2), self.out, self.bias_out if self.adds_bias else None)
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, cap: float | None = None) -> Tensor:
@@ -363,7 +365,7 @@ def for_all_heads(x: Tensor, num_heads: int, dim: int = 1) -> Tensor:
     return x if x.shape[dim] == num_heads else x.repeat_interleave(num_heads // x.shape[dim], dim=dim)
 
 
-def _as_autocast(x: Tensor) -> Tensor:
+def as_autocast(x: Tensor) -> Tensor:
     """What autocast makes of an input of SDPA."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

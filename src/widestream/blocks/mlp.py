@@ -41,6 +41,8 @@ class MLP(Declared):
     ):
         super().__init__()
         self.activation: Activation = config.activation
+        self.adds_bias = True
+        """Whether it is this process that adds `b2`, of those that share the block."""
         self.bare = num_neurons == 0
         if self.bare:
             return
@@ -59,4 +61,5 @@ class MLP(Declared):
         """Role x [B, T, D] -> [B, T, D]. Bare: [B, T, F], or with a gate [B, T, 2 F], -> [B, T, F]."""
         if self.bare:
             return activate(self.activation, inputs["x"])
-        return F.linear(activate(self.activation, F.linear(inputs["x"], self.w1, self.b1)), self.w2, self.b2)
+        hidden = activate(self.activation, F.linear(inputs["x"], self.w1, self.b1))
+        return F.linear(hidden, self.w2, self.b2 if self.adds_bias else None)

@@ -7,7 +7,7 @@ Muon may take the parameter (RMT paper C.2.1; "Tensor Programs V", arXiv 2203.03
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -170,10 +170,12 @@ class Declared(nn.Module):
     def __init__(self):
         super().__init__()
         self.own_roles: dict[str, Role] = {}
+        self.own_shapes: dict[str, tuple[int, ...]] = {}
+        """Of whole parameters, whatever part of one this process holds."""
 
     def declare(self, name: str, shape: tuple[int, ...], role: Role) -> None:
         """Register the parameter `name` [shape] with its role; `initialize` fills it."""
-        self.own_roles[name] = role
+        self.own_roles[name], self.own_shapes[name] = role, shape
         self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
     def initial_values(self) -> dict[str, Tensor]:
@@ -183,25 +185,37 @@ class Declared(nn.Module):
 
 def named_roles(model: nn.Module) -> dict[str, Role]:
     """The role of every parameter, by the parameter's full name, in the model's own order."""
-    roles = {
-        f"{prefix}.{name}" if prefix else name: role
+    return {name: owner.own_roles[own] for name, owner, own in _declared(model)}
+
+
+def named_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The whole shape of every parameter, by its full name, whatever part of it this process holds."""
+    return {name: owner.own_shapes[own] for name, owner, own in _declared(model)}
+
+
+def _declared(model: nn.Module) -> Iterator[tuple[str, Declared, str]]:
+    """Every parameter in the model's own order: its full name, the module that declared it, its name there."""
+    owners = {
+        f"{prefix}.{name}" if prefix else name: (module, name)
         for prefix, module in model.named_modules()
         if isinstance(module, Declared)
-        for name, role in module.own_roles.items()
+        for name in module.own_roles
     }
-    return {name: roles[name] for name, _ in model.named_parameters()}
+    return ((name, *owners[name]) for name, _ in model.named_parameters())
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+def initialize(model: nn.Module, seed: int, put: Callable[[str, Tensor, Tensor], object] | None = None) -> None:
     """Fill every parameter from its role, each from a generator of its own, so that a new one changes no other.
 
     Args:
         model: its parameters and buffers are filled.
         seed: of random numbers.
-        put: copies values into a parameter or buffer, of which a process may hold a part.
+        put: copies values into the parameter or buffer of a name, of which a process may hold a part;
+            default: all of them.
     """
-    parameters = dict(model.named_parameters())
+    put = put or (lambda _, tensor, values: tensor.copy_(values))
+    parameters, shapes = dict(model.named_parameters()), named_shapes(model)
     for name, role in named_roles(model).items():
         parameter = parameters[name]
         if role.std is None:
@@ -210,14 +224,15 @@ def initialize(model: nn.Module, seed: int, put: Callable[[Tensor, Tensor], obje
         # A name's hash must not differ between processes, so Python's own will not do.
         key = int.from_bytes(name.encode(), "little") % (2**31 - 1)
         generator = torch.Generator().manual_seed(seed * (2**31 - 1) + key)
-        values = torch.empty(parameter.shape).normal_(0, 1, generator=generator).mul_(role.std)
+        values = torch.empty(shapes[name]).normal_(0, 1, generator=generator).mul_(role.std)
         values[: role.zero_rows] = 0
-        put(parameter, values)
+        put(name, parameter, values)
     tensors = parameters | dict(model.named_buffers())
     for prefix, module in model.named_modules():
         if isinstance(module, Declared):
             for name, value in module.initial_values().items():
-                put(tensors[f"{prefix}.{name}" if prefix else name], value)
+                full = f"{prefix}.{name}" if prefix else name
+                put(full, tensors[full], value)
 
 
 def size(axes: tuple[Axis, ...]) -> int:

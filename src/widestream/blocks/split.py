@@ -1,7 +1,8 @@
-"""Windows whose tokens several processes share: what blocks ask of whoever sends tokens from one to the other.
+"""Windows and blocks that several processes share: what a model asks of whoever sends something from one to the other.
 
 A block that looks at one token at a time knows nothing of it. Attention, convolutions over tokens and the balance of
 experts look at others, and ask a `TokenSplit`, which `Context.split` holds. There is none in one process.
+What a `BlockSplit` divides is smaller than the model's settings say, and knows nothing of it either.
 
 Letters: B batch, N processes, T tokens of a whole window, t = T / N of them here, H heads, H_kv heads of keys and
 values, K head width.
@@ -9,7 +10,7 @@ values, K head width.
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class TokenSplit(Protocol):
@@ -45,4 +46,16 @@ class TokenSplit(Protocol):
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of what the processes hand in, in any shape."""
+        ...
+
+
+class BlockSplit(Protocol):
+    """The processes that share the heads and neurons of every block, and read the same windows."""
+
+    def own_heads(self, num_heads: int) -> slice:
+        """The heads that this process computes, H / N of them."""
+        ...
+
+    def divide(self, blocks: nn.ModuleList) -> None:
+        """Leave those heads and neurons in each block that this process computes, and have the outputs added up."""
         ...

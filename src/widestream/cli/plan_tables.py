@@ -5,6 +5,7 @@ from rich.table import Table
 
 from widestream.plan import Device, Forecast
 from widestream.recipe import RunConfig
+from widestream.train.shards import Layout
 
 GB = 1e9
 
@@ -49,7 +50,7 @@ def settings(one: Forecast) -> list[str]:
     return [
         f"train.parallel.replicate={layout.replicate}",
         f"train.parallel.shard={layout.shard}",
-        *([f"train.parallel.context={layout.context}"] if layout.context > 1 else []),
+        *(f"train.parallel.{name}={number}" for name, number in _within(layout)),
         f"train.micro_batch_size={one.plan.micro_batch_size}",
         f"train.activation_checkpointing={str(one.checkpointing).lower()}",
     ]
@@ -110,8 +111,13 @@ def _layouts(advised: list[Forecast]) -> Table:
 
 def _name(one: Forecast) -> str:
     layout = one.layout
-    context = f" x context {layout.context}" if layout.context > 1 else ""
-    return f"replicate {layout.replicate} x shard {layout.shard}{context}"
+    within = "".join(f" x {name} {number}" for name, number in _within(layout))
+    return f"replicate {layout.replicate} x shard {layout.shard}{within}"
+
+
+def _within(layout: Layout) -> list[tuple[str, int]]:
+    """How many read the same windows, by setting, where any do."""
+    return [(name, number) for name in ("context", "tensor") if (number := getattr(layout, name)) > 1]
 
 
 def _table(title: str, *columns: str) -> Table:

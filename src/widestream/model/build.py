@@ -7,7 +7,7 @@ import torch
 
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.roles import initialize
-from widestream.blocks.split import TokenSplit
+from widestream.blocks.split import BlockSplit, TokenSplit
 from widestream.errors import UserError
 from widestream.machine import memory_errors, memory_total
 from widestream.model.decoder import Decoder
@@ -79,6 +79,7 @@ def meta_model(
     depth: Depth | None = None,
     attention: Attention = "sdpa",
     split: TokenSplit | None = None,
+    block_split: BlockSplit | None = None,
 ) -> Decoder:
     """The model without memory for its weights, for counting.
 
@@ -87,7 +88,7 @@ def meta_model(
     for sentence in stream_class(config.stream.kind).warnings(config):
         warn_once(sentence)
     with torch.device("meta"), memory_errors("The model", SMALLER):  # sizes that no number holds
-        return Decoder(config, depth, attention, split)
+        return Decoder(config, depth, attention, split, block_split)
 
 
 @functools.cache

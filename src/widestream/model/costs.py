@@ -20,6 +20,8 @@ from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
 
 EMBEDDINGS = ("embedding", "positions", "unembedding")
+OF_BLOCKS = ("attention projections", "attention over keys", "mlp matrices")
+"""Parts of the FLOPs (`count_flops`) that blocks compute."""
 
 
 @dataclass(frozen=True)

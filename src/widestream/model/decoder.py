@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from widestream.blocks.alibi import ALL
 from widestream.blocks.attention import BareAttention, DenseAttention
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
@@ -16,7 +17,7 @@ from widestream.blocks.experts import BALANCE, LOAD, Experts
 from widestream.blocks.mlp import MLP
 from widestream.blocks.norm import Norm, NormBehind
 from widestream.blocks.roles import Declared, Role, Roles, named_roles, size
-from widestream.blocks.split import TokenSplit
+from widestream.blocks.split import BlockSplit, TokenSplit
 from widestream.errors import UserError
 from widestream.kernels.cross_entropy import linear_cross_entropy
 from widestream.model.depth import Depth, Eager
@@ -61,6 +62,8 @@ class Decoder(Declared):
         attention: what computes attention; see `blocks.attention_kind`.
         split: the processes that share windows, if several do (train/context.py). Each is given whole windows and
             computes with its own t of their T tokens.
+        block_split: the processes that share blocks, if several do (train/tensor.py). Blocks then have the heads and
+            neurons of this one alone.
     """
 
     unembedding: Tensor
@@ -74,12 +77,13 @@ class Decoder(Declared):
         depth: Depth | None = None,
         attention: Attention = "sdpa",
         split: TokenSplit | None = None,
+        block_split: BlockSplit | None = None,
     ):
         super().__init__()
         self.config = config
         self.depth = Eager() if depth is None else depth
         self.attention: Attention = attention
-        self.split = split
+        self.split, self.block_split = split, block_split
         roles = Roles(config)
         kind = stream_class(config.stream.kind)
         self.stream = kind(config, roles)
@@ -89,6 +93,8 @@ class Decoder(Declared):
         """How far the attention blocks see."""
         self.embedding = Embedding(config, roles, self.stream.embedding_axes(roles), self.stream.position_axes(roles))
         self.blocks = nn.ModuleList(self._make_block(index, roles) for index in range(len(self.layout)))
+        if block_split is not None:
+            block_split.divide(self.blocks)
         axes = self.stream.head_axes(roles)
         head = roles.unembedding(axes)
         self.output_multiplier = head.multiplier
@@ -188,6 +194,7 @@ class Decoder(Declared):
             attention=self.attention,
             numbers=positions,
             split=self.split,
+            heads=ALL if self.block_split is None else self.block_split.own_heads(self.config.num_heads),
         )
         numbers = order if positions is None else positions
         if self.split is not None:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from widestream.blocks.split import TokenSplit
+from widestream.blocks.split import BlockSplit, TokenSplit
 from widestream.kernels.cross_entropy import cut_as_on_gpu
 from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
@@ -41,6 +41,7 @@ def live_bytes(
     gathered: torch.dtype = torch.float32,
     gpu: bool = False,
     split: TokenSplit | None = None,
+    block_split: BlockSplit | None = None,
 ) -> Live:
     """What a forward and a backward pass have alive beside weights and gradients.
 
@@ -55,13 +56,15 @@ def live_bytes(
         gathered: type in which a block's weights are there while it computes.
         gpu: whether head and loss are cut as on a GPU.
         split: the processes that share windows, if several do.
+        block_split: the processes that share blocks, if several do.
     """
     found: dict[int, Live] = {}
 
     def at(layers: int) -> Live:
         if layers not in found:
             with cut_as_on_gpu() if gpu else contextlib.nullcontext():
-                found[layers] = _measure(replace(config, num_layers=layers), way, windows, precision, gathered, split)
+                shallow = replace(config, num_layers=layers)
+                found[layers] = _measure(shallow, way, windows, precision, gathered, split, block_split)
         return found[layers]
 
     return Live(
@@ -77,9 +80,10 @@ def _measure(
     precision: str,
     gathered: torch.dtype,
     split: TokenSplit | None,
+    block_split: BlockSplit | None = None,
 ) -> Live:
     with FakeTensorMode(), torch.device("cpu"):
-        model = Decoder(config, way(config), split=split)
+        model = Decoder(config, way(config), split=split, block_split=block_split)
         for parameter in model.blocks.parameters():
             parameter.data = parameter.data.to(gathered)
         for parameter in model.parameters():

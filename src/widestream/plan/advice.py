@@ -29,7 +29,7 @@ def advise(
 ) -> list[Forecast]:
     """Every layout of so many devices that holds the run, each with the micro-batch that makes its step quickest.
 
-    How many of them share a window (`train.parallel.context`) is the recipe's to say.
+    How many of them share a window (`train.parallel.context`) or blocks (`tensor`) is the recipe's to say.
 
     Args:
         config: the run; its micro-batch and activation checkpointing are chosen anew.
@@ -52,10 +52,11 @@ def advise(
 
 
 def _layouts(config: RunConfig, devices: int, precision: str) -> Iterator[Layout]:
-    context = config.train.parallel.context
-    groups = devices // context
+    context, tensor = config.train.parallel.context, config.train.parallel.tensor
+    groups = devices // (context * tensor)
     for shard in (number for number in range(1, groups + 1) if groups % number == 0):
-        yield Layout(groups // shard, shard, precision if shard * context > 1 else "float32", context)
+        sent = precision if shard * context * tensor > 1 else "float32"
+        yield Layout(groups // shard, shard, sent, context, tensor)
 
 
 def _best(

@@ -6,7 +6,7 @@ from typing import Any
 
 from widestream.errors import UserError
 from widestream.model.build import meta_model
-from widestream.model.costs import count_flops
+from widestream.model.costs import OF_BLOCKS, count_flops
 from widestream.model.live import Live
 from widestream.plan.devices import STREAMED, USED, Device
 from widestream.plan.memory import Memory, at_work, shares, step_bytes
@@ -106,9 +106,9 @@ def forecast(
     on_links: dict[Link, float] = defaultdict(float)
     for one in sent:
         on_links[one.link] += one.bytes
-    tokens = plan.tokens_per_step / (layout.replicate * layout.parts)
+    tokens = plan.tokens_per_step / (layout.replicate * layout.block_parts)
     passes = 4 if config.train.activation_checkpointing else 3  # a backward pass is two
-    forward = sum(count_flops(model).values())
+    forward = sum(number / (layout.tensor if part in OF_BLOCKS else 1) for part, number in count_flops(model).items())
     return Forecast(
         layout=layout,
         plan=plan,

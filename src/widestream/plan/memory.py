@@ -17,6 +17,7 @@ from widestream.train.context import SharedWindows
 from widestream.train.optim import rate_factors
 from widestream.train.optim_muon import muon_takes
 from widestream.train.shards import Layout
+from widestream.train.tensor import SharedBlocks, find_cuts
 
 FLOAT32, BF16 = 4, 2
 """Bytes of a number."""
@@ -71,11 +72,18 @@ def shares(config: RunConfig, model: Decoder, layout: Layout, part: int = 0) -> 
         layout: who holds what.
         part: which process of its group.
     """
+    cuts, shard = find_cuts(model.blocks), part // layout.tensor
     roles = model.roles()
     factors, muon = rate_factors(roles, config.optimizer), set(muon_takes(roles, config.optimizer))
     weights = gradients = moments = 0
     for name, parameter in model.named_parameters():
-        size = FLOAT32 * share(parameter.shape, layout.parts, part)
+        if name in cuts:
+            numbers = share(cuts[name].shape(parameter.shape, layout.tensor), layout.block_parts, shard)
+        elif name.startswith("blocks."):
+            numbers = share(parameter.shape, layout.block_parts, shard)
+        else:
+            numbers = share(parameter.shape, layout.parts, part)
+        size = FLOAT32 * numbers
         weights += size
         gradients += size if factors[name] else 0
         # AdamW also keeps a number of steps for each of its parameters, frozen ones with it, in every process.
@@ -87,24 +95,41 @@ def at_work(model: Decoder, layout: Layout) -> int:
     """Bytes of weights that are whole at a time: all of the root's, and two blocks with one's gradients."""
     if layout.parts == 1:
         return 0
-    blocks = sorted((_numbers(block.parameters()) for block in model.blocks), reverse=True)
-    root = _numbers(model.parameters()) - sum(blocks)
+    blocks, root = sorted(in_blocks(model, layout), reverse=True), outside_blocks(model)
     sent = BF16 if layout.gather == "bf16" else FLOAT32
     return FLOAT32 * root + sent * sum(blocks[:AT_WORK]) + (sent + FLOAT32) * max(blocks, default=0)
+
+
+def in_blocks(model: Decoder, layout: Layout) -> list[int]:
+    """Numbers of each block's weights that one process computes with."""
+    cuts = find_cuts(model.blocks)
+
+    def numbers(name: str, parameter: nn.Parameter) -> int:
+        return parameter.numel() // (layout.tensor if name in cuts else 1)
+
+    return [
+        sum(numbers(f"blocks.{index}.{name}", parameter) for name, parameter in block.named_parameters())
+        for index, block in enumerate(model.blocks)
+    ]
+
+
+def outside_blocks(model: Decoder) -> int:
+    """Numbers of weights of embedding, stream and head."""
+    return _numbers(model.parameters()) - _numbers(model.blocks.parameters())
 
 
 def step_bytes(config: RunConfig, windows: int, length: int, precision: str, layout: Layout, gpu: bool = True) -> Live:
     """What a step has alive beside weights, gradients and moments.
 
     Where processes share windows it is that of one of them, measured as the rest is: its tokens, and attention with all
-    of the window's.
+    of the window's. Where they share blocks, its heads and neurons.
 
     Args:
         config: says what is kept of the stream and of layers.
         windows: of a micro-batch and process.
         length: of a window.
         precision: `bf16` or `float32`.
-        layout: how weights come to where they compute, and how many processes share a window.
+        layout: how weights come to where they compute, and how many processes share a window, or blocks.
         gpu: whether a GPU computes it, or a CPU.
     """
     gathered = torch.bfloat16 if layout.gather == "bf16" else torch.float32
@@ -124,7 +149,8 @@ def step_bytes(config: RunConfig, windows: int, length: int, precision: str, lay
         )
 
     split = SharedWindows(layout.context) if layout.context > 1 else None
-    return live_bytes(replace(config.model, context=length), way, windows, precision, gathered, gpu, split=split)
+    blocks = SharedBlocks(layout.tensor) if layout.tensor > 1 else None
+    return live_bytes(replace(config.model, context=length), way, windows, precision, gathered, gpu, split, blocks)
 
 
 def _numbers(parameters: Iterator[nn.Parameter]) -> int:

@@ -9,13 +9,14 @@ from typing import Literal
 
 from widestream.model.decoder import Decoder
 from widestream.plan.devices import Device
-from widestream.plan.memory import BF16, FLOAT32
+from widestream.plan.memory import BF16, FLOAT32, in_blocks, outside_blocks
 from widestream.recipe import RunConfig
 from widestream.streams import stream_class
 from widestream.train.optim import rate_factors
 from widestream.train.optim_muon import muon_takes
 from widestream.train.plan import Plan
 from widestream.train.shards import Layout
+from widestream.train.tensor import find_cuts
 
 Link = Literal["inside", "between"]
 """Within a machine, or from machine to machine."""
@@ -46,28 +47,48 @@ def traffic(
         precision: `bf16` or `float32`, in which attention computes.
         device: says which processes share a machine: those of a group of shards are neighbours.
     """
-    sizes, factors = _sizes(config, model)
-    blocks = sum(size for name, size in sizes.items() if name.startswith("blocks."))
-    root, trained = sum(sizes.values()) - blocks, sum(size for name, size in sizes.items() if factors[name])
+    blocks, root = sum(in_blocks(model, layout)), outside_blocks(model)
+    blocks_trained, root_trained = _trained(config, model, layout)
     shards, groups = _link(layout.parts, device), _link(layout.parts * layout.replicate, device)
-    of_shards, of_groups = _around(layout.parts), _around(layout.replicate)
+    of_blocks, of_root, of_groups = map(_around, (layout.block_parts, layout.parts, layout.replicate))
     number = BF16 if layout.gather == "bf16" else FLOAT32
+    within = FLOAT32 * (of_blocks * blocks_trained + of_root * root_trained)
+    between = FLOAT32 * (blocks_trained / layout.block_parts + root_trained / layout.parts)
     found = [
         # Blocks are let go behind the forward pass and gathered again; embedding, head and stream stay till the end.
-        Sent("weights", shards, plan.micro_batches * of_shards * (2 * number * blocks + FLOAT32 * root)),
-        Sent("gradients within groups", shards, plan.micro_batches * of_shards * FLOAT32 * trained),
-        Sent("gradients between groups", groups, 2 * of_groups * FLOAT32 * trained / layout.parts),
+        Sent("weights", shards, plan.micro_batches * (2 * number * of_blocks * blocks + FLOAT32 * of_root * root)),
+        Sent("gradients within groups", shards, plan.micro_batches * within),
+        Sent("gradients between groups", groups, 2 * of_groups * between),
         Sent("matrices of Muon", groups if layout.replicate > 1 else shards, _muon(config, model, layout)),
         Sent("heads of attention", _link(layout.context, device), _heads(config, layout, plan, precision)),
+        Sent("sums of blocks", _link(layout.tensor, device), _sums(config, layout, plan, precision)),
     ]
     return [sent for sent in found if sent.bytes]
 
 
-def _muon(config: RunConfig, model: Decoder, layout: Layout) -> float:
-    """Weight, gradient and momentum are gathered; weight and momentum sent out by the one whose turn it is."""
+def _trained(config: RunConfig, model: Decoder, layout: Layout) -> tuple[float, int]:
+    """Numbers of a process's blocks, and of all else, that have gradients."""
     sizes, factors = _sizes(config, model)
-    taken = sum(sizes[name] for name in muon_takes(model.roles(), config.optimizer) if factors[name])
-    return FLOAT32 * taken * (3 * _around(layout.parts) + 2 * _around(layout.parts * layout.replicate))
+    cuts = find_cuts(model.blocks)
+    blocks = sum(
+        size / (layout.tensor if name in cuts else 1)
+        for name, size in sizes.items()
+        if factors[name] and name.startswith("blocks.")
+    )
+    return blocks, sum(size for name, size in sizes.items() if factors[name] and not name.startswith("blocks."))
+
+
+def _muon(config: RunConfig, model: Decoder, layout: Layout) -> float:
+    """Weight, gradient and momentum are gathered; weight and momentum sent out by the one whose turn it is.
+
+    Of a block that processes share, first what one of them has, then that of all.
+    """
+    sizes, factors = _sizes(config, model)
+    taken = {name: sizes[name] for name in muon_takes(model.roles(), config.optimizer) if factors[name]}
+    cut = sum(taken[name] for name in find_cuts(model.blocks).keys() & taken.keys()) if layout.tensor > 1 else 0
+    of_cut = _around(layout.block_parts) / layout.tensor + _around(layout.tensor)
+    gathered = cut * of_cut + (sum(taken.values()) - cut) * _around(layout.parts)
+    return FLOAT32 * (3 * gathered + 2 * sum(taken.values()) * _around(layout.parts * layout.replicate))
 
 
 def _heads(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> float:
@@ -80,6 +101,16 @@ def _heads(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> flo
     number = BF16 if precision == "bf16" and not model.upcast_attention else FLOAT32
     passes = 3 if config.train.activation_checkpointing else 2
     return passes * layers * tokens * heads * model.head_dim * number * _around(layout.context)
+
+
+def _sums(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> float:
+    """Outputs of blocks in the forward pass, and gradients of what they receive in the backward pass."""
+    model, train = config.model, config.train
+    blocks = sum(block.num_neurons != 0 for block in stream_class(model.stream.kind).blocks(model))
+    tokens = plan.micro_batches * plan.micro_batch_size * plan.sequence_length
+    number = BF16 if precision == "bf16" else FLOAT32
+    passes = 3 if train.activation_checkpointing else 2
+    return passes * blocks * tokens * model.embed_dim * number * 2 * _around(layout.tensor)
 
 
 def _link(processes: int, device: Device) -> Link:

@@ -118,8 +118,8 @@ class ScheduleConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
     """How the processes that torchrun starts share the work. Each has its part of every batch; replicate x shard x
-    context is their number. With neither of the first two given, weights are replicated where they, gradients and
-    moments take at most half of a device's memory, and sharded over all processes else.
+    context x tensor is their number. With neither of the first two given, weights are replicated where they, gradients
+    and moments take at most half of a device's memory, and sharded over all processes else.
     """
 
     replicate: int | None = None
@@ -130,6 +130,10 @@ class ParallelConfig:
     """Processes that share the tokens of a window, so that long windows fit: each computes with its part of them, in
     attention with all of them and its part of the heads. They share out weights, gradients and moments too, as those of
     `shard` do."""
+    tensor: int = 1
+    """Processes that share the heads and neurons of every block (Megatron-LM), so that wide blocks fit and compute
+    quicker: for streams whose attention receives vectors; those of matrix streams have `context`. Outputs of blocks are
+    added up, and so are gradients of what blocks receive: for processes with quick links, of one machine."""
     gather: Literal["auto", "float32", "bf16"] = "auto"
     """How a block's weights are sent where they are sharded; the shares stay float32, and so do gradients. bf16 is for
     `train.precision: bf16`, whose matrices it changes in nothing: half of what is sent and of the memory of whole
@@ -139,7 +143,7 @@ class ParallelConfig:
     is, and ends."""
 
     def __post_init__(self):
-        counts = ("replicate", "shard", "context", "timeout_s")
+        counts = ("replicate", "shard", "context", "tensor", "timeout_s")
         _require(self, "train.parallel", "at least 1", lambda value: value >= 1, *counts)
         _require(self, "train.parallel", "at most 86400", lambda value: value <= 86400, "timeout_s")
 

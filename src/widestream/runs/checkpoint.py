@@ -33,7 +33,7 @@ from widestream.errors import UserError
 from widestream.files import read_bounded
 from widestream.runs.folder import list_checkpoints, require_regular
 from widestream.runs.rows import WRITTEN, Written, written_at
-from widestream.runs.tensor_files import Put, copy_into, files_of, put_whole, whole_name
+from widestream.runs.tensor_files import PUT_WHOLE, Put, copy_into, files_of, whole_name
 
 WEIGHTS, MOMENTS = "model", "optimizer"
 """What files of tensors begin with."""
@@ -149,13 +149,13 @@ def recorded_hash(path: Path) -> str | None:
     return hashes[0] if hashes else None
 
 
-def load_weights(path: Path, model: nn.Module, put: Put = put_whole) -> None:
+def load_weights(path: Path, model: nn.Module, put: Put = PUT_WHOLE) -> None:
     """Load weights into a model of the same shape.
 
     Args:
         path: a .safetensors file, or a checkpoint's folder.
         model: takes the values; its device and dtypes stay.
-        put: copies values into a parameter, of which a process may hold a part.
+        put: copies values into parameters, of which a process may hold parts.
 
     Raises:
         UserError: the file is missing or damaged, or holds another model; names the first difference.
@@ -163,7 +163,7 @@ def load_weights(path: Path, model: nn.Module, put: Put = put_whole) -> None:
     _load(path, WEIGHTS, weights_of(model), put)
 
 
-def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, put: Put = put_whole) -> None:
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, put: Put = PUT_WHOLE) -> None:
     """Load the moments of an optimizer that `build_optimizer` made for `model`; `put` as in `load_weights`.
 
     Raises:

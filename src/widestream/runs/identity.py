@@ -30,7 +30,7 @@ MAY_CHANGE = {
     **dict.fromkeys(("train.threads", "train.device", "train.micro_batch_size", "train.compile"), ROUNDING),
     **dict.fromkeys(("train.activation_checkpointing", "train.stream_memory", "train.anchors"), ROUNDING),
     **dict.fromkeys(("train.parallel.replicate", "train.parallel.shard", "train.parallel.context"), ROUNDING),
-    **dict.fromkeys(("train.parallel.gather",), ROUNDING),
+    **dict.fromkeys(("train.parallel.tensor", "train.parallel.gather"), ROUNDING),
     **dict.fromkeys(("train.kernels", "train.attention", "train.deterministic"), ROUNDING),
 }
 """Settings that a run which goes on may change, and what comes of it. `LENGTH` has rules of its own; every other

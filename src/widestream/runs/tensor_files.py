@@ -10,7 +10,7 @@ A part's header says which rows, as torch.distributed.checkpoint writes it (`DCP
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,6 @@ class Piece:
     """Number of the first of them in the tensor."""
 
 
-Put = Callable[[Tensor, "StoredTensor"], object]
-"""Copies what a file holds into a tensor, of which a process may hold some rows only."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor in files that are open."""
@@ -71,6 +67,21 @@ class StoredTensor:
         if len(self.pieces) == 1:
             return self.pieces[0][2].get_tensor(self.name)
         return self.rows(0, self.shape[0])
+
+
+class Put:
+    """Copies what files hold into tensors; here all of it, and where a process holds parts, those."""
+
+    def shape(self, name: str, tensor: Tensor) -> list[int]:
+        """Shape of the whole of which `tensor` is there."""
+        return list(tensor.shape)
+
+    def put(self, tensor: Tensor, stored: StoredTensor) -> None:
+        """Copy it."""
+        tensor.copy_(stored.whole())
+
+
+PUT_WHOLE = Put()
 
 
 def write_whole(folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> Path:
@@ -128,7 +139,7 @@ def copy_into(path: Path, files: list[Path], tensors: Mapping[str, Tensor], put:
         path: what the files are called in messages.
         files: a whole file, or all parts.
         tensors: take the values.
-        put: copies one.
+        put: copies them.
 
     Raises:
         UserError: a file is missing or damaged, or they hold other tensors; names the first difference.
@@ -139,7 +150,7 @@ def copy_into(path: Path, files: list[Path], tensors: Mapping[str, Tensor], put:
                 raise UserError(f"{path} is of another model: it lacks {name}.")
             if name not in tensors:
                 raise UserError(f"{path} is of another model: it has {name}, which this one lacks.")
-            found, wanted = there[name], list(tensors[name].shape)
+            found, wanted = there[name], put.shape(name, tensors[name])
             if found.shape != wanted:
                 raise UserError(f"{path} is of another model: {name} has shape {found.shape} there and {wanted} here.")
             if found.dtype != (kind := DTYPES.get(tensors[name].dtype)):
@@ -148,12 +159,7 @@ def copy_into(path: Path, files: list[Path], tensors: Mapping[str, Tensor], put:
                     "convert the file, or use another one."
                 )
         for name, tensor in tensors.items():
-            put(tensor, there[name])
-
-
-def put_whole(tensor: Tensor, stored: StoredTensor) -> None:
-    """Copy all of it."""
-    tensor.copy_(stored.whole())
+            put.put(tensor, there[name])
 
 
 @contextmanager

@@ -92,11 +92,11 @@ def _shared(batches: Iterator[Batch], world: World) -> Iterator[tuple[Batch, boo
     """This process's batches, and whether they count.
 
     All processes get as many, since weights that are shared out are made whole by all at once: where batches run out
-    for some, these go through one of another process, for nothing.
+    for some, these go through one of another process, for nothing. Of processes that find the same one counts.
     """
     while group := list(islice(batches, world.readers)):
         mine = world.reader < len(group)
-        yield group[world.reader if mine else 0], mine
+        yield group[world.reader if mine else 0], mine and world.rank == world.first_alike
 
 
 def evaluate_run(run_dir: str | Path, data: str | Path | None = None, device: str | None = None) -> tuple[int, Heldout]:

@@ -71,10 +71,10 @@ def train(config: RunConfig, run_dir: str | Path, resume: bool = True, extend: b
         UserError: something has to be mended first (configuration, data, folder), the disk is full, or the loss is not
             finite. What the folder holds stays usable.
     """
-    folder, settings = Path(run_dir), config.train
+    folder, settings, parallel = Path(run_dir), config.train, config.train.parallel
     with (
         listening() as ending,
-        join_world(settings.device, settings.parallel.timeout_s, settings.parallel.context) as world,
+        join_world(settings.device, parallel.timeout_s, parallel.context, parallel.tensor) as world,
         numerics(settings),
         disk_errors(folder, "give the same command again"),
         memory_errors("A step", "lower train.micro_batch_size, train.batch_size or the model's sizes"),
@@ -153,7 +153,7 @@ def _upcoming(run: TrainingRun) -> Iterator[tuple[int, Batch]]:
 
 def _take_step(run: TrainingRun, batch: Batch, ending: Ending) -> StepResult:
     # A stream may draw random numbers. Seeded by the step they need no saving, and evaluation cannot disturb them.
-    torch.manual_seed((run.config.train.seed << 32) + run.reached.step * run.world.size + run.world.rank)
+    torch.manual_seed((run.config.train.seed << 32) + run.reached.step * run.world.size + run.world.first_alike)
     return optimizer_step(
         run.model,
         run.optimizer,

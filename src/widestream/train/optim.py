@@ -13,7 +13,7 @@ from widestream.model.decoder import Decoder
 from widestream.recipe import RunConfig
 from widestream.recipe.train import MuonConfig, OptimizerConfig
 from widestream.train.optim_muon import Divided, MuonGroup, MuonWithAdamW, muon_rate, muon_takes
-from widestream.train.shards import whole
+from widestream.train.shards import Shares, mesh_of, own
 
 # Stands in for a peak rate of 0, by which the independent decay would have to be divided.
 SMALLEST_RATE = 1e-30
@@ -60,7 +60,10 @@ def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Adam
             f"optimizer.kind is muon, but blocks have no matrix in this model; set {own}optimizer.kind=adamw."
         )
     rate = muon_rate(model.config, config.lr, config.muon)
-    groups = _muon_groups({name: parameters[name] for name in taken}, roles, config, config.muon, rate, factors)
+    divided = {
+        name: Divided(name, parameters[name], roles[name], config.muon.split_heads, Shares(model)) for name in taken
+    }
+    groups = _muon_groups(divided, roles, config, config.muon, rate, factors)
     return MuonWithAdamW(groups, config.muon, adamw)
 
 
@@ -108,13 +111,14 @@ def _adamw(
     config: OptimizerConfig,
     factors: Mapping[str, float],
 ) -> torch.optim.AdamW:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, object], list[nn.Parameter]] = {}
     for name in names:
         decay = _decay(roles[name], config, config.weight_decay) if factors[name] else 0.0
-        key = (config.lr * roles[name].lr_factor * factors[name], decay)
+        # torch steps a group as one, which parameters that other processes share out cannot be.
+        key = (config.lr * roles[name].lr_factor * factors[name], decay, mesh_of(parameters[name]))
         groups.setdefault(key, []).append(parameters[name])
     optimizer = torch.optim.AdamW(
-        [{"params": group, **_rates(*key, config)} for key, group in groups.items()],
+        [{"params": group, **_rates(rate, decay, config)} for (rate, decay, _), group in groups.items()],
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,
@@ -130,7 +134,7 @@ def _adamw(
 
 
 def _muon_groups(
-    parameters: dict[str, nn.Parameter],
+    divided: dict[str, Divided],
     roles: dict[str, Role],
     config: OptimizerConfig,
     muon: MuonConfig,
@@ -139,11 +143,10 @@ def _muon_groups(
 ) -> list[MuonGroup]:
     strength = config.weight_decay if muon.weight_decay is None else muon.weight_decay
     groups: dict[tuple[float, float], list[Divided]] = {}
-    for name, parameter in parameters.items():
-        divided = Divided(parameter, roles[name], muon.split_heads)
+    for name, one in divided.items():
         key = (rate * factors[name], _decay(roles[name], config, strength))
-        groups.setdefault(key, []).append(divided)
-    return [MuonGroup(divided, _rates(*key, config)) for key, divided in groups.items()]
+        groups.setdefault(key, []).append(one)
+    return [MuonGroup(members, _rates(*key, config)) for key, members in groups.items()]
 
 
 def _decay(role: Role, config: OptimizerConfig, strength: float) -> float:
@@ -169,7 +172,9 @@ def set_momentum(optimizer: torch.optim.Optimizer, step: int) -> None:
         optimizer.set_momentum(step)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], limit: float | None, norm: torch.Tensor | None = None
+) -> torch.Tensor:
     """Scale all gradients so that their global norm is at most `limit`, as optax does.
 
     Gradients whose norm is not above the limit are left exactly as they are; others are multiplied by limit / norm.
@@ -177,13 +182,14 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> t
     Args:
         parameters: those whose gradients count; one without a gradient is passed over.
         limit: largest global norm, or None to only measure it.
+        norm: of all gradients, where processes hold parts of them (`shards.gradient_norm`).
 
     Returns:
         The norm before clipping, a float32 scalar on the gradients' device.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    norm = torch.nn.utils.get_total_norm(gradients) if norm is None else norm
     if limit is not None:
         scale = torch.clamp(limit / norm, max=1.0)
-        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(own(gradients), scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm

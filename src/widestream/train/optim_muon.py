@@ -20,7 +20,7 @@ from widestream.blocks.roles import Role
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import MuonConfig, OptimizerConfig
-from widestream.train.shards import fill, hand_out, is_shared, is_turn, whole
+from widestream.train.shards import Shares, hand_out, is_shared, is_turn
 
 MOMENTUM = "momentum_buffer"
 """What torch's Muon calls its moment."""
@@ -82,6 +82,13 @@ def matrices(values: Tensor, role: Role, split_heads: bool) -> list[Tensor]:
 class Divided:
     """A parameter that takes Muon.
 
+    Args:
+        name: its name.
+        parameter: itself.
+        role: says what matrices it holds.
+        split_heads: whether each head is one.
+        shares: what this process holds of it.
+
     Attributes:
         parameter: itself [..., A, B].
         momentum: its momentum, of the same shape.
@@ -89,8 +96,9 @@ class Divided:
         views: its matrices as parameters of torch's Muon.
     """
 
-    def __init__(self, parameter: nn.Parameter, role: Role, split_heads: bool):
+    def __init__(self, name: str, parameter: nn.Parameter, role: Role, split_heads: bool, shares: Shares):
         self.parameter, self._role, self._split_heads = parameter, role, split_heads
+        self._name, self._shares = name, shares
         self.momentum = torch.zeros_like(parameter)
         self.shared = is_shared(parameter)
         # A shared one has no matrices of its own; an empty one stands in its group.
@@ -112,6 +120,14 @@ class Divided:
         """Let go of the gradient, whose memory would stay as long as the views hold it."""
         for view in self.views:
             view.grad = None
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A copy of all of a tensor of which this process holds what it does of the parameter."""
+        return self._shares.whole(self._name, tensor).clone()
+
+    def fill(self, tensor: Tensor, values: Tensor) -> None:
+        """Copy whole values into such a tensor."""
+        self._shares.fill(self._name, tensor, values)
 
     def cut(self, values: Tensor) -> list[Tensor]:
         """The matrices in values of its shape."""
@@ -185,9 +201,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """Step a shared parameter; the process whose turn it is computes."""
         if one.parameter.grad is None:
             return
-        weight, gradient, momentum = (
-            whole(x).clone() for x in (one.parameter.detach(), one.parameter.grad, one.momentum)
-        )
+        weight, gradient, momentum = map(one.whole, (one.parameter.detach(), one.parameter.grad, one.momentum))
         if is_turn(turn):
             views = [nn.Parameter(view) for view in one.cut(weight)]
             muon = torch.optim.Muon(views, **{name: group[name] for name in MUON_SETTINGS})
@@ -195,8 +209,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 view.grad, muon.state[view] = part, {MOMENTUM: moment}
             muon.step()
         hand_out((weight, momentum), turn)
-        fill(one.parameter, weight)
-        fill(one.momentum, momentum)
+        one.fill(one.parameter, weight)
+        one.fill(one.momentum, momentum)
 
     def set_momentum(self, step: int) -> None:
         """Set Muon's momentum for the step with this number, from 0, as its warm-up has it."""

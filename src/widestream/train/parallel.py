@@ -39,16 +39,23 @@ class World:
     """Seconds that this one waits for the others."""
     context: int = 1
     """How many share the tokens of a window; neighbours in number do."""
+    tensor: int = 1
+    """How many share the blocks, and read the same windows; neighbours in number do."""
 
     @property
     def readers(self) -> int:
         """Into how many parts a batch's windows are divided."""
-        return self.size // self.context
+        return self.size // (self.context * self.tensor)
 
     @property
     def reader(self) -> int:
         """Which of these parts this process reads, together with those that share its windows."""
-        return self.rank // self.context
+        return self.rank // (self.context * self.tensor)
+
+    @property
+    def first_alike(self) -> int:
+        """Number of the first of those processes that find the same losses of the same tokens as this one."""
+        return self.rank - self.rank % self.tensor
 
     @property
     def is_main(self) -> bool:
@@ -138,13 +145,14 @@ class World:
 
 
 @contextlib.contextmanager
-def join_world(device: str, timeout_s: int = 600, context: int = 1) -> Iterator[World]:
+def join_world(device: str, timeout_s: int = 600, context: int = 1, tensor: int = 1) -> Iterator[World]:
     """Join the processes that `torchrun` started, or be the only one.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; under torchrun every process takes the GPU of its local rank.
         timeout_s: seconds that processes wait for each other.
         context: how many share the tokens of a window.
+        tensor: how many share the blocks.
 
     Raises:
         UserError: the device does not exist, what torchrun says in the environment is incomplete, the processes cannot
@@ -160,9 +168,10 @@ def join_world(device: str, timeout_s: int = 600, context: int = 1) -> Iterator[
             )
         if not 0 <= rank < size:
             raise UserError(f"RANK is {rank}, and WORLD_SIZE {size}; start the processes with torchrun.")
-    if size % context:
-        there = "there is 1 process" if size == 1 else f"there are {size} processes"
-        raise UserError(f"train.parallel.context is {context}, and {there}; start a multiple of them with torchrun.")
+    for name, number in (("context", context), ("tensor", tensor)):
+        if size % number:
+            there = "there is 1 process" if size == 1 else f"there are {size} processes"
+            raise UserError(f"train.parallel.{name} is {number}, and {there}; start a multiple of them with torchrun.")
     place = find_device(device, _from_torchrun("LOCAL_RANK", 0) if size > 1 else None)
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -171,7 +180,7 @@ def join_world(device: str, timeout_s: int = 600, context: int = 1) -> Iterator[
         return
     with _lost_processes(rank):
         _connect("nccl" if place.type == "cuda" else "gloo", timedelta(seconds=timeout_s))
-    world = World(place, rank, size, timeout_s, context)
+    world = World(place, rank, size, timeout_s, context, tensor)
     try:
         with _lost_processes(rank):
             yield world

@@ -1,11 +1,13 @@
 """What a run will do, in numbers: worked out and checked before anything is allocated."""
 
+import math
 from dataclasses import dataclass
 
 from widestream.errors import UserError
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
-from widestream.recipe.train import TrainConfig
+from widestream.recipe.train import ParallelConfig, TrainConfig
+from widestream.streams import stream_class
 from widestream.train.schedule import phases
 
 
@@ -42,6 +44,9 @@ def make_plan(config: RunConfig, readers: int = 1) -> Plan:
             "tokens; lower the first or raise the second."
         )
     _require_divisible(config.model, length, config.train.parallel.context)
+    _require_blocks(config.model, config.train.parallel)
+    if config.train.compile and config.train.parallel.tensor > 1:
+        raise UserError("train.compile was not tried with train.parallel.tensor yet; leave one of the two out.")
     micro_batch_size, micro_batches = _split(config.train, readers)
     steps = num_steps(config)
     phases(steps, config.schedule)
@@ -56,9 +61,9 @@ def make_plan(config: RunConfig, readers: int = 1) -> Plan:
 
 def _split(train: TrainConfig, readers: int) -> tuple[int, int]:
     """Windows per micro-batch, and micro-batches per process."""
-    context = train.parallel.context
-    kind = "process" if context == 1 else f"group{'s' if readers > 1 else ''} of {context} process"
-    over = f"{readers} {kind}{'es' if max(readers, context) > 1 else ''}"
+    together = math.prod(number for _, number in _within(train))
+    kind = "process" if together == 1 else f"group{'s' if readers > 1 else ''} of {together} process"
+    over = f"{readers} {kind}{'es' if max(readers, together) > 1 else ''}"
     if train.batch_size % readers:
         raise UserError(
             f"train.batch_size={train.batch_size} cannot be split evenly over {over}; make it a multiple of {readers}."
@@ -94,6 +99,46 @@ def _require_divisible(model: ModelConfig, length: int, processes: int) -> None:
             f"{setting}, which does not divide model.num_heads={model.num_heads}: each process computes the attention "
             "of some heads."
         )
+
+
+def _require_blocks(model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Make sure that so many processes can share the blocks of a model.
+
+    Raises:
+        UserError: they cannot; names the setting.
+    """
+    if parallel.tensor == 1:
+        return
+    setting = f"train.parallel.tensor is {parallel.tensor}"
+    kind = stream_class(model.stream.kind)
+    if kind.spec(model).attention == "bare":
+        raise UserError(
+            f"{setting}, and the attention of a {model.stream.kind} stream has no matrices that could be shared out; "
+            "use train.parallel.context, or shard."
+        )
+    if parallel.context > 1:
+        raise UserError("train.parallel.tensor does not go with train.parallel.context yet; leave one of the two out.")
+    if model.moe.num_experts:
+        raise UserError(f"{setting}, and experts (model.moe) cannot be shared out yet; use train.parallel.shard.")
+    if model.qk_norm.over == "full":
+        raise UserError(
+            f"{setting}, and model.qk_norm.over=full norms all heads jointly, of which a process has some; use "
+            "train.parallel.shard, or model.qk_norm.over=head."
+        )
+    counts = {"num_heads": model.num_heads, "num_kv_heads": model.kv_heads, "mlp_dim": model.mlp_dim}
+    for name, number in counts.items():
+        if number % parallel.tensor:
+            raise UserError(
+                f"{setting}, which does not divide model.{name}={number}: each process has its part of them."
+            )
+    for block in kind.blocks(model):
+        if (block.num_neurons or 0) % parallel.tensor:
+            raise UserError(f"{setting}, which does not divide the {block.num_neurons} neurons of layer {block.layer}.")
+
+
+def _within(train: TrainConfig) -> list[tuple[str, int]]:
+    """Settings that let several processes read the same windows."""
+    return [(name, getattr(train.parallel, name)) for name in ("context", "tensor")]
 
 
 def num_steps(config: RunConfig) -> int:

@@ -20,7 +20,7 @@ from widestream.runs.mirror import Mirror
 from widestream.runs.rows import Written
 from widestream.runs.tensor_files import Piece, write_part, write_whole
 from widestream.train.parallel import World
-from widestream.train.shards import Layout, held_pieces
+from widestream.train.shards import Layout, Shares
 
 Files = dict[str, dict[str, Any]]
 """Names of files, and what `checkpoint_writer.describe` says of them."""
@@ -68,8 +68,9 @@ class Saver:
             UserError: the disk is full or cannot be written.
         """
         self.finish()
-        weights = held_pieces(checkpoint.weights_of(model), self._world)
-        moments = held_pieces(checkpoint.moments_of(model, optimizer), self._world)
+        shares, parts = Shares(model), self._layout.parts
+        weights = shares.pieces(checkpoint.weights_of(model), self._world, parts)
+        moments = shares.pieces(checkpoint.moments_of(model, optimizer), self._world, parts)
 
         def begin() -> Path:
             with checkpoint_writer.write_errors(self._run_dir, step):

@@ -34,7 +34,7 @@ from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
 from widestream.train.rollback import Losses, Rollback, batch_of, note_rollback, read_rollbacks, seconds_at
 from widestream.train.saving import Saver, newest_checkpoint
-from widestream.train.shards import build_shared, choose_layout, fill_stored, own, settle
+from widestream.train.shards import Shares, build_shared, choose_layout, own, settle
 
 
 @dataclass(kw_only=True, slots=True)
@@ -195,7 +195,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     origin = world.on_main(lambda: find_origin(config, run_dir, resume))
     model = build_shared(config.model, config.train.seed, world, layout, depth, attention)
     if origin is not None:
-        checkpoint.load_weights(Path(origin.folder), model, fill_stored)
+        checkpoint.load_weights(Path(origin.folder), model, Shares(model))
         if not (world.all_(all_finite(own(model.parameters()))) and is_finite(model, [])):
             raise not_finite(origin.folder)
         settle(model)
@@ -315,8 +315,8 @@ def _restore(
     if saved is None:
         return Reached(wall_s=seconds_at(0, 0.0, rollbacks)), None, Losses(config.train.rollback)
     world.on_main(lambda: require_own(saved, load_config(run_dir), info))
-    checkpoint.load_weights(saved.path, model, fill_stored)
-    checkpoint.load_optimizer(saved.path, model, optimizer, fill_stored)
+    checkpoint.load_weights(saved.path, model, Shares(model))
+    checkpoint.load_optimizer(saved.path, model, optimizer, Shares(model))
     state = saved.state
     reached = Reached(
         step=saved.step,

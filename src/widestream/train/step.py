@@ -11,7 +11,7 @@ from widestream.machine import autocast
 from widestream.model.decoder import Decoder, LossTerms
 from widestream.train.optim import clip_gradients
 from widestream.train.parallel import World
-from widestream.train.shards import average_when
+from widestream.train.shards import average_when, gradient_norm, join_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,10 @@ def optimizer_step(
         rows[world.rank, index] = torch.stack((terms.cross_entropy, terms.z_loss, terms.balance))
         loads.append(terms.load)
 
-    parameters = list(model.parameters())
+    join_gradients(model)
     world.sum_(rows)
     load = world.sum_(torch.stack(loads).sum(0))
-    norm = clip_gradients(parameters, grad_clip)
+    norm = clip_gradients(model.parameters(), grad_clip, gradient_norm(model))
     parts = [share * part for share, part in zip(shares, rows.unbind(1), strict=True)]
     means = torch.stack(parts).sum((0, 1)) / world.size
     # Summed over the processes, so that all of them see what is not finite in any of them, and decide alike.

@@ -1,0 +1,244 @@
+"""Processes that share the heads and neurons of blocks train as one process does."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ranks
+from models import tiny
+from processes import documents_batch, shared_gradients, stir, train_quickly
+from ranks import rows, train_on, weights
+from tiny_runs import tiny_config
+from widestream.errors import UserError
+from widestream.model.build import build_model
+from widestream.model.depth import Eager, Rebuilt, Recomputed, RecomputedBlocks
+from widestream.recipe.train import ParallelConfig
+from widestream.train.parallel import World
+from widestream.train.plan import make_plan
+from widestream.train.shards import Layout, choose_layout
+from widestream.train.tensor import Cut
+
+ALIBI, ROTARY, LEARNED = ({"positions": kind} for kind in ("alibi", "rotary", "learned"))
+VECTOR, ATTN_RES = {"kind": "vector"}, {"kind": "attn_res"}
+EVERYTHING = {
+    **ROTARY, "num_kv_heads": 2, "activation": "swiglu", "mlp_bias": True, "attention_bias": "all",
+    "qk_norm": {"over": "head"}, "value_residual": "learned", "attention_convolution": "qkv", "norm_place": "both",
+    "tied_head": True,
+}  # fmt: skip
+MODELS = {
+    "learned positions": tiny(VECTOR, **LEARNED),
+    "alibi, grouped queries": tiny(VECTOR, **ALIBI, num_kv_heads=2),
+    "soft cap, window": tiny(VECTOR, **ROTARY, attention_soft_cap=3.0, attention_window=5, full_attention_every=2),
+    "biases of attention and MLP": tiny(VECTOR, **ROTARY, attention_bias="all", mlp_bias=True),
+    "a gain for each head": tiny(VECTOR, **ROTARY, qk_norm={"over": "head", "gain": "head"}),
+    "gated values": tiny(VECTOR, **ROTARY, value_residual="gated", attention_bias="qkv"),
+    "shared values": tiny(VECTOR, **ROTARY, value_residual="shared"),
+    "norms behind blocks": tiny(VECTOR, **ROTARY, norm_place="after"),
+    "everything": tiny(VECTOR, **EVERYTHING),
+    "geglu, token before": tiny(ATTN_RES, **ROTARY, activation="geglu", token_before="dense"),
+}
+WAYS = {
+    "replayed": (tiny({"kind": "hyper_connections"}, **EVERYTHING), Rebuilt(anchors=1), "sdpa"),
+    "replayed, blocks computed again": (
+        tiny({"kind": "mhc"}, **EVERYTHING), Rebuilt(loop=RecomputedBlocks(Eager()), anchors=1), "sdpa"
+    ),
+    "layers computed again": (tiny(VECTOR, **EVERYTHING), Recomputed((range(1, 3), range(3, 5))), "sdpa"),
+    "compiled attention": (tiny(VECTOR, **ALIBI), None, "fused"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(tensor=2),
+        pytest.param(Layout(1, 2, tensor=2), marks=pytest.mark.drill),
+        pytest.param(Layout(2, 1, tensor=2), marks=pytest.mark.drill),
+    ],
+    ids=str,
+)
+def test_gradients_of_shared_blocks_are_those_of_whole_ones(layout, tmp_path):
+    """Losses and norms to 1e-6, gradients to 1e-5 of their norms."""
+    cases = {name: (config, None, "sdpa") for name, config in MODELS.items()} | WAYS
+    path, size = tmp_path / "gradients.pt", layout.replicate * layout.parts
+    assert ranks.run(shared_gradients, cases, layout, path, size=size) == [0] * size
+    found = torch.load(path)
+    for name, (config, depth, attention) in cases.items():
+        model = build_model(config, 3, depth=depth, attention=attention)
+        stir(model)
+        loss = model.loss(*documents_batch(config))
+        loss.total.backward()
+        losses = torch.stack((loss.total.detach(), loss.cross_entropy, loss.balance))
+        assert_close(found[name].pop("loss"), losses, rtol=1e-6, atol=0, msg=name)
+        expected = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
+        norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        assert_close(found[name].pop("norm"), norm, rtol=1e-6, atol=0, msg=name)
+        assert found[name].keys() == expected.keys()
+        for key, gradient in expected.items():  # 1e-7 of all: a bias whose gradients cancel is known no better
+            assert (found[name][key] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * norm, (name, key)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "model", "train", "kind"),
+    [
+        ({"tensor": 2}, {"stream": VECTOR, **EVERYTHING}, {"micro_batch_size": 1, "watch_every": 3}, "adamw"),
+        ({"tensor": 2}, {"stream": VECTOR, **ROTARY, "activation": "swiglu"}, {}, "muon"),
+    ],
+    ids=["everything", "muon"],
+)
+def test_two_processes_train_as_one(data, tmp_path, parallel, model, train, kind):
+    trains_as_one(parallel, data, tmp_path, model, train, kind)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("parallel", [{"tensor": 2, "shard": 2}, {"tensor": 2, "replicate": 2}, {"tensor": 4}], ids=str)
+def test_so_do_four(data, tmp_path, parallel, kind):
+    changes = EVERYTHING if kind == "adamw" else {**ROTARY, "activation": "swiglu"}
+    model = {"stream": VECTOR, **changes, "num_heads": 8, "num_kv_heads": 4}
+    trains_as_one(parallel, data, tmp_path, model, {"micro_batch_size": 1}, kind)
+
+
+def trains_as_one(parallel, data, tmp_path, model, train, kind):
+    """Losses, gradient norms and evaluations to 1e-5; run.json says who shared what.
+
+    Muon makes steps in bfloat16, which grow what rounding there is: 5e-5, and weights to 5e-3.
+    """
+    sizes = {"context": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 257}
+    train = {"steps": 6, "eval_every": 3, "eval_windows": 5, "save_every": 3, "keep": 5, **train}
+    optimizer = {"kind": kind, "grad_clip": 0.5, "eps": 1e-6}
+    alone = tiny_config(data, model=sizes | model, train=train, optimizer=optimizer)
+    shared = replace(alone, train=replace(alone.train, parallel=ParallelConfig(**parallel)))
+    train_quickly(alone, tmp_path / "alone")
+    train_on(math.prod(parallel.values()), shared, tmp_path / "shared")
+    said = json.loads((tmp_path / "shared" / "run.json").read_text())["layout"]
+    assert said == {"replicate": 1, "shard": 1, **parallel, "gather": "float32"}
+    assert_same_rows(tmp_path / "alone", tmp_path / "shared", rel=5e-5 if kind == "muon" else 1e-5)
+    for step, what in ((6, "model"), (3, "model"), (3, "optimizer")):
+        one, other = (weights(tmp_path / name, step, what) for name in ("alone", "shared"))
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert (other[name] - value).norm() <= (5e-3 if kind == "muon" else 1e-4) * value.norm() + 1e-9, name
+
+
+def assert_same_rows(one, other, rel=1e-5):
+    """The same metrics in two run folders, but for rounding."""
+    one, other = rows(one), rows(other)
+    assert len(one) == len(other) > 6
+    for a, b in zip(one, other, strict=True):
+        assert (a["kind"], a["step"], a["tokens"]) == (b["kind"], b["step"], b["tokens"])
+        for name in {"loss", "grad_norm", "target_tokens", "state_rms"} & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=rel), (name, a["step"])
+
+
+OTHERS_OF_TWO = {"alone": {}, "shard": {"shard": 2}}
+OTHERS_OF_FOUR = {"alone": {}, "shard": {"shard": 4}, "four": {"tensor": 4}, "groups": {"tensor": 2, "replicate": 2}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "others"),
+    [
+        ("adamw", {"tensor": 2}, OTHERS_OF_TWO),
+        pytest.param("muon", {"tensor": 2, "shard": 2}, OTHERS_OF_FOUR, marks=pytest.mark.drill),
+        pytest.param("adamw", {"tensor": 2, "shard": 2}, OTHERS_OF_FOUR, marks=pytest.mark.drill),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_in_other_layouts(data, tmp_path, kind, layout, others):
+    """The same losses, in the same layout the same bits; and back from the one before."""
+
+    def config(**parallel):
+        model = {"context": 32, "num_heads": 8, "num_kv_heads": 4, "vocab_size": 257, "stream": VECTOR}
+        train = {"steps": 6, "save_every": 3, "keep": 5, "batch_size": 4, "parallel": parallel}
+        optimizer = {"kind": kind, "grad_clip": 0.5, "eps": 1e-6}
+        return tiny_config(data, model=EVERYTHING | model, train=train, optimizer=optimizer)
+
+    def go_on(source, name, parallel):
+        shutil.copytree(tmp_path / source, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints/step_00000006")
+        (tmp_path / name / "done.json").unlink()
+        go = partial(train_on, math.prod(parallel.values())) if parallel else train_quickly
+        go(config(**parallel), tmp_path / name)
+
+    size = math.prod(layout.values())
+    train_on(size, config(**layout), tmp_path / "whole")
+    assert len(list((tmp_path / "whole/checkpoints/step_00000006").glob(f"optimizer-*-of-0000{size}*"))) == size
+    go_on("whole", "same", layout)
+    for what in ("model", "optimizer"):
+        same, whole = (weights(tmp_path / name, 6, what) for name in ("same", "whole"))
+        assert all(torch.equal(same[name], value) for name, value in whole.items())
+    for name, other in others.items():
+        go_on("whole", name, other)
+    go_on("alone", "back", layout)
+    for name in (*others, "back"):
+        assert_same_rows(tmp_path / "whole", tmp_path / name, rel=5e-5 if kind == "muon" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "tensor", "words"),
+    [
+        ({"num_heads": 6, "num_kv_heads": 3}, {}, 4, r"tensor is 4, which does not divide model.num_heads=6"),
+        ({"num_heads": 4, "num_kv_heads": 2}, {}, 4, r"tensor is 4, which does not divide model.num_kv_heads=2"),
+        ({"mlp_dim": 30}, {}, 4, r"tensor is 4, which does not divide model.mlp_dim=30"),
+        ({"stream": {"kind": "matrix", "key_dim": 4}}, {}, 2, r"of a matrix stream has no .*train.parallel.context"),
+        ({"moe": {"num_experts": 4, "top_k": 2}}, {}, 2, r"tensor is 2, and experts"),
+        ({"qk_norm": {"over": "full"}}, {}, 2, r"tensor is 2, and model.qk_norm.over=full norms all heads jointly"),
+        ({}, {"parallel": {"tensor": 2, "context": 2}}, 2, r"tensor does not go with train.parallel.context yet"),
+        ({}, {"compile": True}, 2, r"train.compile was not tried with train.parallel.tensor yet; leave one"),
+        ({}, {"batch_size": 3}, 2, r"batch_size=3 cannot be split evenly over 2 groups of 2 processes; make it"),
+    ],
+)
+def test_blocks_that_cannot_be_shared_are_refused(data, model, train, tensor, words):
+    model = {"stream": VECTOR, "num_heads": 4, **model}
+    config = tiny_config(data, model=model, train={"parallel": {"tensor": tensor}, **train})
+    with pytest.raises(UserError, match=words):
+        make_plan(config, readers=2)
+
+
+def test_one_process_does_not_share(data, tmp_path):
+    config = tiny_config(data, model={"stream": VECTOR}, train={"parallel": {"tensor": 2}})
+    with pytest.raises(UserError, match=r"train.parallel.tensor is 2, and there is 1 process; start a multiple"):
+        train_quickly(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "room", "layout"),
+    [
+        ({"tensor": 4}, 8, 1e9, Layout(2, 1, tensor=4)),
+        ({"tensor": 4}, 8, 2e6, Layout(1, 2, tensor=4)),
+        ({"tensor": 2, "shard": 2}, 8, 1e9, Layout(2, 2, tensor=2)),
+    ],
+    ids=str,
+)
+def test_what_a_layout_comes_to(asked, processes, room, layout):
+    assert choose_layout(ParallelConfig(**asked), processes, 1_000_000, room, "float32") == layout
+    assert layout.replicate * layout.parts == processes
+    with pytest.raises(UserError, match=r"tensor \d, and there are 12 processes"):
+        choose_layout(ParallelConfig(**asked, replicate=5), 12, 1000, 1e9, "float32")
+
+
+def test_who_reads_what():
+    """Neighbours read the same windows, and the first of them counts."""
+    worlds = [World(torch.device("cpu"), rank, 8, tensor=4) for rank in range(8)]
+    assert [(world.reader, world.readers) for world in worlds] == [(0, 2)] * 4 + [(1, 2)] * 4
+    assert [world.first_alike for world in worlds] == [0] * 4 + [4] * 4
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("cut", [Cut(0, (6,)), Cut(0, (12, 6, 6)), Cut(1, (6,))], ids=str)
+def test_parts_make_up_the_whole_row_by_row(cut, size):
+    shape = [sum(cut.parts), 5] if cut.dim == 0 else [5, sum(cut.parts)]
+    whole = torch.arange(math.prod(shape)).view(shape)
+    held = [cut.own(whole, rank, size) for rank in range(size)]
+    assert {one.shape[cut.dim] for one in held} == {shape[cut.dim] // size}
+    assert torch.equal(cut.join(held), whole)
+    for rank, one in enumerate(held):
+        for first, end in ((0, len(one)), (1, 3), (len(one) - 1, len(one))):
+            rows = torch.cat([whole[slice(*run)] for run in cut.rows(rank, size, first, end)])
+            assert torch.equal(rows if cut.dim == 0 else cut.own(rows, rank, size), one[first:end])
