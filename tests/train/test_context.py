@@ -96,8 +96,10 @@ def check_gradients(size, group, tmp_path):
         assert_close(found[name].pop("loss"), losses, rtol=1e-6, atol=0, msg=name)
         # 1e-7 of all of them: a bias whose gradients cancel is known no better.
         expected = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
+        total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        assert_close(found[name].pop("norm"), total, rtol=1e-5, atol=0, msg=name)
         assert found[name].keys() == expected.keys()
-        least = 1e-7 * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        least = 1e-7 * total
         for key, gradient in expected.items():
             assert (found[name][key] - gradient).norm() <= 1e-5 * gradient.norm() + least, (name, key)
 

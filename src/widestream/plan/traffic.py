@@ -79,7 +79,7 @@ def _trained(config: RunConfig, model: Decoder, layout: Layout) -> tuple[float, 
 
 
 def _muon(config: RunConfig, model: Decoder, layout: Layout) -> float:
-    """Weight, gradient and momentum are gathered; weight and momentum sent out by the one whose turn it is.
+    """Directions are gathered, and the steps sent out by the one whose turn it is.
 
     Of a block that processes share, first what one of them has, then that of all.
     """
@@ -88,7 +88,7 @@ def _muon(config: RunConfig, model: Decoder, layout: Layout) -> float:
     cut = sum(taken[name] for name in find_cuts(model.blocks).keys() & taken.keys()) if layout.tensor > 1 else 0
     of_cut = _around(layout.block_parts) / layout.tensor + _around(layout.tensor)
     gathered = cut * of_cut + (sum(taken.values()) - cut) * _around(layout.parts)
-    return FLOAT32 * (3 * gathered + 2 * sum(taken.values()) * _around(layout.parts * layout.replicate))
+    return FLOAT32 * (gathered + sum(taken.values()) * _around(layout.parts * layout.replicate))
 
 
 def _heads(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> float:

@@ -5,8 +5,8 @@ matrices: W_Q, W_K and W_V one above the other, the keys of q, k and v, experts 
 torch as a view, with a view of the momentum and of the gradient, so that what torch computes is what it would for
 separate matrices, and a checkpoint has one momentum for each parameter.
 
-Where processes share out weights (shards.py), a parameter is made whole, one after the other; each is orthogonalised by
-one process, in turn, which hands the result to the others.
+Where processes share out weights (shards.py), each keeps the mean of its share's gradients. These are made whole, one
+parameter after the other; each is orthogonalised by one process, in turn, which hands the result to the others.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,10 @@ from widestream.blocks.roles import Role
 from widestream.errors import UserError
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.train import MuonConfig, OptimizerConfig
-from widestream.train.shards import Shares, hand_out, is_shared, is_turn
+from widestream.train.shards import Shares, hand_out, is_shared, is_turn, own
 
 MOMENTUM = "momentum_buffer"
 """What torch's Muon calls its moment."""
-MUON_SETTINGS = ("lr", "weight_decay", "momentum", "nesterov", "ns_steps", "adjust_lr_fn")
-"""What a group of torch's Muon says of a step."""
 
 
 def muon_takes(roles: Mapping[str, Role], config: OptimizerConfig) -> list[str]:
@@ -198,19 +196,25 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _step_shared(self, one: Divided, group: dict[str, Any], turn: int) -> None:
-        """Step a shared parameter; the process whose turn it is computes."""
+        """Step a shared parameter: each process its share, of a direction that one computes in turn.
+
+        What torch's Muon would do to the whole: the mean of gradients takes them number by number, so that only what is
+        made orthogonal has to be whole.
+        """
         if one.parameter.grad is None:
             return
-        weight, gradient, momentum = map(one.whole, (one.parameter.detach(), one.parameter.grad, one.momentum))
+        momentum, lr = group["momentum"], group["lr"]
+        sent = torch.empty_like(one.momentum)
+        weight, gradient, mean, share = own((one.parameter.detach(), one.parameter.grad, one.momentum, sent))
+        mean.lerp_(gradient, 1 - momentum)
+        share.copy_(gradient.lerp(mean, momentum) if group["nesterov"] else mean)
+        whole = one.whole(sent)
+        step = torch.zeros_like(whole)
         if is_turn(turn):
-            views = [nn.Parameter(view) for view in one.cut(weight)]
-            muon = torch.optim.Muon(views, **{name: group[name] for name in MUON_SETTINGS})
-            for view, part, moment in zip(views, one.cut(gradient), one.cut(momentum), strict=True):
-                view.grad, muon.state[view] = part, {MOMENTUM: moment}
-            muon.step()
-        hand_out((weight, momentum), turn)
-        one.fill(one.parameter, weight)
-        one.fill(one.momentum, momentum)
+            _take(one.cut(step), one.cut(whole), group)
+        hand_out([step], turn)
+        one.fill(sent, step)
+        weight.mul_(1 - lr * group["weight_decay"]).add_(share)
 
     def set_momentum(self, step: int) -> None:
         """Set Muon's momentum for the step with this number, from 0, as its warm-up has it."""
@@ -220,3 +224,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         done = min(1.0, step / over)
         for group in self._muon.param_groups:
             group["momentum"] = (1 - done) * start + done * self._settings.momentum
+
+
+def _take(steps: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
+    """Move matrices at zero by what torch's Muon makes of directions that are means of gradients already."""
+    views = [nn.Parameter(step) for step in steps]
+    for view, direction in zip(views, directions, strict=True):
+        view.grad = direction
+    settings = {name: group[name] for name in ("lr", "ns_steps", "adjust_lr_fn")}
+    torch.optim.Muon(views, weight_decay=0.0, momentum=0.0, nesterov=False, **settings).step()
