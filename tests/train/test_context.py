@@ -94,10 +94,13 @@ def check_gradients(size, group, tmp_path):
         loss.total.backward()
         losses = torch.stack((loss.total.detach(), loss.cross_entropy, loss.balance))
         assert_close(found[name].pop("loss"), losses, rtol=1e-6, atol=0, msg=name)
+        norm = found[name].pop("norm")
         # 1e-7 of all of them: a bias whose gradients cancel is known no better.
         expected = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
         assert found[name].keys() == expected.keys()
-        least = 1e-7 * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        whole = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        assert_close(norm, whole, rtol=1e-5, atol=0, msg=name)
+        least = 1e-7 * whole
         for key, gradient in expected.items():
             assert (found[name][key] - gradient).norm() <= 1e-5 * gradient.norm() + least, (name, key)
 
