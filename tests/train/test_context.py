@@ -139,8 +139,8 @@ def test_compiled_too(data, tmp_path, model, train):
 def trains_as_one(parallel, data, tmp_path, model, train, kind):
     """Losses, gradient norms and evaluations to 1e-5; run.json says who shared what.
 
-    Muon makes steps in bfloat16, which grow what rounding there is: 5e-5, and weights to 1e-3 of their norms (one
-    process that adds up four micro-batches in place of one comes to 3e-4).
+    Muon makes steps in bfloat16, which grow what rounding there is: 5e-5, and weights to 5e-3 of their norms (one
+    process that adds up four micro-batches in place of one comes to 3e-4 in six steps, other layouts to 1.3e-3).
     """
     sizes = {"context": 32, "num_layers": 2}
     train = {"steps": 6, "eval_every": 3, "eval_windows": 5, **train}
@@ -156,7 +156,7 @@ def trains_as_one(parallel, data, tmp_path, model, train, kind):
     if kind == "adamw":
         assert_close(one, other, rtol=1e-3, atol=1e-5)
     for name, value in one.items():
-        assert (other[name] - value).norm() <= 1e-3 * value.norm() + 1e-9, name
+        assert (other[name] - value).norm() <= (5e-3 if kind == "muon" else 1e-3) * value.norm() + 1e-9, name
 
 
 def assert_same_rows(one, other, rel=1e-5):
