@@ -104,12 +104,16 @@ def _heads(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> flo
 
 
 def _sums(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> float:
-    """Outputs of blocks in the forward pass, and gradients of what they receive in the backward pass."""
+    """Outputs of blocks in the forward pass, and gradients of what they receive in the backward pass.
+
+    Computed again, a layer's outputs are needed once more; a block's alone, with rebuilt states, are not. Of streams
+    that hand attention three vectors (MUDD, DeepCrossAttention), whose gradients are three, one is counted.
+    """
     model, train = config.model, config.train
     blocks = sum(block.num_neurons != 0 for block in stream_class(model.stream.kind).blocks(model))
     tokens = plan.micro_batches * plan.micro_batch_size * plan.sequence_length
     number = BF16 if precision == "bf16" else FLOAT32
-    passes = 3 if train.activation_checkpointing else 2
+    passes = 3 if train.activation_checkpointing and train.stream_memory != "writes" else 2
     return passes * blocks * tokens * model.embed_dim * number * 2 * _around(layout.tensor)
 
 
