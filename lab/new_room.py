@@ -83,7 +83,7 @@ class Scale:
 SCALES = {
     "demo": Scale(
         tokens=256, windows=8, steps=200, every=100, limit=64, seeds=(0, 1, 2), factors=(1.0, 10.0),
-        rates={"frozen": (1e-3, 3e-3, 1e-2, 3e-2), "full": (1e-3, 3e-3, 1e-2)},
+        rates={"frozen": (3e-3, 1e-2, 3e-2, 1e-1), "full": (3e-3, 1e-2, 3e-2)},
     ),
     "pretrained": Scale(
         tokens=128, windows=2, steps=200, every=100, limit=32, seeds=(0, 1, 2), factors=(10.0,),
