@@ -1,18 +1,15 @@
 """Processes that share the tokens of a window train as one process does."""
 
-import json
-import math
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.testing import assert_close
 
-import ranks
+from as_one import assert_gradients_of_one, assert_same_rows, assert_trains_as_one
 from models import tiny
-from processes import documents_batch, shared_gradients, stir, train_quickly
-from ranks import rows, train_on, weights
+from processes import train_quickly
+from ranks import train_on, weights
 from tiny_runs import tiny_config
 from widestream.errors import UserError
 from widestream.model.build import build_model
@@ -81,27 +78,8 @@ def test_so_are_those_of_four(group, tmp_path):
 
 
 def check_gradients(size, group, tmp_path):
-    """Losses to 1e-6, gradients to 1e-5 of their norms, of all models of a group."""
     plain = {name: (config, None, "sdpa") for name, config in (MODELS if group == "models" else KINDS).items()}
-    cases = WAYS if group == "ways" else plain
-    path = tmp_path / "gradients.pt"
-    assert ranks.run(shared_gradients, cases, Layout(context=size), path, size=size) == [0] * size
-    found = torch.load(path)
-    for name, (config, depth, attention) in cases.items():
-        model = build_model(config, 3, depth=depth, attention=attention)
-        stir(model)
-        loss = model.loss(*documents_batch(config))
-        loss.total.backward()
-        losses = torch.stack((loss.total.detach(), loss.cross_entropy, loss.balance))
-        assert_close(found[name].pop("loss"), losses, rtol=1e-6, atol=0, msg=name)
-        # 1e-7 of all of them: a bias whose gradients cancel is known no better.
-        expected = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
-        total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-        assert_close(found[name].pop("norm"), total, rtol=1e-5, atol=0, msg=name)
-        assert found[name].keys() == expected.keys()
-        least = 1e-7 * total
-        for key, gradient in expected.items():
-            assert (found[name][key] - gradient).norm() <= 1e-5 * gradient.norm() + least, (name, key)
+    assert_gradients_of_one(Layout(context=size), WAYS if group == "ways" else plain, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -137,36 +115,10 @@ def test_compiled_too(data, tmp_path, model, train):
 
 
 def trains_as_one(parallel, data, tmp_path, model, train, kind):
-    """Losses, gradient norms and evaluations to 1e-5; run.json says who shared what.
-
-    Muon makes steps in bfloat16, which grow what rounding there is: 5e-5, and weights to 5e-3 of their norms (one
-    process that adds up four micro-batches in place of one comes to 3e-4 in six steps, other layouts to 1.3e-3).
-    """
     sizes = {"context": 32, "num_layers": 2}
     train = {"steps": 6, "eval_every": 3, "eval_windows": 5, **train}
-    optimizer = {"kind": kind, "grad_clip": 0.5}
-    alone = tiny_config(data, model=sizes | model, train=train, optimizer=optimizer)
-    shared = replace(alone, train=replace(alone.train, parallel=ParallelConfig(**parallel)))
-    train_quickly(alone, tmp_path / "alone")
-    train_on(math.prod(parallel.values()), shared, tmp_path / "shared")
-    said = json.loads((tmp_path / "shared" / "run.json").read_text())["layout"]
-    assert said == {"replicate": 1, "shard": 1, **parallel, "gather": "float32"}
-    assert_same_rows(tmp_path / "alone", tmp_path / "shared", rel=5e-5 if kind == "muon" else 1e-5)
-    one, other = weights(tmp_path / "alone", 6), weights(tmp_path / "shared", 6)
-    if kind == "adamw":
-        assert_close(one, other, rtol=1e-3, atol=1e-5)
-    for name, value in one.items():
-        assert (other[name] - value).norm() <= (5e-3 if kind == "muon" else 1e-3) * value.norm() + 1e-9, name
-
-
-def assert_same_rows(one, other, rel=1e-5):
-    """The same metrics in two run folders, but for rounding."""
-    one, other = rows(one), rows(other)
-    assert len(one) == len(other) > 6
-    for a, b in zip(one, other, strict=True):
-        assert (a["kind"], a["step"], a["tokens"]) == (b["kind"], b["step"], b["tokens"])
-        for name in {"loss", "grad_norm", "balance", "largest_load", "target_tokens"} & a.keys():
-            assert b[name] == pytest.approx(a[name], rel=rel), (name, a["step"])
+    alone = tiny_config(data, model=sizes | model, train=train, optimizer={"kind": kind, "grad_clip": 0.5})
+    assert_trains_as_one(parallel, alone, tmp_path)
 
 
 def test_a_run_goes_on_with_windows_shared_and_not(data, tmp_path):

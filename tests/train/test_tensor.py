@@ -1,22 +1,18 @@
 """Processes that share the heads and neurons of blocks train as one process does."""
 
-import json
 import math
 import shutil
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from torch.testing import assert_close
 
-import ranks
+from as_one import MUON_LOSSES, assert_gradients_of_one, assert_same_rows, assert_trains_as_one
 from models import tiny
-from processes import documents_batch, shared_gradients, stir, train_quickly
-from ranks import rows, train_on, weights
+from processes import train_quickly
+from ranks import train_on, weights
 from tiny_runs import tiny_config
 from widestream.errors import UserError
-from widestream.model.build import build_model
 from widestream.model.depth import Eager, Rebuilt, Recomputed, RecomputedBlocks
 from widestream.recipe.train import ParallelConfig
 from widestream.train.parallel import World
@@ -63,24 +59,8 @@ WAYS = {
     ids=str,
 )
 def test_gradients_of_shared_blocks_are_those_of_whole_ones(layout, tmp_path):
-    """Losses and norms to 1e-6, gradients to 1e-5 of their norms."""
     cases = {name: (config, None, "sdpa") for name, config in MODELS.items()} | WAYS
-    path, size = tmp_path / "gradients.pt", layout.replicate * layout.parts
-    assert ranks.run(shared_gradients, cases, layout, path, size=size) == [0] * size
-    found = torch.load(path)
-    for name, (config, depth, attention) in cases.items():
-        model = build_model(config, 3, depth=depth, attention=attention)
-        stir(model)
-        loss = model.loss(*documents_batch(config))
-        loss.total.backward()
-        losses = torch.stack((loss.total.detach(), loss.cross_entropy, loss.balance))
-        assert_close(found[name].pop("loss"), losses, rtol=1e-6, atol=0, msg=name)
-        expected = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
-        norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-        assert_close(found[name].pop("norm"), norm, rtol=1e-6, atol=0, msg=name)
-        assert found[name].keys() == expected.keys()
-        for key, gradient in expected.items():  # 1e-7 of all: a bias whose gradients cancel is known no better
-            assert (found[name][key] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * norm, (name, key)
+    assert_gradients_of_one(layout, cases, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,35 +85,10 @@ def test_so_do_four(data, tmp_path, parallel, kind):
 
 
 def trains_as_one(parallel, data, tmp_path, model, train, kind):
-    """Losses, gradient norms and evaluations to 1e-5; run.json says who shared what.
-
-    Muon makes steps in bfloat16, which grow what rounding there is: 5e-5, and weights to 5e-3.
-    """
     sizes = {"context": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 257}
-    train = {"steps": 6, "eval_every": 3, "eval_windows": 5, "save_every": 3, "keep": 5, **train}
-    optimizer = {"kind": kind, "grad_clip": 0.5, "eps": 1e-6}
-    alone = tiny_config(data, model=sizes | model, train=train, optimizer=optimizer)
-    shared = replace(alone, train=replace(alone.train, parallel=ParallelConfig(**parallel)))
-    train_quickly(alone, tmp_path / "alone")
-    train_on(math.prod(parallel.values()), shared, tmp_path / "shared")
-    said = json.loads((tmp_path / "shared" / "run.json").read_text())["layout"]
-    assert said == {"replicate": 1, "shard": 1, **parallel, "gather": "float32"}
-    assert_same_rows(tmp_path / "alone", tmp_path / "shared", rel=5e-5 if kind == "muon" else 1e-5)
-    for step, what in ((6, "model"), (3, "model"), (3, "optimizer")):
-        one, other = (weights(tmp_path / name, step, what) for name in ("alone", "shared"))
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            assert (other[name] - value).norm() <= (5e-3 if kind == "muon" else 1e-4) * value.norm() + 1e-9, name
-
-
-def assert_same_rows(one, other, rel=1e-5):
-    """The same metrics in two run folders, but for rounding."""
-    one, other = rows(one), rows(other)
-    assert len(one) == len(other) > 6
-    for a, b in zip(one, other, strict=True):
-        assert (a["kind"], a["step"], a["tokens"]) == (b["kind"], b["step"], b["tokens"])
-        for name in {"loss", "grad_norm", "target_tokens", "state_rms"} & a.keys():
-            assert b[name] == pytest.approx(a[name], rel=rel), (name, a["step"])
+    train = {"steps": 6, "eval_every": 3, "eval_windows": 5, **train}
+    alone = tiny_config(data, model=sizes | model, train=train, optimizer={"kind": kind, "grad_clip": 0.5})
+    assert_trains_as_one(parallel, alone, tmp_path)
 
 
 OTHERS_OF_TWO = {"alone": {}, "shard": {"shard": 2}}
@@ -176,7 +131,7 @@ def test_a_run_goes_on_in_other_layouts(data, tmp_path, kind, layout, others):
         go_on("whole", name, other)
     go_on("alone", "back", layout)
     for name in (*others, "back"):
-        assert_same_rows(tmp_path / "whole", tmp_path / name, rel=5e-5 if kind == "muon" else 1e-5)
+        assert_same_rows(tmp_path / "whole", tmp_path / name, rel=MUON_LOSSES if kind == "muon" else 1e-5)
 
 
 @pytest.mark.parametrize(
