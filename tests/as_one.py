@@ -47,7 +47,7 @@ def assert_gradients_of_one(layout: Layout, cases: Mapping[str, tuple[Any, Any, 
             assert (found[name][key] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * norm, (name, key)
 
 
-def assert_trains_as_one(parallel: dict[str, int], alone: RunConfig, folder: Path) -> None:
+def assert_trains_as_one(parallel: dict[str, Any], alone: RunConfig, folder: Path) -> None:
     """Losses, gradient norms and evaluations to 1e-5, weights and moments to 1e-4 of their norms; run.json says who
     shared what."""
     muon = alone.optimizer.kind == "muon"

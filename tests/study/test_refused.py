@@ -159,7 +159,7 @@ def test_what_would_come_to_nothing_is_refused_before_any_run(carried_out, chang
 
 def test_every_shipped_study_passes_the_checks(tmp_path):
     for name in study_names():
-        at_cpu_only = ("demo", "zoo", "data_lane", "modern", "maps_length", "maps_shape")
+        at_cpu_only = ("demo", "zoo", "data_lane", "modern", "maps_length", "maps_shape", "modern_long")
         scales = ["cpu"] if name in at_cpu_only else SCALES
         for scale in scales:
             study = load_study(name, scale)

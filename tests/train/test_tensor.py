@@ -110,7 +110,7 @@ def test_a_run_goes_on_in_other_layouts(data, tmp_path, kind, layout, others):
     def config(**parallel):
         model = {"context": 32, "num_heads": 8, "num_kv_heads": 4, "vocab_size": 257, "stream": VECTOR}
         train = {"steps": 6, "save_every": 3, "keep": 5, "batch_size": 4, "parallel": parallel}
-        optimizer = {"kind": kind, "grad_clip": 0.5, "eps": 1e-6}
+        optimizer = {"kind": kind, "grad_clip": 0.5}
         return tiny_config(data, model=EVERYTHING | model, train=train, optimizer=optimizer)
 
     def go_on(source, name, parallel):
