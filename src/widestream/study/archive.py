@@ -208,7 +208,7 @@ def _extract(plain: IO[bytes], folder: Path) -> None:
             place = _inside(folder, member.name)
             place.parent.mkdir(parents=True, exist_ok=True)
             with place.open("wb") as file:
-                shutil.copyfileobj(source, file)
+                shutil.copyfileobj(source, file, _LONGEST_HEADER)
 
 
 def _inside(folder: Path, name: str) -> Path:
