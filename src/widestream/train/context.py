@@ -10,8 +10,6 @@ Letters as in `blocks.split`.
 """
 
 import math
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.distributed_c10d import GroupName
 
 from widestream.blocks.attention import for_all_heads
-from widestream.train.parallel import World
+from widestream.train.parallel import Neighbours, World, join_neighbours
 
 
 @torch.library.custom_op("widestream::swap", mutates_args=())
@@ -49,26 +47,15 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 swap.register_autograd(_differentiate, setup_context=_keep)
 
 
-@dataclass(frozen=True, slots=True)
-class SharedWindows:
+class SharedWindows(Neighbours):
     """A `TokenSplit`: processes of one group."""
 
-    size: int
-    """N."""
-    rank: int = 0
-    """Number of this process in the group."""
-    group: str = ""
-    """Name of the group; none where nothing is sent, as in measurements without contents."""
+    __slots__ = ()
 
     def own(self, x: Tensor, dim: int) -> Tensor:
         """The part of whole windows that this process has: T long along `dim` -> t long."""
         here = x.shape[dim] // self.size
         return x.narrow(dim, self.rank * here, here)
-
-    def own_heads(self, num_heads: int) -> slice:
-        """The heads whose attention this process computes, H / N of them."""
-        here = num_heads // self.size
-        return slice(self.rank * here, (self.rank + 1) * here)
 
     def to_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All heads of own tokens to own heads of all tokens; see `TokenSplit`.
@@ -101,9 +88,5 @@ class SharedWindows:
 
 
 def join_windows(world: World) -> SharedWindows | None:
-    """The processes that share windows with this one: neighbours in number. None where each has windows of its own."""
-    if world.context == 1:
-        return None
-    group, _ = dist.new_subgroups(world.context, timeout=timedelta(seconds=world.timeout_s))
-    assert isinstance(group, dist.ProcessGroup)
-    return SharedWindows(world.context, world.rank % world.context, group.group_name)
+    """The processes that share windows with this one; None where each has windows of its own."""
+    return join_neighbours(SharedWindows, world, world.context)

@@ -60,9 +60,8 @@ def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Adam
             f"optimizer.kind is muon, but blocks have no matrix in this model; set {own}optimizer.kind=adamw."
         )
     rate = muon_rate(model.config, config.lr, config.muon)
-    divided = {
-        name: Divided(name, parameters[name], roles[name], config.muon.split_heads, Shares(model)) for name in taken
-    }
+    shares, heads = Shares(model), config.muon.split_heads
+    divided = {name: Divided(name, parameters[name], roles[name], heads, shares) for name in taken}
     groups = _muon_groups(divided, roles, config, config.muon, rate, factors)
     return MuonWithAdamW(groups, config.muon, adamw)
 

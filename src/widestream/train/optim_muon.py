@@ -120,8 +120,8 @@ class Divided:
             view.grad = None
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """A copy of all of a tensor of which this process holds what it does of the parameter."""
-        return self._shares.whole(self._name, tensor).clone()
+        """All of a tensor of which this process holds what it does of the parameter."""
+        return self._shares.whole(self._name, tensor)
 
     def fill(self, tensor: Tensor, values: Tensor) -> None:
         """Copy whole values into such a tensor."""

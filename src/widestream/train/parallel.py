@@ -144,6 +144,35 @@ class World:
                     )
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Processes that share windows, or blocks, as one of them sees them; neighbours in number."""
+
+    size: int
+    """N."""
+    rank: int = 0
+    """Number of this process in the group."""
+    group: str = ""
+    """Name of the group; none where nothing is sent, as in measurements without contents."""
+
+    def own_heads(self, num_heads: int) -> slice:
+        """The heads that this process computes, H / N of them."""
+        here = num_heads // self.size
+        return slice(self.rank * here, (self.rank + 1) * here)
+
+
+Kind = TypeVar("Kind", bound=Neighbours)
+
+
+def join_neighbours(kind: type[Kind], world: World, size: int) -> Kind | None:
+    """Divide all processes into groups of `size`, which all have to do at once; None where each stands alone."""
+    if size == 1:
+        return None
+    group, _ = dist.new_subgroups(size, timeout=timedelta(seconds=world.timeout_s))
+    assert isinstance(group, dist.ProcessGroup)
+    return kind(size, world.rank % size, group.group_name)
+
+
 @contextlib.contextmanager
 def join_world(device: str, timeout_s: int = 600, context: int = 1, tensor: int = 1) -> Iterator[World]:
     """Join the processes that `torchrun` started, or be the only one.

@@ -13,7 +13,6 @@ Letters as in `blocks.split`, F neurons, D width.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from widestream.blocks.norm import NormBehind
 from widestream.blocks.qk_norm import QKNorm
 from widestream.blocks.roles import Declared
 from widestream.train.context import swap
-from widestream.train.parallel import World
+from widestream.train.parallel import Neighbours, World, join_neighbours
 
 
 @torch.library.custom_op("widestream::all_reduce", mutates_args=())
@@ -106,21 +105,10 @@ class Cut:
             here, there = here + length, there + part
 
 
-@dataclass(frozen=True, slots=True)
-class SharedBlocks:
+class SharedBlocks(Neighbours):
     """A `BlockSplit`: processes of one group."""
 
-    size: int
-    """N."""
-    rank: int = 0
-    """Number of this process in the group."""
-    group: str = ""
-    """Name of the group; none where nothing is sent, as in measurements without contents."""
-
-    def own_heads(self, num_heads: int) -> slice:
-        """The heads that this process computes, H / N of them."""
-        here = num_heads // self.size
-        return slice(self.rank * here, (self.rank + 1) * here)
+    __slots__ = ()
 
     def divide(self, blocks: nn.ModuleList) -> None:
         """Leave this process's heads and neurons in each block."""
@@ -171,12 +159,8 @@ def find_partial(blocks: nn.ModuleList) -> set[str]:
 
 
 def join_blocks(world: World) -> SharedBlocks | None:
-    """The processes that share blocks with this one: neighbours in number. None where each has all of every block."""
-    if world.tensor == 1:
-        return None
-    group, _ = dist.new_subgroups(world.tensor, timeout=timedelta(seconds=world.timeout_s))
-    assert isinstance(group, dist.ProcessGroup)
-    return SharedBlocks(world.tensor, world.rank % world.tensor, group.group_name)
+    """The processes that share blocks with this one; None where each has all of every block."""
+    return join_neighbours(SharedBlocks, world, world.tensor)
 
 
 def _divided(blocks: nn.ModuleList) -> Iterator[DenseAttention | MLP]:
