@@ -28,7 +28,7 @@ from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
 from widestream.runs import progress
 from widestream.runs.checkpoint import weights_of
-from widestream.train import begin
+from widestream.train import begin, loop
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import join_world
@@ -48,6 +48,18 @@ def train_without_terminal(config: RunConfig, run_dir: Path) -> None:
     os.close(read)
     sys.stderr = open(write, "w", buffering=1)  # noqa: PTH123, SIM115
     progress.PLAIN_EVERY_S = 0.0
+    train_quickly(config, run_dir)
+
+
+def train_told_at_the_end(config: RunConfig, run_dir: Path) -> None:
+    """Train, and be told to end once all steps are taken and evaluated."""
+    write_done = loop.write_done
+
+    def told(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write_done(*args)
+
+    loop.write_done = told
     train_quickly(config, run_dir)
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from drills import outcome
 
-from processes import train_and_die, train_quickly, train_without_terminal
+from processes import train_and_die, train_quickly, train_told_at_the_end, train_without_terminal
 from tiny_runs import tiny_config
 
 
@@ -93,6 +93,12 @@ def test_told_to_end_it_saves_and_later_goes_on_bit_identical(processes, config,
     assert (rows, done) == uninterrupted[1:]
     last = {name: digest for name, digest in uninterrupted[0].items() if "step_00000036" in name}
     assert last.items() <= files.items()
+
+
+def test_told_to_end_behind_its_last_step_it_is_done_and_ends(processes, config, uninterrupted, tmp_path):
+    """A program that trains one run after another would begin the next."""
+    assert run(processes, train_told_at_the_end, config, tmp_path / "run") == 143
+    assert outcome(tmp_path / "run") == uninterrupted
 
 
 def test_a_terminal_that_goes_away_does_not_end_a_training(processes, config, uninterrupted, tmp_path):

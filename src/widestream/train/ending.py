@@ -40,7 +40,11 @@ class Ending:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Ending]:
-    """Take SIGTERM as a wish, and pass over SIGHUP; in the main thread, for no other can."""
+    """Take SIGTERM as a wish, and pass over SIGHUP; in the main thread, for no other can.
+
+    A wish that nothing within heeded (a training was at its last step, or its last evaluation) ends the process behind
+    it: a program that trains one run after another would begin the next.
+    """
     ending = Ending()
     if threading.current_thread() is not threading.main_thread():
         yield ending
@@ -54,3 +58,5 @@ def listening() -> Iterator[Ending]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if ending.told:
+        sys.exit(TERMINATED)
