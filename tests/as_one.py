@@ -17,7 +17,7 @@ from ranks import rows, train_on, weights
 from widestream.model.build import build_model
 from widestream.recipe import RunConfig
 from widestream.recipe.train import ParallelConfig
-from widestream.train.shards import Layout
+from widestream.train.layout import Layout
 
 MUON_LOSSES, MUON_WEIGHTS = 5e-5, 5e-3
 """Muon makes steps in bfloat16, which grow what rounding there is: one process that adds up four micro-batches in place

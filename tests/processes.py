@@ -29,10 +29,11 @@ from widestream.recipe.model import ModelConfig
 from widestream.runs import progress
 from widestream.runs.checkpoint import weights_of
 from widestream.train import begin, loop
+from widestream.train.layout import Layout, build_shared
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import join_world
-from widestream.train.shards import Layout, Shares, build_shared, gradient_norm, join_gradients, own
+from widestream.train.shards import Shares, gradient_norm, join_gradients, own
 from widestream.train.step import optimizer_step
 
 

@@ -23,10 +23,13 @@ from widestream.plan.memory import share, shares, step_bytes
 from widestream.plan.traffic import traffic
 from widestream.recipe import RunConfig, load_recipe
 from widestream.train.context import SharedWindows
+from widestream.train.layout import Layout, share_out
 from widestream.train.optim import build_optimizer
+from widestream.train.parallel import World
 from widestream.train.plan import make_plan
-from widestream.train.shards import Layout, share_out
+from widestream.train.shards import Shares
 from widestream.train.step import batch_loss
+from widestream.train.tensor import SharedBlocks
 
 SCALES = ["transformer-1b", "rmt-1b", "transformer-7b", "rmt-7b", "transformer-30b", "rmt-30b"]
 
@@ -54,7 +57,7 @@ def test_models_of_billions_and_their_shares(world_of_64, name, billions):
     weights, gradients, moments = shares(config, model, layout)
     parameters = list(model.parameters())
     assert sum(parameter.numel() for parameter in parameters) == pytest.approx(billions * 1e9, rel=0.003)
-    share_out(model, layout, "cpu")
+    share_out(model, layout, World(torch.device("cpu"), 0, 64))
     held = sum(one.to_local().numel() for one in model.parameters() if isinstance(one, DTensor))
     assert weights == gradients == 4 * held
     assert moments == 8 * held + 4 * len(parameters)
@@ -90,13 +93,23 @@ def test_a_share_is_a_piece_of_the_first_dimension(rows, parts):
         pytest.param("adamw", Layout(2, 2), 4, marks=pytest.mark.drill),
         pytest.param("muon", Layout(2, 2), 4, marks=pytest.mark.drill),
         pytest.param("muon", Layout(1, 2, tensor=2), 4, marks=pytest.mark.drill),
+        pytest.param("adamw", Layout(context=2, tensor=2), 4, marks=pytest.mark.drill),
     ],
     ids=str,
 )
 def test_processes_hold_and_send_what_is_planned(data, tmp_path, kind, layout, processes):
+    hold_and_send_what_is_planned(data, tmp_path, kind, layout, processes, {})
+
+
+def test_so_they_do_with_parts_of_experts(data, tmp_path):
+    model = {"moe": {"num_experts": 4, "top_k": 2}, "positions": "rotary", "qk_norm": {"over": "full"}}
+    hold_and_send_what_is_planned(data, tmp_path, "adamw", Layout(tensor=2), 2, model)
+
+
+def hold_and_send_what_is_planned(data, tmp_path, kind, layout, processes, changes):
     readers, precision = layout.replicate * layout.shard, "bf16" if layout.gather == "bf16" else "float32"
     train = {"batch_size": 4 * readers, "micro_batch_size": 2, "precision": precision}
-    model = {"num_layers": 3, "stream": {"kind": "hyper_connections", "lanes": 2}}
+    model = {"num_layers": 3, "stream": {"kind": "hyper_connections", "lanes": 2}, **changes}
     config = tiny_config(data, model=model, train=train, optimizer={"kind": kind})
     assert ranks.run(hold_and_send, config, layout, 2, tmp_path, size=processes) == [0] * processes
     meta = meta_model(config.model)
@@ -149,15 +162,34 @@ def test_so_has_one_of_two_processes_that_share_windows(world_of_two, data, way,
     assert found.kept < 0.65 * step_bytes(config, 4, config.model.context, precision, Layout(), gpu=False).kept
 
 
-def _tracked(config: RunConfig, windows: int, precision: str, split: SharedWindows | None = None) -> tuple[int, int]:
+@pytest.mark.parametrize(("way", "precision"), [("lanes", "float32"), ("experts", "float32"), ("plain", "bf16")])
+def test_so_has_one_of_two_processes_that_share_blocks(world_of_two, data, way, precision):
+    model, train = WAYS[way]
+    sizes = {"num_layers": 3, "num_heads": 4, "head_dim": 16, "mlp_dim": 256, "context": 64, "vocab_size": 512}
+    model = {**sizes, "positions": "rotary", "qk_norm": {"over": "full"}, **model}
+    config = tiny_config(data, model=model, train={"kernels": "reference", "precision": precision, **train})
+    kept, most = _tracked(config, 4, precision, blocks=SharedBlocks(2, 0, torch.distributed.group.WORLD.group_name))
+    found = step_bytes(config, 4, config.model.context, precision, Layout(tensor=2), gpu=False)
+    assert found.kept == pytest.approx(kept, rel=0.02)
+    assert found.most == pytest.approx(most, rel=0.05)
+    assert found.kept < 0.9 * step_bytes(config, 4, config.model.context, precision, Layout(), gpu=False).kept
+
+
+def _tracked(
+    config: RunConfig,
+    windows: int,
+    precision: str,
+    split: SharedWindows | None = None,
+    blocks: SharedBlocks | None = None,
+) -> tuple[int, int]:
     """Bytes of activations behind the forward pass, and most bytes but weights, gradients and moments."""
     train, length = config.train, config.model.context
     memory = "writes" if train.stream_memory == "auto" else train.stream_memory
     memory = memory if config.model.stream.kind == "matrix" else "states"
     depth = plan_depth(config.model, torch.device("cpu"), memory, kernels="reference",
                        recompute=train.activation_checkpointing)  # fmt: skip
-    model = meta_model(config.model, depth, split=split).to_empty(device="cpu")
-    initialize(model, 0)
+    model = meta_model(config.model, depth, split=split, block_split=blocks).to_empty(device="cpu")
+    initialize(model, 0, put=Shares(model).fill)
     optimizer = build_optimizer(model, config.optimizer)
     tokens = torch.randint(config.model.vocab_size, (windows, length))
     documents = (torch.arange(length) * 2 // length).expand(windows, length).contiguous()

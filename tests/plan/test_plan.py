@@ -13,7 +13,7 @@ from widestream.errors import UserError
 from widestream.plan import DEVICES, Device, advise, find_kind, forecast
 from widestream.plan.forecast import asked_for
 from widestream.recipe.train import ParallelConfig
-from widestream.train.shards import Layout
+from widestream.train.layout import Layout
 
 ROOMY = find_kind("h100")
 

@@ -133,6 +133,35 @@ def scribble(path):
     return "complete.json is damaged"
 
 
+HOSTILE = [
+    "[]", "{}", "nope", "[" * 100_000, '{"step": "3"}', '{"step": 3.0}', '{"step": {"a": 1}}', '{"step": true}',
+    '{"step": 3, "wall_s": "1"}', '{"step": 3, "wall_s": Infinity}', '{"step": 3, "skipped": null}',
+    '{"step": 3, "heldout": [1]}', '{"step": 3, "losses": ["a"]}', '{"step": 3, "settings": 1}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:30])
+def test_a_state_that_no_run_has_written_is_named_and_skipped(saved, caplog, text):
+    """Its hash is right."""
+    path = saved / "checkpoints" / "step_00000003"
+    (path / "state.json").write_text(text)
+    complete = json.loads((path / "complete.json").read_text())
+    complete["files"]["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (path / "complete.json").write_text(json.dumps(complete))
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 2
+    assert "state.json is damaged" in caplog.text
+
+
+def test_names_of_files_that_are_none(config, saved):
+    """A bare folder's are taken."""
+    path = saved / "checkpoints" / "step_00000003"
+    (path / "complete.json").write_text('{"files": [1, 2]}')
+    model, _ = trained(config, seed=5)
+    load_weights(path, model)
+
+
 @pytest.mark.parametrize("harm", [truncate, alter, remove_file, never_finished, scribble])
 def test_damaged_checkpoints_are_named_and_skipped(saved, caplog, harm):
     reason = harm(saved / "checkpoints" / "step_00000003")

@@ -1,14 +1,18 @@
 """Processes that share the tokens of a window train as one process does."""
 
+import hashlib
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import ranks
 from as_one import assert_gradients_of_one, assert_same_rows, assert_trains_as_one
 from models import tiny
-from processes import train_quickly
+from processes import train_quickly, train_unlike
 from ranks import train_on, weights
 from tiny_runs import tiny_config
 from widestream.errors import UserError
@@ -17,9 +21,9 @@ from widestream.model.depth import Eager, Fused, Rebuilt, Recomputed, Recomputed
 from widestream.recipe.train import ParallelConfig
 from widestream.streams import OWN_KINDS, stream_class
 from widestream.train.context import join_windows
+from widestream.train.layout import Layout, choose_layout
 from widestream.train.parallel import World
 from widestream.train.plan import make_plan
-from widestream.train.shards import Layout, choose_layout
 
 ALIBI, ROTARY, LEARNED = ({"positions": kind} for kind in ("alibi", "rotary", "learned"))
 VECTOR, MATRIX = {"kind": "vector"}, {"kind": "matrix", "key_dim": 6}
@@ -198,6 +202,24 @@ def test_one_process_does_not_share(data, tmp_path):
     with pytest.raises(UserError, match=r"train.parallel.context is 2, and there is 1 process; start a multiple"):
         train_quickly(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_run_that_give_no_number_are_refused(data, tmp_path):
+    """As by one process: each of those that share a window looks at a token."""
+    config = tiny_config(data, train={"steps": 2})
+    train_quickly(config, tmp_path / "base")
+    path = tmp_path / "base/checkpoints/step_00000002"
+    huge = {name: value * 1e30 for name, value in load_file(path / "model.safetensors").items()}
+    save_file(huge, path / "model.safetensors")
+    described = json.loads((path / "complete.json").read_text())
+    content = (path / "model.safetensors").read_bytes()
+    described["files"]["model.safetensors"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "complete.json").write_text(json.dumps(described))
+    train = replace(config.train, init_from=str(tmp_path / "base"), parallel=ParallelConfig(context=2))
+    shared = replace(config, train=train)
+    assert ranks.run(train_unlike, [shared, shared], tmp_path / "run") == [0, 0]
+    for rank in range(2):
+        assert "holds weights that are not finite" in (tmp_path / f"refusal-{rank}").read_text()
 
 
 def test_who_reads_what():

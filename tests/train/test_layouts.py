@@ -54,8 +54,12 @@ DRILL = pytest.mark.drill
         pytest.param("muon", {"shard": 4}, marks=DRILL),
         pytest.param("adamw", {"replicate": 4}, marks=DRILL),
         pytest.param("muon", {"replicate": 4}, marks=DRILL),
+        pytest.param("adamw", {"context": 2, "shard": 2}, marks=DRILL),
+        pytest.param("adamw", {"tensor": 2, "shard": 2}, marks=DRILL),
+        pytest.param("adamw", {"tensor": 2, "context": 2}, marks=DRILL),
     ],
     ids=str,
 )
 def test_four_processes(data, tmp_path, optimizer, layout):
-    require_same_training(data, tmp_path, 4, optimizer=optimizer, parallel=layout)
+    model = {"stream": {"kind": "vector"}, "num_heads": 4} if "tensor" in layout else {}
+    require_same_training(data, tmp_path, 4, optimizer=optimizer, parallel=layout, model=model)

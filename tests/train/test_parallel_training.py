@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import signal
@@ -25,8 +26,8 @@ from widestream.recipe import to_dict
 from widestream.recipe.train import ParallelConfig
 from widestream.runs.checkpoint import latest
 from widestream.runs.metrics import require_idle
+from widestream.train.layout import Layout, choose_layout
 from widestream.train.plan import make_plan
-from widestream.train.shards import Layout, choose_layout
 
 
 @pytest.mark.parametrize("told", [(0,), (0, 1)], ids=["one", "both"])
@@ -49,23 +50,40 @@ def test_told_to_end_both_save_once_and_go_on_bit_identical(data, tmp_path, told
     assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
-def test_a_process_that_is_lost_is_one_sentence(data, tmp_path, how):
-    """The other one ends, by itself, and the run goes on as if nothing had been."""
-    config = tiny_config(data, train={"steps": 200, "save_every": 20, "keep": 2, "parallel": {"timeout_s": 8}})
-    train_on(2, config, tmp_path / "whole")
-    processes = ranks.start(train_unlike, [config, config], tmp_path / "run")
+GROUPS = {"replicate": 2, "shard": 2}
+
+
+@pytest.mark.parametrize(
+    ("how", "layout"),
+    [
+        (signal.SIGKILL, {"replicate": 2}),
+        (signal.SIGSTOP, {"replicate": 2}),
+        (signal.SIGSTOP, GROUPS),
+        pytest.param(signal.SIGKILL, GROUPS, marks=pytest.mark.drill),
+        pytest.param(signal.SIGSTOP, {"context": 2, "tensor": 2}, marks=pytest.mark.drill),
+    ],
+    ids=str,
+)
+def test_a_process_that_is_lost_is_one_sentence(data, tmp_path, how, layout):
+    """The others end, by themselves, and the run goes on as if nothing had been."""
+    size = math.prod(layout.values())
+    train = {"steps": 60 * size, "save_every": 20, "keep": 2, "batch_size": 4, "parallel": {"timeout_s": 8, **layout}}
+    config = tiny_config(data, model={"stream": {"kind": "vector"}, "num_heads": 4}, train=train)
+    train_on(size, config, tmp_path / "whole")
+    processes = ranks.start(train_unlike, [config] * size, tmp_path / "run", size=size)
     checkpoints = tmp_path / "run" / "checkpoints"
     while any(process.is_alive() for process in processes) and not (checkpoints / "step_00000020").exists():
         time.sleep(0.001)
     os.kill(processes[1].pid, how)
-    processes[0].join(60)
-    assert processes[0].exitcode == 0
-    assert "Process 0 has lost another one of this run" in (tmp_path / "refusal-0").read_text()
+    for rank, process in enumerate(processes):
+        if rank != 1:
+            process.join(60)
+            assert process.exitcode == 0
+            assert f"Process {rank} has lost another one of this run" in (tmp_path / f"refusal-{rank}").read_text()
     processes[1].kill()
     processes[1].join()
-    assert 20 <= latest(tmp_path / "run").step < 200
-    train_on(2, config, tmp_path / "run")
+    assert 20 <= latest(tmp_path / "run").step < train["steps"]
+    train_on(size, config, tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
@@ -88,6 +106,8 @@ EXPERTS = {"num_layers": 2, "moe": {"num_experts": 4, "top_k": 2, "balance": "bi
             {"tied_head": True, "stream": {"kind": "vector"}},
         ),
         ({"parallel": {"shard": 2}}, "muon", {}),
+        ({"parallel": {"shard": 2}}, "adamw", {"stream": {"kind": "matrix_keys", "key_dim": 4}}),
+        ({"micro_batch_size": 1}, "adamw", {"stream": {"kind": "matrix_keys", "key_dim": 4}}),
         ({"parallel": {"shard": 2}, "activation_checkpointing": True}, "muon", EXPERTS),
     ],
     ids=str,

@@ -10,6 +10,7 @@ from widestream.model import build
 from widestream.recipe import from_dict
 from widestream.train import begin, loop, room
 from widestream.train.loop import train
+from widestream.train.plan import make_plan
 
 CPU = torch.device("cpu")
 
@@ -44,6 +45,17 @@ def test_what_is_kept_for_the_backward_pass_counts_unless_it_is_computed_again(d
     train(tiny_config(data, train={"batch_size": 64, "micro_batch_size": 2, "steps": 2}), tmp_path / "parts")
     again = {"batch_size": 64, "steps": 2, "activation_checkpointing": True}
     train(tiny_config(data, train=again), tmp_path / "again")
+
+
+@pytest.mark.parametrize("setting", ["context", "tensor"])
+def test_what_processes_share_counts_once(data, monkeypatch, setting):
+    model, train = {"stream": {"kind": "vector"}}, {"batch_size": 64}
+    config = tiny_config(data, model=model, train={**train, "parallel": {setting: 2}})
+    plan, summary = make_plan(config), {"activation_bytes_per_token": {"states": 100.0}}
+    monkeypatch.setattr(room, "memory_total", lambda device: 100 * 16 * 64 / 2)
+    room.require_memory(CPU, config.train, plan, summary)
+    with pytest.raises(UserError, match="keep at least"):
+        room.require_memory(CPU, tiny_config(data, model=model, train=train).train, plan, summary)
 
 
 def test_an_allocation_that_fails_in_a_step_is_a_sentence(data, tmp_path, monkeypatch):

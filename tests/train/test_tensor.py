@@ -1,26 +1,32 @@
 """Processes that share the heads and neurons of blocks train as one process does."""
 
+import json
 import math
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import ranks
 from as_one import MUON_LOSSES, assert_gradients_of_one, assert_same_rows, assert_trains_as_one
 from models import tiny
-from processes import train_quickly
-from ranks import train_on, weights
+from processes import initial_weights, train_quickly, train_unlike
+from ranks import rows, train_on, weights
 from tiny_runs import tiny_config
 from widestream.errors import UserError
+from widestream.model.build import build_model
 from widestream.model.depth import Eager, Rebuilt, Recomputed, RecomputedBlocks
 from widestream.recipe.train import ParallelConfig
+from widestream.train.layout import Layout, choose_layout
 from widestream.train.parallel import World
 from widestream.train.plan import make_plan
-from widestream.train.shards import Layout, choose_layout
 from widestream.train.tensor import Cut
 
 ALIBI, ROTARY, LEARNED = ({"positions": kind} for kind in ("alibi", "rotary", "learned"))
+EXPERTS = {"num_experts": 4, "top_k": 2, "balance_weight": 0.5}
 VECTOR, ATTN_RES = {"kind": "vector"}, {"kind": "attn_res"}
 EVERYTHING = {
     **ROTARY, "num_kv_heads": 2, "activation": "swiglu", "mlp_bias": True, "attention_bias": "all",
@@ -36,6 +42,15 @@ MODELS = {
     "gated values": tiny(VECTOR, **ROTARY, value_residual="gated", attention_bias="qkv"),
     "shared values": tiny(VECTOR, **ROTARY, value_residual="shared"),
     "norms behind blocks": tiny(VECTOR, **ROTARY, norm_place="after"),
+    "norms of all heads jointly": tiny(
+        VECTOR, **ROTARY, qk_norm={"over": "full"}, num_kv_heads=2, norm_cast="before_gain"
+    ),
+    "and without gains": tiny(VECTOR, **ROTARY, qk_norm={"over": "full", "place": "after", "gain": "none"}),
+    "and of 1 + w": tiny(VECTOR, **ROTARY, qk_norm={"over": "full"}, norm_offset=True),
+    "experts": tiny(VECTOR, **ROTARY, moe=EXPERTS, mlp_bias=True, activation="swiglu"),
+    "experts of every other layer, their sums not 1": tiny(
+        VECTOR, **ROTARY, moe={**EXPERTS, "every": 2, "normalise": False, "balance": "bias", "expert_dim": 6}
+    ),
     "everything": tiny(VECTOR, **EVERYTHING),
     "geglu, token before": tiny(ATTN_RES, **ROTARY, activation="geglu", token_before="dense"),
 }
@@ -46,6 +61,9 @@ WAYS = {
     ),
     "layers computed again": (tiny(VECTOR, **EVERYTHING), Recomputed((range(1, 3), range(3, 5))), "sdpa"),
     "compiled attention": (tiny(VECTOR, **ALIBI), None, "fused"),
+    "experts, layers computed again": (
+        tiny(VECTOR, **ROTARY, moe=EXPERTS, qk_norm={"over": "full"}), Recomputed((range(1, 3), range(3, 5))), "sdpa"
+    ),
 }  # fmt: skip
 
 
@@ -55,6 +73,7 @@ WAYS = {
         Layout(tensor=2),
         pytest.param(Layout(1, 2, tensor=2), marks=pytest.mark.drill),
         pytest.param(Layout(2, 1, tensor=2), marks=pytest.mark.drill),
+        pytest.param(Layout(context=2, tensor=2), marks=pytest.mark.drill),
     ],
     ids=str,
 )
@@ -68,20 +87,89 @@ def test_gradients_of_shared_blocks_are_those_of_whole_ones(layout, tmp_path):
     [
         ({"tensor": 2}, {"stream": VECTOR, **EVERYTHING}, {"micro_batch_size": 1, "watch_every": 3}, "adamw"),
         ({"tensor": 2}, {"stream": VECTOR, **ROTARY, "activation": "swiglu"}, {}, "muon"),
+        ({"tensor": 2}, {"stream": VECTOR, **ROTARY, "qk_norm": {"over": "full"}, "moe": EXPERTS}, {}, "adamw"),
     ],
-    ids=["everything", "muon"],
+    ids=["everything", "muon", "experts, joint norms"],
 )
 def test_two_processes_train_as_one(data, tmp_path, parallel, model, train, kind):
     trains_as_one(parallel, data, tmp_path, model, train, kind)
 
 
 @pytest.mark.drill
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [
+        ({"stream": {"kind": "hyper_connections"}, **EVERYTHING}, {"stream_memory": "writes", "anchors": 1}),
+        ({"stream": VECTOR, **ROTARY, "qk_norm": {"over": "full"}, "moe": EXPERTS}, {"micro_batch_size": 1}),
+    ],
+    ids=["everything, rebuilt states", "experts, joint norms"],
+)
+def test_compiled_too(data, tmp_path, model, train):
+    trains_as_one({"tensor": 2}, data, tmp_path, model, {"compile": True, **train}, "adamw")
+
+
+@pytest.mark.drill
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("parallel", [{"tensor": 2, "shard": 2}, {"tensor": 2, "replicate": 2}, {"tensor": 4}], ids=str)
+@pytest.mark.parametrize(
+    "parallel",
+    [{"tensor": 2, "shard": 2}, {"tensor": 2, "replicate": 2}, {"tensor": 4}, {"tensor": 2, "context": 2}],
+    ids=str,
+)
 def test_so_do_four(data, tmp_path, parallel, kind):
     changes = EVERYTHING if kind == "adamw" else {**ROTARY, "activation": "swiglu"}
     model = {"stream": VECTOR, **changes, "num_heads": 8, "num_kv_heads": 4}
     trains_as_one(parallel, data, tmp_path, model, {"micro_batch_size": 1}, kind)
+
+
+def test_what_is_frozen_and_weights_of_another_run(data, tmp_path):
+    model = {"stream": VECTOR, **EVERYTHING, "num_heads": 4}
+    train_quickly(tiny_config(data, model=model, train={"steps": 2, "seed": 5}), tmp_path / "base")
+    train = {"steps": 6, "eval_every": 3, "eval_windows": 5, "init_from": str(tmp_path / "base")}
+    optimizer = {"lr_factors": {"blocks.0.qkv": 0.0, "mlp": 0.0, "stream": 3.0}, "grad_clip": 0.5}
+    assert_trains_as_one({"tensor": 2}, tiny_config(data, model=model, train=train, optimizer=optimizer), tmp_path)
+    base, on = weights(tmp_path / "base", 2), weights(tmp_path / "shared", 6)
+    moved = {name for name in base if not torch.equal(base[name], on[name])}
+    assert {"embedding.token", "blocks.0.out"} <= moved
+    assert not {"blocks.0.qkv", "blocks.1.w1", "blocks.1.w2"} & moved
+
+
+@pytest.mark.parametrize(
+    "parallel", [{"tensor": 2}, pytest.param({"tensor": 2, "shard": 2}, marks=pytest.mark.drill)], ids=str
+)
+def test_in_bfloat16(data, tmp_path, parallel):
+    """Parts are rounded before they are added up, which stays below what rounding does to a loss anyway."""
+    model = {"stream": VECTOR, **EVERYTHING, "num_heads": 4}
+    config = tiny_config(data, model=model, train={"steps": 8, "batch_size": 4, "precision": "bf16"})
+    train_quickly(config, tmp_path / "alone")
+    train = replace(config.train, parallel=ParallelConfig(**parallel))
+    train_on(math.prod(parallel.values()), replace(config, train=train), tmp_path / "shared")
+    assert json.loads((tmp_path / "shared/run.json").read_text())["layout"]["gather"] == "bf16"
+    losses = [[row["loss"] for row in rows(tmp_path / name) if row["kind"] == "train"] for name in ("alone", "shared")]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+def test_in_bfloat16_experts_are_picked_as_by_one_process(data, tmp_path):
+    """A router has what it reads in float32: of rounded vectors it would pick other experts."""
+    model = {"stream": VECTOR, **ROTARY, "num_heads": 4, "moe": {"num_experts": 16, "top_k": 4}, "context": 256}
+    train = {"steps": 1, "batch_size": 8, "precision": "bf16", "log_every": 1}
+    config = tiny_config(data, model=model, train=train)
+    train_quickly(config, tmp_path / "alone")
+    shared = replace(config.train, parallel=ParallelConfig(tensor=2))
+    train_on(2, replace(config, train=shared), tmp_path / "shared")
+    one, two = (rows(tmp_path / name)[0] for name in ("alone", "shared"))
+    assert two["largest_load"] == one["largest_load"]
+    assert two["balance"] == pytest.approx(one["balance"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(tensor=2), pytest.param(Layout(context=2, tensor=2), marks=pytest.mark.drill)], ids=str
+)
+def test_initial_weights_are_those_of_one_process(layout, tmp_path):
+    config, size = tiny({"kind": "hyper_connections"}, **EVERYTHING), layout.parts
+    assert ranks.run(initial_weights, config, layout, tmp_path / "weights.safetensors", size=size) == [0] * size
+    found, whole = load_file(tmp_path / "weights.safetensors"), build_model(config, 3).state_dict()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], value) for name, value in whole.items())
 
 
 def trains_as_one(parallel, data, tmp_path, model, train, kind):
@@ -92,7 +180,10 @@ def trains_as_one(parallel, data, tmp_path, model, train, kind):
 
 
 OTHERS_OF_TWO = {"alone": {}, "shard": {"shard": 2}}
-OTHERS_OF_FOUR = {"alone": {}, "shard": {"shard": 4}, "four": {"tensor": 4}, "groups": {"tensor": 2, "replicate": 2}}
+OTHERS_OF_FOUR = {
+    "alone": {}, "shard": {"shard": 4}, "four": {"tensor": 4}, "groups": {"tensor": 2, "replicate": 2},
+    "windows": {"tensor": 2, "context": 2},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -141,10 +232,13 @@ def test_a_run_goes_on_in_other_layouts(data, tmp_path, kind, layout, others):
         ({"num_heads": 4, "num_kv_heads": 2}, {}, 4, r"tensor is 4, which does not divide model.num_kv_heads=2"),
         ({"mlp_dim": 30}, {}, 4, r"tensor is 4, which does not divide model.mlp_dim=30"),
         ({"stream": {"kind": "matrix", "key_dim": 4}}, {}, 2, r"of a matrix stream has no .*train.parallel.context"),
-        ({"moe": {"num_experts": 4, "top_k": 2}}, {}, 2, r"tensor is 2, and experts"),
-        ({"qk_norm": {"over": "full"}}, {}, 2, r"tensor is 2, and model.qk_norm.over=full norms all heads jointly"),
-        ({}, {"parallel": {"tensor": 2, "context": 2}}, 2, r"tensor does not go with train.parallel.context yet"),
-        ({}, {"compile": True}, 2, r"train.compile was not tried with train.parallel.tensor yet; leave one"),
+        (
+            {"moe": {"num_experts": 4, "top_k": 2, "expert_dim": 9}},
+            {},
+            2,
+            r"divide the 9 neurons of an expert of layer 0",
+        ),
+        ({"num_heads": 6}, {"parallel": {"tensor": 2, "context": 2}}, 2, r"context is 2, which with tensor 2 does not"),
         ({}, {"batch_size": 3}, 2, r"batch_size=3 cannot be split evenly over 2 groups of 2 processes; make it"),
     ],
 )
@@ -153,6 +247,13 @@ def test_blocks_that_cannot_be_shared_are_refused(data, model, train, tensor, wo
     config = tiny_config(data, model=model, train={"parallel": {"tensor": tensor}, **train})
     with pytest.raises(UserError, match=words):
         make_plan(config, readers=2)
+
+
+def test_two_processes_are_no_four(data, tmp_path):
+    config = tiny_config(data, model={"stream": VECTOR}, train={"parallel": {"tensor": 2, "context": 2}})
+    assert ranks.run(train_unlike, [config, config], tmp_path / "run") == [0, 0]
+    for rank in range(2):
+        assert "context=2 x tensor=2 is 4, and there are 2 processes" in (tmp_path / f"refusal-{rank}").read_text()
 
 
 def test_one_process_does_not_share(data, tmp_path):

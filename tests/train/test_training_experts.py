@@ -36,6 +36,14 @@ def test_accumulation_equals_the_big_batch(data, batch, shape):
         torch.testing.assert_close(a.grad, b[1].grad, rtol=1e-4, atol=1e-6 * a.grad.abs().max().item(), msg=name)
 
 
+@pytest.mark.parametrize("place", ["after", "both"])
+def test_with_norms_behind_them(data, batch, place):
+    config = tiny_config(data, model={"moe": BIAS, "norm_place": place})
+    result, model = step(config, batch)
+    assert result.largest_load > 0.25
+    assert model.experts[0].balance_bias.any()
+
+
 def test_the_balance_loss_is_in_the_gradient(data, batch):
     norms = [
         step(tiny_config(data, model={"moe": SETTINGS | {"balance_weight": weight}}), batch)[0].grad_norm

@@ -19,6 +19,7 @@ from widestream.blocks.flex import FlexMask, flex
 from widestream.blocks.qk_norm import QKNorm
 from widestream.blocks.roles import Axis, Declared, Role, Roles, size
 from widestream.blocks.rotary import rotate
+from widestream.blocks.split import share_of
 from widestream.errors import UserError
 from widestream.kernels.attention_cpu import attention, suits
 from widestream.recipe.model import ModelConfig
@@ -303,8 +304,8 @@ class DenseAttention(Declared):
         axes = (roles.width,) if axes is None else axes
         self.core = BareAttention(config, layer, slot, window, bias_out=False, axes=axes)
         self.head_dim = config.head_dim
-        self.adds_bias = True
-        """Whether it is this process that adds `bias_out`, of those that share the block."""
+        self.bias_share = 1.0
+        """The part of `bias_out` that this process adds, of those that share the block."""
         inner, width = config.num_heads * config.head_dim, size(axes)
         numbers = {"q": roles.heads.size, "k": roles.kv_heads.size, "v": roles.kv_heads.size}
         if self.core.values.replaced:
@@ -337,7 +338,7 @@ class DenseAttention(Declared):
 
     def put_out(self, heads: Tensor) -> Tensor:
         """W_O: heads [B, T, H, K] -> [B, T, D]."""
-        return F.linear(heads.flatten(2), self.out, self.bias_out if self.adds_bias else None)
+        return F.linear(heads.flatten(2), self.out, share_of(self.bias_out, self.bias_share))
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, cap: float | None = None) -> Tensor:

@@ -105,7 +105,7 @@ def make_context(
             wherever there is no cache.
         numbers: positions that rotary angles are of [B, T], where rows have their own; default: `positions`.
         split: the processes that share these windows, if several do.
-        heads: those whose attention this process computes, where it is not `split` that says so.
+        heads: those whose attention this process computes.
 
     Raises:
         UserError: `mask` has another shape; documents behind cached tokens that had none.
@@ -120,7 +120,6 @@ def make_context(
             f"it must be [B, {wanted[0]}, {wanted[1]}]."
         )
     alibi_heads = config.num_heads if config.positions == "alibi" else None
-    heads = heads if split is None else split.own_heads(config.num_heads)
 
     def build(window: Window) -> Tensor | FlexMask | None:
         masked = segments is not None or window is not None or alibi_heads is not None

@@ -12,6 +12,7 @@ from widestream.blocks.activation import activate, gate_splits, inputs_per_neuro
 from widestream.blocks.context import Context
 from widestream.blocks.roles import Axis, Declared, Roles, size
 from widestream.blocks.routing import bring_back, route, send
+from widestream.blocks.split import share_of
 from widestream.kernels.grouped import grouped_linear
 from widestream.recipe.model import Activation, ModelConfig
 
@@ -61,9 +62,9 @@ class Experts(Declared):
         assert settings.top_k is not None
         self.num_experts, self.top_k, self.normalise = settings.num_experts, settings.top_k, settings.normalise
         self.bias_rate = settings.bias_rate
-        wider = (num_neurons or config.mlp_dim) / config.mlp_dim
-        one = settings.expert_dim or config.mlp_dim
-        neurons = Axis(round(one * wider), settings.expert_dim or roles.neurons.base)
+        self.bias_share = 1.0
+        """The part of `b2` that this process adds, of those that share the block."""
+        neurons = Axis(expert_neurons(config, num_neurons), settings.expert_dim or roles.neurons.base)
         self._declare(config, roles, axes, neurons, scale_output)
         bias = torch.zeros(self.num_experts) if settings.balance == "bias" else None
         self.register_buffer("balance_bias", bias)
@@ -102,8 +103,8 @@ class Experts(Declared):
         if self.b1 is not None:
             rows = rows + self.b1[routes.experts].to(rows.dtype)
         rows = grouped_linear(activate(self.activation, rows), self.w2, routes.ends)
-        if self.b2 is not None:
-            rows = rows + self.b2[routes.experts].to(rows.dtype)
+        if (b2 := share_of(self.b2, self.bias_share)) is not None:
+            rows = rows + b2[routes.experts].to(rows.dtype)
         return bring_back(rows, routes).unflatten(0, x.shape[:2])
 
     @torch.no_grad()
@@ -116,3 +117,14 @@ class Experts(Declared):
         if self.balance_bias is not None:
             load = load.to(self.balance_bias.dtype)
             self.balance_bias.add_((load.mean() - load).sign(), alpha=self.bias_rate)
+
+
+def expert_neurons(config: ModelConfig, num_neurons: int | None = None) -> int:
+    """Neurons of one expert.
+
+    Args:
+        config: the model's.
+        num_neurons: F of an MLP in its place; default: the model's.
+    """
+    wider = (num_neurons or config.mlp_dim) / config.mlp_dim
+    return round((config.moe.expert_dim or config.mlp_dim) * wider)

@@ -8,6 +8,7 @@ from torch import Tensor
 from widestream.blocks.activation import activate, gate_splits, inputs_per_neuron
 from widestream.blocks.context import Context
 from widestream.blocks.roles import Axis, Declared, Roles, size
+from widestream.blocks.split import share_of
 from widestream.recipe.model import Activation, ModelConfig
 
 
@@ -41,8 +42,8 @@ class MLP(Declared):
     ):
         super().__init__()
         self.activation: Activation = config.activation
-        self.adds_bias = True
-        """Whether it is this process that adds `b2`, of those that share the block."""
+        self.bias_share = 1.0
+        """The part of `b2` that this process adds, of those that share the block."""
         self.bare = num_neurons == 0
         if self.bare:
             return
@@ -62,4 +63,4 @@ class MLP(Declared):
         if self.bare:
             return activate(self.activation, inputs["x"])
         hidden = activate(self.activation, F.linear(inputs["x"], self.w1, self.b1))
-        return F.linear(hidden, self.w2, self.b2 if self.adds_bias else None)
+        return F.linear(hidden, self.w2, share_of(self.b2, self.bias_share))

@@ -70,7 +70,7 @@ class Norm(Declared):
         """
         gain = self.factor()
         if self.kind == "rmsnorm":
-            out = rms_norm(x, len(self.shape), gain if self.plain else None, self.eps)
+            out = self.over_rms(x, gain if self.plain else None)
         else:
             x = x.float() if x.itemsize < 4 else x
             out = F.layer_norm(x, self.shape, *((gain, self.bias) if self.fused else (None, None)), self.eps)
@@ -81,6 +81,10 @@ class Norm(Declared):
             out, gain = out.to(dtype), gain.to(dtype)
         out = out * gain
         return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def over_rms(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """X / rms(x), times a gain if one is given; in float32 or wider."""
+        return rms_norm(x, len(self.shape), gain, self.eps)
 
     @property
     def plain(self) -> bool:

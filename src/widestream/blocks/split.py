@@ -59,3 +59,8 @@ class BlockSplit(Protocol):
     def divide(self, blocks: nn.ModuleList) -> None:
         """Leave those heads and neurons in each block that this process computes, and have the outputs added up."""
         ...
+
+
+def share_of(bias: Tensor | None, share: float) -> Tensor | None:
+    """What one process adds of a bias of which those that share a block add parts, so that all compute alike."""
+    return bias if bias is None or share == 1 else bias * share

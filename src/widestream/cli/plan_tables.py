@@ -5,7 +5,7 @@ from rich.table import Table
 
 from widestream.plan import Device, Forecast
 from widestream.recipe import RunConfig
-from widestream.train.shards import Layout
+from widestream.train.layout import Layout
 
 GB = 1e9
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from widestream.blocks.alibi import ALL
 from widestream.blocks.attention import BareAttention, DenseAttention
 from widestream.blocks.attention_kind import Attention
 from widestream.blocks.cache import KVCache
@@ -194,7 +193,7 @@ class Decoder(Declared):
             attention=self.attention,
             numbers=positions,
             split=self.split,
-            heads=ALL if self.block_split is None else self.block_split.own_heads(self.config.num_heads),
+            heads=self._own_heads(),
         )
         numbers = order if positions is None else positions
         if self.split is not None:
@@ -209,6 +208,13 @@ class Decoder(Declared):
         if told is not None:
             told.shared = context.shared
         return hidden
+
+    def _own_heads(self) -> slice:
+        """The heads whose attention this process computes: of those of its blocks, where these are shared, its part."""
+        heads = range(self.config.num_heads)
+        for split in filter(None, (self.block_split, self.split)):
+            heads = heads[split.own_heads(len(heads))]
+        return slice(heads.start, heads.stop)
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
         """Logits after one more token, with no shape and no number of the host that changes from token to token.
@@ -300,7 +306,8 @@ class Decoder(Declared):
     @property
     def experts(self) -> list[Experts]:
         """The mixtures of experts, layer by layer."""
-        return [block for block in self.blocks if isinstance(block, Experts)]
+        bare = (block.block if isinstance(block, NormBehind) else block for block in self.blocks)
+        return [block for block in bare if isinstance(block, Experts)]
 
     def new_cache(self, batch_size: int, length: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty KV cache for sequences up to `length` tokens."""

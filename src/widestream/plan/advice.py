@@ -10,8 +10,8 @@ from widestream.plan.devices import Device
 from widestream.plan.forecast import MFU, Forecast, forecast
 from widestream.plan.memory import at_work, shares, step_bytes
 from widestream.recipe import RunConfig
+from widestream.train.layout import Layout
 from widestream.train.plan import make_plan
-from widestream.train.shards import Layout
 
 LARGEST = 16
 """Windows of a micro-batch beyond which products are not larger for it."""

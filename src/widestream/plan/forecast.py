@@ -12,8 +12,8 @@ from widestream.plan.devices import STREAMED, USED, Device
 from widestream.plan.memory import Memory, at_work, shares, step_bytes
 from widestream.plan.traffic import Link, Sent, traffic
 from widestream.recipe import RunConfig
+from widestream.train.layout import Layout, choose_layout
 from widestream.train.plan import Plan, make_plan
-from widestream.train.shards import Layout, choose_layout
 
 MFU = 0.4
 """Share of a device's peak at which today's trainings of dense models compute, where none is given."""

@@ -14,9 +14,9 @@ from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
 from widestream.train.context import SharedWindows
+from widestream.train.layout import Layout
 from widestream.train.optim import rate_factors
 from widestream.train.optim_muon import muon_takes
-from widestream.train.shards import Layout
 from widestream.train.tensor import SharedBlocks, find_cuts
 
 FLOAT32, BF16 = 4, 2

@@ -12,10 +12,10 @@ from widestream.plan.devices import Device
 from widestream.plan.memory import BF16, FLOAT32, in_blocks, outside_blocks
 from widestream.recipe import RunConfig
 from widestream.streams import stream_class
+from widestream.train.layout import Layout
 from widestream.train.optim import rate_factors
 from widestream.train.optim_muon import muon_takes
 from widestream.train.plan import Plan
-from widestream.train.shards import Layout
 from widestream.train.tensor import find_cuts
 
 Link = Literal["inside", "between"]
@@ -50,6 +50,7 @@ def traffic(
     blocks, root = sum(in_blocks(model, layout)), outside_blocks(model)
     blocks_trained, root_trained = _trained(config, model, layout)
     shards, groups = _link(layout.parts, device), _link(layout.parts * layout.replicate, device)
+    windows, in_block = _link(layout.context * layout.tensor, device), _link(layout.tensor, device)
     of_blocks, of_root, of_groups = map(_around, (layout.block_parts, layout.parts, layout.replicate))
     number = BF16 if layout.gather == "bf16" else FLOAT32
     within = FLOAT32 * (of_blocks * blocks_trained + of_root * root_trained)
@@ -60,8 +61,8 @@ def traffic(
         Sent("gradients within groups", shards, plan.micro_batches * within),
         Sent("gradients between groups", groups, 2 * of_groups * between),
         Sent("matrices of Muon", groups if layout.replicate > 1 else shards, _muon(config, model, layout)),
-        Sent("heads of attention", _link(layout.context, device), _heads(config, layout, plan, precision)),
-        Sent("sums of blocks", _link(layout.tensor, device), _sums(config, layout, plan, precision)),
+        Sent("heads of attention", windows, _heads(config, layout, plan, precision)),
+        Sent("sums of blocks", in_block, _sums(config, layout, plan, precision)),
     ]
     return [sent for sent in found if sent.bytes]
 
@@ -96,7 +97,7 @@ def _heads(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> flo
     model = config.model
     blocks = stream_class(model.stream.kind).blocks(model)
     layers = sum(block.kind == "attention" for block in blocks)
-    heads = 2 * (model.num_heads + math.lcm(model.kv_heads, layout.context))
+    heads = 2 * (model.num_heads // layout.tensor + math.lcm(model.kv_heads // layout.tensor, layout.context))
     tokens = plan.micro_batches * plan.micro_batch_size * plan.sequence_length / layout.context
     number = BF16 if precision == "bf16" and not model.upcast_attention else FLOAT32
     passes = 3 if config.train.activation_checkpointing else 2
@@ -106,15 +107,18 @@ def _heads(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> flo
 def _sums(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> float:
     """Outputs of blocks in the forward pass, and gradients of what they receive in the backward pass.
 
-    Computed again, a layer's outputs are needed once more; a block's alone, with rebuilt states, are not. Of streams
-    that hand attention three vectors (MUDD, DeepCrossAttention), whose gradients are three, one is counted.
+    Computed again, a layer's outputs are needed once more; a block's alone, with rebuilt states, are not. Experts
+    receive float32, so that their gradients are sent in it. Of streams that hand attention three vectors (MUDD,
+    DeepCrossAttention), whose gradients are three, one is counted.
     """
     model, train = config.model, config.train
-    blocks = sum(block.num_neurons != 0 for block in stream_class(model.stream.kind).blocks(model))
-    tokens = plan.micro_batches * plan.micro_batch_size * plan.sequence_length
+    blocks = [block for block in stream_class(model.stream.kind).blocks(model) if block.num_neurons != 0]
+    experts = sum(block.kind == "mlp" and model.has_experts(block.layer) for block in blocks)
+    tokens = plan.micro_batches * plan.micro_batch_size * plan.sequence_length / layout.context
     number = BF16 if precision == "bf16" else FLOAT32
-    passes = 3 if train.activation_checkpointing and train.stream_memory != "writes" else 2
-    return passes * blocks * tokens * model.embed_dim * number * 2 * _around(layout.tensor)
+    forwards = 2 if train.activation_checkpointing and train.stream_memory != "writes" else 1
+    numbers = (forwards + 1) * number * len(blocks) + (FLOAT32 - number) * experts
+    return numbers * tokens * model.embed_dim * 2 * _around(layout.tensor)
 
 
 def _link(processes: int, device: Device) -> Link:

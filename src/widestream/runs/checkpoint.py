@@ -20,6 +20,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,9 @@ def _names(path: Path) -> list[str]:
     """Files that a checkpoint says it has; of a bare folder, those that are there."""
     with contextlib.suppress(OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
         require_regular(path / COMPLETE)
-        return list(json.loads(read_bounded(path / COMPLETE))["files"])
+        names = list(json.loads(read_bounded(path / COMPLETE))["files"])
+        if all(isinstance(name, str) for name in names):
+            return names
     return [file.name for file in path.iterdir()]
 
 
@@ -220,7 +223,7 @@ def _open(
 
 
 def _read(number: int, path: Path) -> Checkpoint:
-    return Checkpoint(path, number, json.loads(read_bounded(path / STATE)), written_at(path))
+    return Checkpoint(path, number, _read_state(path), written_at(path))
 
 
 def _fault(path: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault) -> str | None:
@@ -229,8 +232,45 @@ def _fault(path: Path, check: Callable[[Sequence[Expected]], str | None] = first
     fault = check(expected) or fault  # also where there is nothing to check: processes ask together
     if fault is not None:
         return fault
-    step = json.loads(read_bounded(path / STATE))["step"]
+    try:
+        step = _read_state(path)["step"]
+    except (ValueError, KeyError, UserError, RecursionError):
+        return f"{STATE} is damaged"
     return None if path.name == folder_name(step) else f"it is the checkpoint of step {step} (its {STATE} says so)"
+
+
+def _is_evaluation(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and "loss" in value)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+OF_STATE: dict[str, Callable[[Any], bool]] = {
+    "step": _is_whole,
+    "skipped": _is_whole,
+    "wall_s": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "heldout": _is_evaluation,
+    "selection": _is_evaluation,
+    "losses": lambda value: isinstance(value, list) and all(type(one) in (int, float) for one in value),
+    "settings": lambda value: isinstance(value, dict),
+    "model": lambda value: isinstance(value, dict),
+}
+"""What values are right for the keys of a state that a run goes on with; older ones lack some."""
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, RecursionError, UserError: it is none that a run has written.
+    """
+    state = json.loads(read_bounded(path / STATE))
+    if not isinstance(state, dict) or any(key in state and not right(state[key]) for key, right in OF_STATE.items()):
+        raise ValueError
+    return state
 
 
 def _expected(path: Path) -> tuple[str | None, list[Expected]]:

@@ -68,8 +68,9 @@ def require_finite(model: Decoder, place: Path | str) -> None:
 @torch.no_grad()
 def is_finite(model: Decoder, parameters: Iterable[torch.Tensor]) -> bool:
     """Whether these parameters of a model, and what it makes of a token, are finite."""
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.embedding.token.device)
-    return all_finite([*parameters, model(token)])
+    own = 1 if model.split is None else model.split.size  # one token for every process that shares a window
+    tokens = torch.zeros(1, own, dtype=torch.long, device=model.embedding.token.device)
+    return all_finite([*parameters, model(tokens)])
 
 
 def not_finite(place: Path | str) -> UserError:

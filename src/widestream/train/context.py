@@ -89,4 +89,4 @@ class SharedWindows(Neighbours):
 
 def join_windows(world: World) -> SharedWindows | None:
     """The processes that share windows with this one; None where each has windows of its own."""
-    return join_neighbours(SharedWindows, world, world.context)
+    return join_neighbours(SharedWindows, world, world.context, apart=world.tensor)

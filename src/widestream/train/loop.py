@@ -123,13 +123,14 @@ def _train(run: TrainingRun, ending: Ending) -> Result | Rollback:
                 _look_at_stream(run, batch, health, progress)
             if run.heldout is not None and run.due(settings.eval_every):
                 progress.say(_evaluate(run))
-            if result.ending or run.due(settings.save_every):
-                _save(run, batch, progress)
+            saved = (result.ending or run.due(settings.save_every)) and _save(run, batch, progress)
             note = f"loss {result.loss:.3f}, {run.plan.tokens_per_step / watch.step_s:,.0f} tokens/s"
             progress.show(step + 1, f"step {step + 1}/{steps}: {note}", note)
             if result.ending and step + 1 < steps:
                 run.saver.finish()
-                progress.say(f"{folder}: told to end at step {step + 1}/{steps}; the same command goes on from here.")
+                place = "here" if saved else "its newest checkpoint"
+                told = f"told to end at step {step + 1}/{steps}"
+                progress.say(f"{folder}: {told}; the same command goes on from {place}.")
                 sys.exit(TERMINATED)
             watch.start()
         return _finish(run, progress)
@@ -288,10 +289,13 @@ def _plain(heldout: Heldout) -> dict[str, Any]:
     return {name: finite(value) for name, value in asdict(heldout).items()}
 
 
-def _save(run: TrainingRun, batch: Batch, progress: Progress) -> None:
+def _save(run: TrainingRun, batch: Batch, progress: Progress) -> bool:
     """Write a checkpoint, unless nothing good could be computed from it: then the older ones stay the newest.
 
     Weights can be finite, and so large that no loss is; so the batch at hand is tried.
+
+    Returns:
+        Whether it is written.
     """
     moments = [moment for state in run.optimizer.state.values() for moment in state.values()]
     sound = run.world.all_(all_finite(own([*run.model.parameters(), *moments])))
@@ -306,6 +310,7 @@ def _save(run: TrainingRun, batch: Batch, progress: Progress) -> None:
         run.save()
     else:
         progress.say(f"step {run.reached.step}: its weights give no finite loss, so no checkpoint is made of them")
+    return sound
 
 
 def _finish(run: TrainingRun, progress: Progress) -> Result:

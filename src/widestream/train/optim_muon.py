@@ -5,7 +5,7 @@ matrices: W_Q, W_K and W_V one above the other, the keys of q, k and v, experts 
 torch as a view, with a view of the momentum and of the gradient, so that what torch computes is what it would for
 separate matrices, and a checkpoint has one momentum for each parameter.
 
-Where processes share out weights (shards.py), each keeps the mean of its share's gradients. These are made whole, one
+Where processes share out weights (layout.py), each keeps the mean of its share's gradients. These are made whole, one
 parameter after the other; each is orthogonalised by one process, in turn, which hands the result to the others.
 """
 

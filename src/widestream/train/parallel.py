@@ -1,4 +1,4 @@
-"""Many processes that train one model, each with its slice of every batch; shards.py says who holds what weights."""
+"""Many processes that train one model, each with its slice of every batch; layout.py says who holds what weights."""
 
 import contextlib
 import faulthandler
@@ -38,7 +38,8 @@ class World:
     timeout_s: int = 600
     """Seconds that this one waits for the others."""
     context: int = 1
-    """How many share the tokens of a window; neighbours in number do."""
+    """How many share the tokens of a window; neighbours in number do, or where neighbours share blocks, those that have
+    the same part of them."""
     tensor: int = 1
     """How many share the blocks, and read the same windows; neighbours in number do."""
 
@@ -66,6 +67,10 @@ class World:
         """Say that this process has got somewhere. Where nothing is said for long, it prints where it is, and ends."""
         if self.size > 1:
             faulthandler.dump_traceback_later(1.5 * self.timeout_s, exit=True, file=sys.__stderr__ or 2)
+
+    def resting(self) -> None:
+        """Say that this process may now wait for something that no other one waits for, as long as it takes."""
+        faulthandler.cancel_dump_traceback_later()
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up `tensor` over all processes, in place; all get the sum."""
@@ -146,7 +151,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Processes that share windows, or blocks, as one of them sees them; neighbours in number."""
+    """Processes that share windows, or blocks, as one of them sees them."""
 
     size: int
     """N."""
@@ -164,13 +169,22 @@ class Neighbours:
 Kind = TypeVar("Kind", bound=Neighbours)
 
 
-def join_neighbours(kind: type[Kind], world: World, size: int) -> Kind | None:
-    """Divide all processes into groups of `size`, which all have to do at once; None where each stands alone."""
+def join_neighbours(kind: type[Kind], world: World, size: int, apart: int = 1) -> Kind | None:
+    """Divide all processes into groups, which all have to do at once; None where each stands alone.
+
+    Args:
+        kind: what a group is.
+        world: the processes.
+        size: of a group.
+        apart: from the number of one of a group to that of the next.
+    """
     if size == 1:
         return None
-    group, _ = dist.new_subgroups(size, timeout=timedelta(seconds=world.timeout_s))
+    firsts = (first for first in range(world.size) if first // apart % size == 0)
+    groups = [list(range(first, first + size * apart, apart)) for first in firsts]
+    group, _ = dist.new_subgroups_by_enumeration(groups, timeout=timedelta(seconds=world.timeout_s))
     assert isinstance(group, dist.ProcessGroup)
-    return kind(size, world.rank % size, group.group_name)
+    return kind(size, world.rank // apart % size, group.group_name)
 
 
 @contextlib.contextmanager
@@ -197,10 +211,11 @@ def join_world(device: str, timeout_s: int = 600, context: int = 1, tensor: int 
             )
         if not 0 <= rank < size:
             raise UserError(f"RANK is {rank}, and WORLD_SIZE {size}; start the processes with torchrun.")
-    for name, number in (("context", context), ("tensor", tensor)):
+    together = (f"context={context} x tensor={tensor} is {context * tensor},", context * tensor)
+    for name, number in ((f"context is {context},", context), (f"tensor is {tensor},", tensor), together):
         if size % number:
             there = "there is 1 process" if size == 1 else f"there are {size} processes"
-            raise UserError(f"train.parallel.{name} is {number}, and {there}; start a multiple of them with torchrun.")
+            raise UserError(f"train.parallel.{name} and {there}; start a multiple of them with torchrun.")
     place = find_device(device, _from_torchrun("LOCAL_RANK", 0) if size > 1 else None)
     if place.type == "cuda":
         torch.cuda.set_device(place)

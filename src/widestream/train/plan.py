@@ -1,8 +1,10 @@
 """What a run will do, in numbers: worked out and checked before anything is allocated."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from widestream.blocks.experts import expert_neurons
 from widestream.errors import UserError
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
@@ -43,10 +45,8 @@ def make_plan(config: RunConfig, readers: int = 1) -> Plan:
             f"data.sequence_length is {length} but the model reads at most model.context={config.model.context} "
             "tokens; lower the first or raise the second."
         )
-    _require_divisible(config.model, length, config.train.parallel.context)
+    _require_windows(config.model, length, config.train.parallel)
     _require_blocks(config.model, config.train.parallel)
-    if config.train.compile and config.train.parallel.tensor > 1:
-        raise UserError("train.compile was not tried with train.parallel.tensor yet; leave one of the two out.")
     micro_batch_size, micro_batches = _split(config.train, readers)
     steps = num_steps(config)
     phases(steps, config.schedule)
@@ -78,26 +78,27 @@ def _split(train: TrainConfig, readers: int) -> tuple[int, int]:
     return micro, local // micro
 
 
-def _require_divisible(model: ModelConfig, length: int, processes: int) -> None:
+def _require_windows(model: ModelConfig, length: int, parallel: ParallelConfig) -> None:
     """Make sure that so many processes can share the windows of a model.
 
     Args:
         model: its configuration.
         length: T.
-        processes: N.
+        parallel: N, and how many share the blocks beside it.
 
     Raises:
         UserError: they cannot; names the setting.
     """
-    if processes == 1:
+    if parallel.context == 1:
         return
-    setting = f"train.parallel.context is {processes}"
-    if length % processes:
+    setting = f"train.parallel.context is {parallel.context}"
+    if length % parallel.context:
         raise UserError(f"{setting}, which does not divide the {length} tokens of a window (data.sequence_length).")
-    if model.num_heads % processes:
+    if model.num_heads % (parallel.context * parallel.tensor):
+        does = "does" if parallel.tensor == 1 else f"with tensor {parallel.tensor} does"
         raise UserError(
-            f"{setting}, which does not divide model.num_heads={model.num_heads}: each process computes the attention "
-            "of some heads."
+            f"{setting}, which {does} not divide model.num_heads={model.num_heads}: each process computes the "
+            "attention of some heads."
         )
 
 
@@ -116,24 +117,26 @@ def _require_blocks(model: ModelConfig, parallel: ParallelConfig) -> None:
             f"{setting}, and the attention of a {model.stream.kind} stream has no matrices that could be shared out; "
             "use train.parallel.context, or shard."
         )
-    if parallel.context > 1:
-        raise UserError("train.parallel.tensor does not go with train.parallel.context yet; leave one of the two out.")
-    if model.moe.num_experts:
-        raise UserError(f"{setting}, and experts (model.moe) cannot be shared out yet; use train.parallel.shard.")
-    if model.qk_norm.over == "full":
-        raise UserError(
-            f"{setting}, and model.qk_norm.over=full norms all heads jointly, of which a process has some; use "
-            "train.parallel.shard, or model.qk_norm.over=head."
-        )
-    counts = {"num_heads": model.num_heads, "num_kv_heads": model.kv_heads, "mlp_dim": model.mlp_dim}
-    for name, number in counts.items():
+    for what, number in _divided(model):
         if number % parallel.tensor:
-            raise UserError(
-                f"{setting}, which does not divide model.{name}={number}: each process has its part of them."
-            )
-    for block in kind.blocks(model):
-        if (block.num_neurons or 0) % parallel.tensor:
-            raise UserError(f"{setting}, which does not divide the {block.num_neurons} neurons of layer {block.layer}.")
+            raise UserError(f"{setting}, which does not divide {what}: each process has its part of them.")
+
+
+def _divided(model: ModelConfig) -> Iterator[tuple[str, int]]:
+    """What processes that share blocks share out: in words, and how many there are."""
+    yield f"model.num_heads={model.num_heads}", model.num_heads
+    yield f"model.num_kv_heads={model.kv_heads}", model.kv_heads
+    for block in stream_class(model.stream.kind).blocks(model):
+        if block.kind != "mlp":
+            continue
+        number = block.num_neurons
+        if model.has_experts(block.layer):
+            number = expert_neurons(model, number)
+            yield f"the {number} neurons of an expert of layer {block.layer} (model.moe.expert_dim)", number
+        elif number is None:
+            yield f"model.mlp_dim={model.mlp_dim}", model.mlp_dim
+        else:
+            yield f"the {number} neurons of layer {block.layer}", number
 
 
 def _within(train: TrainConfig) -> list[tuple[str, int]]:

@@ -35,7 +35,9 @@ def require_memory(device: torch.device, train: TrainConfig, plan: Plan, summary
             f"A batch of train.batch_size={train.batch_size:,} takes {batch / 2**30:,.1f} GB before anything is "
             f"computed, and {device} has {room / 2**30:,.1f} GB of memory; lower train.batch_size."
         )
-    kept = min(summary["activation_bytes_per_token"].values()) * tokens
+    # Of a window that processes share, each keeps its tokens; of a block, its heads and neurons at the least.
+    sharing = train.parallel.context * train.parallel.tensor
+    kept = min(summary["activation_bytes_per_token"].values()) * tokens / sharing
     if kept > room and not (train.compile or train.activation_checkpointing):  # which keep less
         raise UserError(
             f"{tokens:,} tokens at a time (train.micro_batch_size={plan.micro_batch_size:,}) keep at least "

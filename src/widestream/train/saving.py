@@ -19,8 +19,9 @@ from widestream.runs.checkpoint import MOMENTS, WEIGHTS, Checkpoint, Expected
 from widestream.runs.mirror import Mirror
 from widestream.runs.rows import Written
 from widestream.runs.tensor_files import Piece, write_part, write_whole
+from widestream.train.layout import Layout
 from widestream.train.parallel import World
-from widestream.train.shards import Layout, Shares
+from widestream.train.shards import Shares
 
 Files = dict[str, dict[str, Any]]
 """Names of files, and what `checkpoint_writer.describe` says of them."""
@@ -115,6 +116,7 @@ class Saver:
                 self.finish()
         self._thread.shutdown()
         if self._mirror is not None:
+            self._world.resting()
             self._mirror.close()
 
     def _write(self, aside: Path, tensors: dict[str, dict[str, Piece]]) -> Files:

@@ -28,13 +28,14 @@ from widestream.runs.trackers import Trackers, require_trackers
 from widestream.runs.write import move_aside
 from widestream.streams import stream_class
 from widestream.train.begin import describe_data, note_start, open_folder, precision_of
+from widestream.train.layout import build_shared, choose_layout
 from widestream.train.optim import build_optimizer
 from widestream.train.origin import describe, find_origin
 from widestream.train.parallel import World
 from widestream.train.plan import Plan, make_plan
 from widestream.train.rollback import Losses, Rollback, batch_of, note_rollback, read_rollbacks, seconds_at
 from widestream.train.saving import Saver, newest_checkpoint
-from widestream.train.shards import Shares, build_shared, choose_layout, own, settle
+from widestream.train.shards import Shares, own, settle
 
 
 @dataclass(kw_only=True, slots=True)
@@ -196,7 +197,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     model = build_shared(config.model, config.train.seed, world, layout, depth, attention)
     if origin is not None:
         checkpoint.load_weights(Path(origin.folder), model, Shares(model))
-        if not (world.all_(all_finite(own(model.parameters()))) and is_finite(model, [])):
+        if not (world.all_(all_finite(own(model.parameters()))) and world.all_(is_finite(model, []))):
             raise not_finite(origin.folder)
         settle(model)
     optimizer = build_optimizer(model, config.optimizer)
@@ -320,9 +321,9 @@ def _restore(
     state = saved.state
     reached = Reached(
         step=saved.step,
-        wall_s=seconds_at(saved.step, state["wall_s"], rollbacks),
-        skipped=state["skipped"],
-        heldout=state["heldout"],
+        wall_s=seconds_at(saved.step, state.get("wall_s", 0.0), rollbacks),
+        skipped=state.get("skipped", 0),
+        heldout=state.get("heldout"),
         # Made at the end, which may be further off now; older checkpoints have none.
         selection=state.get("selection") if saved.step == plan.steps else None,
     )

@@ -73,7 +73,7 @@ def optimizer_step(
     loads: list[torch.Tensor] = []
     for index, part in enumerate(split(batch, micro_batches)):
         terms = batch_loss(model, part, world.device, precision, z_loss)
-        average_when(model, index == micro_batches - 1)
+        average_when(model, optimizer.param_groups[0]["params"][0], index == micro_batches - 1)
         (terms.total * shares[index]).backward()
         rows[world.rank, index] = torch.stack((terms.cross_entropy, terms.z_loss, terms.balance))
         loads.append(terms.load)

@@ -6,14 +6,15 @@ computes with these alone. Their outputs are added up before they are written, a
 what the block received. All else (embedding, stream, head) all N compute alike, from the same windows.
 
 A block does not know of it: its parameters are smaller. What a process holds of one is a `Cut`. Both sums are the
-operator `widestream::all_reduce`.
+operator `widestream::all_reduce`, as are those of squares where a norm is over heads of all processes. Of experts each
+has a part of every one's neurons, and all choose alike.
 
 Letters as in `blocks.split`, F neurons, D width.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -23,8 +24,9 @@ from torch.distributed.distributed_c10d import GroupName
 
 from widestream.blocks.attention import BareAttention, DenseAttention, ValueResidual, as_autocast
 from widestream.blocks.context import Context
+from widestream.blocks.experts import BALANCE, Experts
 from widestream.blocks.mlp import MLP
-from widestream.blocks.norm import NormBehind
+from widestream.blocks.norm import Norm, NormBehind
 from widestream.blocks.qk_norm import QKNorm
 from widestream.blocks.roles import Declared
 from widestream.train.context import swap
@@ -60,6 +62,29 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The sum."""
         return all_reduce(grad, ctx.group), None
+
+
+class JointNorm(Norm):
+    """An RMS norm over the numbers of all processes of a group, each of which has its part of them and of the gain.
+
+    Args:
+        norm: in whose place it stands; of this process's part of the gain.
+        blocks: the group.
+    """
+
+    def __init__(self, norm: Norm, blocks: "SharedBlocks"):
+        super(Declared, self).__init__()
+        self.__dict__.update(norm.__dict__)
+        self._blocks = blocks
+
+    def over_rms(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """See `Norm`."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        squares = self._blocks.sum(x.square().sum(-1, keepdim=True))
+        # Each process's numbers go by the sum, so that its gradient is the sum of what each finds.
+        mean = _Enter.apply(squares, self._blocks.group) / (self._blocks.size * x.shape[-1])
+        out = x * (mean + self.eps).rsqrt()
+        return out if gain is None else out * gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +144,9 @@ class SharedBlocks(Neighbours):
                 module.register_parameter(name, nn.Parameter(here))
             if isinstance(block, DenseAttention):
                 block.rows = {role: number // self.size for role, number in block.rows.items()}
-            block.adds_bias = self.rank == 0
+            block.bias_share = 1 / self.size
+            for norms in filter(_is_joint, block.modules()):
+                norms.queries, norms.keys = JointNorm(norms.queries, self), JointNorm(norms.keys, self)
             block.register_forward_pre_hook(self._enter)
             block.register_forward_hook(self._leave)
 
@@ -132,11 +159,18 @@ class SharedBlocks(Neighbours):
         return all_reduce(tensor, self.group)
 
     def _enter(self, block: nn.Module, given: tuple[dict[str, Tensor], Context]) -> Any:
-        # Cast before, as the products would cast it, so that its gradient is sent in that precision.
+        # Cast before, as the products would cast it, so that its gradient is sent in that precision. A router has it in
+        # float32, or would choose other experts.
         inputs, context = given
-        return {role: _Enter.apply(as_autocast(x), self.group) for role, x in inputs.items()}, context
+        as_needed = as_autocast if not isinstance(block, Experts) else lambda x: x
+        return {role: _Enter.apply(as_needed(x), self.group) for role, x in inputs.items()}, context
 
-    def _leave(self, block: nn.Module, given: Any, written: Tensor) -> Tensor:
+    def _leave(self, block: nn.Module, given: tuple[dict[str, Tensor], Context], written: Tensor) -> Tensor:
+        if isinstance(block, Experts) and torch.is_grad_enabled():
+            # All find the same balance, so that the gradient of each is a part; its value stays.
+            shared, key = given[1].shared, f"{BALANCE}/{block.layer}"
+            balance = shared[key]
+            shared[key] = balance.detach() + (balance - balance.detach()) / self.size
         return all_reduce(written, self.group)
 
 
@@ -151,7 +185,7 @@ def find_cuts(blocks: nn.ModuleList) -> dict[str, Cut]:
 def find_partial(blocks: nn.ModuleList) -> set[str]:
     """Names of the parameters that each process has whole, and of whose gradient it finds a part: its own heads'.
 
-    Biases behind the sum are among them: one process has all of their gradient.
+    Biases behind the sum are among them, of which each adds a part.
     """
     prefixes = {module: prefix for prefix, module in blocks.named_modules()}
     inside = {f"blocks.{prefixes[one]}.{name}" for one in _divided(blocks) for name, _ in one.named_parameters()}
@@ -163,11 +197,11 @@ def join_blocks(world: World) -> SharedBlocks | None:
     return join_neighbours(SharedBlocks, world, world.tensor)
 
 
-def _divided(blocks: nn.ModuleList) -> Iterator[DenseAttention | MLP]:
+def _divided(blocks: nn.ModuleList) -> Iterator[DenseAttention | MLP | Experts]:
     """What is divided of blocks: not the norm behind one, and no non-linearity alone, between products of a stream."""
     for block in blocks:
         inner = block.block if isinstance(block, NormBehind) else block
-        if isinstance(inner, DenseAttention) or (isinstance(inner, MLP) and not inner.bare):
+        if isinstance(inner, DenseAttention | Experts) or (isinstance(inner, MLP) and not inner.bare):
             yield inner
 
 
@@ -181,16 +215,24 @@ def _cuts(block: nn.Module) -> Iterator[tuple[Declared, str, Cut]]:
             case MLP():
                 yield from _along(module, module.own_roles["w1"].splits, w1=0, b1=0)
                 yield from _along(module, w2=1)
+            case Experts():
+                yield from _along(module, module.own_roles["w1"].splits, w1=1, b1=1)
+                yield from _along(module, w2=2)
             case BareAttention():
                 yield from _along(module, bias_q=0, bias_k=0, bias_v=0, taps_q=1, taps_k=1, taps_v=1)
             case ValueResidual():
                 yield from _along(module, gate=0)
             case QKNorm():
                 for norm in (module.queries, module.keys):
-                    if len(norm.own_shapes.get("gain", ())) == 2:  # a gain for each head, not one for all of them
+                    if module.full or len(norm.own_shapes.get("gain", ())) == 2:  # not one of a head for all of them
                         yield from _along(norm, gain=0)
             case _:
                 pass
+
+
+def _is_joint(module: nn.Module) -> TypeGuard[QKNorm]:
+    """Whether it norms all heads jointly, of which a process has some."""
+    return isinstance(module, QKNorm) and module.full
 
 
 def _along(module: Declared, parts: tuple[int, ...] = (), /, **dims: int) -> Iterator[tuple[Declared, str, Cut]]:
