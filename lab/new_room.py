@@ -4,7 +4,7 @@
     python lab/new_room.py text --out python.jsonl                                    # other text: Python's own library
     widestream data prepare python.jsonl --tokenizer BASE --out NEW
     python lab/new_room.py run --base BASE --old OLD --new NEW --out ROOM             # several at once; goes on
-    python lab/new_room.py table --out ROOM
+    python lab/new_room.py table --out ROOM                                           # or lab/new-room.json.xz
 
 The same with `--scale pretrained` for a model from elsewhere, imported by `widestream import hf`; OLD is then prose in
 that model's tokens.
@@ -26,8 +26,10 @@ rates; the best one (by the half of the held-out windows that is not reported) g
 
 import argparse
 import json
+import lzma
 import math
 import sysconfig
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -418,6 +420,11 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.do == "text":
         text(given.out)
+    elif given.do == "table" and given.out.suffix == ".xz":
+        with tempfile.TemporaryDirectory() as folder:
+            for name, record in json.loads(lzma.open(given.out).read()).items():
+                (Path(folder) / Path(name).name).write_text(json.dumps(record))
+            table(Path(folder), SCALES[given.scale])
     elif given.do == "table":
         table(given.out, SCALES[given.scale])
     else:
