@@ -421,8 +421,8 @@ if __name__ == "__main__":
     if given.do == "text":
         text(given.out)
     elif given.do == "table" and given.out.suffix == ".xz":
-        with tempfile.TemporaryDirectory() as folder:
-            for name, record in json.loads(lzma.open(given.out).read()).items():
+        with tempfile.TemporaryDirectory() as folder, lzma.open(given.out) as records:
+            for name, record in json.load(records).items():
                 (Path(folder) / Path(name).name).write_text(json.dumps(record))
             table(Path(folder), SCALES[given.scale])
     elif given.do == "table":
