@@ -135,12 +135,24 @@ def test_two_processes_train_as_one_does(data, tmp_path, changes, kind, model):
     assert max(float((theirs[name] - value).norm() / value.norm()) for name, value in ours.items()) < 1e-3
 
 
-def test_weights_that_are_sent_in_bfloat16_train_as_those_that_are_not(data, tmp_path):
+BIASED = {"norm_bias": True, "norm_place": "both", "mlp_bias": True, "attention_bias": "all", "positions": "rotary"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"stream": {"kind": "vector"}, "norm": "layernorm", **BIASED, "qk_norm": {"over": "full"}},
+        {"stream": {"kind": "vector"}, "norm": "rmsnorm", "norm_place": "both", "qk_norm": {"over": "head"}},
+    ],
+    ids=["matrix", "layer norms", "rms norms"],
+)
+def test_weights_that_are_sent_in_bfloat16_train_as_those_that_are_not(data, tmp_path, model):
     """Matrices are computed with in bfloat16 either way; gains are rounded beside them, which stays below 1e-3."""
     losses = {}
     for gather in ("float32", "bf16"):
         parallel = {"shard": 2, "gather": gather}
-        config = tiny_config(data, train={"steps": 8, "precision": "bf16", "parallel": parallel})
+        config = tiny_config(data, model=model, train={"steps": 8, "precision": "bf16", "parallel": parallel})
         train_on(2, config, tmp_path / gather)
         info = json.loads((tmp_path / gather / "run.json").read_text())
         assert info["layout"] == {"replicate": 1, **parallel}

@@ -73,7 +73,9 @@ class Norm(Declared):
             out = self.over_rms(x, gain if self.plain else None)
         else:
             x = x.float() if x.itemsize < 4 else x
-            out = F.layer_norm(x, self.shape, *((gain, self.bias) if self.fused else (None, None)), self.eps)
+            # Of a block whose weights are sent in bfloat16 they come in that.
+            fused = (None if one is None or not self.fused else one.to(x.dtype) for one in (gain, self.bias))
+            out = F.layer_norm(x, self.shape, *fused, self.eps)
         if gain is None or self.plain or self.fused:
             return out
         if self.rounds_first and torch.is_autocast_enabled(x.device.type):

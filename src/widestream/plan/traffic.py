@@ -117,8 +117,10 @@ def _sums(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> floa
     tokens = plan.micro_batches * plan.micro_batch_size * plan.sequence_length / layout.context
     number = BF16 if precision == "bf16" else FLOAT32
     forwards = 2 if train.activation_checkpointing and train.stream_memory != "writes" else 1
-    numbers = (forwards + 1) * number * len(blocks) + (FLOAT32 - number) * experts
-    return numbers * tokens * model.embed_dim * 2 * _around(layout.tensor)
+    numbers = model.embed_dim * ((forwards + 1) * number * len(blocks) + (FLOAT32 - number) * experts)
+    if model.qk_norm.over == "full":  # squares of queries and of keys
+        numbers += (forwards + 1) * 2 * FLOAT32 * sum(block.kind == "attention" for block in blocks)
+    return numbers * tokens * 2 * _around(layout.tensor)
 
 
 def _link(processes: int, device: Device) -> Link:
