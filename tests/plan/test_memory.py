@@ -109,7 +109,7 @@ def test_so_they_do_with_parts_of_experts(data, tmp_path):
 def hold_and_send_what_is_planned(data, tmp_path, kind, layout, processes, changes):
     readers, precision = layout.replicate * layout.shard, "bf16" if layout.gather == "bf16" else "float32"
     train = {"batch_size": 4 * readers, "micro_batch_size": 2, "precision": precision}
-    model = {"num_layers": 3, "stream": {"kind": "hyper_connections", "lanes": 2}, **changes}
+    model = {"num_layers": 3, "num_heads": 4, "stream": {"kind": "hyper_connections", "lanes": 2}, **changes}
     config = tiny_config(data, model=model, train=train, optimizer={"kind": kind})
     assert ranks.run(hold_and_send, config, layout, 2, tmp_path, size=processes) == [0] * processes
     meta = meta_model(config.model)

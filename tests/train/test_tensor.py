@@ -104,10 +104,10 @@ def test_two_processes_train_as_one(data, tmp_path, parallel, model, train, kind
 @pytest.mark.parametrize(
     ("model", "train"),
     [
-        ({"stream": {"kind": "hyper_connections"}, **EVERYTHING}, {"stream_memory": "writes", "anchors": 1}),
+        ({"stream": VECTOR, **EVERYTHING}, {}),
         ({"stream": VECTOR, **ROTARY, "qk_norm": {"over": "full"}, "moe": EXPERTS}, {"micro_batch_size": 1}),
     ],
-    ids=["everything, rebuilt states", "experts, joint norms"],
+    ids=["everything", "experts, joint norms"],
 )
 def test_compiled_too(data, tmp_path, model, train):
     trains_as_one({"tensor": 2}, data, tmp_path, model, {"compile": True, **train}, "adamw")
