@@ -74,8 +74,8 @@ class Norm(Declared):
         else:
             x = x.float() if x.itemsize < 4 else x
             # Of a block whose weights are sent in bfloat16 they come in that.
-            fused = (None if one is None or not self.fused else one.to(x.dtype) for one in (gain, self.bias))
-            out = F.layer_norm(x, self.shape, *fused, self.eps)
+            g, b = (None if one is None or not self.fused else one.to(x.dtype) for one in (gain, self.bias))
+            out = F.layer_norm(x, self.shape, g, b, self.eps)
         if gain is None or self.plain or self.fused:
             return out
         if self.rounds_first and torch.is_autocast_enabled(x.device.type):
