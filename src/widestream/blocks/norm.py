@@ -85,7 +85,7 @@ class Norm(Declared):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def over_rms(self, x: Tensor, gain: Tensor | None) -> Tensor:
-        """X / rms(x), times a gain if one is given; in float32 or wider."""
+        """The numbers over their root mean square, times a gain if one is given; in float32 or wider."""
         return rms_norm(x, len(self.shape), gain, self.eps)
 
     @property
@@ -150,3 +150,8 @@ class NormBehind(nn.Module):
         """What the block does, normalised."""
         out = self.block(inputs, context)
         return self.norm(out.flatten(2)).view_as(out)
+
+
+def without_norm(block: nn.Module) -> nn.Module:
+    """A block without the norm behind it, if one stands there."""
+    return block.block if isinstance(block, NormBehind) else block

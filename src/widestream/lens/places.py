@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from widestream.blocks.attention import BareAttention
-from widestream.blocks.norm import NormBehind
+from widestream.blocks.norm import without_norm
 from widestream.errors import UserError, shown
 from widestream.model.decoder import Decoder
 from widestream.streams.base import Block
@@ -86,8 +86,7 @@ def block_of(model: Decoder, site: int) -> Block:
 
 def inner_block(model: Decoder, site: int) -> object:
     """The module that writes at `site`, without a norm behind it."""
-    block = model.blocks[site - 1]
-    return block.block if isinstance(block, NormBehind) else block
+    return without_norm(model.blocks[site - 1])
 
 
 def attention_core(model: Decoder, site: int) -> BareAttention | None:

@@ -14,7 +14,7 @@ from widestream.blocks.context import Shared, make_context
 from widestream.blocks.embedding import Embedding
 from widestream.blocks.experts import BALANCE, LOAD, Experts
 from widestream.blocks.mlp import MLP
-from widestream.blocks.norm import Norm, NormBehind
+from widestream.blocks.norm import Norm, NormBehind, without_norm
 from widestream.blocks.roles import Declared, Role, Roles, named_roles, size
 from widestream.blocks.split import BlockSplit, TokenSplit
 from widestream.errors import UserError
@@ -306,8 +306,7 @@ class Decoder(Declared):
     @property
     def experts(self) -> list[Experts]:
         """The mixtures of experts, layer by layer."""
-        bare = (block.block if isinstance(block, NormBehind) else block for block in self.blocks)
-        return [block for block in bare if isinstance(block, Experts)]
+        return [block for block in map(without_norm, self.blocks) if isinstance(block, Experts)]
 
     def new_cache(self, batch_size: int, length: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty KV cache for sequences up to `length` tokens."""

@@ -26,7 +26,7 @@ from widestream.blocks.attention import BareAttention, DenseAttention, ValueResi
 from widestream.blocks.context import Context
 from widestream.blocks.experts import BALANCE, Experts
 from widestream.blocks.mlp import MLP
-from widestream.blocks.norm import Norm, NormBehind
+from widestream.blocks.norm import Norm, without_norm
 from widestream.blocks.qk_norm import QKNorm
 from widestream.blocks.roles import Declared
 from widestream.train.context import swap
@@ -199,8 +199,7 @@ def join_blocks(world: World) -> SharedBlocks | None:
 
 def _divided(blocks: nn.ModuleList) -> Iterator[DenseAttention | MLP | Experts]:
     """What is divided of blocks: not the norm behind one, and no non-linearity alone, between products of a stream."""
-    for block in blocks:
-        inner = block.block if isinstance(block, NormBehind) else block
+    for inner in map(without_norm, blocks):
         if isinstance(inner, DenseAttention | Experts) or (isinstance(inner, MLP) and not inner.bare):
             yield inner
 
