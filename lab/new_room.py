@@ -58,7 +58,6 @@ from widestream.train.parallel import World
 from widestream.train.step import batch_loss
 
 CPU = torch.device("cpu")
-PRECISION = "float32"
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ class Scale:
     """Full: rates of new parameters over those of the others."""
     arms: dict[str, tuple[str, ...]] | None = None
     """Regimes of the arms that are tried; None: all."""
+    precision: str = "float32"
+    """Of what is computed; weights and moments are float32."""
 
 
 SCALES = {
@@ -94,6 +95,7 @@ SCALES = {
             "plain": ("full",), "wide 2 R": ("frozen", "full"), "identity": ("frozen",), "lora on W_O": ("frozen",),
             "scalars": ("frozen",),
         },
+        precision="bf16",
     ),
 }  # fmt: skip
 
@@ -295,7 +297,7 @@ def train(job: Job, scale: Scale, base: Path, old_data: Path, new_data: Path) ->
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
         optimizer.zero_grad(set_to_none=True)
-        batch_loss(model, batches.at(step), CPU, PRECISION).total.backward()
+        batch_loss(model, batches.at(step), CPU, scale.precision).total.backward()
         nn.utils.clip_grad_norm_([value for value, _ in trained], 1.0)
         optimizer.step()
         if (step + 1) % scale.every == 0:
@@ -325,7 +327,7 @@ def measured(model: Decoder, step: int, scale: Scale, old_data: Path, new_data: 
     for part, store, among in (("new", new, reported), ("new, chosen on", new, chosen_on), ("old", old, None)):
         row[part] = evaluate(
             model, store, world=World(CPU), sequence_length=scale.tokens, batch_size=scale.windows,
-            precision=PRECISION, limit=scale.limit, among=among,
+            precision=scale.precision, limit=scale.limit, among=among,
         ).loss  # fmt: skip
     rows = getattr(model.config.stream, "key_dim", 0)
     if rows > model.config.num_heads:

@@ -106,6 +106,12 @@ def test_so_they_do_with_parts_of_experts(data, tmp_path):
     hold_and_send_what_is_planned(data, tmp_path, "adamw", Layout(tensor=2), 2, model)
 
 
+@pytest.mark.parametrize("stream", [{"kind": "mudd"}, {"kind": "dca"}], ids=lambda stream: stream["kind"])
+def test_so_they_do_where_attention_receives_more_than_one_vector(data, tmp_path, stream):
+    model = {"stream": stream, "num_layers": 4}
+    hold_and_send_what_is_planned(data, tmp_path, "adamw", Layout(tensor=2), 2, model)
+
+
 def hold_and_send_what_is_planned(data, tmp_path, kind, layout, processes, changes):
     readers, precision = layout.replicate * layout.shard, "bf16" if layout.gather == "bf16" else "float32"
     train = {"batch_size": 4 * readers, "micro_batch_size": 2, "precision": precision}

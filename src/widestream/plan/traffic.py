@@ -5,12 +5,17 @@ Gathering or scattering B bytes among N processes takes (N - 1) / N B from each,
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from widestream.model.decoder import Decoder
 from widestream.plan.devices import Device
 from widestream.plan.memory import BF16, FLOAT32, in_blocks, outside_blocks
 from widestream.recipe import RunConfig
+from widestream.recipe.model import ModelConfig
 from widestream.streams import stream_class
 from widestream.train.layout import Layout
 from widestream.train.optim import rate_factors
@@ -108,19 +113,38 @@ def _sums(config: RunConfig, layout: Layout, plan: Plan, precision: str) -> floa
     """Outputs of blocks in the forward pass, and gradients of what they receive in the backward pass.
 
     Computed again, a layer's outputs are needed once more; a block's alone, with rebuilt states, are not. Experts
-    receive float32, so that their gradients are sent in it. Of streams that hand attention three vectors (MUDD,
-    DeepCrossAttention), whose gradients are three, one is counted.
+    receive float32, so that their gradients are sent in it.
     """
-    model, train = config.model, config.train
-    blocks = [block for block in stream_class(model.stream.kind).blocks(model) if block.num_neurons != 0]
-    experts = sum(block.kind == "mlp" and model.has_experts(block.layer) for block in blocks)
+    if layout.tensor == 1:
+        return 0.0
+    sizes, train = config.model, config.train
+    blocks = [block for block in stream_class(sizes.stream.kind).blocks(sizes) if block.num_neurons != 0]
+    experts = sum(block.kind == "mlp" and sizes.has_experts(block.layer) for block in blocks)
     tokens = plan.micro_batches * plan.micro_batch_size * plan.sequence_length / layout.context
     number = BF16 if precision == "bf16" else FLOAT32
     forwards = 2 if train.activation_checkpointing and train.stream_memory != "writes" else 1
-    numbers = model.embed_dim * ((forwards + 1) * number * len(blocks) + (FLOAT32 - number) * experts)
-    if model.qk_norm.over == "full":  # squares of queries and of keys
+    vectors = forwards * len(blocks) + _received(sizes)
+    numbers = sizes.embed_dim * (number * vectors + (FLOAT32 - number) * experts)
+    if sizes.qk_norm.over == "full":  # squares of queries and of keys
         numbers += (forwards + 1) * 2 * FLOAT32 * sum(block.kind == "attention" for block in blocks)
     return numbers * tokens * 2 * _around(layout.tensor)
+
+
+@torch.no_grad()
+def _received(config: ModelConfig) -> int:
+    """Vectors that blocks with matrices receive: one each of most streams, of some more, as queries, keys, values."""
+    found: list[int] = []
+
+    def count(block: nn.Module, given: tuple[dict[str, Tensor], Any]) -> None:
+        found.append(len({id(x) for x in given[0].values()}))
+
+    with FakeTensorMode(), torch.device("cpu"):
+        model = Decoder(config)
+        for block, place in zip(model.blocks, model.layout, strict=True):
+            if place.num_neurons != 0:
+                block.register_forward_pre_hook(count)
+        model(torch.zeros(1, 1, dtype=torch.long))
+    return sum(found)
 
 
 def _link(processes: int, device: Device) -> Link:

@@ -163,7 +163,9 @@ class SharedBlocks(Neighbours):
         # float32, or would choose other experts.
         inputs, context = given
         as_needed = as_autocast if not isinstance(block, Experts) else lambda x: x
-        return {role: _Enter.apply(as_needed(x), self.group) for role, x in inputs.items()}, context
+        # One that is handed over in several roles has one gradient to be added up.
+        entered = {id(x): _Enter.apply(as_needed(x), self.group) for x in inputs.values()}
+        return {role: entered[id(x)] for role, x in inputs.items()}, context
 
     def _leave(self, block: nn.Module, given: tuple[dict[str, Tensor], Context], written: Tensor) -> Tensor:
         if isinstance(block, Experts) and torch.is_grad_enabled():
