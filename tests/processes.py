@@ -26,13 +26,14 @@ from widestream.model.decoder import Decoder
 from widestream.model.depth import Depth
 from widestream.recipe import RunConfig
 from widestream.recipe.model import ModelConfig
-from widestream.runs import progress
+from widestream.runs import checkpoint, progress
 from widestream.runs.checkpoint import weights_of
 from widestream.train import begin, loop
 from widestream.train.layout import Layout, build_shared
 from widestream.train.loop import train
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import join_world
+from widestream.train.saving import newest_checkpoint
 from widestream.train.shards import Shares, gradient_norm, join_gradients, own
 from widestream.train.step import optimizer_step
 
@@ -165,6 +166,20 @@ def initial_weights(model: ModelConfig, layout: Layout, path: Path, environment:
             save_file(weights, path)
             path.with_name("shares.json").write_text(json.dumps(numbers))
         del decoder, weights
+
+
+def look_for_newest(run_dir: Path, out: Path, environment: dict[str, str]) -> None:
+    """Note the step of a run's newest checkpoint; but for the main process all see a list without any."""
+    os.environ.update(environment)
+    with join_world("cpu") as world:
+        if not world.is_main:
+            checkpoint.list_checkpoints = lambda _: []
+        try:
+            found = newest_checkpoint(run_dir, world)
+            told = f"{found.path.relative_to(run_dir)}, step {found.step}" if found else "none"
+        except UserError as error:
+            told = str(error)
+        (out / f"{world.rank}.txt").write_text(told)
 
 
 def hold_and_send(

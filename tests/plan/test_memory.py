@@ -1,6 +1,8 @@
 """What a plan says of memory and traffic is what processes hold and send, and what torch's memory tracker sees."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,35 +21,42 @@ from widestream.model import live
 from widestream.model.build import meta_model
 from widestream.model.depth import plan_depth
 from widestream.plan import find_kind
+from widestream.plan.forecast import forecast
 from widestream.plan.memory import share, shares, step_bytes
 from widestream.plan.traffic import traffic
 from widestream.recipe import RunConfig, load_recipe
 from widestream.train.context import SharedWindows
-from widestream.train.layout import Layout, share_out
+from widestream.train.layout import Layout, build_shared, share_out
 from widestream.train.optim import build_optimizer
 from widestream.train.parallel import World
 from widestream.train.plan import make_plan
-from widestream.train.shards import Shares
+from widestream.train.shards import Shares, average_when
 from widestream.train.step import batch_loss
 from widestream.train.tensor import SharedBlocks
 
 SCALES = ["transformer-1b", "rmt-1b", "transformer-7b", "rmt-7b", "transformer-30b", "rmt-30b"]
 
 
+@contextmanager
+def fake_world(size: int) -> Iterator[int]:
+    """The first process of so many, the others of which do not exist."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    yield size
+    torch.distributed.destroy_process_group()
+
+
 @pytest.fixture
 def world_of_64():
-    """The first process of 64, the others of which do not exist."""
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=64)
-    yield
-    torch.distributed.destroy_process_group()
+    """The first process of 64."""
+    with fake_world(64) as size:
+        yield size
 
 
 @pytest.fixture
 def world_of_two():
-    """The first process of two, the other of which does not exist."""
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    yield
-    torch.distributed.destroy_process_group()
+    """The first process of two."""
+    with fake_world(2) as size:
+        yield size
 
 
 @pytest.mark.parametrize(("name", "billions"), [*zip(SCALES, (1.485, 1.481, 7.30, 7.27, 32.2, 32.2), strict=True)])
@@ -125,6 +134,42 @@ def hold_and_send_what_is_planned(data, tmp_path, kind, layout, processes, chang
         assert found["held"] == list(shares(config, meta, layout, rank % layout.parts))
         # Rows that shares lack are sent as zeros; and a step's few numbers are.
         assert sum(sent.bytes for sent in planned) == pytest.approx(found["sent"], rel=0.02)
+
+
+@pytest.mark.parametrize("layout", [
+    Layout(2, 1), Layout(1, 4), Layout(2, 2), Layout(1, 2, "bf16"), Layout(tensor=2), Layout(1, 2, tensor=2),
+    Layout(context=2),
+], ids=str)  # fmt: skip
+def test_a_whole_step_has_at_most_what_is_planned(data, layout):
+    """Of a model of few tokens, whose weights, and copies of them, take most: two micro-batches of two windows."""
+    model = {"num_layers": 4, "num_heads": 4, "head_dim": 32, "mlp_dim": 1024, "context": 32, "vocab_size": 256}
+    precision, readers = "bf16" if layout.gather == "bf16" else "float32", layout.replicate * layout.shard
+    train = {"batch_size": 4 * readers, "micro_batch_size": 2, "precision": precision, "kernels": "reference"}
+    config = tiny_config(data, model={**model, "stream": {"kind": "vector"}}, train=train)
+    live = step_bytes(config, 2, config.model.context, precision, layout, gpu=False)
+    planned = forecast(config, layout, find_kind("h100", per_machine=2.0), precision, live=live).memory.total
+    with fake_world(readers * layout.context * layout.tensor) as size:
+        world = World(torch.device("cpu"), 0, size, context=layout.context, tensor=layout.tensor)
+        found = _whole_step(config, layout, world, precision)
+    assert found <= planned <= 1.25 * found
+
+
+def _whole_step(config: RunConfig, layout: Layout, world: World, precision: str) -> int:
+    """Most bytes of a process during a step."""
+    depth = plan_depth(config.model, torch.device("cpu"), "states", kernels="reference")
+    model = build_shared(config.model, 3, world, layout, depth)
+    optimizer = build_optimizer(model, config.optimizer)
+    tokens = torch.randint(config.model.vocab_size, (2, config.model.context))
+    batch = Batch(tokens=tokens, targets=tokens, segments=torch.zeros_like(tokens), weights=None)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        for last in (False, True):  # as `optimizer_step` does it, but that the tracker has to be told
+            average_when(model, optimizer.param_groups[0]["params"][0], last)
+            batch_loss(model, batch, world.device, precision).total.backward()
+            tracker.reset_mod_stats()
+        optimizer.step()
+    return _sizes(tracker.get_tracker_snapshot("peak"))["Total"]
 
 
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

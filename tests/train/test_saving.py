@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from processes import train_quickly
+import ranks
+from processes import look_for_newest, train_quickly
 from ranks import rows, train_on
 from tiny_runs import tiny_config
 from widestream.errors import UserError
@@ -93,6 +94,27 @@ def test_altered_and_missing_parts_are_passed_over(data, tmp_path, caplog):
     (newest / "complete.json").write_text(json.dumps(complete))
     with pytest.raises(UserError, match="names no whole set of files"):
         checkpoint.at_step(tmp_path / "run", 6)
+
+
+def test_all_go_on_from_what_the_main_process_finds(data, tmp_path, capfd):
+    """A disk of the network may show each of them another list."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    out.mkdir()
+    train_on(2, layout(data, 6, shard=2), run)
+
+    def told() -> list[str]:
+        assert ranks.run(look_for_newest, run, out) == [0, 0]
+        return [(out / f"{rank}.txt").read_text() for rank in range(2)]
+
+    assert told() == ["checkpoints/step_00000006, step 6"] * 2
+    for step in (6, 3):
+        (run / f"checkpoints/step_{step:08d}/model-00002-of-00002.safetensors").unlink()
+        first, second = told()
+        assert first == second
+        assert first == "checkpoints/step_00000003, step 3" if step == 6 else " is damaged; " in first
+    said = capfd.readouterr().err
+    assert said.count("step_00000003: model-00002-of-00002.safetensors is missing") == 1  # by one process
+    assert "UserWarning" not in said
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):

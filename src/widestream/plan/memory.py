@@ -21,8 +21,6 @@ from widestream.train.tensor import SharedBlocks, find_cuts
 
 FLOAT32, BF16 = 4, 2
 """Bytes of a number."""
-AT_WORK = 2
-"""Blocks that are whole at a time: one computes, the next one is on its way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +34,7 @@ class Memory:
     moments: int
     """Its share: two numbers a weight with AdamW, one with Muon."""
     whole: int
-    """Weights that are made whole while they compute, and their gradients on the way out; 0 where none is shared."""
+    """Weights that are made whole while they compute, and their gradients on the way out; 0 of one process."""
     kept: int
     """What a forward pass keeps for the backward pass of a micro-batch, weights in lower precision among it."""
     working: int
@@ -92,12 +90,14 @@ def shares(config: RunConfig, model: Decoder, layout: Layout, part: int = 0) -> 
 
 
 def at_work(model: Decoder, layout: Layout) -> int:
-    """Bytes of weights that are whole at a time: all of the root's, and two blocks with one's gradients."""
-    if layout.parts == 1:
+    """Bytes of weights that are whole at a time beside the shares: all of the root's, one block's with its gradients,
+    and those of the next block, where they are on their way. FSDP2 makes these copies in replicated layouts too.
+    """
+    if layout.replicate * layout.parts == 1:
         return 0
     blocks, root = sorted(in_blocks(model, layout), reverse=True), outside_blocks(model)
-    sent = BF16 if layout.gather == "bf16" else FLOAT32
-    return FLOAT32 * root + sent * sum(blocks[:AT_WORK]) + (sent + FLOAT32) * max(blocks, default=0)
+    sent, at_a_time = BF16 if layout.gather == "bf16" else FLOAT32, 2 if layout.block_parts > 1 else 1
+    return FLOAT32 * root + sent * sum(blocks[:at_a_time]) + (sent + FLOAT32) * max(blocks, default=0)
 
 
 def in_blocks(model: Decoder, layout: Layout) -> list[int]:

@@ -76,9 +76,7 @@ def first_fault(files: Sequence[Expected]) -> str | None:
     return None
 
 
-def latest(
-    run_dir: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault, quiet: bool = False
-) -> Checkpoint | None:
+def latest(run_dir: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault) -> Checkpoint | None:
     """Find the newest checkpoint that is complete and unaltered.
 
     Every newer one that is not is named, with what is wrong with it, in a warning (on standard error by default).
@@ -86,7 +84,6 @@ def latest(
     Args:
         run_dir: the run's folder.
         check: reads files through; processes may share that.
-        quiet: whether to leave warnings to another process.
 
     Returns:
         None when there is no checkpoint.
@@ -96,14 +93,14 @@ def latest(
     """
     there = list_checkpoints(run_dir)
     for number, path in reversed(there):
-        if (checkpoint := _open(number, path, check, quiet)) is not None:
+        if (checkpoint := _open(number, path, check)) is not None:
             return checkpoint
     if any(path.exists() for _, path in there):
         raise UserError(
             f"Every checkpoint in {there[0][1].parent} is damaged; put back a good copy of one, "
             "or train again from the start with --fresh."
         )
-    return latest(run_dir, check, quiet) if there else None
+    return latest(run_dir, check) if there else None
 
 
 def complete(run_dir: Path) -> list[Checkpoint]:
@@ -209,7 +206,7 @@ def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dic
 
 
 def _open(
-    number: int, path: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault, quiet: bool = False
+    number: int, path: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault
 ) -> Checkpoint | None:
     """A checkpoint if it is complete and unaltered; else a warning says what is wrong with it."""
     fault = "it is gone"
@@ -217,7 +214,7 @@ def _open(
         fault = _fault(path, check)
         if fault is None:
             return _read(number, path)
-    if path.exists() and not quiet:  # a process that trains removes old ones
+    if path.exists():  # a process that trains removes old ones
         log.warning("Skipping checkpoint %s: %s.", path, fault)
     return None
 
@@ -229,7 +226,7 @@ def _read(number: int, path: Path) -> Checkpoint:
 def _fault(path: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault) -> str | None:
     """What is wrong with a checkpoint; None when it is as it was written."""
     fault, expected = _expected(path)
-    fault = check(expected) or fault  # also where there is nothing to check: processes ask together
+    fault = fault or check(expected)
     if fault is not None:
         return fault
     try:

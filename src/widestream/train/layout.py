@@ -6,6 +6,7 @@ exchanges between any two blocks need them. Model code knows nothing of this.
 """
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -147,6 +148,8 @@ def share_out(model: Decoder, layout: Layout, world: World) -> None:
     for block in model.blocks:
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=block_mesh, mp_policy=policy)
+    # FSDP2 warns of writing into what the decoder puts out, which nothing does.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     # The head is needed behind the forward pass, and the stream from the backward pass's first exchange on.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
 

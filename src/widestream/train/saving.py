@@ -7,6 +7,7 @@ that moment it does not exist, and the older ones are what they were.
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from widestream.errors import UserError
 from widestream.model.decoder import Decoder
 from widestream.runs import checkpoint, checkpoint_writer
 from widestream.runs.checkpoint import MOMENTS, WEIGHTS, Checkpoint, Expected
+from widestream.runs.folder import CHECKPOINTS
 from widestream.runs.mirror import Mirror
 from widestream.runs.rows import Written
 from widestream.runs.tensor_files import Piece, write_part, write_whole
@@ -154,14 +156,27 @@ class Saver:
 
 
 def newest_checkpoint(run_dir: Path, world: World) -> Checkpoint | None:
-    """The newest checkpoint that is complete and unaltered; processes read a share of its files each.
+    """The newest checkpoint that is complete and unaltered.
+
+    The main process looks for it, because a disk of the network may show the others an older list, or a newer one; each
+    reads a share of its files through.
 
     Raises:
         UserError: in all processes: there are checkpoints, but all of them are damaged.
     """
 
-    def check(files: Sequence[Expected]) -> str | None:
-        fault = checkpoint.first_fault(files[world.rank :: world.size])
-        return next(filter(None, world.gather(fault)), None)
+    def read_share(files: Sequence[Expected]) -> str | None:
+        own = [(run_dir / file, size, sha256) for file, size, sha256 in files[world.rank :: world.size]]
+        return next(filter(None, world.gather(checkpoint.first_fault(own))), None)
 
-    return checkpoint.latest(run_dir, check, quiet=not world.is_main)
+    def check(files: Sequence[Expected]) -> str | None:
+        inside = [(file.relative_to(run_dir), size, sha256) for file, size, sha256 in files]
+        return read_share(world.on_main(lambda: inside))
+
+    def look() -> Checkpoint | list[Expected] | None:
+        return checkpoint.latest(run_dir, check)
+
+    # To the others comes what to read, as often as the main process has them read, and then what it has found.
+    while isinstance(told := world.on_main(look), list):
+        read_share(told)
+    return told and replace(told, path=run_dir / CHECKPOINTS / told.path.name)
