@@ -1,6 +1,7 @@
 """What the tests run in processes of their own: these functions are their targets."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -169,9 +170,10 @@ def initial_weights(model: ModelConfig, layout: Layout, path: Path, environment:
 
 
 def look_for_newest(run_dir: Path, out: Path, environment: dict[str, str]) -> None:
-    """Note the step of a run's newest checkpoint; but for the main process all see a list without any."""
+    """Note the step of a run's newest checkpoint, and warnings; but for the main process all see a list without any."""
     os.environ.update(environment)
     with join_world("cpu") as world:
+        logging.basicConfig(filename=out / f"{world.rank}.log", force=True)
         if not world.is_main:
             checkpoint.list_checkpoints = lambda _: []
         try:
