@@ -146,6 +146,12 @@ def test_parts_must_be_complete(source, tmp_path):
     with pytest.raises(UserError, match=r"third is a part of 5 and .*part2 of 4"):
         merge([tmp_path / "part2", tmp_path / "third"], tmp_path / "merged")
     assert not list(tmp_path.glob("merged*"))
+    manifest = tmp_path / "part2" / "manifest.json"
+    described = json.loads(manifest.read_text())
+    described["settings"]["part"] = [2, 10**9]
+    manifest.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"999999999 of 1000000000 parts missing: 1/1000000000, 3/.*, \.\.\.; "):
+        merge([tmp_path / "part2"], tmp_path / "merged")
 
 
 def test_parts_must_belong_together(source, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,35 @@ def test_impossible_content_is_found_when_it_is_fetched(folder):
         TokenStore.open(URL, "train").document(0)
 
 
+@pytest.mark.parametrize("file", ["manifest.json", "remote.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"url": 5}', None])
+def test_what_was_damaged_here_is_made_right(folder, cache, file, content):
+    upload(folder)
+    whole = TokenStore.open(URL, "train")
+    expected = whole.window(0, whole.tokens)[0].copy()
+    (kept,) = (cache / "data").iterdir()
+    if content is None:
+        (kept / file).unlink()
+    else:
+        (kept / file).write_text(content)
+    next(kept.glob("train_*.bin")).unlink()
+    remote._standing_for.cache_clear()  # as in another process
+    again = TokenStore.open(URL, "train")
+    assert np.array_equal(again.window(0, again.tokens)[0], expected)
+
+
+def test_a_cache_that_is_none(folder, cache):
+    upload(folder)
+    (cache / "data").mkdir(parents=True)
+    TokenStore.open(URL, "train")
+    (kept,) = (cache / "data").iterdir()
+    shutil.rmtree(kept)
+    kept.touch()
+    remote._standing_for.cache_clear()
+    with pytest.raises(UserError, match="is no folder: remove it"):
+        TokenStore.open(URL, "train")
+
+
 def test_what_is_not_there(folder):
     with pytest.raises(UserError, match=r"memory://bucket/data holds no prepared data .*check the URL"):
         TokenStore.open(URL, "train")
@@ -158,6 +188,8 @@ def test_what_is_not_there(folder):
 
 
 def test_protocols_that_there_are_not():
+    with pytest.raises(UserError):
+        TokenStore.open(f"s3://{'x' * 5000}", "train")
     with pytest.raises(UserError, match=r"nosuch://bucket/data cannot be opened \(Protocol not known: nosuch"):
         read_manifest("nosuch://bucket/data")
 

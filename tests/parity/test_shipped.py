@@ -39,12 +39,15 @@ def test_stream_of_a_released_model(model_type, seed):
     dice, generator = random.Random(f"{model_type} {seed}"), torch.Generator().manual_seed(seed)
     case, layers, width = CASES[model_type], dice.choice([4, 5, 6]), dice.choice([16, 24, 40])
     lanes, gain = dice.choice([2, 3, 4, 5]), dice.choice([0.5, 1.0, 2.0])
-    drawn = case.draw(dice, layers)
-    theirs = build_theirs(model_type, case, width, layers, case.theirs(lanes, layers) | drawn.theirs)
+    drawn, eps = case.draw(dice, layers), dice.choice([1e-6, 3e-3])
+    given = case.theirs(lanes, layers) | drawn.theirs | {"rms_norm_eps": eps}
+    theirs = build_theirs(model_type, case, width, layers, given)
     draw_weights(theirs, case, generator, gain)
     kind = KINDS[ONE_PASS.get(model_type, model_type)]
     named = stream_class(kind).models[ONE_PASS.get(model_type, model_type)]
-    ours = build_ours(kind, named | case.stream(lanes) | drawn.stream, case, width, layers, drawn.model)
+    ours = build_ours(
+        kind, named | case.stream(lanes) | drawn.stream, case, width, layers, drawn.model | {"norm_eps": eps}
+    )
     with torch.no_grad():
         values = case.ours(dict(theirs.named_parameters()), layers)
         assert set(values) == {name for name, _ in ours.named_parameters()}

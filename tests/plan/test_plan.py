@@ -83,6 +83,16 @@ def test_a_group_inside_a_machine_uses_its_link(config):
     assert {sent.link for sent in between} == {"between"}
 
 
+@pytest.mark.parametrize(("layout", "link"), [
+    (Layout(8, 3), "between"),  # the third of eight groups has two processes of one machine, one of the next
+    (Layout(2, 3), "inside"), (Layout(4, 4), "inside"), (Layout(1, 8), "inside"), (Layout(1, 12), "between"),
+], ids=str)  # fmt: skip
+def test_groups_that_do_not_fill_a_machine_lie_on_two(config, layout, link):
+    config = replace(config, train=replace(config.train, batch_size=layout.replicate * layout.shard))
+    sent = forecast(config, layout, replace(ROOMY, per_machine=8), "bf16").sent
+    assert {one.what: one.link for one in sent}["weights"] == link
+
+
 def test_checkpointing_keeps_less_and_computes_more(config):
     plain, again = (
         forecast(replace(config, train=replace(config.train, activation_checkpointing=asked)), Layout(), ROOMY, "bf16")

@@ -92,10 +92,11 @@ def _in_order(folders: Sequence[Path]) -> _Parts:
                 f"{shown(folder)} and {shown(found[number][0])} are both part {number} of {parts}: give one of them."
             )
         found[number], count = (folder, manifest), parts
-    if missing := sorted(set(range(1, count + 1)) - found.keys()):
-        names = ", ".join(f"{number}/{count}" for number in missing[:8]) + ", ..." * (len(missing) > 8)
+    if missing := count - len(found):
+        first = itertools.islice((number for number in range(1, count + 1) if number not in found), 8)
+        names = ", ".join(f"{number}/{count}" for number in first) + ", ..." * (missing > 8)
         raise UserError(
-            f"{len(missing)} of {count} parts missing: {names}; prepare with --part what is not there yet, and give it."
+            f"{missing} of {count} parts missing: {names}; prepare with --part what is not there yet, and give it."
         )
     return [found[number] for number in sorted(found)]
 

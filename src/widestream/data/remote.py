@@ -36,7 +36,9 @@ def url_of(path: str | Path) -> str | None:
     Of two slashes a `Path` keeps one, so one is enough.
     """
     found = _URL.fullmatch(str(path))
-    if found is None or Path(path).exists():
+    with contextlib.suppress(OSError):  # a name that is too long for a file
+        found = None if Path(path).exists() else found
+    if found is None:
         return None
     scheme, rest = found.groups()
     return f"{scheme}://{'/' * (scheme == 'file')}{rest}".rstrip("/")
@@ -68,15 +70,24 @@ def _standing_for(url: str) -> Path:
             "`widestream data prepare` made."
         )
     folder = cache_folder() / "data" / hashlib.sha256(url.encode() + b"\n" + manifest).hexdigest()[:24]
+    about = json.dumps({"url": url}).encode()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{shown(folder)} is no folder: remove it, and the data are fetched there.")
     with disk_errors(folder, "start again, or set WIDESTREAM_CACHE to another folder"):
-        if not (folder / MANIFEST).is_file():
+        # Also where somebody, or a full disk, has damaged what was here: the right ones are at hand.
+        if not _holds(folder / _REMOTE, about) or not _holds(folder / MANIFEST, manifest):
             folder.mkdir(parents=True, exist_ok=True)
             tokenizer = _read(url, TOKENIZER_FILE)  # bytes need none; where one is missed, its reader says so
             if tokenizer is not None:
                 write_atomic(folder / TOKENIZER_FILE, tokenizer)
-            write_atomic(folder / _REMOTE, json.dumps({"url": url}).encode())
+            write_atomic(folder / _REMOTE, about)
             write_atomic(folder / MANIFEST, manifest)
     return folder
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    """Whether a file is there and has this content."""
+    return file.is_file() and file.stat().st_size == len(content) and file.read_bytes() == content
 
 
 def is_remote(folder: Path) -> bool:

@@ -54,8 +54,8 @@ def traffic(
     """
     blocks, root = sum(in_blocks(model, layout)), outside_blocks(model)
     blocks_trained, root_trained = _trained(config, model, layout)
-    shards, groups = _link(layout.parts, device), _link(layout.parts * layout.replicate, device)
-    windows, in_block = _link(layout.context * layout.tensor, device), _link(layout.tensor, device)
+    sizes = (layout.parts, layout.parts * layout.replicate, layout.context * layout.tensor, layout.tensor)
+    shards, groups, windows, in_block = (_link(size, layout, device) for size in sizes)
     of_blocks, of_root, of_groups = map(_around, (layout.block_parts, layout.parts, layout.replicate))
     number = BF16 if layout.gather == "bf16" else FLOAT32
     within = FLOAT32 * (of_blocks * blocks_trained + of_root * root_trained)
@@ -147,9 +147,13 @@ def _received(config: ModelConfig) -> int:
     return sum(found)
 
 
-def _link(processes: int, device: Device) -> Link:
-    """What the slowest two of so many neighbours send over."""
-    return "inside" if processes <= device.per_machine else "between"
+def _link(neighbours: int, layout: Layout, device: Device) -> Link:
+    """What the slowest two of so many processes send over, of all groups of neighbours.
+
+    A group begins behind the one before, so that some lie on two machines where one is not filled by whole groups.
+    """
+    one_machine = layout.replicate * layout.parts <= device.per_machine
+    return "inside" if one_machine or device.per_machine % neighbours == 0 else "between"
 
 
 def _sizes(config: RunConfig, model: Decoder) -> tuple[dict[str, int], dict[str, float]]:

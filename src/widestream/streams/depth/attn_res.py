@@ -23,7 +23,8 @@ Evidence: validation loss at 194M, ..., 528M activated parameters, plain 1.931 /
 1.909 / 1.875 / 1.809 / 1.746 / 1.693, full 1.899 / 1.874 / 1.804 / 1.737 / 1.692; about 1.25 times less compute. A 48B
 mixture of experts after 1.4T tokens: MMLU 73.5 -> 74.6, GPQA-D 36.9 -> 44.4. Training takes at most 4 % longer by the
 authors' count. Ablated at 1.737: no key norm 1.743, static weights 1.749, query from the token 1.731.
-The paper recommends N = 8. It does not say whether the key norm's eps is that of the other norms; here it is.
+The paper recommends N = 8. It does not say whether the key norm's eps is that of the other norms; here it is, unless
+`norm_eps` says another (`inkling2` has 1e-6 there, whatever its other norms have).
 
 Released models: Inkling-2-Small (`inkling2`; groups of 6 layers, S = 12) with `values: normed, attention_reads: three`:
 
@@ -69,8 +70,12 @@ class AttnResConfig(StreamConfig):
     """What is summed: blocks' outputs (eqs. 1 and 2), or outputs divided by their rms (eqs. 1' and 2')."""
     attention_reads: Literal["one", "three"] = "one"
     """three: attention that sees all tokens reads q, k and v with a query, and a norm, each."""
+    norm_eps: float | None = None
+    """Added to the mean squares of sources in the key norms; default: the model's norm_eps."""
 
     def __post_init__(self):
+        if self.norm_eps is not None and not self.norm_eps > 0:
+            raise UserError(f"model.stream.norm_eps is {self.norm_eps}; it must be above 0.")
         if self.group_size < 1:
             raise UserError(f"model.stream.group_size is {self.group_size}; it must be at least 1.")
 
@@ -92,7 +97,9 @@ class AttnResStream(VectorBase[AttnResConfig]):
 
     Config = AttnResConfig
     depth_settings = ("group_size",)
-    models: ClassVar = {"inkling2": {"group_size": 12, "values": "normed", "attention_reads": "three"}}
+    models: ClassVar = {
+        "inkling2": {"group_size": 12, "values": "normed", "attention_reads": "three", "norm_eps": 1e-6}
+    }
     examples = (
         {},
         {"group_size": 2},
@@ -107,7 +114,7 @@ class AttnResStream(VectorBase[AttnResConfig]):
 
     def __init__(self, config: ModelConfig, roles: Roles):
         super().__init__(config, roles)
-        self.eps = config.norm_eps
+        self.eps = config.norm_eps if self.settings.norm_eps is None else self.settings.norm_eps
         self.normed = self.settings.values == "normed"
         self.num_reads = num_reads(self.settings, self.blocks(config))
         self.key_scale = 1 / math.sqrt(self.width) if self.normed else 1.0
