@@ -54,8 +54,8 @@ def traffic(
     """
     blocks, root = sum(in_blocks(model, layout)), outside_blocks(model)
     blocks_trained, root_trained = _trained(config, model, layout)
-    sizes = (layout.parts, layout.parts * layout.replicate, layout.context * layout.tensor, layout.tensor)
-    shards, groups, windows, in_block = (_link(size, layout, device) for size in sizes)
+    shards, groups = _link(layout.parts, layout, device), _link(layout.parts * layout.replicate, layout, device)
+    windows, in_block = _link(layout.context * layout.tensor, layout, device), _link(layout.tensor, layout, device)
     of_blocks, of_root, of_groups = map(_around, (layout.block_parts, layout.parts, layout.replicate))
     number = BF16 if layout.gather == "bf16" else FLOAT32
     within = FLOAT32 * (of_blocks * blocks_trained + of_root * root_trained)
