@@ -48,6 +48,18 @@ def test_a_stream_that_starts_plain_computes_the_same(stream):
     assert require_same(converted(old, stream), old) < 1e-5
 
 
+@pytest.mark.parametrize("reads", ["shared", "qkv"])
+@pytest.mark.parametrize("key_dim", [4, 9])
+def test_a_matrix_stream_at_its_plain_start_computes_the_same(key_dim, reads):
+    old = model_of(MODERN | {"num_layers": 4, "norm_cast": "after_gain"})
+    new = converted(old, f"matrix_dense:key_dim={key_dim},start=plain,reads={reads}")
+    assert require_same(new, old) < 1e-5
+    with pytest.raises(UserError, match=r"norm_gain is row, and the plain transformer has a gain for every number"):
+        converted(old, "matrix_dense:key_dim=9,start=plain,norm_gain=row")
+    with pytest.raises(UserError, match=r"start is plain, and key_dim 3: it must be at least 4"):
+        converted(old, "matrix_dense:key_dim=3,start=plain")
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 def test_small_embeddings_beside_eps(stream):
     """Mean squares of 4e-4 beside an eps of 1e-3: a state that were a multiple of the plain one would show."""

@@ -38,6 +38,10 @@ MODELS = {
 }  # fmt: skip
 
 
+SMALL = {"init": {"scheme": "normal", "std": 0.02}, "norm_eps": 1e-3}
+"""Mean squares of 4e-4 beside the norm's eps."""
+
+
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_a_plain_model_computes_the_same_when_widened(case, times):
@@ -60,10 +64,16 @@ def test_a_matrix_model_computes_the_same_when_widened(kind, gain):
     assert require_same(widened(wide, 48, std=0.02, seed=1).eval(), old) < 1e-5
 
 
+def test_a_stream_that_started_plain_computes_the_same_when_widened():
+    """Whose eps is less than the model's by as much as its rows were empty."""
+    stream = {"kind": "matrix_dense", "key_dim": 9, "start": "plain"}
+    old = build_model(build(ModelConfig, SIZES | SMALL | {"stream": stream}, "model"), 1).eval()
+    assert require_same(widened(old, 20, std=0.02, seed=0).eval(), old) < 1e-5
+
+
 def test_small_embeddings_beside_eps():
     """Mean squares of 4e-4 beside an eps of 1e-3, which must shrink as the mean square does, and in no other norm."""
-    config = build(ModelConfig, SIZES | MODERN | {"init": {"scheme": "normal", "std": 0.02},
-                                                  "qk_norm": {"over": "head"}}, "model")  # fmt: skip
+    config = build(ModelConfig, SIZES | MODERN | SMALL | {"qk_norm": {"over": "head"}}, "model")
     old = build_model(config, 1).eval()
     assert require_same(widened(old, 32, std=0.02, seed=0).eval(), old) < 1e-5
 

@@ -16,6 +16,7 @@ OPTIONS = {
     "generalized_hc": {"embedding": "expand", "readout": "plain"},
     "hier_agg": {"identity": True},
     "data_lane": {"embedding_dim": 48},
+    "matrix_dense": {"key_dim": 6, "start": "plain"},
 }
 NEEDED = {"matrix_dense": {"key_dim": 6}}
 
@@ -39,6 +40,6 @@ def test_the_table_of_kinds_is_true():
     for kind in plain:
         model = attach(make_host("llama"), kind, **OPTIONS.get(kind, {}))
         assert attached_stream(model).spec.starts_plain, kind
-    for kind in other - plain | {"hier_agg"}:
+    for kind in other - plain | {"hier_agg", "matrix_dense"}:
         model = attach(make_host("llama"), kind, **NEEDED.get(kind, {}))
         assert not attached_stream(model).spec.starts_plain, kind

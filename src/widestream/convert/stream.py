@@ -61,7 +61,7 @@ def convert_run(run: Path, stream: str, to: Path, seed: int = 0, step: int | Non
         raise UserError(
             f"A {model_config.stream.kind} stream with these settings does not start as the plain transformer, so it "
             f"cannot take its weights over; those that can are {', '.join(plain_kinds(config.model))} (some with other "
-            "settings than their own), and `widestream widen` makes a matrix_dense one."
+            "settings than their own)."
         )
     meta_model(model_config)  # what does not fit is said before weights are read
     old, saved = load_model(run, torch.device("cpu"), step)

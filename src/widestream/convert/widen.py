@@ -28,8 +28,9 @@ from widestream.recipe.model import ModelConfig
 from widestream.runs.folder import load_config
 from widestream.runs.made import require_absent
 from widestream.runs.model import load_model
+from widestream.streams import stream_class
 from widestream.streams.matrix.dense import MatrixDenseConfig
-from widestream.streams.matrix.rmt import MatrixConfig, WidenedFields
+from widestream.streams.matrix.rmt import MatrixBase, MatrixConfig, WidenedFields
 
 
 def widen_run(
@@ -109,7 +110,9 @@ def wider_config(config: ModelConfig, now: int, key_dim: int) -> ModelConfig:
     """A matrix model's configuration at a larger D_k."""
     stream = config.stream
     assert isinstance(stream, WidenedFields)
-    eps = (config.norm_eps if stream.norm_eps is None else stream.norm_eps) * now / key_dim
+    kind = stream_class(stream.kind)
+    assert issubclass(kind, MatrixBase)
+    eps = kind.eps_of(config) * now / key_dim
     return replace(config, stream=replace(stream, key_dim=key_dim, norm_eps=eps))
 
 

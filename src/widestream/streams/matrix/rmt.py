@@ -103,13 +103,20 @@ class MatrixBase(Stream[MatrixSettings]):
         shape = (self.value_dim, self.key_dim)
         self.row_gain = settings.norm_gain == "row"
         gain = {"full": shape, "row": (self.key_dim,), "none": None}[settings.norm_gain]
-        eps = settings.norm_eps if isinstance(settings, WidenedFields) else None
+        eps = self.eps_of(config)
         self.norms = nn.ModuleList(
             Norm(config, roles, shape, gain, has_gain=gain is not None, eps=eps)
             if has_read_norm(config, reader)
             else nn.Identity()
             for reader in self.readers
         )
+
+    @classmethod
+    def eps_of(cls, config: ModelConfig) -> float:
+        """What is added to the mean square of X."""
+        settings = cls.settings_of(config)
+        own = settings.norm_eps if isinstance(settings, WidenedFields) else None
+        return config.norm_eps if own is None else own
 
     def declare_keys(self, config: ModelConfig, roles: Roles) -> None:
         """Keys of all sites. One storage set per write; embedding and positions have their own (eqs. 18, 19)."""
