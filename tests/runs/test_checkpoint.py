@@ -290,10 +290,11 @@ def test_a_link_to_nothing_is_a_damaged_checkpoint(config, saved, caplog):
     assert found is not None
     assert found.step == 1
     assert "step_00000003: complete.json is missing" in caplog.text
-    save(saved, 3, *trained(config), {}, keep=1)
-    assert names(saved) == ["step_00000003"]
-    shutil.rmtree(saved / "checkpoints" / "step_00000003")
-    (saved / "checkpoints" / "step_00000003").symlink_to(saved / "nowhere")
+    assert save(saved, 3, *trained(config), {}, keep=1).is_dir()
+    save(saved, 4, *trained(config), {}, keep=1)
+    assert names(saved) == ["step_00000004"]
+    shutil.rmtree(saved / "checkpoints" / "step_00000004")
+    (saved / "checkpoints" / "step_00000004").symlink_to(saved / "nowhere")
     with pytest.raises(UserError, match=r"Every checkpoint in .* is damaged"):
         latest(saved)
 

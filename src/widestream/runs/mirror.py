@@ -81,10 +81,10 @@ class Mirror:
 
     def _copy_checkpoint(self, folder: Path) -> None:
         """Copy a checkpoint, unless that is done already, or it is damaged here."""
-        name, complete = f"{CHECKPOINTS}/{folder.name}", (folder / COMPLETE).read_bytes()
         fault, files = expected_files(folder)
         if fault is not None or any(path.stat().st_size != size for path, size, _ in files):
             return
+        name, complete = f"{CHECKPOINTS}/{folder.name}", (folder / COMPLETE).read_bytes()
         sizes = {path.name: size for path, size, _ in files} | {COMPLETE: len(complete)}
         there = self._sizes(name)
         if sizes.items() <= there.items() and self._read(f"{name}/{COMPLETE}") == complete:
