@@ -45,14 +45,18 @@ def saved(config, tmp_path):
     return tmp_path
 
 
+def rewrite(path, name, text):
+    """Give a file of a checkpoint other contents, and its complete.json their hash."""
+    (path / name).write_text(text)
+    complete = json.loads((path / "complete.json").read_text())
+    complete["files"][name] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (path / "complete.json").write_text(json.dumps(complete))
+
+
 def renumber(path, step):
     """Make a checkpoint one of another step, in what it says too."""
-    state = path / "state.json"
-    text = re.sub(r'"step": \d+', f'"step": {step}', state.read_text(), count=1)
-    state.write_text(text)
-    complete = json.loads((path / "complete.json").read_text())
-    complete["files"]["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    (path / "complete.json").write_text(json.dumps(complete))
+    text = re.sub(r'"step": \d+', f'"step": {step}', (path / "state.json").read_text(), count=1)
+    rewrite(path, "state.json", text)
     path.rename(path.with_name(f"step_{step:08d}"))
 
 
@@ -137,21 +141,28 @@ HOSTILE = [
     "[]", "{}", "nope", "[" * 100_000, '{"step": "3"}', '{"step": 3.0}', '{"step": {"a": 1}}', '{"step": true}',
     '{"step": 3, "wall_s": "1"}', '{"step": 3, "wall_s": Infinity}', '{"step": 3, "skipped": null}',
     '{"step": 3, "heldout": [1]}', '{"step": 3, "losses": ["a"]}', '{"step": 3, "settings": 1}',
+    f'{{"wall_s": {10**400}, "step": 3}}', f'{{"losses": [{10**400}], "step": 3}}', '{"step": 3, "losses": [NaN]}',
+    '{"step": 3, "losses": [-Infinity]}', '{"step": 3, "wall_s": NaN}', '{"step": 3, "heldout": {"loss": NaN}}',
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:30])
 def test_a_state_that_no_run_has_written_is_named_and_skipped(saved, caplog, text):
     """Its hash is right."""
-    path = saved / "checkpoints" / "step_00000003"
-    (path / "state.json").write_text(text)
-    complete = json.loads((path / "complete.json").read_text())
-    complete["files"]["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    (path / "complete.json").write_text(json.dumps(complete))
+    rewrite(saved / "checkpoints" / "step_00000003", "state.json", text)
     found = latest(saved)
     assert found is not None
     assert found.step == 2
     assert "state.json is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("text", ['{"bytes": -5, "sha256": "e3b0"}', '{"bytes": 5}', "[]", "[" * 100_000], ids=len)
+def test_nonsense_about_the_rows_is_named_and_skipped(saved, caplog, text):
+    rewrite(saved / "checkpoints" / "step_00000003", "metrics.json", text)
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 2
+    assert "metrics.json is damaged" in caplog.text
 
 
 def test_names_of_files_that_are_none(config, saved):
@@ -248,6 +259,44 @@ def test_leftovers_of_a_killed_save_are_no_checkpoints_and_are_removed_by_the_ne
     assert found.step == 3
     save(saved, 4, *trained(config), {}, keep=1)
     assert names(saved) == ["step_00000004"]
+
+
+def moved(path, elsewhere):
+    """Move a folder, and leave a link to it."""
+    shutil.move(path, elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def test_of_a_checkpoint_moved_to_another_disk_the_link_is_removed(config, saved, tmp_path_factory):
+    disk = tmp_path_factory.mktemp("disk")
+    for step in (2, 3):
+        moved(saved / "checkpoints" / f"step_{step:08d}", disk / str(step))
+    moved(saved / "checkpoints" / "step_00000001", saved / "checkpoints" / ".unfinished_step_00000001")
+    moved(saved / "checkpoints" / ".unfinished_step_00000001", disk / "1")
+    save(saved, 4, *trained(config), {}, keep=2)
+    assert names(saved) == ["step_00000003", "step_00000004"]
+    assert all((disk / name / "complete.json").is_file() for name in "123")
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 4
+
+
+def test_a_link_to_nothing_is_a_damaged_checkpoint(config, saved, caplog):
+    for step in (2, 3):
+        path = saved / "checkpoints" / f"step_{step:08d}"
+        shutil.rmtree(path)
+        path.symlink_to(saved / "nowhere")
+    found = latest(saved)
+    assert found is not None
+    assert found.step == 1
+    assert "step_00000003: complete.json is missing" in caplog.text
+    assert save(saved, 3, *trained(config), {}, keep=1).is_dir()
+    save(saved, 4, *trained(config), {}, keep=1)
+    assert names(saved) == ["step_00000004"]
+    shutil.rmtree(saved / "checkpoints" / "step_00000004")
+    (saved / "checkpoints" / "step_00000004").symlink_to(saved / "nowhere")
+    with pytest.raises(UserError, match=r"Every checkpoint in .* is damaged"):
+        latest(saved)
 
 
 @pytest.mark.parametrize("culprit", ["write_atomic", "describe", "write_whole"])

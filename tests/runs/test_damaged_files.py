@@ -85,7 +85,9 @@ def test_every_altered_figure_is_noticed(tmp_path):
     assert read_done(tmp_path) is None
 
 
-@pytest.mark.parametrize("harm", [{"bytes": "9"}, {"bytes": None}, {"bytes": 1.5}, {"sha256": 7}, {"bytes": True}])
+@pytest.mark.parametrize(
+    "harm", [{"bytes": "9"}, {"bytes": None}, {"bytes": 1.5}, {"bytes": -5}, {"bytes": True}, {"sha256": 7}]
+)
 def test_a_checkpoint_that_tells_nonsense_of_the_rows_tells_nothing(tmp_path, harm):
     (tmp_path / WRITTEN).write_text(json.dumps({"bytes": 9, "sha256": "0"} | harm))
     assert written_at(tmp_path) is None

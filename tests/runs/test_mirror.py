@@ -144,3 +144,109 @@ def test_the_copy_of_another_run_is_left_alone(data, tmp_path, url):
         train(config(data, url, steps=2), tmp_path / "run", resume=False)
     assert names(url) == before
     assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [4, 6]
+
+
+def steps_there(url):
+    return sorted({int(name.split("/")[1][5:]) for name in names(url) if name.endswith("/complete.json")})
+
+
+def content(url, name):
+    system, place = fsspec.core.url_to_fs(url)
+    return system.cat_file(f"{place}/{name}")
+
+
+def test_a_machine_lost_right_behind_a_checkpoint_leaves_a_copy_to_go_on_from(data, tmp_path, url, monkeypatch):
+    """Whatever a checkpoint needs is there before it counts."""
+    put, lost = Mirror._put, []
+
+    def losing(self, path, name):
+        if not lost:
+            put(self, path, name)
+        if name == "checkpoints/step_00000004/complete.json":
+            lost.append(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "_put", losing)
+        train_quickly(config(data, url, log_every=1), tmp_path / "run")
+    assert steps_there(url)[-1] == 4
+    shutil.rmtree(tmp_path / "run")
+    assert Mirror(tmp_path / "run", url).restore()
+    train_quickly(config(data, url, log_every=1), tmp_path / "run")
+    assert [row["step"] for row in ranks.rows(tmp_path / "run") if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_checkpoints_that_are_gone_here_are_fetched(data, tmp_path, url, capsys):
+    train_quickly(config(data, url), tmp_path / "run")
+    before = {name: content(url, name) for name in names(url) if name.startswith("checkpoints")}
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "done.json").unlink()
+    train_quickly(config(data, url), tmp_path / "run")
+    assert f"fetched from {url}" in capsys.readouterr().err
+    assert before == {name: content(url, name) for name in names(url) if name.startswith("checkpoints")}
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [4, 6]
+
+
+def test_checkpoints_that_the_run_has_yet_to_reach_stay(data, tmp_path, url):
+    """As where the folder is an older copy of the run's."""
+    train_quickly(config(data, url), tmp_path / "run")
+    for step, path in list_checkpoints(tmp_path / "run"):
+        if step == 6:
+            shutil.rmtree(path)
+    mirror = Mirror(tmp_path / "run", url)
+    mirror.push()
+    mirror.close()
+    assert steps_there(url) == [4, 6]
+
+
+def test_all_that_a_run_keeps_is_fetched(data, tmp_path, url):
+    """The best stay beside the newest."""
+    train_quickly(config(data, url, keep=3), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    assert Mirror(tmp_path / "run", url).restore()
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "complete.json"])
+def test_a_damaged_copy_is_mended(data, tmp_path, url, file):
+    train_quickly(config(data, url), tmp_path / "run")
+    system, place = fsspec.core.url_to_fs(url)
+    name = f"checkpoints/step_00000006/{file}"
+    before = content(url, name)
+    system.pipe_file(f"{place}/{name}", b"a part of it")
+    train_quickly(config(data, url), tmp_path / "run")
+    assert content(url, name) == before
+
+
+def test_what_is_damaged_here_does_not_take_the_place_of_a_good_copy(data, tmp_path, url):
+    train_quickly(config(data, url), tmp_path / "run")
+    before = {name: content(url, name) for name in names(url) if name.startswith("checkpoints")}
+    (tmp_path / "run" / "checkpoints" / "step_00000006" / "complete.json").write_text("{")
+    (tmp_path / "run" / "checkpoints" / "step_00000004" / "model.safetensors").write_text("x")
+    mirror = Mirror(tmp_path / "run", url)
+    mirror.push()
+    mirror.close()
+    assert before == {name: content(url, name) for name in names(url) if name.startswith("checkpoints")}
+
+
+def test_a_checkpoint_made_anew_takes_the_place_of_the_older_copy(data, tmp_path, url):
+    """As behind a rollback, which makes the same step of other batches."""
+    train_quickly(config(data, url), tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000006" / "model.safetensors").write_text("x")
+    (tmp_path / "run" / "done.json").unlink()
+    train_quickly(config(data, url), tmp_path / "run")
+    for file in ("complete.json", "model.safetensors", "state.json"):
+        name = f"checkpoints/step_00000006/{file}"
+        assert content(url, name) == (tmp_path / "run" / name).read_bytes()
+
+
+def test_a_copy_of_steps_that_the_run_has_gone_back_from_is_not_fetched(data, tmp_path, url, caplog):
+    train_quickly(config(data, url, log_every=1), tmp_path / "run")
+    system, place = fsspec.core.url_to_fs(url)
+    rows = content(url, "metrics.jsonl").decode().splitlines(keepends=True)
+    others = [row.replace('"loss": ', '"loss": 1') if '"step": 5' in row else row for row in rows]
+    assert others != rows
+    system.pipe_file(f"{place}/metrics.jsonl", "".join(others).encode())
+    shutil.rmtree(tmp_path / "run")
+    assert Mirror(tmp_path / "run", url).restore()
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [4]
+    assert "step 6" in caplog.text

@@ -118,6 +118,17 @@ def test_removing_checkpoints_leaves_the_newest(shelf):
     assert list_runs([first])[0].state == "done"
 
 
+def test_of_a_checkpoint_on_another_disk_the_link_is_removed(shelf, tmp_path):
+    first = find_below([shelf])[0]
+    link = first / "checkpoints" / "step_00000002"
+    link.rename(tmp_path / "moved")
+    link.symlink_to(tmp_path / "moved")
+    freed = 4000 + link.lstat().st_size
+    assert remove_runs([first], checkpoints=True) == freed
+    assert [path.name for path in (first / "checkpoints").iterdir()] == ["step_00000010"]
+    assert (tmp_path / "moved" / "model.safetensors").is_file()
+
+
 def test_a_run_that_trains_stays_and_so_do_the_others(shelf):
     first, second, *_ = find_below([shelf])
     with (second / "metrics.jsonl").open("ab") as file:

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ranks
 from processes import train_quickly
@@ -113,6 +115,46 @@ def test_batches_and_seconds_after_going_back():
     assert [batch_of(step, [once, later]) for step in (89, 90)] == [93, 96]
     assert seconds_at(70, 7.0, [once, again, later]) == 9.0
     assert seconds_at(80, 10.0, [once, again]) == 10.0
+
+
+def back(at, to):
+    return Rollback(at=at, to=to, loss=9.0, usual=2.0, wall_s=1.0)
+
+
+def test_batches_where_the_newest_checkpoint_was_damaged():
+    """Further back than the time before: batches 20 to 31 were read by then, and none of them comes again."""
+    further = [back(25, 20), back(27, 10)]
+    assert [batch_of(step, further) for step in (9, 10, 20, 27)] == [9, 32, 42, 49]
+    assert batch_of(12, [back(25, 10), back(15, 12)]) == 30
+    assert batch_of(10, [back(25, 20), back(15, 10)]) == 25  # killed, and from the start again: it leapt at once
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 60)), max_size=12), st.integers(0, 60))
+def test_no_batch_is_read_twice(parts, rest):
+    """However far each time goes back, and however long the run has gone on till then."""
+    rollbacks, step, seen, counts = [], 0, [], {}
+
+    def take(length):
+        for now in range(step, step + length):
+            counts[now] = batch_of(now, rollbacks)
+            seen.append(counts[now])
+
+    for length, to in parts:
+        take(length)
+        rollbacks.append(back(step + length, min(to, step + length - 1)))
+        step = rollbacks[-1].to
+    take(rest)
+    assert len(set(seen)) == len(seen)
+    assert all(batch_of(now, rollbacks) == batch for now, batch in counts.items() if now < step + rest)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=12), st.integers(0, 400))
+def test_no_further_back_than_before_the_batches_are_those_of_older_versions(parts, step):
+    rollbacks, to = [], 0
+    for length, forth in parts:
+        to += forth
+        rollbacks.append(back(to + length, to))
+    assert batch_of(step, rollbacks) == step + sum(one.at - one.to for one in rollbacks if step >= one.to)
 
 
 def test_a_factor_that_is_none_is_refused(data):

@@ -18,10 +18,13 @@ from widestream.model.costs import summarize
 from widestream.model.decoder import Decoder
 from widestream.recipe import to_dict
 from widestream.runs import checkpoint_writer
+from widestream.runs.checkpoint import Checkpoint
+from widestream.runs.identity import require_own
 from widestream.runs.metrics import MetricsWriter
 from widestream.runs.sample import sample_run
 from widestream.runs.tensor_files import write_whole
-from widestream.train import loop, saving
+from widestream.runs.write import move_aside
+from widestream.train import loop, saving, setup
 from widestream.train.evaluate import evaluate_run
 from widestream.train.loop import train
 from widestream.train.setup import TrainingRun
@@ -392,6 +395,28 @@ def test_fresh_moves_the_old_run_aside(data, tmp_path):
     assert rows(tmp_path / "run.old-2")[-1]["step"] == 7
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_two_that_begin_anew_in_one_folder_at_once(data, tmp_path, monkeypatch, trains):
+    """While the second reads its data through, the first has begun, and may train already: it is not moved aside."""
+    config = tiny_config(data)
+    train(config, tmp_path / "run")
+    open_data, begun = setup._open_data, contextlib.ExitStack()
+
+    def overtaken(*arguments):
+        if trains:
+            begun.enter_context(MetricsWriter(tmp_path / "run", 6))
+        else:
+            shutil.copytree(move_aside(tmp_path / "run"), tmp_path / "run")
+        return open_data(*arguments)
+
+    monkeypatch.setattr(setup, "_open_data", overtaken)
+    before = rows(tmp_path / "run")
+    with begun, pytest.raises(UserError, match="Another process is training in"):
+        train(config, tmp_path / "run", resume=False)
+    assert not (tmp_path / "run.old-2").exists()
+    assert rows(tmp_path / "run") == before
+
+
 def test_a_folder_with_something_else_in_it_is_refused(data, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match=r"is no run folder and holds thesis.tex"):
@@ -435,6 +460,32 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, sections, what):
     for use in (lambda: train(config, tmp_path / "run"), lambda: evaluate_run(tmp_path / "run")):
         with pytest.raises(UserError, match=f"is of another run: {what}"):
             use()
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps": 8}, {"steps": 12}])
+def test_a_checkpoint_behind_the_last_step_is_refused(data, tmp_path, changes):
+    """The run has never come there; the longer run that it is from differs in nothing else."""
+    constant = {"schedule": {"kind": "constant", "warmup": 0}}
+    train(tiny_config(data, **constant), tmp_path / "run")
+    train(tiny_config(data, train={"steps": 9}, **constant), tmp_path / "other")
+    source = tmp_path / "other" / "checkpoints" / "step_00000009"
+    state = json.loads((source / "state.json").read_text())
+    state["settings"]["train.steps"] = 6
+    (source / "state.json").write_text(json.dumps(state))
+    complete = json.loads((source / "complete.json").read_text())
+    complete["files"]["state.json"] = checkpoint_writer.describe(source / "state.json")
+    (source / "complete.json").write_text(json.dumps(complete))
+    source.rename(tmp_path / "run" / "checkpoints" / "step_00000009")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="a checkpoint of step 9, and its run has no more than 6 steps; remove that"):
+        train(tiny_config(data, train=changes, **constant), tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_checkpoint_of_a_setting_that_a_terminal_would_obey(data, tmp_path):
+    saved = Checkpoint(tmp_path, 1, {"settings": {"model.\x1b[2J": 1}}, None)
+    with pytest.raises(UserError, match=r"model\.\\x1b\[2J is 1 there"):
+        require_own(saved, tiny_config(data), {"data": {}})
 
 
 def test_a_checkpoint_of_other_data_is_refused(data, tmp_path):

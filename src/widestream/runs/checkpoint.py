@@ -20,7 +20,8 @@ import hashlib
 import itertools
 import json
 import logging
-import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def latest(run_dir: Path, check: Callable[[Sequence[Expected]], str | None] = fi
     for number, path in reversed(there):
         if (checkpoint := _open(number, path, check)) is not None:
             return checkpoint
-    if any(path.exists() for _, path in there):
+    if any(os.path.lexists(path) for _, path in there):
         raise UserError(
             f"Every checkpoint in {there[0][1].parent} is damaged; put back a good copy of one, "
             "or train again from the start with --fresh."
@@ -214,7 +215,7 @@ def _open(
         fault = _fault(path, check)
         if fault is None:
             return _read(number, path)
-    if path.exists():  # a process that trains removes old ones
+    if os.path.lexists(path):  # a process that trains removes old ones
         log.warning("Skipping checkpoint %s: %s.", path, fault)
     return None
 
@@ -225,10 +226,12 @@ def _read(number: int, path: Path) -> Checkpoint:
 
 def _fault(path: Path, check: Callable[[Sequence[Expected]], str | None] = first_fault) -> str | None:
     """What is wrong with a checkpoint; None when it is as it was written."""
-    fault, expected = _expected(path)
+    fault, expected = expected_files(path)
     fault = fault or check(expected)
     if fault is not None:
         return fault
+    if any(file.name == WRITTEN for file, _, _ in expected) and written_at(path) is None:
+        return f"{WRITTEN} is damaged"
     try:
         step = _read_state(path)["step"]
     except (ValueError, KeyError, UserError, RecursionError):
@@ -236,8 +239,15 @@ def _fault(path: Path, check: Callable[[Sequence[Expected]], str | None] = first
     return None if path.name == folder_name(step) else f"it is the checkpoint of step {step} (its {STATE} says so)"
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold, which not every whole one is."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _is_evaluation(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and "loss" in value)
+    return value is None or (
+        isinstance(value, dict) and "loss" in value and (value["loss"] is None or _is_number(value["loss"]))
+    )
 
 
 def _is_whole(value: Any) -> bool:
@@ -247,10 +257,10 @@ def _is_whole(value: Any) -> bool:
 OF_STATE: dict[str, Callable[[Any], bool]] = {
     "step": _is_whole,
     "skipped": _is_whole,
-    "wall_s": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "wall_s": lambda value: _is_number(value) and value >= 0,
     "heldout": _is_evaluation,
     "selection": _is_evaluation,
-    "losses": lambda value: isinstance(value, list) and all(type(one) in (int, float) for one in value),
+    "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
     "settings": lambda value: isinstance(value, dict),
     "model": lambda value: isinstance(value, dict),
 }
@@ -270,7 +280,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _expected(path: Path) -> tuple[str | None, list[Expected]]:
+def expected_files(path: Path) -> tuple[str | None, list[Expected]]:
     """The files that a checkpoint says it has; or what is wrong with what it says."""
     try:
         require_regular(path / COMPLETE)

@@ -15,7 +15,7 @@ from torch import nn
 
 from widestream.data.manifest import file_sha256
 from widestream.errors import UserError
-from widestream.files import read_bounded, sync_folder, write_atomic
+from widestream.files import read_bounded, remove_folder, sync_folder, write_atomic
 from widestream.runs.checkpoint import (
     COMPLETE,
     MOMENTS,
@@ -71,7 +71,7 @@ def begin(run_dir: Path, step: int) -> Path:
     aside = _aside(run_dir, step)
     aside.parent.mkdir(parents=True, exist_ok=True)
     for leftover in aside.parent.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
+        remove_folder(leftover)
     aside.mkdir()
     return aside
 
@@ -106,7 +106,7 @@ def commit(
         own.append(aside / WRITTEN)
     every = files | {path.name: describe(path) for path in own}
     write_atomic(aside / COMPLETE, json.dumps({"files": dict(sorted(every.items()))}, indent=1).encode())
-    if final.exists():  # one that was damaged and therefore skipped: `latest` would have gone on from it otherwise
+    if os.path.lexists(final):  # damaged and therefore skipped: `latest` would have gone on from it otherwise
         final.rename(final.parent / f"{UNFINISHED}damaged_{final.name}")
     aside.rename(final)
     sync_folder(final.parent)
@@ -169,7 +169,10 @@ def _aside(run_dir: Path, step: int) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; killed half-way it leaves a hidden folder, not a damaged checkpoint."""
+    """Remove a checkpoint; killed half-way it leaves a hidden folder, not a damaged checkpoint.
+
+    Of one that was moved to another disk, with a link in its place, the link goes.
+    """
     hidden = path.with_name(f"{UNFINISHED}{path.name}")
     path.rename(hidden)
-    shutil.rmtree(hidden)
+    remove_folder(hidden)

@@ -76,7 +76,7 @@ def require_same_run(run_dir: Path, config: RunConfig, info: Mapping[str, Any], 
 def another_run(run_dir: Path, changes: Changes, advice: str = "") -> UserError:
     """What to say of a folder with a run that differs."""
     listed = ", ".join(
-        f"{key} ({shown(plain(old))} there, {shown(plain(new))} now)" for key, (old, new) in changes.items()
+        f"{shown(key)} ({shown(plain(old))} there, {shown(plain(new))} now)" for key, (old, new) in changes.items()
     )
     return UserError(
         f"{run_dir} holds another run; it differs in {listed}. {advice}Give another folder with --out (and "
@@ -89,7 +89,7 @@ def told(changes: Changes) -> str:
     effects: dict[str, list[str]] = {}
     for key, (old, new) in changes.items():
         effects.setdefault(MAY_CHANGE.get(key, "the steps done stay as they are"), []).append(
-            f"{key} {shown(plain(new))} ({shown(plain(old))} before)"
+            f"{shown(key)} {shown(plain(new))} ({shown(plain(old))} before)"
         )
     return "; ".join(f"{', '.join(settings)}: {effect}" for effect, settings in effects.items())
 
@@ -121,7 +121,7 @@ def require_own(saved: Checkpoint, config: RunConfig, info: Mapping[str, Any]) -
     for key, there, here in pairs:
         if there != here and there not in [changed[key][0] for changed in before if key in changed]:
             what = "model" if key.startswith("model.") else "run"
-            raise _stray(saved, f"{what}: {key} is {shown(plain(there))} there and {shown(plain(here))} here")
+            raise _stray(saved, f"{what}: {shown(key)} is {shown(plain(there))} there and {shown(plain(here))} here")
     there, here = state.get("data_fingerprint"), info["data"].get("fingerprint")
     if there is not None and there != here:
         raise _stray(saved, "run: it was trained on other data")

@@ -97,9 +97,14 @@ def _hold(file: IO[Any], run_dir: Path) -> None:
     with contextlib.suppress(OSError):  # a file system without locks
         free = lock_descriptor(file.fileno(), blocking=False)
     if not free:
-        raise UserError(
-            f"Another process is training in {run_dir}; wait for it, end it, or give another folder with --out."
-        )
+        raise in_use(run_dir)
+
+
+def in_use(run_dir: Path) -> UserError:
+    """What to say of a folder that another process trains in."""
+    return UserError(
+        f"Another process is training in {run_dir}; wait for it, end it, or give another folder with --out."
+    )
 
 
 def length_up_to(path: Path, step: int, written: Written | None = None) -> int:

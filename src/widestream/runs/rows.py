@@ -159,10 +159,19 @@ def written_at(checkpoint: Path) -> Written | None:
     """What metrics.jsonl held when a checkpoint was made; None where that is not told."""
     try:
         require_regular(checkpoint / WRITTEN)
-        written = Written(**json.loads(read_bounded(checkpoint / WRITTEN)))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return parse_written(read_bounded(checkpoint / WRITTEN))
+    except (OSError, UserError):
         return None
-    return written if type(written.bytes) is int and isinstance(written.sha256, str) else None
+
+
+def parse_written(text: bytes) -> Written | None:
+    """The contents of a checkpoint's metrics.json; None where they are nonsense."""
+    try:
+        written = Written(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    right = type(written.bytes) is int and written.bytes >= 0 and isinstance(written.sha256, str)
+    return written if right else None
 
 
 def require_as_written(run_dir: Path, done: int | None) -> None:

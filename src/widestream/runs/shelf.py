@@ -3,13 +3,12 @@
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from widestream.errors import UserError, shown
-from widestream.files import read_json, write_json
+from widestream.files import read_json, remove_folder, write_json
 from widestream.runs.folder import CONFIG, MADE, claim_file, is_run, list_checkpoints, read_config, read_info
 from widestream.runs.metrics import require_idle
 from widestream.runs.read import load_run
@@ -184,14 +183,16 @@ def remove_runs(runs: Sequence[Path], checkpoints: bool = False) -> int:
     for run in runs:
         require_removable(run)
     doomed = [path for run in runs for path in _doomed(run, checkpoints)]
-    freed = sum(disk_bytes(path) if path.is_dir() else path.stat().st_size for path in doomed)
+    freed = sum(
+        disk_bytes(path) if path.is_dir() and not path.is_symlink() else path.lstat().st_size for path in doomed
+    )
     for path in doomed:
         if path.is_dir():
             # Under another name and without its recipe first: a run that is half gone must not look like one.
             aside = path.with_name(f"{path.name}.removed")
             path.replace(aside)
             (aside / CONFIG).unlink(missing_ok=True)
-            shutil.rmtree(aside)
+            remove_folder(aside)
         else:
             path.unlink()
     return freed

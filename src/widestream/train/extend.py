@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from widestream.errors import UserError
 from widestream.recipe import RunConfig
 from widestream.runs.identity import Changes, another_run, is_length
 from widestream.train.plan import num_steps
@@ -29,12 +30,17 @@ def require_length(
         What is not as in a run that was planned like this from the start; None: nothing, or only the warm-up.
 
     Raises:
-        UserError: it has not been asked for, or more steps are done than are planned now.
+        UserError: it has not been asked for, or more steps are done than are planned now, or ever were.
     """
+    old, new = num_steps(before), num_steps(now)
+    if step > old:
+        raise UserError(
+            f"{run_dir} has a checkpoint of step {step:,}, and its run has no more than {old:,} steps; remove that "
+            "checkpoint from the folder, or give another folder with --out."
+        )
     asked = {key: pair for key, pair in changes.items() if is_length(key)}
     if not asked:
         return None
-    old, new = num_steps(before), num_steps(now)
     if step >= new != old:
         raise another_run(run_dir, asked, f"It has done {step:,} steps already. ")
     rates = [(factor(i, old, before.schedule), factor(i, new, now.schedule)) for i in range(step)]

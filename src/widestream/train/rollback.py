@@ -68,8 +68,23 @@ class Losses:
 
 
 def batch_of(step: int, rollbacks: Sequence[Rollback]) -> int:
-    """Number of the batch that a step trains on, which is its own until a run has gone back."""
-    return step + sum(one.at - one.to for one in rollbacks if step >= one.to)
+    """Number of the batch that a step trains on, which is its own until a run has gone back.
+
+    From then on batches begin behind all that were read till then, so that none is read a second time. Where a run went
+    back further than the time before, because the newest checkpoint was damaged, versions before this rule counted
+    steps instead of batches, and read some again; of such a run other batches come now. Of all others they are the
+    same.
+    """
+    shifts: list[tuple[int, int]] = []  # from which step on, and by how much
+
+    def batch(step: int) -> int:
+        return step + next((by for start, by in reversed(shifts) if step >= start), 0)
+
+    used = 0
+    for one in rollbacks:
+        used = max(used, batch(one.at))  # a run that was killed may leap where it comes a second time
+        shifts.append((one.to, used - one.to))
+    return batch(step)
 
 
 def seconds_at(step: int, wall_s: float, rollbacks: Sequence[Rollback]) -> float:

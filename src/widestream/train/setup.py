@@ -19,7 +19,7 @@ from widestream.recipe import RunConfig, to_dict
 from widestream.runs import checkpoint
 from widestream.runs.folder import flatten, load_config
 from widestream.runs.identity import own_settings, require_own
-from widestream.runs.metrics import MetricsWriter, require_idle
+from widestream.runs.metrics import MetricsWriter, in_use, require_idle
 from widestream.runs.mirror import Mirror
 from widestream.runs.model import all_finite, is_finite, not_finite
 from widestream.runs.rows import Written
@@ -186,7 +186,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
     computed = {"exchanges": depth.describe(), "attention": attention, "layout": layout.describe()}
     mirrors: list[Mirror] = []  # one, in the main process
     fetched = world.on_main(lambda: _open_mirror(mirrors, run_dir, config.train.mirror, resume))
-    world.on_main(lambda: require_idle(run_dir))
+    idle = world.on_main(lambda: _idle_folder(run_dir))
     store, heldout = _open_data(config, world)
     batches = TrainBatches(store, plan.sequence_length, config.train.batch_size, config.data.seed)
     selection = config.train.selection
@@ -202,7 +202,7 @@ def prepare(config: RunConfig, run_dir: Path, world: World, resume: bool = True,
         settle(model)
     optimizer = build_optimizer(model, config.optimizer)
     if not resume:
-        world.on_main(lambda: move_aside(run_dir))
+        world.on_main(lambda: _move_aside(run_dir, idle))
     begun = computed | describe(origin)
     info = world.on_main(lambda: open_folder(run_dir, config, data, world, precision, begun))
     reached, written, losses = _restore(plan, config, run_dir, info, world, model, optimizer)
@@ -239,6 +239,25 @@ def _open_mirror(mirrors: list[Mirror], run_dir: Path, url: str | None, resume: 
     fetched = resume and mirrors[0].restore()
     mirrors[0].require_own(anew=not resume)
     return f"fetched from {url}" if fetched else ""
+
+
+def _idle_folder(run_dir: Path) -> tuple[int, int] | None:
+    """Which folder bears this name now, if any does; nobody trains in it."""
+    require_idle(run_dir)
+    if not run_dir.exists():
+        return None
+    status = run_dir.stat()
+    return status.st_dev, status.st_ino
+
+
+def _move_aside(run_dir: Path, idle: tuple[int, int] | None) -> None:
+    """Make room for a run that begins anew, unless another process has done so while this one read its data through.
+
+    Of such a one the folder is another one; what it writes may not be held yet.
+    """
+    if _idle_folder(run_dir) != idle:
+        raise in_use(run_dir)
+    move_aside(run_dir)
 
 
 def _writer(run_dir: Path, config: RunConfig, step: int, written: Written | None) -> MetricsWriter:
