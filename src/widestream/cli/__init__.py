@@ -10,7 +10,9 @@ from typing import NoReturn
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""What a full or a read-only disk says; all else that the system says is a fault of ours."""
+"""What a full or a read-only disk says."""
+IMPOSSIBLE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What is said of a path that nothing has: below a file, too long. All else that the system says is a fault of ours."""
 
 
 def main() -> None:
@@ -34,9 +36,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in (*UNWRITABLE, *IMPOSSIBLE):
             raise
-        _refuse(shown(_unwritable(error), sys.maxsize))
+        _refuse(shown(_impossible(error) if error.errno in IMPOSSIBLE else _unwritable(error), sys.maxsize))
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # which typer makes of most interruptions
             raise
@@ -49,6 +51,11 @@ def _refuse(words: str) -> NoReturn:
     with contextlib.suppress(OSError):
         print(f"widestream: {words}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def _impossible(error: OSError) -> str:
+    """What to say of a path that nothing can have."""
+    return f"{error.filename} is no path of a file or folder ({error.strerror}); give another one."
 
 
 def _unwritable(error: OSError) -> str:
