@@ -17,10 +17,16 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from widestream.errors import UserError
+from widestream.errors import UserError, shown
 
 LARGEST_JSON = 64 << 20
 """Bytes of a JSON file: as Python's objects they take up to 25 times the room."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk without room."""
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What it says of a place that may not be written to."""
+IMPOSSIBLE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What it says of a path on which nothing can lie: below a file, with too long a name, through a circle of links."""
 
 
 def cache_folder() -> Path:
@@ -74,18 +80,43 @@ def leftover(path: Path, name: str) -> bool:
     return path.name.startswith(f"{name}.") and path.suffix == ".tmp"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, where they are not there yet.
+
+    Raises:
+        UserError: it cannot lie there: a file is in the way, its name is too long, the system has no folders there.
+        OSError: the disk is full or may not be written to; see `disk_errors`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (*FULL, *FORBIDDEN):
+            raise
+        raise UserError(
+            f"The folder {shown(str(folder), 300)} cannot be made ({error.strerror}); name another one."
+        ) from error
+
+
 @contextlib.contextmanager
 def disk_errors(folder: Path, advice: str) -> Iterator[None]:
-    """Turn a full disk, an exhausted quota or a missing right to write into a `UserError` that ends with `advice`."""
+    """Turn what is wrong with a disk or a path on it into a `UserError` that ends with `advice`.
+
+    That is a full disk, an exhausted quota, a missing right to write, and a path on which nothing can lie.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         number, place = _cause(error)
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in FULL:
             raise UserError(f"No space left on the disk of {folder}: free some, then {advice}.") from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in FORBIDDEN:
             raise UserError(
                 f"No permission to write {place or folder}: get it or choose another place, then {advice}."
+            ) from error
+        if number in IMPOSSIBLE:
+            raise UserError(
+                f"{shown(str(place or folder), 300)} is no place for a file ({os.strerror(number)}): choose another, "
+                f"then {advice}."
             ) from error
         raise
 

@@ -15,6 +15,9 @@ from tiny_runs import RECIPE
 from widestream.cli import main
 from widestream.train import begin
 
+LONG = "x" * 300
+"""A name that no file system takes."""
+
 
 def call(*arguments):
     """Run the command in this process; returns its exit code."""
@@ -101,6 +104,32 @@ def test_wrong_key_in_a_recipe(place, refused):
 )
 def test_muon_that_cannot_be(refused, changes, part):
     refused(f"train tiny.yaml {changes} --out new", part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("train tiny.yaml --out text.jsonl/new", "text.jsonl/new"),
+        ("train tiny.yaml --out /proc/x/new", "/proc/x/new cannot be made"),
+        (f"train tiny.yaml --out {LONG}", "too long"),
+        (f"train {LONG}", "no such file"),
+        ("data prepare text.jsonl --out text.jsonl/new", "text.jsonl/new"),
+        ("data prepare text.jsonl --out /proc/x/new", "/proc/x cannot be made"),
+        (f"data prepare text.jsonl --out {LONG}", "too long"),
+        (f"data prepare {LONG} --out new", "too long"),
+        ("data tokenizer text.jsonl --vocab-size 300 --out text.jsonl/new.json", "text.jsonl"),
+        ("convert runs/tiny --stream laurel --to text.jsonl/new", "text.jsonl/new is no place for a file"),
+        ("widen runs/tiny --key-dim 8 --to /proc/x/new", "/proc/x cannot be made"),
+        (f"convert {LONG} --stream laurel --to new", "too long"),
+        ("convert runs/tiny --stream laurel --to new --seed 1000000000000000000000", "The seed is 10000000000000"),
+        (f"import hf {LONG} --to new", "too long"),
+        (f"summary {LONG}", "no such file"),
+        (f"sample {LONG}", "too long"),
+        (f"compare {LONG} runs/tiny", "too long"),
+    ],
+)
+def test_a_path_that_nothing_can_have(refused, arguments, part):
+    refused(arguments, part)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -96,7 +97,15 @@ def test_an_imported_run_is_converted(stream, llama, tmp_path):
         ("data_lane:embedding_dim=8", "does not start as the plain"),
         ("hyper_conections", "hyper_connections"),
         ("hyper_connections:lnes=3", "did you mean lanes"),
-        ("hyper_connections:lanes", "cannot be loaded"),
+        ("hyper_connections:lanes", "write it as KIND:setting=value"),
+        ("mhc:", "write it as KIND:setting=value"),
+        ("mhc:=3", "write it as KIND:setting=value"),
+        ("mhc:lanes={a: b}", "model.stream.lanes must be int, not {'a': 'b'}"),
+        ("mhc:lanes=[1", r"^The value of lanes in --stream mhc:lanes=\[1 is not valid YAML"),
+        ("mhc:kind=attn_res", "names its kind twice"),
+        ("mhc:lanes=2, lanes=3", "has lanes twice; give it once"),
+        ("mhcc:lanes=2", "did you mean mhc"),
+        ("no_such_module:MyStream:lanes=2", "no_such_module:MyStream cannot be loaded"),
         ("hyper_connections:lanes=3,dynamic", "write it as KIND:setting=value"),
         ("hier_agg:hidden=0", "must be at least 1"),
     ],
@@ -105,6 +114,23 @@ def test_what_cannot_take_over_is_refused_and_nothing_is_written(stream, sentenc
     with pytest.raises(UserError, match=sentence):
         convert_run(llama[0], stream, tmp_path / "run")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**30, "a", 1.0])
+def test_a_seed_out_of_range_is_refused(seed, llama, tmp_path):
+    with pytest.raises(UserError, match=r"it must be a whole number, at least 0 and below 2\^31"):
+        convert_run(llama[0], "attn_res", tmp_path / "run", seed=seed)
+    assert not any(tmp_path.iterdir())
+
+
+def test_nothing_is_left_where_a_run_cannot_lie(llama, tmp_path):
+    (tmp_path / "file").touch()
+    for to in (tmp_path / "file" / "run", tmp_path / ("x" * 300), tmp_path / "new" / "deep" / ("x" * 300)):
+        with pytest.raises(UserError, match=r"is no place for a file .*: choose another, then|at most 200 bytes"):
+            convert_run(llama[0], "laurel", to)
+    with pytest.raises(UserError, match="The folder /proc/x cannot be made"):
+        convert_run(llama[0], "laurel", Path("/proc/x/y"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_only_a_plain_run_is_converted(llama, tmp_path):

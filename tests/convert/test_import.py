@@ -145,6 +145,34 @@ CONFIGS = {
     ),
     "sight of later tokens": ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "bidirectional"),
     "cross-attention": ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
+    "no activation": ({"hidden_act": None}, "hidden_act None"),
+    "settings for an activation": ({"hidden_act": {}}, "hidden_act {}"),
+    "no activation of GPT-2": ({"model_type": "gpt2", "activation_function": None}, "activation_function None"),
+    "heads of no width": ({"head_dim": 0}, "head_dim 0, which is no size"),
+    "no heads of keys": ({"num_key_value_heads": 0}, "num_key_value_heads 0, which is no size"),
+    "no inner width": ({"model_type": "gpt2", "n_inner": 0}, "n_inner 0, which is no size"),
+    "half a layer": (
+        {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1.5}, "max_window_layers 1.5",
+    ),
+    "words for rotated layers": (
+        {"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layers": [1, "x", 0]}, "no_rope_layers with x",
+    ),
+    "no experts": ({"model_type": "mixtral", "num_local_experts": 0}, "num_local_experts 0, which is no size"),
+    "a word for layers without experts": ({"model_type": "qwen3_moe", "mlp_only_layers": {}}, "mlp_only_layers"),
+    "a list of rotary settings": ({"rope_parameters": []}, "rope_parameters [], which cannot be imported"),
+    "a list of older rotary settings": ({"rope_scaling": []}, "rope_scaling [], which cannot be imported"),
+    "a list for a rotary type": ({"rope_parameters": {"rope_type": ["x"]}}, "rotary positions of type ['x']"),
+    "null for a rotary type": ({"rope_parameters": {"rope_type": None}}, "rotary positions of type None"),
+    "a mapping for a rotary base": ({"rope_parameters": {"rope_theta": {}}}, "rotary_base must be float"),
+    "a word for Gemma's rotary settings": (
+        {"model_type": "gemma3_text", "rope_parameters": {"full_attention": "x"}}, "full_attention x, which cannot",
+    ),
+    "a list for Gemma's rotary settings": (
+        {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": [1]}}, "sliding_attention [1], which",
+    ),
+    "nothing for Gemma's rotary settings": (
+        {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": ""}}, "sliding_attention , which",
+    ),
     "some layers with experts": ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "decoder_sparse_step"),
 }  # fmt: skip
 
@@ -197,6 +225,12 @@ def _pickles(folder):
     torch.save({}, folder / "pytorch_model.bin")
 
 
+def _without_tensors(folder):
+    for path in folder.glob("model*"):
+        path.unlink()
+    save_file({}, folder / "model.safetensors")
+
+
 NORM = "model.norm.weight"
 FOLDERS = {
     "a shard is missing": (_without_a_shard, "lacks model-.*one of its"),
@@ -212,6 +246,10 @@ FOLDERS = {
         "has model.layers.0.self_attn.q_proj.bias",
     ),
     "a layer more in config.json": (lambda folder: edit(folder, num_hidden_layers=9), "which a llama model of this"),
+    "a name of two lines": (
+        _change(NORM, lambda tensors: tensors | {"a\nb": torch.zeros(3)}), r"has a\\nb, which a llama model",
+    ),
+    "no tensors": (_without_tensors, "model.safetensors holds no tensors"),
     "not a number": (
         _change(NORM, lambda tensors: tensors | {NORM: tensors[NORM] * float("nan")}), "not finite in model.norm",
     ),
@@ -235,6 +273,22 @@ def test_a_folder_that_is_not_whole_is_refused_and_nothing_is_written(case, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_nothing_is_left_where_a_run_cannot_lie(tmp_path):
+    saved(tmp_path / "hf", "Llama")
+    (tmp_path / "file").touch()
+    for to in (tmp_path / "file" / "run", tmp_path / "new" / ("x" * 300)):
+        with pytest.raises(UserError, match=r"is no place for a file|at most 200 bytes"):
+            import_hf(tmp_path / "hf", to)
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "file"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "none", "two\nlines"])
+def test_a_folder_that_is_not_there_is_one_sentence(name, tmp_path):
+    with pytest.raises(UserError, match=r"(cannot be opened|does not exist).*; give") as error:
+        import_hf(tmp_path / name, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
 def test_what_exists_is_not_written_over(tmp_path):
     saved(tmp_path / "hf", "Llama")
     (tmp_path / "run").mkdir()
@@ -245,8 +299,9 @@ def test_what_exists_is_not_written_over(tmp_path):
 def test_a_disk_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     saved(tmp_path / "hf", "Llama")
     monkeypatch.setattr("widestream.runs.made.begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        import_hf(tmp_path / "hf", tmp_path / "run")
+    for to in (tmp_path / "run", tmp_path / "new" / "deep" / "run"):
+        with pytest.raises(KeyboardInterrupt):
+            import_hf(tmp_path / "hf", to)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 

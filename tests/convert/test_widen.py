@@ -187,6 +187,12 @@ def test_what_cannot_be_widened_is_refused_and_nothing_is_written(changes, key_d
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**21, "a"])
+def test_a_seed_out_of_range_is_refused(seed, tmp_path):
+    with pytest.raises(UserError, match=r"The seed is .*; it must be a whole number, at least 0 and below"):
+        widen_run(tmp_path / "none", 16, tmp_path / "wide", seed=seed)
+
+
 @pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf")])
 def test_new_rows_that_nothing_reads_are_refused(std, tmp_path):
     with pytest.raises(UserError, match="--std is"):

@@ -130,6 +130,16 @@ def test_every_way_has_the_gradients_of_the_loop(kind):
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7, msg=lambda text, way=way: f"{way}: {text}")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_without_numbers(kind):
+    stream = stream_of(kind, **stream_class(kind).examples[0]).to("meta")
+    state, x = stream.start(torch.zeros(2, 5, stream.embedding_dim, device="meta"))
+    for site, outline in enumerate(stream.outlines[1:], start=1):
+        state, x = stream.exchange(site, state, torch.zeros(2, 5, *outline.written, device="meta"))
+    assert x.shape == (2, 5, stream.output_dim)
+    assert x.is_meta
+
+
 def starts_plain(kind):
     fields = {"embedding_dim": DIM} if kind == "data_lane" else stream_class(kind).examples[0]
     return stream_of(kind, **fields).spec.starts_plain

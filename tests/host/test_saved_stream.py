@@ -57,6 +57,13 @@ def test_another_streams_or_models_file_is_refused_and_changes_nothing(tmp_path)
     save_file(tensors, foreign, {"widestream_stream": json.dumps(about | {"kind": "my_module:MyStream"})})
     save_file(tensors, hostile, {"widestream_stream": json.dumps(about | {"settings": {"freeze": True}})})
     text.write_text("not a stream")
+    reset, infinite, whole = (tmp_path / f"{name}.safetensors" for name in ("reset", "infinite", "whole"))
+    settings = about["settings"] | {"kind": "attn_res"}
+    save_file(tensors, reset, {"widestream_stream": json.dumps(about | {"settings": settings})})
+    alpha = tensors["alpha"]
+    save_file(tensors | {"alpha": torch.full_like(alpha, torch.inf)}, infinite, metadata)
+    save_file(tensors | {"alpha": alpha.to(torch.int32)}, whole, metadata)
+    both = (lambda: make_host("llama"), lambda: attached(lanes=3))
     cases = [
         (lambda: attached("attn_res"), path, "is of another stream or model: its kind is mhc, and here it is attn_res"),
         (lambda: attached(lanes=4), path, "is of another stream or model: its settings is .*'lanes': 3"),
@@ -69,6 +76,10 @@ def test_another_streams_or_models_file_is_refused_and_changes_nothing(tmp_path)
         (lambda: attached(lanes=3), plain, "holds no attached stream; give a file that save_stream wrote"),
         (lambda: make_host("llama"), foreign, "holds a my_module:MyStream stream, which is not known here"),
         (lambda: make_host("llama"), hostile, "holds a mhc stream, which is not known here"),
+        (lambda: make_host("llama"), reset, "holds a mhc stream, which is not known here"),
+        (lambda: attached(lanes=3), reset, "is of another stream or model: its settings is {'lanes': 3"),
+        *((make, infinite, "or its training diverged: alpha holds numbers that are not finite") for make in both),
+        *((make, whole, "is damaged: alpha is of type torch.int32") for make in both),
         (lambda: attached(lanes=3), text, "is no readable safetensors file"),
         (lambda: attached(lanes=3), tmp_path / "none", "does not exist; give a file that save_stream wrote"),
         (lambda: attached(lanes=3), tmp_path, "is no readable safetensors file"),
@@ -80,6 +91,16 @@ def test_another_streams_or_models_file_is_refused_and_changes_nothing(tmp_path)
             load_stream(model, file)
         assert model.state_dict().keys() == before.keys()
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_stream_in_another_precision_is_read(tmp_path):
+    model, path = attached(lanes=3), tmp_path / "stream.safetensors"
+    attached_stream(model).bfloat16()
+    save_stream(model, path)
+    other = attached(lanes=3, seed=1)
+    load_stream(other, path)
+    wanted = attached_stream(model).state_dict()
+    assert all(torch.equal(value, wanted[name].float()) for name, value in attached_stream(other).state_dict().items())
 
 
 def test_where_nothing_can_be_saved(tmp_path):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models import STREAMS, tiny
 from widestream.errors import UserError
-from widestream.model.build import build_model
+from widestream.model.build import build_model, meta_model
 from widestream.model.depth import Compiled, Eager, Recomputed, sites_of_layers
 from widestream.testing.models import copy_of
 
@@ -31,6 +31,18 @@ def test_causality(stream, positions):
     before, after = model(tokens), model(changed)
     torch.testing.assert_close(before[:, :12], after[:, :12], rtol=0, atol=1e-6)
     assert (before[:, 12:] - after[:, 12:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "rmsnorm", "norm_cast": "before_gain", "upcast_attention": True}])
+def test_shapes_without_numbers(stream, changes):
+    config = tiny(stream, **changes)
+    tokens = tokens_of(2, 20).to("meta")
+    for depth in (None, Recomputed(sites_of_layers(meta_model(config).layout))):
+        model = meta_model(config, depth)
+        logits = model.logits(model(tokens))
+        assert logits.shape == (2, 20, 50)
+        logits.sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("positions", POSITIONS)

@@ -22,6 +22,7 @@ from widestream.blocks.rotary import rotate
 from widestream.blocks.split import share_of
 from widestream.errors import UserError
 from widestream.kernels.attention_cpu import attention, suits
+from widestream.kernels.autocasting import autocast_dtype, no_autocast
 from widestream.recipe.model import ModelConfig
 
 # torch's FLOP counter has no entry for the attention kernel that CPUs use, and reports zero for it. What its backward
@@ -213,7 +214,7 @@ class BareAttention(Declared):
         q, k = self._made("q", q, context), self._made("k", k, context)
         mixed: Tensor = self.values(None if v is None else self._made("v", v, context), context, x)
         if self.upcast:
-            with torch.autocast(q.device.type, enabled=False):  # autocast would cast them down again
+            with no_autocast(q.device):  # autocast would cast them down again
                 out = self.mix(q.float(), k.float(), mixed.float(), context).to(mixed.dtype)
         else:
             out = self.mix(q, k, mixed, context)
@@ -264,8 +265,7 @@ class BareAttention(Declared):
         """Norms and rotary positions of q and k [B, T, H, K]."""
         angles = context.rotary[self.window is not None] if self.rotates else None
         # What is turned last may be rounded at once; a cache has a type of its own.
-        last = self.norm_after is None and context.cache is None and torch.is_autocast_enabled(q.device.type)
-        dtype = torch.get_autocast_dtype(q.device.type) if last else None
+        dtype = autocast_dtype(q.device) if self.norm_after is None and context.cache is None else None
         if self.norm_before is not None:
             q, k = self.norm_before(q, k, angles, dtype)
         elif angles is not None:
@@ -368,8 +368,8 @@ def for_all_heads(x: Tensor, num_heads: int, dim: int = 1) -> Tensor:
 
 def as_autocast(x: Tensor) -> Tensor:
     """What autocast makes of an input of SDPA."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None else x.to(dtype)
 
 
 def _with_head_rows(x: Tensor) -> Tensor:

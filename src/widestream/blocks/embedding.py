@@ -9,6 +9,7 @@ from torch import Tensor
 from widestream.blocks.context import Context
 from widestream.blocks.convolution import token_before
 from widestream.blocks.roles import Axis, Declared, Role, Roles, size
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 
 
@@ -76,5 +77,5 @@ class Embedding(Declared):
         before = token_before(token, context, "embedding")
         if self.token_before == "dense":
             return F.linear(before, self.before).to(token.dtype)
-        with torch.autocast(token.device.type, enabled=False):
+        with no_autocast(token.device):
             return self.smear_scale * torch.sigmoid(token @ self.smear)[..., None] * before

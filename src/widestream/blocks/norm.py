@@ -7,11 +7,11 @@ y = (x - mean) / std * g + b                            b with `norm_bias`
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from widestream.blocks.roles import Declared, Roles
+from widestream.kernels.autocasting import autocast_dtype
 from widestream.kernels.norm_cpu import rms_norm
 from widestream.recipe.model import ModelConfig
 
@@ -78,8 +78,7 @@ class Norm(Declared):
             out = F.layer_norm(x, self.shape, g, b, self.eps)
         if gain is None or self.plain or self.fused:
             return out
-        if self.rounds_first and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        if self.rounds_first and (dtype := autocast_dtype(x.device)) is not None:
             out, gain = out.to(dtype), gain.to(dtype)
         out = out * gain
         return out if self.bias is None else out + self.bias.to(out.dtype)

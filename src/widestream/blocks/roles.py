@@ -9,11 +9,13 @@ Muon may take the parameter (RMT paper C.2.1; "Tensor Programs V", arXiv 2203.03
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from widestream.errors import UserError, shown
 from widestream.recipe.model import ModelConfig
 
 
@@ -204,6 +206,16 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, Declared, str]]:
     return ((name, *owners[name]) for name, _ in model.named_parameters())
 
 
+def require_seed(seed: object) -> None:
+    """Make sure that initial values can be drawn with a seed.
+
+    Raises:
+        UserError: it is no whole number, or one out of range.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise UserError(f"The seed is {shown(seed)}; it must be a whole number, at least 0 and below 2^31.")
+
+
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int, put: Callable[[str, Tensor, Tensor], object] | None = None) -> None:
     """Fill every parameter from its role, each from a generator of its own, so that a new one changes no other.
@@ -213,7 +225,11 @@ def initialize(model: nn.Module, seed: int, put: Callable[[str, Tensor, Tensor],
         seed: of random numbers.
         put: copies values into the parameter or buffer of a name, of which a process may hold a part;
             default: all of them.
+
+    Raises:
+        UserError: see `require_seed`.
     """
+    require_seed(seed)
     put = put or (lambda _, tensor, values: tensor.copy_(values))
     parameters, shapes = dict(model.named_parameters()), named_shapes(model)
     for name, role in named_roles(model).items():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from widestream.blocks.split import TokenSplit
+from widestream.kernels.autocasting import no_autocast
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def route(
         split: the processes that share these windows, if several do. Each has p_e of its own tokens, so that the mean
             of their balances, and of the gradients, is that of whole windows.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         dtype = torch.promote_types(x.dtype, torch.float32)
         p = F.linear(x.to(dtype), router.to(dtype)).softmax(dim=-1)  # [B, T, E]
     picked = (p.detach() if bias is None else p.detach() + bias).topk(top_k, dim=-1).indices

@@ -10,13 +10,14 @@ from typing import NoReturn
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""What a full or a read-only disk says; all else that the system says is a fault of ours."""
+"""What a full or a read-only disk says; all else, but of impossible paths, is a fault of ours."""
 
 
 def main() -> None:
     """Run the command line. What a user can mend is one sentence on stderr and exit code 2."""
     from widestream.cli.app import build_app
     from widestream.errors import UserError, shown
+    from widestream.files import IMPOSSIBLE
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter shows its number
@@ -34,9 +35,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in (*UNWRITABLE, *IMPOSSIBLE):
             raise
-        _refuse(shown(_unwritable(error), sys.maxsize))
+        _refuse(shown(_impossible(error) if error.errno in IMPOSSIBLE else _unwritable(error), sys.maxsize))
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # which typer makes of most interruptions
             raise
@@ -49,6 +50,11 @@ def _refuse(words: str) -> NoReturn:
     with contextlib.suppress(OSError):
         print(f"widestream: {words}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def _impossible(error: OSError) -> str:
+    """What to say of a path that nothing can have."""
+    return f"{error.filename} is no path of a file or folder ({error.strerror}); give another one."
 
 
 def _unwritable(error: OSError) -> str:

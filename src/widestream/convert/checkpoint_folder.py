@@ -66,7 +66,7 @@ class FolderTensors:
         for name, place in places.items():
             kind = place.file.get_slice(place.name).get_dtype()
             if kind not in READ and not kind.startswith(("U", "I", "BOOL")):
-                raise UserError(f"{place.path} holds {name} as {kind}; weights are read as {', '.join(READ)}.")
+                raise UserError(f"{place.path} holds {shown(name)} as {kind}; weights are read as {', '.join(READ)}.")
             self.kinds.add(kind)
 
     def names(self) -> Sequence[str]:
@@ -86,7 +86,9 @@ class FolderTensors:
         except SafetensorError as error:
             raise _damaged(place.path, error) from None
         if not tensor.is_floating_point():
-            raise UserError(f"{place.path} holds {name} as {tensor.dtype}; weights are read as {', '.join(READ)}.")
+            raise UserError(
+                f"{place.path} holds {shown(name)} as {tensor.dtype}; weights are read as {', '.join(READ)}."
+            )
         return finite(tensor.float(), name, place.path)
 
 
@@ -97,7 +99,9 @@ def finite(tensor: Tensor, name: str, path: Path) -> Tensor:
         UserError: it holds what is not a finite number.
     """
     if not math.isfinite(tensor.sum().item()) and not tensor.isfinite().all():
-        raise UserError(f"{path} holds numbers that are not finite in {name}; it is damaged, or its training diverged.")
+        raise UserError(
+            f"{path} holds numbers that are not finite in {shown(name)}; it is damaged, or its training diverged."
+        )
     return tensor
 
 
@@ -134,8 +138,8 @@ def open_tensors(folder: Path, prefix: str) -> Iterator[FolderTensors]:
     files = [WHOLE] if listed is None else sorted({*listed.values()})
     if missing := [name for name in files if not (folder / name).is_file()]:
         raise UserError(
-            f"{folder} lacks {missing[0]}, one of its {len(files)} shards ({len(missing)} are missing); copy the whole "
-            "folder again."
+            f"{folder} lacks {shown(missing[0])}, one of its {len(files)} shards ({len(missing)} are missing); copy "
+            "the whole folder again."
         )
     with ExitStack() as stack:
         found: dict[str, _Place] = {}
@@ -147,7 +151,11 @@ def open_tensors(folder: Path, prefix: str) -> Iterator[FolderTensors]:
                 raise _damaged(path, error) from None
             found |= {key: _Place(file, path, key) for key in file.keys() if listed is None or listed.get(key) == name}  # noqa: SIM118
         if listed is not None and (absent := [key for key in listed if key not in found]):
-            raise UserError(f"{folder / listed[absent[0]]} lacks {absent[0]}, which {INDEX} says is in it.")
+            raise UserError(
+                f"{folder / shown(listed[absent[0]])} lacks {shown(absent[0])}, which {INDEX} says is in it."
+            )
+        if not found:
+            raise UserError(f"{folder / WHOLE} holds no tensors; copy it again, or save the model again.")
         if not any(name.startswith(prefix) for name in found):
             found = {name if name.startswith("lm_head.") else prefix + name: place for name, place in found.items()}
         yield FolderTensors(found)

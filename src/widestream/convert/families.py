@@ -148,9 +148,10 @@ def _gpt2(values: Values) -> dict[str, Any]:
     if width % heads:
         raise refused(f"n_embd {width} and n_head {heads}", "the first no multiple of the second")
     head_dim = width // heads
+    mlp_dim = 4 * width if values["n_inner"] is None else whole(values, "n_inner")
     settings: dict[str, Any] = {
         "context": values["n_positions"], "num_layers": values["n_layer"], "num_heads": heads, "head_dim": head_dim,
-        "mlp_dim": values["n_inner"] or 4 * width, "norm": "layernorm", "norm_bias": True,
+        "mlp_dim": mlp_dim, "norm": "layernorm", "norm_bias": True,
         "norm_eps": values["layer_norm_epsilon"], "positions": "learned", "attention_bias": "all", "mlp_bias": True,
         "activation": _activation(values, "activation_function", UNGATED),
         "inverse_layer_scaling": values["scale_attn_by_inverse_layer_idx"],
@@ -163,12 +164,16 @@ def _gpt2(values: Values) -> dict[str, Any]:
 def _decoder(values: Values) -> dict[str, Any]:
     """The families that came after Llama."""
     kind, width, heads = values["model_type"], whole(values, "hidden_size"), whole(values, "num_attention_heads")
-    if not values["head_dim"] and width % heads:
+    if values["head_dim"] is None and width % heads:
         raise refused(f"hidden_size {width} and num_attention_heads {heads}", "the first no multiple of the second")
-    values = {**values, "head_dim": values["head_dim"] or width // heads}
+    values = {
+        **values,
+        "head_dim": width // heads if values["head_dim"] is None else whole(values, "head_dim"),
+        "num_key_value_heads": heads if values["num_key_value_heads"] is None else whole(values, "num_key_value_heads"),
+    }
     settings: dict[str, Any] = {
         "context": values["max_position_embeddings"], "num_layers": whole(values, "num_hidden_layers"),
-        "num_heads": heads, "head_dim": values["head_dim"], "num_kv_heads": values["num_key_value_heads"] or heads,
+        "num_heads": heads, "head_dim": values["head_dim"], "num_kv_heads": values["num_key_value_heads"],
         "width": width, "mlp_dim": values["intermediate_size"], "norm": "rmsnorm", "norm_eps": values["rms_norm_eps"],
         "norm_cast": "before_gain", "positions": "rotary", "inverse_layer_scaling": False,
         "activation": _activation(values, "hidden_activation" if kind.startswith("gemma") else "hidden_act", GATED),
@@ -183,7 +188,9 @@ def _decoder(values: Values) -> dict[str, Any]:
 
 
 def _activation(values: Values, name: str, known: Mapping[str, str]) -> str:
-    word = values[name] or "gelu_pytorch_tanh"  # null: as Gemma's first configurations have it
+    word = values[name]
+    if word is None and name == "hidden_activation":  # as Gemma's first configurations have it
+        word = "gelu_pytorch_tanh"
     if not isinstance(word, str) or word not in known:
         raise refused(f"{name} {shown(word)}", f"and those that models here have in its place are {', '.join(known)}")
     return known[word]
@@ -220,6 +227,8 @@ def layer_kinds(values: Values) -> list[str]:
     if kind in ("qwen2", "qwen3"):
         slides = values["use_sliding_window"] and window is not None
         first = values["max_window_layers"] if slides else layers
+        if type(first) is not int or first < 0:
+            raise refused(f"max_window_layers {shown(first)}", "which is no number of layers")
         return ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
     if kind == "smollm3":
         slides = values["use_sliding_window"] and window is not None
@@ -259,6 +268,8 @@ def rotated(values: Values) -> list[int]:
         return [int((layer + 1) % every != 0) for layer in range(layers)]
     if not isinstance(given, list) or len(given) != layers:
         raise refused("no_rope_layers", f"which is not a list of {layers} layers")
+    if strange := [entry for entry in given if not (isinstance(entry, int) and entry in (0, 1))]:
+        raise refused(f"no_rope_layers with {shown(strange[0])}", "which is neither 0 nor 1")
     return given
 
 
@@ -294,11 +305,11 @@ def _gemma3(values: Values) -> dict[str, Any]:
 
 def _experts(values: Values) -> dict[str, Any]:
     mixtral = values["model_type"] == "mixtral"
-    if not mixtral and (values["decoder_sparse_step"] != 1 or values["mlp_only_layers"]):
+    if not mixtral and (values["decoder_sparse_step"] != 1 or values["mlp_only_layers"] not in (None, [])):
         raise refused("decoder_sparse_step or mlp_only_layers", "by which some layers have no experts")
     return {
         "moe": {
-            "num_experts": values["num_local_experts"] if mixtral else values["num_experts"],
+            "num_experts": whole(values, "num_local_experts") if mixtral else values["num_experts"],
             "top_k": values["num_experts_per_tok"],
             "expert_dim": values["intermediate_size"] if mixtral else values["moe_intermediate_size"],
             "normalise": mixtral or values["norm_topk_prob"],

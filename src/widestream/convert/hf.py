@@ -109,7 +109,7 @@ def import_hf(path: Path, to: Path, tokenizer: str | None = None, boundary: str 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Origin]:
-    if path.is_file():
+    if _is_file(path):
         if path.suffix != ".gguf":
             raise UserError(f"{path} is a file; give the folder that it lies in, or a .gguf file.")
         from widestream.convert.gguf import read_gguf
@@ -120,7 +120,9 @@ def _open(path: Path) -> Iterator[Origin]:
         )
         return
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; give a folder that transformers saved, or a .gguf file.")
+        raise UserError(
+            f"{shown(str(path), 300)} does not exist; give a folder that transformers saved, or a .gguf file."
+        )
     values = read_model_config(path)
     model_config(values)  # what cannot be taken over is said before any file is opened
     with open_tensors(path, prefix_of(values["model_type"])) as tensors:
@@ -132,6 +134,13 @@ def _open(path: Path) -> Iterator[Origin]:
             tokenizer=_bytes(path / TOKENIZER_FILE),
             tokenizer_config=_json(path / "tokenizer_config.json"),
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{shown(str(path), 300)} cannot be opened ({error.strerror}); give another path.") from None
 
 
 def match_tensors(config: ModelConfig, origin: Origin) -> dict[str, Source]:
@@ -148,11 +157,11 @@ def match_tensors(config: ModelConfig, origin: Origin) -> dict[str, Source]:
     where = origin.files[0].parent if len(origin.files) > 1 else origin.files[0]
     if missing := sorted(used - there):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{where} lacks {missing[0]}{more}, which a {kind} model of this config.json has.")
+        raise UserError(f"{where} lacks {shown(missing[0])}{more}, which a {kind} model of this config.json has.")
     spare = {"lm_head.weight"} if config.tied_head else set()  # compared with the embedding where it is read
     if strange := sorted(name for name in there - used - spare if not name.endswith(BUFFERS)):
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        raise UserError(f"{where} has {strange[0]}{more}, which a {kind} model of this config.json has not.")
+        raise UserError(f"{where} has {shown(strange[0])}{more}, which a {kind} model of this config.json has not.")
     for name, shape in own.items():
         shapes = {part: torch.empty(tensors.shape(part), device="meta") for part in table[name].names}
         try:

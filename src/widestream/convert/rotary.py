@@ -69,7 +69,7 @@ def _single(values: Mapping[str, Any]) -> dict[str, Any]:
 def _gemma3(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of layers without a window, and of those with one."""
     rope, scaling = _mapping(values, "rope_parameters"), _mapping(values, "rope_scaling")
-    full, local = (dict(rope.get(name) or {}) for name in ("full_attention", "sliding_attention"))
+    full, local = (_mapping(rope, name) for name in ("full_attention", "sliding_attention"))
     full |= scaling
     full.setdefault("rope_theta", values.get("rope_theta", THETA["gemma3_text"]))
     local.setdefault("rope_theta", values.get("rope_local_base_freq", LOCAL_THETA))
@@ -77,7 +77,10 @@ def _gemma3(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _mapping(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = values.get(name) or {}
+    """Settings of that name; none where it is absent or null."""
+    value = values.get(name)
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise _refused(f"{name} {shown(value)}")
     return dict(value)
@@ -85,11 +88,11 @@ def _mapping(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _type(rope: Mapping[str, Any]) -> str:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _NAMES:
+    if not isinstance(kind, str) or kind not in _NAMES:
         raise _refused(f"rotary positions of type {shown(kind)}")
     if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         raise _refused("rotary positions of a part of every head (partial_rotary_factor)")
-    return str(kind)
+    return kind
 
 
 def _refused(what: str) -> UserError:

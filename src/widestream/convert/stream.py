@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from widestream.blocks.roles import require_seed
 from widestream.convert.same import require_same
-from widestream.errors import UserError
+from widestream.errors import UserError, shown
 from widestream.model.build import build_model, meta_model
 from widestream.model.decoder import Decoder
 from widestream.recipe import RunConfig, build
@@ -50,9 +51,11 @@ def convert_run(run: Path, stream: str, to: Path, seed: int = 0, step: int | Non
         step: of the checkpoint; None: the newest.
 
     Raises:
-        UserError: the stream does not start plain, or the run cannot be taken over; says which can.
+        UserError: the stream does not start plain, or the run cannot be taken over; says which can. Or the seed is out
+            of range.
     """
     require_absent(to)
+    require_seed(seed)
     config = load_config(run)
     if (kind := config.model.stream.kind) != "vector":
         raise UserError(f"{run} has a {kind} stream; what is converted is a run with the plain one (vector).")
@@ -88,18 +91,32 @@ def parse_stream(text: str) -> StreamConfig:
     """Settings of a stream from `KIND:setting=value,...`.
 
     Raises:
-        UserError: an unknown kind or setting, or no such form.
+        UserError: an unknown kind or setting, one given twice, or no such form.
     """
-    kind, colon, rest = text.rpartition(":")
-    if "=" not in rest:
-        kind, colon, rest = text, "", ""
+    kind, settings = _parted(text)
     values: dict[str, object] = {}
-    for pair in rest.split(",") if colon else ():
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"Cannot read --stream {text}; write it as KIND:setting=value,setting=value.")
-        values[name.strip()] = parse_value(value)
+    for pair in settings:
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name:
+            raise UserError(f"Cannot read --stream {shown(text)}; write it as KIND:setting=value,setting=value.")
+        if name == "kind":
+            raise UserError(f"--stream {shown(text)} names its kind twice; it stands in front of the colon only.")
+        if name in values:
+            raise UserError(f"--stream {shown(text)} has {shown(name)} twice; give it once.")
+        try:
+            values[name] = parse_value(value)
+        except UserError as error:
+            raise UserError(f"The value of {shown(name)} in --stream {shown(text)} {error}") from None
     return build(StreamConfig, {"kind": kind, **values}, "model.stream", "stream")
+
+
+def _parted(text: str) -> tuple[str, list[str]]:
+    """The kind, which may be `module:Class` of the user's own, and the settings behind it."""
+    kind, colon, rest = text.partition(":")
+    if colon and kind not in kinds() and "=" not in rest.partition(":")[0]:
+        name, colon, rest = rest.partition(":")
+        kind = f"{kind}:{name}"
+    return kind, rest.split(",") if colon else []
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from widestream.blocks.roles import require_seed
 from widestream.convert.centre import Weights, with_rms_norm
 from widestream.convert.stream import Converted, write_converted
 from widestream.errors import UserError
@@ -49,9 +50,10 @@ def widen_run(
 
     Raises:
         UserError: the stream is another one, no narrower, or the model has a setting that a matrix stream does not
-            have; names it.
+            have; names it. Or `std` or `seed` are out of range.
     """
     require_absent(to)
+    require_seed(seed)
     if not 0 < std < math.inf:
         raise UserError(f"--std is {std}; it must be above 0, for new rows that nothing reads would never be written.")
     config = load_config(run)

@@ -10,7 +10,7 @@ from widestream.data.options import DEFAULTS, PrepareOptions
 from widestream.data.sources import Corpus, assign_split, heldout_limit, open_corpus
 from widestream.data.tokenizer_base import BOUNDARY
 from widestream.errors import UserError
-from widestream.files import disk_errors, write_atomic
+from widestream.files import disk_errors, make_folder, write_atomic
 
 _SMALLEST = 257
 
@@ -60,7 +60,7 @@ def train_tokenizer(
     library.train_from_iterator(_training_texts(open_corpus(paths, options), progress), trainer)
     content = library.to_str(pretty=True).encode()
     with disk_errors(out.parent, "run the same command again"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         write_atomic(out, content)
     return FileTokenizer(content, str(out))
 

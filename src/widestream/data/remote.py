@@ -21,7 +21,7 @@ from filelock import FileLock
 from widestream.data.names import MANIFEST, shown
 from widestream.data.tokenizer_base import TOKENIZER_FILE
 from widestream.errors import UserError
-from widestream.files import cache_folder, disk_errors, read_json, write_atomic
+from widestream.files import cache_folder, disk_errors, make_folder, read_json, write_atomic
 
 _REMOTE = "remote.json"
 """In a folder of the cache: the URL that it stands for."""
@@ -76,7 +76,7 @@ def _standing_for(url: str) -> Path:
     with disk_errors(folder, "start again, or set WIDESTREAM_CACHE to another folder"):
         # Also where somebody, or a full disk, has damaged what was here: the right ones are at hand.
         if not _holds(folder / _REMOTE, about) or not _holds(folder / MANIFEST, manifest):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             tokenizer = _read(url, TOKENIZER_FILE)  # bytes need none; where one is missed, its reader says so
             if tokenizer is not None:
                 write_atomic(folder / TOKENIZER_FILE, tokenizer)

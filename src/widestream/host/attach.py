@@ -23,6 +23,8 @@ from widestream.host.stream import ResidualStream, residual
 
 NAME = "stream"
 """Under which the stream is registered, in the module that holds the layers."""
+OF_THE_MODEL = ("dim", "sites", "layer_size", "norm", "norm_eps")
+"""Arguments of `residual` that a model answers."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,15 @@ def _make(
     Raises:
         UserError: see `attach`.
     """
+    if taken := [name for name in OF_THE_MODEL if name in settings]:
+        raise UserError(f"{taken[0]} is what the model has it to be; leave it out.")
     width, theirs = config.hidden_size, config.num_attention_heads
+    if heads is None and width % theirs == 0:
+        heads = theirs
     eps = getattr(config, "rms_norm_eps", None) or config.layer_norm_epsilon
     stream = residual(
         kind, width, ["attention", "mlp"] * num_layers, norm=None, norm_eps=eps, seed=seed,
-        heads=heads or (theirs if width % theirs == 0 else None), **settings,
+        heads=heads, **settings,
     )  # fmt: skip
     if stream.spec.attention == "bare":
         raise UserError(

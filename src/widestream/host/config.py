@@ -69,6 +69,8 @@ def host_config(
     Raises:
         UserError: they do not fit together, or the kind's design has no place for such branches.
     """
+    if not isinstance(kind, str):
+        raise UserError(f"kind is {shown(kind)}; it must be the name of a stream, such as 'mhc'.")
     branches = _layers(sites, layer_size)
     for name, size in (("dim", dim), ("heads", heads), ("neurons", neurons)):
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):

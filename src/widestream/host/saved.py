@@ -70,7 +70,8 @@ def _attach(path: Path, there: dict[str, Any], model: Any) -> None:
         UserError: it is not of this package or an installed one, whose code a file must not choose; or does not fit.
     """
     kind, settings = there["kind"], there["settings"]
-    if kind not in kinds() or not settings.keys() <= set(settings_class(kind).__dataclass_fields__):
+    own = set(settings_class(kind).__dataclass_fields__) if kind in kinds() else set()
+    if kind not in kinds() or not settings.keys() <= own - {"kind", "norm_eps"}:
         raise UserError(f"{path} holds a {shown(kind)} stream, which is not known here; attach it first, then load.")
     try:
         attach(model, kind, heads=there["heads"], **settings)
@@ -120,6 +121,15 @@ def _fill(path: Path, there: dict[str, Any], tensors: dict[str, torch.Tensor], m
     here = stream.core.state_dict()
     for name in sorted(tensors.keys() | here.keys()):
         if name not in tensors or name not in here or tensors[name].shape != here[name].shape:
-            raise UserError(f"{path} is damaged: {name} is not as the stream that it names has it.")
+            raise UserError(f"{path} is damaged: {shown(name)} is not as the stream that it names has it.")
+        if not _same_kind(tensors[name], here[name]):
+            raise UserError(f"{path} is damaged: {name} is of type {shown(tensors[name].dtype)}.")
+        if not tensors[name].float().isfinite().all():
+            raise UserError(f"{path} is damaged, or its training diverged: {name} holds numbers that are not finite.")
     for name, tensor in here.items():
         tensor.copy_(tensors[name])
+
+
+def _same_kind(there: torch.Tensor, here: torch.Tensor) -> bool:
+    """Whether both hold the same kind of number; floating ones may be of another precision."""
+    return there.dtype == here.dtype or (there.is_floating_point() and here.is_floating_point())

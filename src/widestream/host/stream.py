@@ -20,6 +20,7 @@ from widestream.blocks.roles import Roles, initialize, named_roles, size
 from widestream.errors import UserError, shown
 from widestream.host.config import SMALLER, HostConfig, Norm, host_config, host_words, in_host_words, stream_settings
 from widestream.host.outline import Outline, make_context, outline
+from widestream.kernels.autocasting import autocast_dtype
 from widestream.kernels.exchange import KernelSetting
 from widestream.machine import memory_errors
 from widestream.model.build import require_room, warn_once
@@ -282,7 +283,7 @@ def _wide(embedding: Tensor) -> Tensor:
 
 def _precision(given: Tensor) -> torch.dtype | None:
     """In which precision a branch gets what is read; None: as it is, since autocast sees to it."""
-    return None if torch.is_autocast_enabled(given.device.type) else given.dtype
+    return given.dtype if autocast_dtype(given.device) is None else None
 
 
 def _as_block(

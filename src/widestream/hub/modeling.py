@@ -4,7 +4,7 @@ Padding is a document of its own, apart from the text: attention, convolutions a
 without a rule of their own.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from widestream.blocks.roles import Declared, Role, named_roles
 from widestream.hub.cache import HubCache
 from widestream.hub.configuration import WidestreamConfig, derived
 from widestream.hub.states import hidden_states
+from widestream.kernels.autocasting import autocast_dtype, no_autocast
 from widestream.model.decoder import Decoder, Told, balance_of
 from widestream.model.depth import Eager, Recomputed, sites_of_layers
 from widestream.model.record import record_pass
@@ -192,11 +193,11 @@ class WidestreamPreTrainedModel(PreTrainedModel):
             )
         return positions
 
-    def _precision(self) -> torch.autocast:
+    def _precision(self) -> AbstractContextManager[Any]:
         """Products in the precision of the weights; the stream stays in float32."""
         weight = self.decoder.head_weight()
-        kind, low = weight.device.type, weight.dtype in HALF
-        return torch.autocast(kind, weight.dtype if low else None, enabled=low or torch.is_autocast_enabled(kind))
+        dtype = weight.dtype if weight.dtype in HALF else autocast_dtype(weight.device)
+        return no_autocast(weight.device) if dtype is None else torch.autocast(weight.device.type, dtype)
 
 
 class WidestreamModel(WidestreamPreTrainedModel):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from widestream.kernels.autocasting import autocast_dtype
+
 # Logits of one product, in elements: bounds the memory, yet keeps the products large.
 PRODUCT_ELEMENTS = 2**26
 # Logits of one pass of the softmax, in elements: what a processor's cache holds.
@@ -91,9 +93,7 @@ def linear_cross_entropy(
         total: mean cross-entropy + z_loss * mean squared log-partition, to call backward on;
         cross_entropy, z: the two means, detached, float32.
     """
-    dtype = (
-        torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
-    )
+    dtype = autocast_dtype(hidden.device) or hidden.dtype
     weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.float()
     # Normalised before the sum, so that the gradients come out of the forward pass at their final size.
     weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 
 KernelSetting = Literal["auto", "reference", "fused"]
 
@@ -111,7 +112,7 @@ class ReferenceExchange(Exchange):
 
     def forward_(self, state, data, site, out, source=None):
         """See `Exchange`."""
-        with torch.no_grad(), torch.autocast(state.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(state.device):
             if source is not None:
                 state.copy_(source)
             if data is not None and site.write_keys is not None:
@@ -122,7 +123,7 @@ class ReferenceExchange(Exchange):
     def backward_(self, state, grad_state, data, site, grad_out, grad_data, grad_after=None):
         """See `Exchange`."""
         gain, keys = site.gain, site.read_keys
-        with torch.no_grad(), torch.autocast(state.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(state.device):
             normed, rate = _normalise(_wide(state), site)
             grad_out = grad_out.to(normed.dtype)
             gained = normed if gain is None else normed * gain

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import flop_counter
 
+from widestream.kernels.autocasting import autocast_dtype
+
 ALIGNED = 8
 """grouped_mm wants rows of whole 16 bytes: so many numbers of bfloat16."""
 
@@ -32,9 +34,8 @@ def grouped_linear(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     Returns:
         [M, O].
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(x.device)
+    if dtype is not None and x.dtype != torch.float64:
         x, weights = x.to(dtype), weights.to(dtype)
     return _linear(x, weights, ends)
 

@@ -18,6 +18,7 @@ from widestream.blocks.norm import Norm, NormBehind, without_norm
 from widestream.blocks.roles import Declared, Role, Roles, named_roles, size
 from widestream.blocks.split import BlockSplit, TokenSplit
 from widestream.errors import UserError
+from widestream.kernels.autocasting import autocast_dtype
 from widestream.kernels.cross_entropy import linear_cross_entropy
 from widestream.model.depth import Depth, Eager
 from widestream.recipe.model import ModelConfig
@@ -248,7 +249,7 @@ class Decoder(Declared):
                 f"The stream's parameters are {stream.dtype}, but its keys, gates and norms compute in float32. Keep "
                 "the weights in float32 and compute under torch.autocast; generate.cast_weights casts what may be."
             )
-        if blocks is not None and not torch.is_autocast_enabled(blocks.device.type):
+        if blocks is not None and autocast_dtype(blocks.device) is None:
             raise UserError(f"The blocks' weights are {blocks.dtype}; compute under torch.autocast with that dtype.")
 
     @contextmanager

@@ -7,6 +7,7 @@ evaluated, opened and started from (`train.init_from`) like any other; it cannot
 """
 
 import contextlib
+import os
 import platform
 import secrets
 import shutil
@@ -21,7 +22,7 @@ import torch
 from widestream.data.manifest import TokenizerInfo
 from widestream.data.tokenizer_base import Tokenizer
 from widestream.errors import UserError
-from widestream.files import disk_errors, sync_folder
+from widestream.files import disk_errors, make_folder, sync_folder
 from widestream.model.costs import summarize
 from widestream.model.decoder import Decoder
 from widestream.recipe import RunConfig
@@ -52,30 +53,36 @@ def require_absent(to: Path) -> None:
     """Make sure that nothing lies where a run is to be made.
 
     Raises:
-        UserError: something does, or the folder around it cannot be made.
+        UserError: something does, or nothing can: it is below a file, or its name is too long.
     """
-    if to.exists() or to.is_symlink():
+    with disk_errors(to, "give the same command again"), contextlib.suppress(FileNotFoundError):
+        to.lstat()
         raise UserError(f"{to} exists; give the name of a new folder with --to.")
 
 
 @contextlib.contextmanager
 def made_folder(to: Path) -> Iterator[Path]:
-    """A folder beside `to` that becomes `to` when all is written, and is removed if anything fails.
+    """A folder beside `to` that becomes `to` when all is written; if anything fails, all that was made is removed.
 
     Raises:
-        UserError: `to` exists, or the disk is full or cannot be written.
+        UserError: `to` exists or cannot lie there, or the disk is full or cannot be written.
     """
     require_absent(to)
+    around = [folder for folder in to.parents if not os.path.lexists(folder)]
     aside = to.with_name(f".{to.name}.{secrets.token_hex(4)}.unfinished")
     with disk_errors(to.parent, "give the same command again"):
         try:
-            aside.mkdir(parents=True)
+            make_folder(to.parent)
+            aside.mkdir()
             yield aside
             require_absent(to)
             aside.rename(to)
             sync_folder(to.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
+            for folder in around:  # the innermost first
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
             raise
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 from widestream.errors import UserError
+from widestream.files import make_folder
 from widestream.recipe import load_recipe
 from widestream.runs.folder import NONFINITE, claim_file, finished, read_done, steps_done
 from widestream.runs.metrics import require_idle
@@ -117,7 +118,7 @@ class Job:
             gpu: name of the GPU that it is to see alone.
         """
         self.gpu = gpu
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.parent)
         arguments = ["train", self.recipe, *self.changes, "--out", str(self.folder)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -12,7 +12,7 @@ import yaml
 
 from widestream.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from widestream.errors import UserError
-from widestream.files import leftover, write_atomic, write_json
+from widestream.files import leftover, make_folder, write_atomic, write_json
 from widestream.recipe import RunConfig, to_dict
 from widestream.runs.folder import CONFIG, DONE, HASHED, INFO, sealed
 
@@ -39,8 +39,11 @@ def begin(run_dir: Path, config: RunConfig, info: dict[str, Any], tokenizer: Tok
         config: the recipe.
         info: the contents of run.json.
         tokenizer: stays with the run, so that it can be sampled wherever it is taken; None: it has none.
+
+    Raises:
+        UserError: the folder cannot be made.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     if tokenizer is not None:
         tokenizer.save(run_dir)
     write_info(run_dir, info)

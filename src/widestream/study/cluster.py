@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from widestream.errors import TERMINATED, UserError, unknown_name
-from widestream.files import read_json
+from widestream.files import make_folder, read_json
 from widestream.recipe.yaml_text import parse_value
 from widestream.runs.folder import steps_done
 from widestream.runs.pool import visible_gpus
@@ -265,7 +265,7 @@ def _submit(executor: "Executor", workers: Sequence[Worker]) -> Sequence["Job[No
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.helpers import clean_env
 
-    executor.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(executor.folder)
     before = {*executor.folder.iterdir()}
     try:
         with clean_env():  # this process may be a job itself

@@ -7,6 +7,7 @@ from filelock import FileLock
 from widestream.data.manifest import MANIFEST, read_manifest
 from widestream.data.remote import local_folder
 from widestream.errors import UserError
+from widestream.files import make_folder
 from widestream.study.spec import Study
 
 
@@ -48,7 +49,7 @@ def _prepare(folder: Path, source: str, vocab_size: int) -> Path:
     from widestream.data.tokenizer import resolve_tokenizer
 
     tokenizer, data = folder / "tokenizer.json", folder / "data"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with FileLock(folder / "corpus.lock"):
         if not tokenizer.is_file():
             train_tokenizer([source], vocab_size, tokenizer)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.files import read_json, write_json
+from widestream.files import make_folder, read_json, write_json
 from widestream.recipe.load import RECIPES
 from widestream.runs.pool import Job
 from widestream.study.load import STUDIES
@@ -40,7 +40,7 @@ def write_study_record(path: Path, study: Study, place: Place, command: str, tri
     Raises:
         UserError: as `require_own_record`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     before = require_own_record(path, study)
     search = study.search
     value = {

@@ -19,7 +19,7 @@ from widestream.errors import UserError
 from widestream.experiments.tune.options import TuneOptions, trial_folder
 from widestream.experiments.tune.record import write_record
 from widestream.experiments.tune.space import require_optuna
-from widestream.files import write_atomic
+from widestream.files import make_folder, write_atomic
 from widestream.recipe import from_dict, to_dict
 from widestream.runs.pool import POLL_S, Job, terminable
 
@@ -58,7 +58,7 @@ def run_search(options: TuneOptions) -> dict[str, Any]:
     """
     require_optuna()
     setup = describe_setup(options)
-    options.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(options.folder)
     study = open_study(options, setup)
     try:
         _work(study, options)

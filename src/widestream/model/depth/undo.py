@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from widestream.kernels.autocasting import autocast_dtype
 from widestream.model.depth.tape import Repeated, Tape
 from widestream.streams.base import Stream
 
@@ -56,8 +57,8 @@ class Undone(torch.autograd.Function):
 
 def autocast_of(x: Tensor) -> tuple[str, torch.dtype, bool, bool]:
     """Arguments of an autocast that is as the one at hand; its cache would outlive the graphs made under it."""
-    device = x.device.type
-    return device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False
+    device = "cpu" if x.is_meta else x.device.type  # which has none, and is not touched by the CPU's
+    return device, torch.get_autocast_dtype(device), autocast_dtype(x.device) is not None, False
 
 
 def repeat(stream: Stream, site: int, before: Any, written: Any) -> tuple[Any, Repeated]:

@@ -51,6 +51,7 @@ from torch import Tensor, nn
 from widestream.blocks.norm import read_norms, read_norms_size
 from widestream.blocks.roles import Role, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Block, StreamCost, StreamSpec
@@ -205,7 +206,7 @@ class AttnResStream(VectorBase[AttnResConfig]):
             return [state.sources[0]] * (3 if str(site) in self.key_norms else 1)
         key = self.queries[first : first + number] * self.key_scale
         key = key if self.normed else key * self.key_gains[first : first + number]
-        with torch.autocast(key.device.type, enabled=False):
+        with no_autocast(key.device):
             scores = [F.linear(f, key) * scale for f, scale in zip(*state, strict=True)]
             alpha = torch.stack(scores, dim=-1).softmax(-1)  # [B, T, reads, n]
             factor = torch.cat(state.inverse_rms, dim=-1).unsqueeze(-2) if self.normed else len(scores)

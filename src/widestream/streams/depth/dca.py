@@ -33,6 +33,7 @@ from torch import Tensor
 from widestream.blocks.norm import read_norms_size
 from widestream.blocks.roles import Role, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Block, StreamCost, StreamSpec
@@ -148,7 +149,7 @@ class DcaStream(MultiwayBase[DcaConfig]):
         if self.settings.form not in ("v3", "dca"):
             return None
         w = getattr(self, f"w_{layer}")
-        with torch.autocast(w.device.type, enabled=False):
+        with no_autocast(w.device):
             return [F.linear(f, w).clamp(min=0) for f in past]  # clamp's gradient at 0 is 1
 
 

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from widestream.blocks.roles import Role, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import StreamCost, StreamSpec
@@ -172,7 +173,7 @@ class DeltaAttnResStream(VectorBase[DeltaAttnResConfig]):
 
     def _chosen(self, row: int, state: State) -> Tensor:
         key = (self.queries[row] * self.key_gains[row])[None]
-        with torch.autocast(key.device.type, enabled=False):
+        with no_autocast(key.device):
             scores = [F.linear(v, key) * scale for v, scale in zip(state.sources, state.inverse_rms, strict=True)]
         return token_sum(torch.cat(scores, dim=-1).softmax(-1), state.sources)  # weights [B, T, n]
 

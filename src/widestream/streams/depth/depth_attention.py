@@ -39,6 +39,7 @@ from torch import Tensor
 from widestream.blocks.norm import Norm, read_norms, read_norms_size
 from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Block, Stream, StreamCost, StreamSpec
@@ -201,7 +202,7 @@ class DepthAttentionBase(Stream[DepthSettings]):
         """Read z = sum_i softmax_i(W_Q n^l . W_K n^i / sqrt(d_k)) W_V n^i of the sources n^i, n^l the newest."""
         W_Q, W_K, W_V = (getattr(self, f"W_{name}_{site}") for name in "QKV")
         query = F.linear(F.linear(past[-1], W_Q), W_K.T)  # W_K^T q
-        with torch.autocast(query.device.type, enabled=False):
+        with no_autocast(query.device):
             sources = torch.stack(past, dim=2)  # [B, T, n, D]
             mix = attend_back(query.to(sources.dtype)[:, :, None], sources, 2, self.settings.window, self.scale)
         return F.linear(mix[:, :, 0], W_V)

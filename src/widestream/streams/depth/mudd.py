@@ -40,6 +40,7 @@ from torch import Tensor
 from widestream.blocks.norm import read_norms, read_norms_size
 from widestream.blocks.roles import Axis, Role, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.kernels.norm_cpu import rms_norm
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
@@ -181,7 +182,7 @@ class MuddStream(MultiwayBase[MuddConfig]):
     def weights(self, layer: int, x: Tensor) -> Tensor:
         """A of eq. 3 behind `layer`: newest source [B, T, D] -> [B, T, C, n]."""
         w1, w2, b = (getattr(self, f"{name}_{layer}") for name in ("w1", "w2", "b"))
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             hidden = F.gelu(F.linear(rms_norm(x, 1, None, self.eps), w1))
             return F.linear(hidden, w2).unflatten(-1, b.shape) + b
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from widestream.blocks.norm import Norm, norm_size
 from widestream.blocks.roles import Axis, Role, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Block, StreamCost, StreamSpec
@@ -176,7 +177,7 @@ class AltUpStream(VectorBase[AltUpConfig]):
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:
         """Eq. 2 behind attention; eq. 3 behind an MLP, and eq. 1 of the next layer."""
-        with torch.autocast(written.device.type, enabled=False):
+        with no_autocast(written.device):
             if state is None:
                 return self._enter(0, self.spread(written))
             written = written.to(state.active.dtype)

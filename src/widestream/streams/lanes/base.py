@@ -16,11 +16,11 @@ Letters: B batch, T tokens, n lanes, m segments, W lane width, D = m W. Everythi
 from abc import abstractmethod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from widestream.blocks.norm import read_norms
 from widestream.blocks.roles import Roles
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import Settings, Stream, StreamCost
 
@@ -111,7 +111,7 @@ class LaneBase(Stream[Settings]):
 
     def write(self, site: int, state: Lanes | None, written: Tensor) -> Lanes:
         """Into the lanes, and on to what the next reader gets of them."""
-        with torch.autocast(written.device.type, enabled=False):
+        with no_autocast(written.device):
             H = self.spread(written) if state is None else self.deposit(state, written)
             return Lanes(self.read_out(H)) if self.readers[site] == "head" else self.mix(site, H)
 

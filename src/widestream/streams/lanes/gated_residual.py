@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from widestream.blocks.norm import Norm, norm_size
 from widestream.blocks.roles import Axis, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Stream, StreamCost, StreamSpec
@@ -131,7 +132,7 @@ class GatedResidualStream(Stream[GatedResidualConfig]):
 
     def write(self, site: int, state: State | None, written: Tensor) -> State:
         """Into the lanes, and on to what the next reader gets of them."""
-        with torch.autocast(written.device.type, enabled=False):
+        with no_autocast(written.device):
             x = self.spread(written) if state is None else self.deposit(state, written)
             z = self.norms[site](x)
             flat = z.flatten(-2)

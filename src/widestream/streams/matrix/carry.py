@@ -33,6 +33,7 @@ from torch import Tensor
 
 from widestream.blocks.roles import Role, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamCost, StreamSpec
 from widestream.streams.lanes.mhc import sinkhorn
@@ -114,7 +115,7 @@ class MatrixCarryStream(MatrixBase[MatrixCarryConfig]):
     def carry(self, site: int, state: Tensor) -> Tensor:
         """C X."""
         weight = getattr(self, f"carry_{site}")
-        with torch.autocast(state.device.type, enabled=False):
+        with no_autocast(state.device):
             if self.settings.form == "static":
                 return state + self.settings.eps * F.linear(state, weight)
             if self.settings.form == "decay":

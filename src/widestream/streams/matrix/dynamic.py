@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from widestream.blocks.roles import Role, Roles, size
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamCost, StreamSpec
 from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
@@ -111,7 +112,7 @@ class MatrixDynamicStream(MatrixBase[MatrixDynamicConfig]):
 
     def dynamic(self, keys: str, normed: Tensor) -> Tensor:
         """The part s tanh(norm(X)_k . W^(h)) for every h and k: [B, T, R, K]."""
-        with torch.autocast(normed.device.type, enabled=False):
+        with no_autocast(normed.device):
             return getattr(self, f"scale_{keys}") * torch.tanh(getattr(self, f"map_{keys}") @ normed)
 
     def write_embedding(self, state: None, token: Tensor, position: Tensor | None) -> DynamicState:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from widestream.blocks.norm import Norm, has_read_norm, read_norms_size
 from widestream.blocks.roles import Axis, Roles, size
 from widestream.errors import UserError
+from widestream.kernels.autocasting import autocast_dtype, no_autocast
 from widestream.kernels.exchange import Site
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
@@ -241,12 +242,12 @@ class MatrixBase(Stream[MatrixSettings]):
 
         Keys [B, T, K, R] are every token's own.
         """
-        with torch.autocast(data.device.type, enabled=False):
+        with no_autocast(data.device):
             return data.to(keys.dtype) @ keys.mT
 
     def retrieve(self, keys: Tensor, normed: Tensor) -> Tensor:
         """r^(h) . X for every h: keys [R, K] or [B, T, R, K], normed state [B, T, V, K] -> [B, T, V, R] (eq. 13)."""
-        with torch.autocast(normed.device.type, enabled=False):
+        with no_autocast(normed.device):
             return normed @ keys.mT
 
     def data(self, written: Tensor) -> Tensor:
@@ -289,8 +290,7 @@ class MatrixBase(Stream[MatrixSettings]):
         """The write, norm and read above; vectors are handed over in the precision that the reader casts them to."""
         norm, keys = self.norms[site], self.retrieval_keys(site)
         bare = not isinstance(norm, Norm)
-        device, dtype = keys.device.type, torch.promote_types(keys.dtype, torch.float32)
-        casts = self.casts[site] and torch.is_autocast_enabled(device)
+        dtype = autocast_dtype(keys.device) if self.casts[site] else None
         write_keys = None if written is None else getattr(self, f"write_{site}")
         return KernelCall(
             site=Site(write_keys, keys, None, "none", 0.0)
@@ -298,7 +298,7 @@ class MatrixBase(Stream[MatrixSettings]):
             else Site(write_keys, keys, norm.factor(), norm.kind, norm.eps),
             data=None if written is None else self.written_data(site, written),
             by_heads=self.readers[site] == "attention" and self.bare_attention,
-            dtype=torch.get_autocast_dtype(device) if casts else dtype,
+            dtype=torch.promote_types(keys.dtype, torch.float32) if dtype is None else dtype,
             hand_over=lambda data: self.hand_over(site, data),
         )
 

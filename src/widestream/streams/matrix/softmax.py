@@ -27,6 +27,7 @@ from torch import Tensor
 
 from widestream.blocks.roles import Axis, Roles, size
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.streams.base import StreamCost, StreamSpec
 from widestream.streams.matrix.rmt import MatrixBase, MatrixFields
@@ -98,7 +99,7 @@ class MatrixSoftmaxStream(MatrixBase[MatrixSoftmaxConfig]):
 
     def addresses(self, site: int, normed: Tensor) -> Tensor:
         """What multiplies the rows, for every data vector: [B, T, R, K]."""
-        with torch.autocast(normed.device.type, enabled=False):
+        with no_autocast(normed.device):
             rows = normed * torch.rsqrt(normed.square().mean(-2, keepdim=True) + self.eps)
             attention = (getattr(self, f"query_{site}") @ rows).softmax(dim=-1)
         return attention if self.pure else getattr(self, f"read_{site}") + attention - 1 / self.key_dim

@@ -52,6 +52,7 @@ from widestream.blocks.convolution import causal_convolution
 from widestream.blocks.norm import read_norms, read_norms_size
 from widestream.blocks.roles import Axis, Declared, Role, Roles
 from widestream.errors import UserError
+from widestream.kernels.autocasting import no_autocast
 from widestream.recipe.model import ModelConfig
 from widestream.recipe.stream import StreamConfig
 from widestream.streams.base import Stream, StreamCost, StreamSpec
@@ -187,7 +188,7 @@ class DeltaWrite(Declared):
 
     def forward(self, X: Tensor, h: Tensor, x_in: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
         """State [B, T, V, D]; the block's output h, x_in and c, each [B, T, D] -> the new state, and what was added."""
-        with torch.autocast(X.device.type, enabled=False):
+        with no_autocast(X.device):
             beta = 2 * torch.sigmoid(F.linear(normed, self.w_beta, self.b_beta))
             v = F.linear(x_in, self.w_v, self.b_v)
             v = v if self.settings.value_bound is None else self.settings.value_bound * torch.sigmoid(v)
