@@ -33,7 +33,7 @@ def test_causality(stream, positions):
     assert (before[:, 12:] - after[:, 12:]).abs().max() > 1e-3
 
 
-MODERN = {"norm": "rmsnorm", "norm_cast": "before_gain", "positions": "rotary", "moe": {"num_experts": 3, "top_k": 2}}
+MODERN = {"norm": "rmsnorm", "norm_cast": "before_gain", "positions": "rotary"}
 
 
 @pytest.mark.parametrize("changes", [{}, {"norm": "rmsnorm", "upcast_attention": True}, MODERN])
