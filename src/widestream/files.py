@@ -80,8 +80,12 @@ def leftover(path: Path, name: str) -> bool:
     return path.name.startswith(f"{name}.") and path.suffix == ".tmp"
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, final: Path | None = None) -> None:
     """Make a folder, and those around it, where they are not there yet.
+
+    Args:
+        folder: the folder.
+        final: what it will be called in the end, for the message.
 
     Raises:
         UserError: it cannot lie there: a file is in the way, its name is too long, the system has no folders there.
@@ -93,7 +97,7 @@ def make_folder(folder: Path) -> None:
         if error.errno in (*FULL, *FORBIDDEN):
             raise
         raise UserError(
-            f"The folder {shown(str(folder), 300)} cannot be made ({error.strerror}); name another one."
+            f"The folder {shown(str(final or folder), 300)} cannot be made ({error.strerror}); name another one."
         ) from error
 
 

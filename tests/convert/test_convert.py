@@ -128,8 +128,9 @@ def test_nothing_is_left_where_a_run_cannot_lie(llama, tmp_path):
     for to in (tmp_path / "file" / "run", tmp_path / ("x" * 300), tmp_path / "new" / "deep" / ("x" * 300)):
         with pytest.raises(UserError, match=r"is no place for a file .*: choose another, then|at most 200 bytes"):
             convert_run(llama[0], "laurel", to)
-    with pytest.raises(UserError, match="The folder /proc/x cannot be made"):
-        convert_run(llama[0], "laurel", Path("/proc/x/y"))
+    for to in ("/proc/x", "/proc/x/y"):
+        with pytest.raises(UserError, match=rf"The folder {to} cannot be made .*; give the name of another"):
+            convert_run(llama[0], "laurel", Path(to))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

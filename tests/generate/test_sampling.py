@@ -54,6 +54,8 @@ def test_why_a_text_ended():
 def test_a_seed_that_no_generator_takes():
     with pytest.raises(UserError, match="below 2"):
         SamplingConfig(seed=10**20)
+    with pytest.raises(UserError, match="must be a whole number"):
+        SamplingConfig(seed="a")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_stop_token_ends_the_text_and_is_left_out():

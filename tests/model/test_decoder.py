@@ -33,8 +33,13 @@ def test_causality(stream, positions):
     assert (before[:, 12:] - after[:, 12:]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, {"norm": "rmsnorm", "norm_cast": "before_gain", "upcast_attention": True}])
+MODERN = {"norm": "rmsnorm", "norm_cast": "before_gain", "positions": "rotary"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "rmsnorm", "upcast_attention": True}, MODERN])
 def test_shapes_without_numbers(stream, changes):
+    if stream == "matrix" and "norm_cast" in changes:
+        pytest.skip("its norms stay in float32")
     config = tiny(stream, **changes)
     tokens = tokens_of(2, 20).to("meta")
     for depth in (None, Recomputed(sites_of_layers(meta_model(config).layout))):

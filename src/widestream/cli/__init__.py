@@ -54,7 +54,7 @@ def _refuse(words: str) -> NoReturn:
 
 def _impossible(error: OSError) -> str:
     """What to say of a path that nothing can have."""
-    return f"{error.filename} is no path of a file or folder ({error.strerror}); give another one."
+    return f"{error.filename or 'What was given'} is no path of a file or folder ({error.strerror}); give another one."
 
 
 def _unwritable(error: OSError) -> str:

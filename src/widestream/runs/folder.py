@@ -16,6 +16,7 @@ NAME.claim, which says that a pool is at it. NAME.old-1 is a run that `--fresh` 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from widestream.errors import UserError
-from widestream.files import read_bounded
+from widestream.files import IMPOSSIBLE, read_bounded
 from widestream.recipe import RunConfig, from_dict
 from widestream.recipe.yaml_text import LARGEST, parse_value
 
@@ -101,9 +102,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         if hashed and sha256.strip() != hashlib.sha256(text.encode()).hexdigest():
             raise damaged(path)
         values = json.loads(json.dumps(parse_value(text if hashed else sha256)))  # numbers that are just that
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, *IMPOSSIBLE):
+            raise damaged(path) from None
         raise UserError(f"{run_dir} is no run folder: it has no {CONFIG}; give a folder that training wrote.") from None
-    except (OSError, TypeError, ValueError):
+    except (TypeError, ValueError):
         raise damaged(path) from None
     if not isinstance(values, dict):
         raise damaged(path)

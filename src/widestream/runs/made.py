@@ -72,8 +72,7 @@ def made_folder(to: Path) -> Iterator[Path]:
     aside = to.with_name(f".{to.name}.{secrets.token_hex(4)}.unfinished")
     with disk_errors(to.parent, "give the same command again"):
         try:
-            make_folder(to.parent)
-            aside.mkdir()
+            make_folder(aside, to)
             yield aside
             require_absent(to)
             aside.rename(to)
