@@ -212,7 +212,7 @@ def require_seed(seed: object) -> None:
     Raises:
         UserError: it is no whole number, or one out of range.
     """
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= int(seed) < 2**31:
         raise UserError(f"The seed is {shown(seed)}; it must be a whole number, at least 0 and below 2^31.")
 
 
