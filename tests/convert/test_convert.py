@@ -129,7 +129,7 @@ def test_nothing_is_left_where_a_run_cannot_lie(llama, tmp_path):
         with pytest.raises(UserError, match=r"is no place for a file .*: choose another, then|at most 200 bytes"):
             convert_run(llama[0], "laurel", to)
     for to in ("/proc/x", "/proc/x/y"):
-        with pytest.raises(UserError, match=rf"The folder {to} cannot be made .*; give the name of another"):
+        with pytest.raises(UserError, match=rf"The folder {to} cannot be made .*; name another one"):
             convert_run(llama[0], "laurel", Path(to))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
