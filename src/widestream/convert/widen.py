@@ -30,12 +30,12 @@ from widestream.runs.folder import load_config
 from widestream.runs.made import require_absent
 from widestream.runs.model import load_model
 from widestream.streams import stream_class
-from widestream.streams.matrix.dense import MatrixDenseConfig
+from widestream.streams.matrix.dense import NEW_KEYS, MatrixDenseConfig, longer_gain
 from widestream.streams.matrix.rmt import MatrixBase, MatrixConfig, WidenedFields
 
 
 def widen_run(
-    run: Path, key_dim: int, to: Path, std: float = 0.02, seed: int = 0, step: int | None = None
+    run: Path, key_dim: int, to: Path, std: float = NEW_KEYS, seed: int = 0, step: int | None = None
 ) -> Converted:
     """Make a run with a wider stream.
 
@@ -169,6 +169,5 @@ def _as_matrix(weights: Weights, config: ModelConfig) -> Weights:
 def _wider_gain(gain: Tensor, rows: int, scale: float, offset: bool) -> Tensor:
     """Gains [..., K] of more rows, through `scale`; `offset`: they are 1 + w."""
     factor = gain + 1 if offset else gain
-    mean = factor.mean(-1, keepdim=True).expand(*gain.shape[:-1], rows)
-    factor = torch.cat([factor, mean], dim=-1) * scale
+    factor = longer_gain(factor, rows) * scale
     return factor - 1 if offset else factor

@@ -115,11 +115,8 @@ class MatrixDenseStream(MatrixBase[MatrixDenseConfig]):
                 f"model.stream.norm_gain is {self.settings.norm_gain}, and the plain transformer has a gain for every "
                 "number of its vectors; leave it out."
             )
-        cells = {name: gain.view(self.value_dim, self.rank) for name, gain in plain.items()}
-        new = self.key_dim - self.rank
-        return {
-            name: torch.cat([gain, gain.mean(-1, keepdim=True).expand(-1, new)], dim=-1) for name, gain in cells.items()
-        }
+        new, cells = self.key_dim - self.rank, (self.value_dim, self.rank)
+        return {name: longer_gain(gain.view(cells), new) for name, gain in plain.items()}
 
     @classmethod
     def attention_parts(cls, config: ModelConfig) -> tuple[int, ...]:
@@ -144,3 +141,8 @@ class MatrixDenseStream(MatrixBase[MatrixDenseConfig]):
         if self.settings.reads == "shared" or self.readers[site] != "attention":
             return {"x": data.flatten(2)}
         return {role: part.flatten(2) for role, part in zip("qkv", data.chunk(3, dim=-1), strict=True)}
+
+
+def longer_gain(gain: Tensor, rows: int) -> Tensor:
+    """Gains [..., K] of so many rows more, which have the mean of the others: [..., K + rows]."""
+    return torch.cat([gain, gain.mean(-1, keepdim=True).expand(*gain.shape[:-1], rows)], dim=-1)
